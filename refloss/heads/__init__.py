@@ -1,0 +1,1 @@
+"""Hugging Face transformers' loss functions, by their names and keywords."""

@@ -1,0 +1,57 @@
+"""What the language heads share: a mean over tokens, or a sum over a given number of items."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays
+from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.result import LossResult
+
+
+def token_rows(logits: np.ndarray, labels_shape: tuple[int, ...], vocab_size: Any, name: str) -> np.ndarray:
+    """Logits with the vocabulary on the last axis and a row for every label, as transformers' view(-1, vocab_size)."""
+    if logits.ndim == 0:
+        raise ValueError("logits has shape (); expected [..., V]")
+    size = logits.shape[-1] if vocab_size is None else arrays.integer(vocab_size, "vocab_size")
+    count = math.prod(labels_shape)
+    if size < 0 or count * size != logits.size or (size == 0 and math.prod(logits.shape[:-1]) != count):
+        raise ValueError(
+            f"logits has shape {logits.shape} and vocab_size is {size}; "
+            f"expected a row for each of {name} {labels_shape}, {count} in all"
+        )
+    return logits if logits.shape[-1] == size else logits.reshape(count, size)
+
+
+def token_loss(
+    logits: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_items_in_batch: Any,
+    ignore_index: int,
+    out: np.ndarray | None,
+    **options: Any,
+) -> LossResult:
+    """Cross-entropy of the rows of logits with labels: the mean, or the sum over num_items_in_batch."""
+    if isinstance(out, np.ndarray) and out.shape == logits.shape:
+        out = out.reshape(rows.shape, copy=False)
+    divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch")
+    result = rows_cross_entropy(
+        rows,
+        labels,
+        class_axis=rows.ndim - 1,
+        ignore_index=ignore_index,
+        reduction="mean" if num_items_in_batch is None else "sum",
+        divisor=divisor,
+        out=out,
+        **options,
+    )
+    return LossResult(
+        loss=result.loss,
+        grads={name: gradient.reshape(logits.shape) for name, gradient in result.grads.items()},
+        intermediates={name: value.reshape(labels.shape) for name, value in result.intermediates.items()},
+    )

@@ -1,0 +1,68 @@
+"""Masked language modelling: each masked position predicts its own token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays
+from refloss.heads.language import token_loss, token_rows
+from refloss.result import LossResult
+
+
+def masked_lm(
+    logits: Any,
+    labels: Any,
+    vocab_size: int | None = None,
+    num_items_in_batch: Any = None,
+    ignore_index: int = -100,
+    *,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+    **ignored: Any,
+) -> LossResult:
+    """Cross-entropy at the masked positions, as transformers' ForMaskedLMLoss.
+
+    L = (1/n)·Σ_s (lse(x_s) − x_s[y_s]) with y_s = labels[..., s], over the positions whose label is not ignore_index.
+    n is their number, or num_items_in_batch. Gradient: ∂L/∂x_s = (grad_output/n)·(softmax(x_s) − onehot(y_s)). Held
+    constant: n.
+
+    Args:
+        logits: [B, S, V], or any shape with V last; any float dtype, any layout.
+        labels: [B, S] tokens, ignore_index where nothing was masked.
+        vocab_size: V, the last axis of logits if not given.
+        num_items_in_batch: number or array without axes: divide the sum by it instead of taking the mean.
+        ignore_index: label of positions that do not count; any integer, a valid class included.
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
+        ignored: other keywords are ignored, as transformers ignores them.
+
+    Returns:
+        loss in nats per item. grads: "logits". intermediates: "lse" and "nll" (0 where ignored), [B, S].
+
+    Edges:
+        As in refloss.cross_entropy. transformers rounds float64 logits to float32 first; refloss does not.
+
+    Raises:
+        ValueError: a shape or a label that does not fit. TypeError: a dtype that does not.
+    """
+    ignore_index = arrays.integer(ignore_index, "ignore_index")
+    tokens = arrays.integer_array(labels, "labels")
+    x = arrays.float_array(logits, "logits")
+    rows = token_rows(x, tokens.shape, vocab_size, "labels")
+    arrays.check_labels(tokens, rows.shape[-1], ignore_index, "labels")
+    return token_loss(
+        x,
+        rows,
+        tokens,
+        num_items_in_batch=num_items_in_batch,
+        ignore_index=ignore_index,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )

@@ -1,0 +1,55 @@
+"""Every Numba option of refloss, in one place.
+
+Kernels are compiled on first use for the types they meet and kept on disk. Scalars are inlined into the kernels that
+call them, so they need no cache entry of their own. There is no fastmath anywhere: the bits of a result are part of the
+contract, and LLVM may only vectorise what keeps them.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def scalar(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a scalar function lazily and inline it into its callers."""
+    return numba.njit(forceinline=True, error_model="numpy")(function)
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that kernels call once a row or less; LLVM decides whether to inline it."""
+    return numba.njit(error_model="numpy")(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a loop over arrays, without the interpreter lock and cached on disk."""
+    dispatcher: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    dispatcher._cache = _PackageCache(function)
+    return dispatcher
+
+
+class _PackageCache(FunctionCache):
+    """Numba's disk cache, made stale by a change in any file of the package.
+
+    Numba looks at the kernel's own file only, and would go on serving a kernel whose scalars have changed elsewhere.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(
+            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_package_stamp()
+        )
+
+
+@functools.cache
+def _package_stamp() -> tuple[tuple[str, int, int], ...]:
+    root = Path(__file__).parent
+    files = sorted([Path(__file__), *root.glob("numerics/*.py"), *root.glob("kernels/*.py")])
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)

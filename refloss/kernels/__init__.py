@@ -1,0 +1,1 @@
+"""Loops over scalars: the only place where array code is compiled."""

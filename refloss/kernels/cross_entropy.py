@@ -1,0 +1,224 @@
+"""Cross-entropy, row by row: the loss, its parts and the gradient. The derivation is in losses/cross_entropy.py.
+
+Every row's loss is Σ_j q_j·(lse − x_j) with q_j = w_j·(keep·t_j + uniform); t is one-hot for labels. Its gradient is
+c·(Q·p_j − q_j) with Q = Σ q_j and c the row's cotangent over the normaliser.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.rows import gather, row, scatter
+from refloss.kernels.softmax import find, highest_excluding, split_softmax, store_difference, store_scaled
+from refloss.numerics.bits import fma
+from refloss.numerics.formats import store, widen
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
+from refloss.numerics.sums import row_sum
+
+Pair = tuple[float, float]
+
+
+class Terms(NamedTuple):
+    """What is the same for every row."""
+
+    weight: np.ndarray  # [C] float64
+    weight_total: Pair
+    keep: Pair  # 1 − label_smoothing
+    uniform: Pair  # label_smoothing / C
+    smooth: bool
+    weighted: bool
+    cotangent: np.ndarray  # [R] or [1] float64
+    normaliser: Pair
+    ignore_index: int
+
+
+class Output(NamedTuple):
+    """What each row yields, float64 [R]."""
+
+    loss: np.ndarray
+    nll: np.ndarray
+    lse: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """One thread's buffers: a tile for each array whose rows are strided, and float64 rows."""
+
+    logits: np.ndarray
+    gradient: np.ndarray
+    target: np.ndarray
+    target_gradient: np.ndarray
+    exponentials: np.ndarray
+    products: np.ndarray
+    mass: np.ndarray
+
+
+@jit.helper
+def _coefficient(terms, index):
+    """The row's cotangent over the normaliser."""
+    cotangent = terms.cotangent[index if terms.cotangent.size > 1 else 0]
+    return divide(pair(cotangent), terms.normaliser)
+
+
+@jit.helper
+def _distance_sum(x, maximum, weight, products):
+    """Σ weight_j·(maximum − x_j), a pair."""
+    for i in range(x.size):
+        products[i] = weight[i] * (maximum - widen(x[i]))
+    return row_sum(products)
+
+
+@jit.helper
+def _likelihood(split, total, x, weight, products):
+    """Σ_j weight_j·(lse − x_j) for weights that sum to a total, a pair."""
+    return add(multiply(total, split.log_total), _distance_sum(x, split.maximum, weight, products))
+
+
+@jit.helper
+def _label_loss(split, label, x, terms, products):
+    if not split.defined:
+        return np.nan
+    loss = multiply(pair(terms.weight[label]), split.nll)
+    if terms.smooth:
+        spread = _likelihood(split, terms.weight_total, x, terms.weight, products)
+        loss = add(multiply(terms.keep, loss), multiply(terms.uniform, spread))
+    return rounded(loss)
+
+
+@jit.helper
+def _label_gradient(split, label, terms, coefficient, exponentials, gradient):
+    weight = pair(terms.weight[label])
+    smoothing = multiply(terms.uniform, terms.weight_total)
+    total = add(multiply(terms.keep, weight), smoothing) if terms.smooth else weight
+    factor = multiply(coefficient, multiply(total, split.term))
+    if not terms.smooth:
+        store_scaled(exponentials, factor, gradient)
+        mine = negate(multiply(total, split.rest))
+    else:
+        store_difference(exponentials, factor, terms.weight, multiply(coefficient, terms.uniform), gradient)
+        own = multiply(terms.uniform, weight)
+        if split.share[0] > 0.5:
+            mine = add(add(smoothing, negate(own)), negate(multiply(total, split.rest)))
+        else:
+            mine = add(multiply(total, split.share), negate(add(multiply(terms.keep, weight), own)))
+    store(gradient, label, rounded(multiply(coefficient, mine)))
+
+
+@jit.helper
+def _fill(gradient, value):
+    for i in range(gradient.size):
+        store(gradient, i, value)
+
+
+@jit.kernel
+def label_rows(logits, gradient, labels, terms, output, scratch, first, last, tile, with_gradient):
+    """Rows first ... last with class labels."""
+    for start in range(first, last, tile):
+        count = min(tile, last - start)
+        gather(logits, start, count, scratch.logits)
+        for k in range(count):
+            index = start + k
+            x = row(logits, index, scratch.logits, k)
+            label = labels[index]
+            ignored = label == terms.ignore_index
+            split = split_softmax(x, -1 if ignored else label, scratch.exponentials)
+            output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
+            output.nll[index] = 0.0 if ignored else rounded(split.nll)
+            output.loss[index] = 0.0 if ignored else _label_loss(split, label, x, terms, scratch.products)
+            if not with_gradient:
+                continue
+            g = row(gradient, index, scratch.gradient, k)
+            if ignored:
+                _fill(g, 0.0)
+            elif not split.defined:
+                _fill(g, np.nan)
+            else:
+                _label_gradient(split, label, terms, _coefficient(terms, index), scratch.exponentials, g)
+        if with_gradient:
+            scatter(scratch.gradient, gradient, start, count)
+
+
+@jit.scalar
+def _target_mass(target, weight, terms):
+    """q_j = w_j·(keep·t_j + uniform), a pair."""
+    return multiply(add(multiply(terms.keep, pair(target)), terms.uniform), pair(weight))
+
+
+@jit.helper
+def _probability_gradient(split, k, target, total, terms, coefficient, exponentials, gradient):
+    factor = multiply(coefficient, multiply(total, split.term))
+    for i in range(target.size):
+        taken, taken_low = multiply(coefficient, _target_mass(widen(target[i]), terms.weight[i], terms))
+        store(gradient, i, fma(exponentials[i], factor[0], -taken) + fma(exponentials[i], factor[1], -taken_low))
+    own = _target_mass(widen(target[k]), terms.weight[k], terms)
+    if split.share[0] > 0.5:
+        mine = add(add(total, negate(own)), negate(multiply(total, split.rest)))
+    else:
+        mine = add(multiply(total, split.share), negate(own))
+    store(gradient, k, rounded(multiply(coefficient, mine)))
+
+
+@jit.helper
+def _target_gradient(split, x, terms, coefficient, gradient):
+    """∂/∂t_j = c·keep·w_j·(lse − x_j)."""
+    factor = rounded(multiply(coefficient, terms.keep))
+    log_total = rounded(split.log_total)
+    for i in range(x.size):
+        store(gradient, i, factor * terms.weight[i] * (log_total + (split.maximum - widen(x[i]))))
+
+
+@jit.helper
+def _probability_loss(split, x, target, terms, scratch):
+    """The row's loss, its likelihood without weights or smoothing, and Q = Σ q_j as a pair."""
+    mass = scratch.mass
+    for i in range(target.size):
+        mass[i] = widen(target[i])
+    total = row_sum(mass)
+    likelihood = _likelihood(split, total, x, mass, scratch.products)
+    if not (terms.weighted or terms.smooth):
+        return rounded(likelihood), rounded(likelihood), total
+    for i in range(target.size):
+        mass[i] = widen(target[i]) * terms.weight[i]
+    total = add(multiply(terms.keep, row_sum(mass)), multiply(terms.uniform, terms.weight_total))
+    for i in range(target.size):
+        mass[i] = rounded(_target_mass(widen(target[i]), terms.weight[i], terms))
+    return rounded(_likelihood(split, total, x, mass, scratch.products)), rounded(likelihood), total
+
+
+@jit.kernel
+def probability_rows(
+    logits, gradient, targets, target_gradient, terms, output, scratch, first, last, tile, with_gradient
+):
+    """Rows first ... last with class probabilities."""
+    for start in range(first, last, tile):
+        count = min(tile, last - start)
+        gather(logits, start, count, scratch.logits)
+        gather(targets, start, count, scratch.target)
+        for k in range(count):
+            index = start + k
+            x = row(logits, index, scratch.logits, k)
+            target = row(targets, index, scratch.target, k)
+            top = find(x, highest_excluding(x, -1)[0])
+            split = split_softmax(x, top, scratch.exponentials)
+            loss, likelihood, total = np.nan, np.nan, pair(np.nan)
+            if split.defined:
+                loss, likelihood, total = _probability_loss(split, x, target, terms, scratch)
+            output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
+            output.nll[index] = likelihood
+            output.loss[index] = loss
+            if not with_gradient:
+                continue
+            g = row(gradient, index, scratch.gradient, k)
+            target_g = row(target_gradient, index, scratch.target_gradient, k)
+            coefficient = _coefficient(terms, index)
+            if split.defined:
+                _probability_gradient(split, top, target, total, terms, coefficient, scratch.exponentials, g)
+                _target_gradient(split, x, terms, coefficient, target_g)
+            else:
+                _fill(g, np.nan)
+                _fill(target_g, np.nan)
+        if with_gradient:
+            scatter(scratch.gradient, gradient, start, count)
+            scatter(scratch.target_gradient, target_gradient, start, count)

@@ -1,0 +1,133 @@
+"""Cross-entropy on the CPU: from arrays to kernels and back."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import parallel
+from refloss.kernels.cross_entropy import Output, Scratch, Terms, label_rows, probability_rows
+from refloss.kernels.rows import Rows, rows_of, tile_buffer, tile_rows
+from refloss.numerics.sums import MAX_TERMS, as_pair, exact_sum, rounded
+
+# Elements a thread takes at a time: some tenths of a millisecond of work, so that Python's part does not show.
+BLOCK_ELEMENTS = 1 << 18
+
+
+class Task(NamedTuple):
+    """A cross-entropy as the losses state it.
+
+    target holds labels [R], or class probabilities in the shape of logits; divisor is what a "sum" is divided by.
+    """
+
+    logits: np.ndarray
+    target: np.ndarray
+    class_axis: int
+    weight: np.ndarray | None
+    label_smoothing: float
+    ignore_index: int
+    reduction: str
+    divisor: float
+    cotangent: np.ndarray
+    gradient: np.ndarray | None
+    target_gradient: np.ndarray | None
+
+
+class Answer(NamedTuple):
+    """The reduced loss, and rows in the order of the labels."""
+
+    loss: np.float64 | np.ndarray
+    nll: np.ndarray
+    lse: np.ndarray
+
+
+def cross_entropy(task: Task) -> Answer:
+    """Run a task; gradients are written into the task's buffers."""
+    logits = rows_of(task.logits, task.class_axis)
+    if logits.classes > MAX_TERMS:
+        raise ValueError(f"logits has {logits.classes} classes; expected at most {MAX_TERMS}")
+    count = task.logits.size // logits.classes if logits.classes else task.target.size
+    output = Output(np.empty(count), np.empty(count), np.empty(count))
+    normaliser = _normaliser(task, count)
+    _run(task, logits, _terms(task, logits.classes, normaliser), output, count)
+    return Answer(_reduced(task, output.loss, normaliser), output.nll, output.lse)
+
+
+def _has_labels(task: Task) -> bool:
+    return task.target.dtype.kind == "i"
+
+
+def _normaliser(task: Task, count: int) -> Fraction | float:
+    """What the sum of the rows' losses is divided by, exactly."""
+    if task.reduction == "none":
+        return Fraction(1)
+    if task.reduction == "sum":
+        return Fraction(task.divisor) if np.isfinite(task.divisor) else task.divisor
+    if not _has_labels(task):
+        return Fraction(count)
+    counted = task.target[task.target != task.ignore_index]
+    total = Fraction(counted.size) if task.weight is None else exact_sum(task.weight[counted])
+    return total if total != 0 else float("nan")
+
+
+def _terms(task: Task, classes: int, normaliser: Fraction | float) -> Terms:
+    weight = np.ones(classes) if task.weight is None else task.weight
+    smoothing = Fraction(task.label_smoothing)
+    return Terms(
+        weight=weight,
+        weight_total=as_pair(exact_sum(weight)),
+        keep=as_pair(1 - smoothing),
+        uniform=as_pair(smoothing / max(classes, 1)),
+        smooth=task.label_smoothing > 0.0,
+        weighted=task.weight is not None,
+        cotangent=task.cotangent,
+        normaliser=as_pair(normaliser),
+        ignore_index=task.ignore_index,
+    )
+
+
+def _run(task: Task, logits: Rows, terms: Terms, output: Output, count: int) -> None:
+    # Without a gradient to write, a kernel still wants an argument of its type.
+    gradient = rows_of(task.logits if task.gradient is None else task.gradient, task.class_axis)
+    has_labels = _has_labels(task)
+    arrays = [logits, gradient]
+    if not has_labels:
+        target = rows_of(task.target, task.class_axis)
+        arrays += [target, target if task.target_gradient is None else rows_of(task.target_gradient, task.class_axis)]
+    tile = max(tile_rows(rows) for rows in arrays)
+
+    def scratch() -> Scratch:
+        tiles = [tile_buffer(rows, tile) for rows in arrays]
+        row = np.empty(logits.classes)
+        needs_products = terms.smooth or not has_labels
+        return Scratch(
+            logits=tiles[0],
+            gradient=tiles[1],
+            target=tiles[-2],
+            target_gradient=tiles[-1],
+            exponentials=row,
+            products=np.empty(logits.classes if needs_products else 0),
+            mass=np.empty(0 if has_labels else logits.classes),
+        )
+
+    def work(first: int, last: int, buffers: Scratch) -> None:
+        with_gradient = task.gradient is not None
+        if has_labels:
+            label_rows(logits, gradient, task.target, terms, output, buffers, first, last, tile, with_gradient)
+        else:
+            probability_rows(*arrays, terms, output, buffers, first, last, tile, with_gradient)
+
+    block = max(1, BLOCK_ELEMENTS // max(1, logits.classes * tile)) * tile
+    parallel.run_blocks(work, count, block, scratch)
+
+
+def _reduced(task: Task, rows: np.ndarray, normaliser: Fraction | float) -> np.float64 | np.ndarray:
+    if task.reduction == "none":
+        return rows
+    total = exact_sum(rows)
+    if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
+        return np.float64(rounded(total / normaliser))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.float64(rounded(total)) / np.float64(rounded(normaliser))

@@ -1,0 +1,173 @@
+"""The softmax of a row, split into one class and the rest.
+
+The split is what makes confident rows exact. Let k be a class of the row, and the others' terms be relative to their
+own largest logit m':
+
+    S = Σ_{j≠k} e^(x_j − m'),    d = x_k − m',    Z = S + e^d
+
+    p_j = e^(x_j − m') / Z,    p_k = e^d / Z,    1 − p_k = S / Z,    −log p_k = log Z − d
+
+For d > 0 the same with both sides multiplied by e^−d, so that nothing overflows and nothing cancels:
+
+    y = S·e^−d,    −log p_k = log1p(y),    1 − p_k = y / (1 + y)
+
+The naive p_k − 1 and log Z − x_k lose every digit when p_k is near 1; S has a maximum, and a grid, of its own and loses
+none. Only a class with p_k > 1/2 needs this, so k is the label where there is one, else the largest logit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.numerics.bits import fma
+from refloss.numerics.exponential import exp_difference, exp_pair, log1p_pair, log_pair, scale
+from refloss.numerics.formats import (
+    from_ordinal,
+    infinity_bits,
+    lowest_ordinal,
+    magnitude_bits,
+    ordinal,
+    store,
+    widen,
+)
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, two_sum
+from refloss.numerics.sums import grid_counts, grid_total
+
+
+class Split(NamedTuple):
+    """A row's softmax; the pairs are double-double numbers."""
+
+    defined: bool  # no NaN, no +inf, at least one finite logit
+    maximum: float
+    log_total: tuple[float, float]  # lse − maximum
+    nll: tuple[float, float]  # −log p of the split class
+    term: tuple[float, float]  # p_j / exponentials[j] for the others
+    share: tuple[float, float]  # p of the split class
+    rest: tuple[float, float]  # 1 − share
+
+
+@jit.scalar
+def _scan(x, highest, largest):
+    """The highest ordinal and the largest magnitude of x, starting from given ones."""
+    for i in range(x.size):
+        here = ordinal(x[i])
+        highest = here if here > highest else highest
+        size = magnitude_bits(x[i])
+        largest = size if size > largest else largest
+    return highest, largest
+
+
+@jit.helper
+def highest_excluding(x, excluded):
+    """The largest element but for one index, and whether no element at all is NaN or +inf."""
+    start = lowest_ordinal(x)
+    highest, largest = _scan(x[: max(excluded, 0)], start, infinity_bits(x))
+    highest, largest = _scan(x[excluded + 1 :], highest, largest)
+    overall, largest = _scan(x[max(excluded, 0) : excluded + 1], highest, largest)
+    sound = largest == infinity_bits(x) and overall < infinity_bits(x)
+    return widen(from_ordinal(highest, x)), sound
+
+
+@jit.helper
+def find(x, value):
+    """The first index of a value, or -1."""
+    for i in range(x.size):
+        if widen(x[i]) == value:
+            return i
+    return -1
+
+
+@jit.scalar
+def _exponentials(x, reference, terms):
+    """e^(x − reference) into terms; the sums of their counts."""
+    coarse = 0
+    fine = 0
+    for i in range(x.size):
+        term = exp_difference(widen(x[i]), reference)
+        terms[i] = term
+        coarse_count, fine_count = grid_counts(term)
+        coarse += coarse_count
+        fine += fine_count
+    return coarse, fine
+
+
+@jit.helper
+def exponentials_excluding(x, excluded, reference, terms):
+    """Σ e^(x_j − reference) over all j but one, as a pair; the terms are kept, 0 at the one."""
+    if reference == -np.inf:
+        terms[:] = 0.0
+        return 0.0, 0.0
+    before, after = max(excluded, 0), excluded + 1
+    coarse, fine = _exponentials(x[:before], reference, terms[:before])
+    more_coarse, more_fine = _exponentials(x[after:], reference, terms[after:])
+    if excluded >= 0:
+        terms[excluded] = 0.0
+    return grid_total(coarse + more_coarse, fine + more_fine)
+
+
+@jit.helper
+def _scaled(value, n):
+    return scale(value[0], n), scale(value[1], n)
+
+
+@jit.helper
+def _below(logit, reference, others):
+    """The split for a class that is not above the others."""
+    one = pair(1.0)
+    high, low = (-800.0, 0.0) if logit < reference - 800.0 else two_sum(logit, -reference)
+    leading, tail, n = exp_pair(high, low)
+    mine = _scaled((leading, tail), n)
+    total = add(others, mine)
+    log_total = log_pair(total[0], total[1])
+    nll = (np.inf, 0.0) if logit == -np.inf else add(log_total, negate(two_sum(logit, -reference)))
+    return Split(True, reference, log_total, nll, divide(one, total), divide(mine, total), divide(others, total))
+
+
+@jit.helper
+def _above(logit, reference, others):
+    """The split for a class above the others."""
+    one = pair(1.0)
+    high, low = (-800.0, 0.0) if reference < logit - 800.0 else two_sum(reference, -logit)
+    leading, tail, n = exp_pair(high, low)
+    ratio = _scaled(multiply(others, (leading, tail)), n)
+    total = add(one, ratio)
+    log_total = log1p_pair(ratio[0], ratio[1])
+    term = _scaled(divide((leading, tail), total), n)
+    return Split(True, logit, log_total, log_total, term, divide(one, total), divide(ratio, total))
+
+
+@jit.helper
+def split_softmax(x, k, terms):
+    """The softmax of a row, split into class k (or none, for k = -1) and the rest; terms receives the exponentials."""
+    reference, sound = highest_excluding(x, k)
+    none = pair(0.0)
+    logit = widen(x[k]) if k >= 0 else -np.inf
+    maximum = max(reference, logit)
+    if not sound or maximum == -np.inf:
+        undefined = pair(np.nan)
+        return Split(False, maximum if sound else np.nan, none, undefined, undefined, undefined, undefined)
+    others = exponentials_excluding(x, k, reference, terms)
+    if reference == -np.inf:
+        return Split(True, logit, none, none, none, pair(1.0), none)
+    if logit > reference:
+        return _above(logit, reference, others)
+    return _below(logit, reference, others)
+
+
+@jit.scalar
+def store_scaled(terms, factor, gradient):
+    """gradient_j = factor·terms_j, rounded once."""
+    for i in range(terms.size):
+        store(gradient, i, fma(terms[i], factor[0], terms[i] * factor[1]))
+
+
+@jit.scalar
+def store_difference(terms, factor, weight, amount, gradient):
+    """gradient_j = factor·terms_j − amount·weight_j; the products are exact, so that cancellation loses nothing."""
+    for i in range(terms.size):
+        taken, taken_low = multiply(amount, pair(weight[i]))
+        value = fma(terms[i], factor[0], -taken) + fma(terms[i], factor[1], -taken_low)
+        store(gradient, i, value)

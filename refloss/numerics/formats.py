@@ -1,0 +1,185 @@
+"""The four float formats: reading one exactly, ordering one by its bits, rounding float64 into one.
+
+Numba has no 16-bit floats on the CPU, so they enter compiled code as integers of their bits: float16 as uint16,
+bfloat16 as int16. The element type tells the two apart, and each function below picks its code by that type.
+
+Rounding goes straight from float64 to the format (through float32 it would round twice). Adding and subtracting
+1.5·2^52 units in the last place of the result rounds to nearest even, and holding the unit at the format's smallest
+subnormal makes the same addition right for subnormals.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+from refloss import jit
+from refloss.numerics.bits import (
+    SIGN_BIT,
+    float32_bits,
+    float32_from_bits,
+    float64_bits,
+    float64_from_bits,
+)
+
+EXPONENT_BITS = 0x7FF << 52
+INFINITY_BITS = EXPONENT_BITS
+
+
+@jit.scalar
+def _round_to_precision(value, dropped_bits, smallest_exponent):
+    """value rounded to 53 − dropped_bits bits, and to multiples of 2^(smallest_exponent − 52 + dropped_bits)."""
+    bits = float64_bits(value)
+    exponent = bits & EXPONENT_BITS
+    floor = (smallest_exponent + 1023) << 52
+    exponent = exponent if exponent > floor else floor
+    magic = 1.5 * float64_from_bits(exponent + (dropped_bits << 52))
+    rounded = (value + magic) - magic
+    return float64_from_bits(float64_bits(rounded) | (bits & SIGN_BIT))
+
+
+@jit.scalar
+def _round_to_bfloat16(value):
+    # Every bfloat16 is a float32, so the conversion after the rounding is exact, or the overflow that is due.
+    wide = np.float32(_round_to_precision(value, 45, -126))
+    return np.int16(float32_bits(wide) >> 16)
+
+
+@jit.scalar
+def _round_to_float16(value):
+    rounded = _round_to_precision(value, 42, -14)
+    # 2^-1008 carries float16's exponents, its subnormals included, onto those of float64.
+    rounded = np.inf if rounded > 65504.0 else (-np.inf if rounded < -65504.0 else rounded)
+    bits = float64_bits(rounded)
+    magnitude = float64_bits(abs(rounded) * 2.0**-1008) >> 42
+    magnitude = magnitude if abs(rounded) < np.inf else (0x7C00 if rounded == rounded else 0x7E00)
+    return np.uint16(magnitude | ((bits >> 48) & 0x8000))
+
+
+@jit.scalar
+def _widen_bfloat16(bits):
+    return np.float64(float32_from_bits(np.int32(bits) << 16))
+
+
+@jit.scalar
+def _widen_float16(bits):
+    magnitude = np.int64(bits & 0x7FFF)
+    # Read the bits as those of a float64 whose exponent is 1008 too low, which also normalises subnormals.
+    value = float64_from_bits(magnitude << 42) * 2.0**1008
+    value = value if magnitude < 0x7C00 else (np.inf if magnitude == 0x7C00 else np.nan)
+    return float64_from_bits(float64_bits(value) | (np.int64(bits & 0x8000) << 48))
+
+
+def widen(element):
+    """The float64 equal to an element of any format."""
+    raise TypeError("compiled code only")
+
+
+@overload(widen, jit_options={"forceinline": True})
+def _widen(element):
+    if element == types.int16:
+        return lambda element: _widen_bfloat16(element)
+    if element == types.uint16:
+        return lambda element: _widen_float16(element)
+    return lambda element: np.float64(element)
+
+
+def store(array, index, value):
+    """Round a float64 into an element of an array of any format."""
+    raise TypeError("compiled code only")
+
+
+@overload(store, jit_options={"forceinline": True})
+def _store(array, index, value):
+    if array.dtype == types.int16:
+
+        def put(array, index, value):
+            array[index] = _round_to_bfloat16(value)
+    elif array.dtype == types.uint16:
+
+        def put(array, index, value):
+            array[index] = _round_to_float16(value)
+    elif array.dtype == types.float32:
+
+        def put(array, index, value):
+            array[index] = np.float32(value)
+    else:
+
+        def put(array, index, value):
+            array[index] = value
+
+    return put
+
+
+def _integer(element: types.Type) -> types.Type:
+    wide: dict[types.Type, types.Type] = {types.float32: types.int32, types.float64: types.int64}
+    return wide.get(element, types.int16)
+
+
+def _infinity_bits(element: types.Type) -> int:
+    known = {types.float64: INFINITY_BITS, types.float32: 0x7F800000, types.int16: 0x7F80, types.uint16: 0x7C00}
+    return known[element]
+
+
+def _flip_negative(builder: Any, bits: Any) -> Any:
+    """Reverse the order of the negative floats; its own inverse."""
+    width = bits.type.width
+    sign = builder.ashr(bits, bits.type(width - 1))
+    return builder.xor(bits, builder.lshr(sign, bits.type(1)))
+
+
+@intrinsic
+def ordinal(typing_context: Any, element: Any) -> Any:
+    """The bits of an element as an integer of its width, ordered as the floats are.
+
+    An integer maximum is vectorised without fastmath, and NaN cannot make it depend on the order of its arguments.
+    """
+    integer = _integer(element)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _flip_negative(builder, builder.bitcast(arguments[0], context.get_value_type(integer)))
+
+    return integer(element), generate
+
+
+@intrinsic
+def from_ordinal(typing_context: Any, value: Any, array: Any) -> Any:
+    """The element of an array's format with this ordinal."""
+    element = array.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(_flip_negative(builder, arguments[0]), context.get_value_type(element))
+
+    return element(_integer(element), array), generate
+
+
+@intrinsic
+def magnitude_bits(typing_context: Any, element: Any) -> Any:
+    """The bits of an element without its sign: above those of infinity for NaN, and only for NaN."""
+    integer = _integer(element)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], context.get_value_type(integer))
+        return builder.and_(bits, bits.type((1 << (bits.type.width - 1)) - 1))
+
+    return integer(element), generate
+
+
+def _constant_of(array: Any, value: int) -> Any:
+    integer = _integer(array.dtype)
+    return integer(array), lambda context, *_: context.get_value_type(integer)(value)
+
+
+@intrinsic
+def infinity_bits(typing_context: Any, array: Any) -> Any:
+    """The bits of +inf in an array's format; also its ordinal."""
+    return _constant_of(array, _infinity_bits(array.dtype))
+
+
+@intrinsic
+def lowest_ordinal(typing_context: Any, array: Any) -> Any:
+    """The ordinal of −inf in an array's format."""
+    return _constant_of(array, -_infinity_bits(array.dtype) - 1)

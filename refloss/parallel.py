@@ -1,0 +1,71 @@
+"""Blocks of rows on all cores. Who works on which block, and in which order, never shows in a result."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_limit: list[int] = []
+_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("progress", default=None)
+
+
+def get_num_threads() -> int:
+    """How many threads a loss may use; NUMBA_NUM_THREADS, which defaults to the number of cores, unless set."""
+    if _limit:
+        return _limit[0]
+    from numba.core import config
+
+    return int(config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+
+
+def set_num_threads(count: int) -> None:
+    """Limit the threads of every later loss. The result does not depend on it."""
+    if count < 1:
+        raise ValueError(f"count is {count}; expected at least 1")
+    _limit[:] = [count]
+
+
+@contextlib.contextmanager
+def progress(report: Callable[[int, int], None]) -> Iterator[None]:
+    """Call report(rows done since the last call, rows in all) as the blocks of a loss are finished."""
+    token = _progress.set(report)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
+
+
+def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scratch: Callable[[], Any]) -> None:
+    """Call work(first, last, scratch()) for blocks that cover range(rows); the calling thread takes part."""
+    report = _progress.get()
+    starts = itertools.count(0, block)
+    stop = threading.Event()
+
+    def worker() -> None:
+        buffers = scratch()
+        while not stop.is_set() and (first := next(starts)) < rows:
+            last = min(first + block, rows)
+            work(first, last, buffers)
+            if report is not None:
+                report(last - first, rows)
+
+    helpers = min(get_num_threads(), -(-rows // block)) - 1
+    if helpers < 1:
+        worker()
+        return
+    with ThreadPoolExecutor(helpers, thread_name_prefix="refloss") as pool:
+        futures = [pool.submit(worker) for _ in range(helpers)]
+        try:
+            worker()
+        finally:
+            # Reached early on an exception such as KeyboardInterrupt: let the others finish their block and no more.
+            stop.set()
+        for future in futures:
+            future.result()
