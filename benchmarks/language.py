@@ -1,0 +1,151 @@
+"""Cross-entropy of language models: time and peak memory against PyTorch and JAX, and start-up costs.
+
+Run as `python -m benchmarks.language [--write]`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+import refloss
+from benchmarks.competitors import COMPETITORS, JAX, REFLOSS, REFLOSS_OUT, TORCH, TORCH_COMPILED
+from benchmarks.measure import Timing, in_fresh_process, interleaved, machine, peak_memory
+from benchmarks.report import Aim, Table, console, publish, wants_write
+from benchmarks.startup import startup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHAPES = ((2048, 32000), (512, 128256), (8192, 4096))
+COLUMNS = (
+    *("shape", "implementation", "ms", "quartiles apart", "time / refloss", "rate / floor", "aim", "holds"),
+    *("peak MiB", "peak / gradient"),
+)
+PEER_AIMS = {TORCH: 2.5, TORCH_COMPILED: 1.5, JAX: 1.2}
+OUT_AIM = 0.5
+FLOORS = ("copy, one thread", "copy, all threads")
+FLOOR = "memory floor"
+
+
+class Measured(NamedTuple):
+    """Timings and peak memory by name; the floor has no peak."""
+
+    timings: dict[str, Timing]
+    peaks: dict[str, int | None]
+    gradient_bytes: int
+
+
+def inputs(shape: tuple[int, int], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits like those of a model, and labels."""
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal(shape, dtype=np.float32)
+    logits *= 3
+    return logits.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype), generator.integers(
+        shape[1], size=shape[0]
+    )
+
+
+def copies(logits: np.ndarray) -> dict[str, Callable[[], None]]:
+    """The least that any gradient costs: logits read once, an existing array written once."""
+    out = np.full_like(logits, 0)
+    threads = refloss.get_num_threads()
+    parts = list(zip(np.array_split(out, threads), np.array_split(logits, threads), strict=True))
+    pool = ThreadPoolExecutor(threads)
+
+    def by_parts() -> None:
+        list(pool.map(lambda part: np.copyto(*part), parts))
+
+    return dict(zip(FLOORS, (lambda: np.copyto(out, logits), by_parts), strict=True))
+
+
+def times(shape: tuple[int, int], dtype: str, names: tuple[str, ...]) -> dict[str, Timing]:
+    """Timings of competitors on the same inputs, and of the better floor."""
+    logits, labels = inputs(shape, dtype)
+    calls = {name: COMPETITORS[name].prepare(logits, labels) for name in names}
+    losses = {name: float(call()[0]) for name, call in calls.items()}
+    for name, loss in losses.items():
+        if abs(loss - losses[REFLOSS]) > 1e-2 * losses[REFLOSS]:
+            raise ValueError(f"{name} has loss {loss}, refloss {losses[REFLOSS]}: they do not compute the same")
+    timings = interleaved({**calls, **copies(logits)})
+    floor = min((timings.pop(name) for name in FLOORS), key=lambda timing: timing.median)
+    return {**timings, FLOOR: floor}
+
+
+def peak(name: str, shape: tuple[int, int], dtype: str) -> int | None:
+    """Peak memory of one competitor's call beyond its inputs; for a fresh process."""
+    logits, labels = inputs(shape, dtype)
+    competitor = COMPETITORS[name]
+    call = competitor.prepare(logits, labels)
+    # Kernels get loaded here. What is compiled for one shape must see that shape; the others must not, lest they keep
+    # a buffer of that size and use it again.
+    warm_up = call if competitor.compiles_each_shape else competitor.prepare(logits[:2].copy(), labels[:2].copy())
+    warm_up()
+    return peak_memory(call)
+
+
+def measure(shape: tuple[int, int], dtype: str, names: tuple[str, ...]) -> Measured:
+    """Everything about one shape and type."""
+    with console.status(f"{shape[0]} × {shape[1]} {dtype}"):
+        peaks = {name: in_fresh_process(peak, name, shape, dtype) for name in names}
+        width = 2 if dtype == "bfloat16" else 4
+        return Measured(times(shape, dtype, names), peaks, shape[0] * shape[1] * width)
+
+
+def aim_of(name: str, timings: dict[str, Timing]) -> Aim | None:
+    """What a competitor's row is held against."""
+    if name in PEER_AIMS:
+        return Aim(timings[name].median / timings[REFLOSS].median, PEER_AIMS[name], "× refloss")
+    if name == REFLOSS_OUT:
+        return Aim(timings[FLOOR].median / timings[name].median, OUT_AIM, "of the floor")
+    return None
+
+
+def memory_cells(peak_bytes: int | None, gradient_bytes: int) -> tuple[str, str]:
+    """Peak memory in MiB and in gradients."""
+    return ("", "") if peak_bytes is None else (f"{peak_bytes / 2**20:.0f}", f"{peak_bytes / gradient_bytes:.2f}")
+
+
+def comparison(dtype: str, names: tuple[str, ...], with_aims: bool) -> tuple[Table, list[Aim]]:
+    """The table of one type, and the aims in it."""
+    rows: list[tuple[str, ...]] = []
+    aims: list[Aim] = []
+    for shape in SHAPES:
+        measured = measure(shape, dtype, names)
+        timings = measured.timings
+        for name, timing in timings.items():
+            aim = aim_of(name, timings) if with_aims else None
+            aims += [aim] if aim else []
+            rows.append(
+                (
+                    f"{shape[0]} × {shape[1]}" if name == REFLOSS else "",
+                    name,
+                    f"{timing.median * 1e3:.1f}",
+                    f"{timing.spread * 1e3:.1f}",
+                    f"{timing.median / timings[REFLOSS].median:.2f}",
+                    f"{timings[FLOOR].median / timing.median:.2f}",
+                    *(aim.cells() if aim else ("", "")),
+                    *memory_cells(measured.peaks.get(name), measured.gradient_bytes),
+                )
+            )
+    return Table(f"Mean cross-entropy and its gradient, {dtype}", COLUMNS, rows), aims
+
+
+def main() -> None:
+    """Measure, print and, with --write, document."""
+    write = wants_write(__doc__)
+    single, single_aims = comparison("float32", tuple(COMPETITORS), with_aims=True)
+    half, _ = comparison("bfloat16", (REFLOSS, REFLOSS_OUT, TORCH), with_aims=False)
+    with console.status("start-up"):
+        start, start_aims = startup()
+    aims = single_aims + start_aims
+    conclusion = f"{sum(aim.holds() for aim in aims)} of {len(aims)} aims hold."
+    packages = ("refloss", "numpy", "numba", "torch", "jax")
+    publish("language", machine(packages), (single, half, start), conclusion, write)
+
+
+if __name__ == "__main__":
+    main()

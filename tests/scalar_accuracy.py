@@ -1,0 +1,114 @@
+"""Measure the scalars against mpmath, and write the table of docs/numerics.md.
+
+python -m tests.scalar_accuracy --write
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mpmath
+import numba
+import numpy as np
+
+from refloss.numerics import exponential
+from tests.truth import pairs, ulp_errors
+
+PAGE = Path(__file__).parent.parent / "docs" / "numerics.md"
+BEGIN, END = "<!-- scalars:begin -->\n", "<!-- scalars:end -->"
+
+
+class Range(NamedTuple):
+    """Where a scalar is used, and how its points are drawn."""
+
+    scalar: str
+    name: str
+    low: float
+    high: float
+    logarithmic: bool = False
+
+
+RANGES = [
+    Range("exp", "near 0", -1.0, 1.0),
+    Range("exp", "softmax terms", -60.0, 0.0),
+    Range("exp", "small terms", -708.0, -60.0),
+    Range("exp", "subnormal results, underflow", -746.0, -708.0),
+    Range("exp", "tiny arguments", 1e-320, 1e-3, logarithmic=True),
+    Range("exp", "large results, overflow", 0.0, 710.0),
+    Range("log", "near 1", 0.999, 1.001),
+    Range("log", "around 1", 0.5, 2.0),
+    Range("log", "sums of terms", 1.0, 2.0**27),
+    Range("log", "subnormal arguments", 5e-324, 1e-300, logarithmic=True),
+    Range("log", "large arguments", 1e300, 1.7e308, logarithmic=True),
+    Range("log1p", "confident rows", 1e-320, 1e-3, logarithmic=True),
+    Range("log1p", "near 0", -1e-3, 1e-3),
+    Range("log1p", "around 0", -0.5, 1.0),
+    Range("log1p", "near −1", -1.0 + 2.0**-53, -0.5),
+    Range("log1p", "large arguments", 1.0, 1e308, logarithmic=True),
+]
+
+TRUE_FUNCTIONS = {"exp": mpmath.exp, "log": mpmath.log, "log1p": mpmath.log1p}
+
+
+@numba.njit
+def _map(function, values):
+    result = np.empty_like(values)
+    for i in range(values.size):
+        result[i] = function(values[i])
+    return result
+
+
+def evaluate(scalar: str, values: np.ndarray) -> np.ndarray:
+    """A scalar of refloss.numerics at many points."""
+    result: np.ndarray = _map(getattr(exponential, scalar), values)
+    return result
+
+
+def draw(where: Range, count: int) -> np.ndarray:
+    """Points of a range, its ends included."""
+    generator = np.random.default_rng(20)
+    if where.logarithmic:
+        points = np.exp(generator.uniform(np.log(where.low), np.log(where.high), count - 2))
+    else:
+        points = generator.uniform(where.low, where.high, count - 2)
+    return np.concatenate([[where.low, where.high], points])
+
+
+def worst_error(where: Range, count: int) -> tuple[float, float]:
+    """The largest error in ulp, and the point where it occurs."""
+    points = draw(where, count)
+    with mpmath.workprec(180):
+        function: Any = TRUE_FUNCTIONS[where.scalar]
+        true = pairs([function(mpmath.mpf(float(point))) for point in points])
+    got = evaluate(where.scalar, points)
+    errors = np.where(np.isinf(true.high), np.where(got == true.high, 0.0, np.inf), 0.0)
+    finite = np.isfinite(true.high)
+    errors[finite] = ulp_errors(got[finite], type(true)(true.high[finite], true.low[finite]), "float64")
+    return float(errors.max()), float(points[errors.argmax()])
+
+
+def main() -> None:
+    """Print the table, or write it into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--points", type=int, default=100_000)
+    arguments = parser.parse_args()
+    lines = ["| scalar | range | from | to | worst error, ulp | at |", "|---|---|---|---|---|---|"]
+    for where in RANGES:
+        error, point = worst_error(where, arguments.points)
+        lines.append(
+            f"| `{where.scalar}` | {where.name} | {where.low:.4g} | {where.high:.4g} | {error:.3f} | {point!r} |"
+        )
+    table = "\n".join(lines) + "\n"
+    if not arguments.write:
+        print(table)
+        return
+    page = PAGE.read_text()
+    head, rest = page.split(BEGIN)
+    PAGE.write_text(head + BEGIN + table + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()

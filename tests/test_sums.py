@@ -1,0 +1,131 @@
+"""Pairs and order-independent sums, against exact rationals."""
+
+import math
+from fractions import Fraction
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refloss.numerics import pairs, sums
+
+moderate = st.floats(-1e100, 1e100, allow_subnormal=False).filter(lambda value: value == 0 or abs(value) > 1e-100)
+
+
+def pair_of(high, low):
+    return pairs.two_sum(high, low * 2.0**-60)
+
+
+@given(moderate, moderate)
+def test_two_sum_and_two_product_lose_nothing(a, b):
+    assert sum(map(Fraction, pairs.two_sum(a, b))) == Fraction(a) + Fraction(b)
+    assert sum(map(Fraction, pairs.two_product(a, b))) == Fraction(a) * Fraction(b)
+
+
+@given(moderate, moderate, moderate, moderate)
+def test_pair_arithmetic_is_good_to_a_hundred_bits(a, a_low, b, b_low):
+    x, y = pair_of(a, a_low if abs(a_low) <= abs(a) else 0.0), pair_of(b, b_low if abs(b_low) <= abs(b) else 0.0)
+    exact_x, exact_y = sum(map(Fraction, x)), sum(map(Fraction, y))
+
+    def close(result, exact, scale):
+        return abs(sum(map(Fraction, result)) - exact) <= scale * Fraction(2) ** -100
+
+    assert close(pairs.multiply(x, y), exact_x * exact_y, abs(exact_x * exact_y))
+    assert close(pairs.add(x, y), exact_x + exact_y, abs(exact_x) + abs(exact_y))
+    if exact_y:
+        assert close(pairs.divide(x, y), exact_x / exact_y, abs(exact_x / exact_y))
+
+
+@pytest.mark.parametrize(
+    ("operation", "a", "b", "expected"),
+    [
+        (pairs.add, np.inf, 1.0, np.inf),
+        (pairs.add, np.inf, -np.inf, np.nan),
+        (pairs.multiply, np.inf, -2.0, -np.inf),
+        (pairs.multiply, np.inf, 0.0, np.nan),
+        (pairs.divide, 1.0, 0.0, np.inf),
+        (pairs.divide, 0.0, 0.0, np.nan),
+    ],
+)
+def test_pairs_follow_the_float_rules_where_results_are_not_finite(operation, a, b, expected):
+    high, low = operation((a, 0.0), (b, 0.0))
+    assert np.array_equal(high, expected, equal_nan=True)
+    assert low == 0.0
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)))
+def test_exact_sum_is_exact(values):
+    assert sums.exact_sum(np.array(values, float)) == sum(map(Fraction, values))
+
+
+@given(st.lists(moderate, min_size=1), st.randoms())
+def test_exact_sum_rounds_as_fsum_in_any_order(values, random):
+    shuffled = random.sample(values, len(values))
+    assert sums.rounded(sums.exact_sum(np.array(shuffled))) == math.fsum(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], 0.0),
+        ([np.inf, 1.0], np.inf),
+        ([np.inf, -np.inf], np.nan),
+        ([1e308, 1e308, -np.inf], -np.inf),
+        ([np.nan], np.nan),
+        ([1.7e308, 1.7e308], np.inf),
+        ([-1.7e308, -1.7e308], -np.inf),
+        ([5e-324, 5e-324], 1e-323),
+    ],
+)
+def test_exact_sum_at_the_edges(values, expected):
+    assert np.array_equal(sums.rounded(sums.exact_sum(np.array(values, float))), expected, equal_nan=True)
+
+
+def test_as_pair_keeps_the_remainder():
+    high, low = sums.as_pair(Fraction(1, 3))
+    assert abs(Fraction(high) + Fraction(low) - Fraction(1, 3)) < Fraction(2) ** -106
+
+
+@numba.njit
+def _grid_sum(terms):
+    coarse = 0
+    fine = 0
+    for term in terms:
+        coarse_count, fine_count = sums.grid_counts(term)
+        coarse += coarse_count
+        fine += fine_count
+    return sums.grid_total(coarse, fine)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100_000])
+def test_grid_sum_of_softmax_terms(count):
+    generator = np.random.default_rng(count)
+    terms = np.exp(-generator.exponential(10.0, count))
+    exact = sum(map(Fraction, terms))
+    high, low = _grid_sum(terms)
+    assert abs(Fraction(high) + Fraction(low) - exact) <= count * Fraction(2) ** -73
+    assert high == float(Fraction(high) + Fraction(low))
+    assert _grid_sum(generator.permutation(terms)) == (high, low)
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60), st.randoms())
+def test_row_sum_depends_on_the_terms_alone(values, random):
+    exact = sum(map(Fraction, values))
+    high, low = sums.row_sum(np.array(values))
+    largest = max(abs(Fraction(value)) for value in values)
+    # What falls below the smallest subnormal is lost as well.
+    allowed = len(values) * (largest * Fraction(2) ** -72 + Fraction(2) ** -1074)
+    assert abs(Fraction(high) + Fraction(low) - exact) <= allowed
+    assert sums.row_sum(np.array(random.sample(values, len(values)))) == (high, low)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([], 0.0), ([0.0, -0.0], 0.0), ([np.inf, 1.0], np.inf), ([np.inf, -np.inf], np.nan), ([np.nan, 1.0], np.nan)],
+)
+def test_row_sum_at_the_edges(values, expected):
+    high, low = sums.row_sum(np.array(values, float))
+    assert np.array_equal(high, expected, equal_nan=True)
+    assert low == 0.0

@@ -1,0 +1,110 @@
+"""The definitions, evaluated in mpmath with so many digits that no cancellation matters, and errors in ulp.
+
+A true value is handed on as a pair of float64, high + low, which holds it to some 2^-106: errors of a result can then be
+computed in NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mpmath
+import numpy as np
+
+PRECISION_BITS = 300
+
+
+class Format(NamedTuple):
+    """A float format: bits of its significand, the exponent of its smallest normal number."""
+
+    precision: int
+    smallest_exponent: int
+
+
+FORMATS = {
+    "float64": Format(53, -1022),
+    "float32": Format(24, -126),
+    "bfloat16": Format(8, -126),
+    "float16": Format(11, -14),
+}
+
+
+class Pairs(NamedTuple):
+    """True values as high + low."""
+
+    high: np.ndarray
+    low: np.ndarray
+
+
+def pairs(values: Any) -> Pairs:
+    """mpmath numbers of any nesting as pairs."""
+    array = np.array(values, dtype=object)
+    high = np.array([float(value) for value in array.ravel()]).reshape(array.shape)
+    low = np.array(
+        [
+            float(value - mpmath.mpf(top)) if np.isfinite(top) else 0.0
+            for value, top in zip(array.ravel(), high.ravel(), strict=True)
+        ]
+    )
+    return Pairs(high, low.reshape(array.shape))
+
+
+def ulp_errors(result: Any, true: Pairs, dtype: str) -> np.ndarray:
+    """How far results are from true values, in units in the last place of the true value in a format."""
+    precision, smallest = FORMATS[dtype]
+    got = np.asarray(result).astype(np.float64)
+    exponent = np.maximum(np.frexp(true.high)[1] - 1, smallest)
+    unit_exponent = exponent - precision + 1
+    same = got == true.high
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same & (true.low == 0), 0.0, (got - true.high) - true.low)
+    # Two steps, because the inverse of the smallest unit is out of range.
+    return np.abs(np.ldexp(np.ldexp(difference, -unit_exponent // 2), -unit_exponent - (-unit_exponent // 2)))
+
+
+def correctly_rounded(errors: np.ndarray) -> np.ndarray:
+    """Which errors are those of the nearest value; exact ties must be looked at by hand."""
+    return errors <= 0.5
+
+
+class Truth(NamedTuple):
+    """A row's cross-entropy in mpmath numbers."""
+
+    loss: Any
+    lse: Any
+    log_probabilities: list[Any]
+    gradient: list[Any]
+    target_gradient: list[Any]
+
+
+def cross_entropy_row(
+    logits: np.ndarray,
+    target: int | np.ndarray,
+    *,
+    weight: np.ndarray | None = None,
+    label_smoothing: float = 0.0,
+    coefficient: Any = 1,
+) -> Truth:
+    """Σ q_j·(lse − x_j) and its derivatives times a coefficient, from the definition; no −inf logits."""
+    with mpmath.workprec(PRECISION_BITS):
+        x = [mpmath.mpf(float(value)) for value in logits]
+        classes = len(x)
+        w = [mpmath.mpf(1)] * classes if weight is None else [mpmath.mpf(float(value)) for value in weight]
+        smoothing = mpmath.mpf(label_smoothing)
+        if isinstance(target, int | np.integer):
+            t = [mpmath.mpf(int(j == target)) for j in range(classes)]
+        else:
+            t = [mpmath.mpf(float(value)) for value in target]
+        q = [w[j] * ((1 - smoothing) * t[j] + smoothing / classes) for j in range(classes)]
+        shift = max(x)
+        terms = [mpmath.exp(value - shift) for value in x]
+        total = mpmath.fsum(terms)
+        lse = shift + mpmath.log(total)
+        mass = mpmath.fsum(q)
+        return Truth(
+            loss=mpmath.fsum(q[j] * (lse - x[j]) for j in range(classes) if q[j] != 0),
+            lse=lse,
+            log_probabilities=[value - lse for value in x],
+            gradient=[coefficient * (mass * terms[j] / total - q[j]) for j in range(classes)],
+            target_gradient=[coefficient * (1 - smoothing) * w[j] * (lse - x[j]) for j in range(classes)],
+        )
