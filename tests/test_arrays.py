@@ -1,0 +1,134 @@
+"""Arrays of other frameworks, by the protocols alone."""
+
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import refloss
+
+VALUES = np.float32([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]])
+LABELS = np.array([2, 0])
+
+
+class Producer:
+    """A DLPack producer of another framework: nothing but the two methods; bfloat16 has a type code of its own."""
+
+    def __init__(self, array, device=(1, 0)):
+        self.array, self.device = array, device
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None):
+        if self.array.dtype != ml_dtypes.bfloat16:
+            return self.array.__dlpack__()
+        from refloss.arrays import _dlpack_dtype
+
+        capsule = self.array.view(np.uint16).__dlpack__()
+        _dlpack_dtype(capsule)[0].value = 4
+        return capsule
+
+
+class Convertible:
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+class Detachable(Producer):
+    """As a tensor that requires a gradient: it exports nothing until it is detached."""
+
+    def __dlpack__(self, *, stream=None):
+        raise BufferError("cannot export")
+
+    def detach(self):
+        return Producer(self.array)
+
+
+class OnDevice:
+    __cuda_array_interface__ = {}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("wrap", [Producer, Convertible, Detachable])
+def test_protocols(wrap, dtype):
+    expected = refloss.cross_entropy(VALUES.astype(dtype), LABELS)
+    result = refloss.cross_entropy(wrap(VALUES.astype(dtype)), wrap(LABELS))
+    assert result.loss == expected.loss
+    assert result.grads["logits"].dtype == dtype
+    assert np.array_equal(result.grads["logits"], expected.grads["logits"])
+
+
+def test_dlpack_shares_memory():
+    from refloss.arrays import as_array
+
+    assert np.shares_memory(as_array(Producer(VALUES), "logits"), VALUES)
+    low = VALUES.astype(ml_dtypes.bfloat16)
+    assert np.shares_memory(as_array(Producer(low), "logits"), low)
+
+
+def test_lists_and_numbers():
+    expected = refloss.cross_entropy(VALUES.astype(np.float64), LABELS)
+    assert refloss.cross_entropy(VALUES.tolist(), [2, 0]).loss == expected.loss
+    assert refloss.cross_entropy([[1, 2], [3, 4]], (0, 1)).grads["logits"].dtype == np.float64
+    assert refloss.cross_entropy([1, 2, 3], 1).loss == refloss.cross_entropy(np.array([1.0, 2, 3]), 1).loss
+    assert refloss.cross_entropy([[1, 0]], [[1, 0]]).loss == refloss.cross_entropy([[1, 0]], [0]).loss
+
+
+def test_subclasses_and_scalars_of_numpy():
+    matrix = np.ma.masked_array(VALUES)
+    assert refloss.cross_entropy(matrix, LABELS).loss == refloss.cross_entropy(VALUES, LABELS).loss
+    result = refloss.cross_entropy(VALUES, LABELS, label_smoothing=np.float32(0.5), ignore_index=np.int8(-1))
+    assert result.loss == refloss.cross_entropy(VALUES, LABELS, label_smoothing=0.5).loss
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (OnDevice(), "logits lives on a GPU"),
+        (Producer(VALUES, device=(2, 0)), "logits lives on DLPack device type 2"),
+    ],
+)
+def test_arrays_on_a_device_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        refloss.cross_entropy(value, LABELS)
+
+
+def test_producers_that_fail_are_named():
+    class Broken(Producer):
+        def __dlpack__(self, *, stream=None):
+            raise BufferError("it is sparse")
+
+    with pytest.raises(TypeError, match="logits: Broken cannot be exported by DLPack: it is sparse"):
+        refloss.cross_entropy(Broken(VALUES), LABELS)
+
+
+def test_inputs_are_not_changed():
+    inputs = [VALUES.copy(), LABELS.copy(), np.float32([1, 2, 3])]
+    before = [array.tobytes() for array in inputs]
+    refloss.cross_entropy(*inputs, label_smoothing=0.1, ignore_index=0)
+    target = np.full((2, 3), 1 / 3, np.float32)
+    refloss.cross_entropy(inputs[0], target, inputs[2])
+    refloss.causal_lm(inputs[0], inputs[1], shift_labels=inputs[1])
+    assert [array.tobytes() for array in inputs] == before
+    assert np.all(target == np.float32(1 / 3))
+
+
+def test_import_is_light():
+    program = (
+        "import sys, refloss\n"
+        "heavy = {'numba', 'llvmlite', 'torch', 'jax', 'transformers', 'matplotlib', 'scipy', 'typer', 'rich', 'safetensors'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_public_names_are_documented():
+    for name in refloss.__all__:
+        value = getattr(refloss, name)
+        assert value.__doc__, name

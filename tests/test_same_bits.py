@@ -1,0 +1,180 @@
+"""One result, whatever the threads, the split into rows, the order of the classes, or the layout in memory."""
+
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import refloss
+from refloss.kernels import launch, rows
+
+DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+def problem(dtype, shape=(37, 101)):
+    generator = np.random.default_rng(11)
+    logits = (generator.standard_normal(shape) * 7).astype(dtype)
+    labels = generator.integers(shape[1], size=(shape[0], *shape[2:]))
+    labels.reshape(-1)[::5] = -100
+    return logits, labels
+
+
+def options(shape=(37, 101)):
+    generator = np.random.default_rng(12)
+    return {"weight": generator.uniform(0.5, 2.0, shape[1]), "label_smoothing": 0.2, "grad_output": -1.3}
+
+
+def bits(result):
+    arrays = [result.loss, *result.grads.values(), *result.intermediates.values()]
+    return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+
+
+@pytest.fixture
+def many_small_blocks(monkeypatch):
+    monkeypatch.setattr(launch, "BLOCK_ELEMENTS", 256)
+    threads = refloss.get_num_threads()
+    yield
+    refloss.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_threads_and_blocks_do_not_show(dtype, reduction, many_small_blocks, monkeypatch):
+    logits, labels = problem(dtype)
+    seen = set()
+    for threads in (1, 2, 5):
+        for block in (1, 256, 1 << 18):
+            refloss.set_num_threads(threads)
+            monkeypatch.setattr(launch, "BLOCK_ELEMENTS", block)
+            seen.add(bits(refloss.cross_entropy(logits, labels, reduction=reduction, **options())))
+    assert len(seen) == 1
+
+
+def test_threads_do_not_show_for_probabilities(many_small_blocks):
+    logits, _ = problem(np.float32)
+    target = np.random.default_rng(1).dirichlet(np.ones(101), 37).astype(np.float32)
+    seen = set()
+    for threads in (1, 3):
+        refloss.set_num_threads(threads)
+        seen.add(bits(refloss.cross_entropy(logits, target, **options())))
+    assert len(seen) == 1
+
+
+def test_repeated_runs_agree():
+    logits, labels = problem(np.float32)
+    assert len({bits(refloss.cross_entropy(logits, labels, **options())) for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_rows_can_be_split_anywhere(dtype):
+    logits, labels = problem(dtype)
+    whole = refloss.cross_entropy(logits, labels, reduction="sum", **options())
+    for split in (1, 17, 36):
+        parts = [
+            refloss.cross_entropy(logits[part], labels[part], reduction="sum", **options())
+            for part in (slice(0, split), slice(split, None))
+        ]
+        gradient = np.concatenate([part.grads["logits"] for part in parts])
+        assert gradient.tobytes() == whole.grads["logits"].tobytes()
+        nll = np.concatenate([part.intermediates["nll"] for part in parts])
+        assert nll.tobytes() == whole.intermediates["nll"].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("smooth", [False, True])
+def test_classes_can_be_permuted(dtype, smooth):
+    logits, labels = problem(dtype)
+    order = np.random.default_rng(2).permutation(101)
+    place = np.argsort(order)
+    settings = options() if smooth else {}
+    moved = dict(settings)
+    if smooth:
+        moved["weight"] = settings["weight"][order]
+    result = refloss.cross_entropy(logits, labels, **settings)
+    permuted = refloss.cross_entropy(logits[:, order], np.where(labels < 0, labels, place[labels]), **moved)
+    assert permuted.loss == result.loss
+    assert permuted.grads["logits"].tobytes() == result.grads["logits"][:, order].tobytes()
+    assert bits(permuted).endswith(result.intermediates["nll"].tobytes())
+
+
+def layouts(array):
+    """The same values in every kind of memory."""
+    wide = np.zeros(tuple(2 * size + 1 for size in array.shape), array.dtype)
+    wide[tuple(slice(1, None, 2) for _ in array.shape)] = array
+    yield "strided", wide[tuple(slice(1, None, 2) for _ in array.shape)]
+    yield "Fortran order", np.asfortranarray(array)
+    reverse = tuple(slice(None, None, -1) for _ in array.shape)
+    yield "negative strides", np.ascontiguousarray(array[reverse])[reverse]
+    yield "last axis first", np.moveaxis(np.ascontiguousarray(np.moveaxis(array, -1, 0)), 0, -1)
+    raw = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    raw[:] = np.frombuffer(array.tobytes(), np.uint8)
+    yield "unaligned", raw.view(array.dtype).reshape(array.shape)
+    if array.dtype.itemsize > 2:
+        yield "big-endian", array.astype(array.dtype.newbyteorder(">"))
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    yield "read-only", frozen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("shape", [(37, 101), (5, 11, 3), (2, 40, 3, 7)], ids=str)
+def test_memory_layout_does_not_show(dtype, shape, monkeypatch):
+    monkeypatch.setattr(rows, "TILE_ROWS", 4)
+    logits, labels = problem(dtype, shape)
+    expected = bits(refloss.cross_entropy(logits, labels, **options(shape)))
+    for name, view in layouts(logits):
+        before = view.tobytes()
+        assert bits(refloss.cross_entropy(view, labels, **options(shape))) == expected, name
+        assert view.tobytes() == before, name
+    for name, view in layouts(labels):
+        assert bits(refloss.cross_entropy(logits, view, **options(shape))) == expected, name
+
+
+@pytest.mark.parametrize("shape", [(37, 101), (5, 11, 3)], ids=str)
+def test_layout_of_probabilities_does_not_show(shape):
+    logits, _ = problem(np.float32, shape)
+    target = np.random.default_rng(3).random(shape)
+    expected = bits(refloss.cross_entropy(logits, target, **options(shape)))
+    for name, view in layouts(target):
+        assert bits(refloss.cross_entropy(logits, view, **options(shape))) == expected, name
+
+
+def test_broadcast_logits_are_read_in_place():
+    logits = np.broadcast_to(np.float32([1.0, 2.0, -3.0]), (6, 3))
+    labels = np.arange(6) % 3
+    assert bits(refloss.cross_entropy(logits, labels)) == bits(refloss.cross_entropy(logits.copy(), labels))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_out_receives_the_gradient_in_any_layout(dtype):
+    logits, labels = problem(dtype, (5, 11, 3))
+    expected = refloss.cross_entropy(logits, labels, **options((5, 11, 3)))
+    for name, buffer in layouts(np.zeros(logits.shape, dtype)):
+        if name in ("read-only", "unaligned", "big-endian"):
+            continue
+        result = refloss.cross_entropy(logits, labels, out=buffer, **options((5, 11, 3)))
+        assert result.grads["logits"] is buffer
+        assert np.array_equal(buffer, expected.grads["logits"]), name
+
+
+def test_another_vector_width_gives_the_same_bits():
+    """A processor without AVX-512 and one without AVX2, as far as LLVM is concerned."""
+    program = (
+        "import sys, numpy as np, refloss, hashlib\n"
+        "g = np.random.default_rng(5)\n"
+        "x = (g.standard_normal((40, 1001)) * 9).astype(np.float32); y = g.integers(1001, size=40)\n"
+        "r = refloss.cross_entropy(x, y, label_smoothing=0.1)\n"
+        "print(hashlib.sha256(r.loss.tobytes() + r.grads['logits'].tobytes()).hexdigest())\n"
+    )
+    seen = set()
+    for features in (None, "-avx512f", "-avx512f,-avx2,-avx,+fma"):
+        environment = dict(os.environ)
+        if features is not None:
+            environment |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features}
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        seen.add(run.stdout)
+    assert len(seen) == 1
