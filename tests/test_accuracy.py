@@ -1,4 +1,4 @@
-"""Correct rounding against mpmath: at least 99.999 % of gradient elements, none beyond 0.501 ulp, losses within 2 ulp."""
+"""Correct rounding against mpmath: 99.999 % of gradient elements, none beyond 0.501 ulp, losses within 2 ulp."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
-import refloss
 
+import refloss
 from tests.truth import Truth, correctly_rounded, cross_entropy_row, pairs, ulp_errors
 
 FORMATS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

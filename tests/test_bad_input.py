@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+
 import refloss
 
 LOGITS = np.zeros((2, 3, 5), np.float32)
@@ -33,7 +34,11 @@ CROSS_ENTROPY = [
     (dict(logits=np.float64(3.0)), ValueError, r"logits has shape \(\); expected \[C\] or \[N, C, ...\]"),
     (dict(target=np.zeros(4)), TypeError, "target has dtype float64; expected an integer dtype"),
     (dict(target=np.zeros(4, bool)), TypeError, "target has dtype bool; expected an integer dtype"),
-    (dict(target=np.zeros((4, 5), int)), TypeError, "target has the shape of logits and dtype int64; expected probabilities"),
+    (
+        dict(target=np.zeros((4, 5), int)),
+        TypeError,
+        "target has the shape of logits and dtype int64; expected probabilities",
+    ),
     (dict(target=np.zeros(3, int)), ValueError, r"target has shape \(3,\); expected \(4,\), one label for each row"),
     (dict(target=np.zeros((4, 1), int)), ValueError, r"target has shape \(4, 1\); expected \(4,\)"),
     (

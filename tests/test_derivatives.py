@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 import refloss
 
 STEP = 2.0**-9

@@ -3,9 +3,10 @@
 import ml_dtypes
 import numpy as np
 import pytest
-import refloss
 from hypothesis import given
 from hypothesis import strategies as st
+
+import refloss
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 logits_strategy = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).standard_normal((6, 9)) * 5)

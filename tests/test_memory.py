@@ -6,6 +6,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+
 import refloss
 
 # The peak beyond the inputs and the output, of a call in a process of its own that has compiled already.

@@ -7,6 +7,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+
 import refloss
 from refloss.kernels import launch, rows
 
@@ -32,16 +33,17 @@ def bits(result):
 
 
 @pytest.fixture
-def many_small_blocks(monkeypatch):
+def _other_threads(monkeypatch):
     monkeypatch.setattr(launch, "BLOCK_ELEMENTS", 256)
     threads = refloss.get_num_threads()
     yield
     refloss.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("_other_threads")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_threads_and_blocks_do_not_show(dtype, reduction, many_small_blocks, monkeypatch):
+def test_threads_and_blocks_do_not_show(dtype, reduction, monkeypatch):
     logits, labels = problem(dtype)
     seen = set()
     for threads in (1, 2, 5):
@@ -52,7 +54,8 @@ def test_threads_and_blocks_do_not_show(dtype, reduction, many_small_blocks, mon
     assert len(seen) == 1
 
 
-def test_threads_do_not_show_for_probabilities(many_small_blocks):
+@pytest.mark.usefixtures("_other_threads")
+def test_threads_do_not_show_for_probabilities():
     logits, _ = problem(np.float32)
     target = np.random.default_rng(1).dirichlet(np.ones(101), 37).astype(np.float32)
     seen = set()

@@ -1,7 +1,7 @@
 """The definitions, evaluated in mpmath with so many digits that no cancellation matters, and errors in ulp.
 
-A true value is handed on as a pair of float64, high + low, which holds it to some 2^-106: errors of a result can then be
-computed in NumPy.
+A true value is handed on as a pair of float64, high + low, which holds it to some 2^-106: errors of a result can then
+be computed in NumPy.
 """
 
 from __future__ import annotations

@@ -1,0 +1,203 @@
+"""The command line: refloss compute | golden | list."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import refloss
+from refloss import parallel
+from refloss.arrays import float_array, float_dtype
+from refloss.files import disk_array, load_tensor, save_tensors
+from refloss.golden import store
+from refloss.registry import FUNCTIONS, Function
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from refloss.result import LossResult
+
+app = typer.Typer(
+    name="refloss",
+    help="The right loss and the right gradients of arrays in files.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+compute_app = typer.Typer(help="Compute a loss of arrays in .npy, .npz or .safetensors files.", no_args_is_help=True)
+golden_app = typer.Typer(help="Write and check golden files.", no_args_is_help=True)
+app.add_typer(compute_app, name="compute")
+app.add_typer(golden_app, name="golden")
+
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
+
+
+def main() -> None:
+    """Run the command line; whatever is wrong with files, names or options is one line and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except _USAGE_ERROR as error:
+        status = _failed(error.format_message())  # type: ignore[attr-defined]
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        status = _failed(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    sys.exit(status)
+
+
+def _failed(message: str) -> int:
+    print(f"refloss: {message}", file=sys.stderr)
+    return 2
+
+
+@contextlib.contextmanager
+def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, where that is a terminal; yields report(done, in all)."""
+    console = Console(stderr=True)
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(unit, total=None)
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, advance=done, total=total)
+
+        yield report
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _parameter(name: str, kind: Any, help_text: str, *, required: bool = False) -> inspect.Parameter:
+    kind = kind if required else Optional[kind]  # noqa: UP045
+    annotation = Annotated[kind, typer.Option(_option(name), help=help_text)]
+    default = inspect.Parameter.empty if required else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _compute_command(name: str, function: Function) -> Callable[..., None]:
+    """A command with an option for every argument of a function."""
+    parameters = [
+        *(_parameter(array, Path, f"File of {array}.", required=True) for array in function.required),
+        *(_parameter(array, Path, f"File of {array}.") for array in function.optional),
+        *(_parameter(key, kind, f"As the function's {key}.") for key, kind in function.parameters.items()),
+        _parameter("grad_output", float, "The loss's cotangent; 1 if not given."),
+        _parameter("grad_dtype", str, "Dtype of the gradients; that of the input if not given."),
+        _parameter("out", Path, "A .safetensors file for the loss, the gradients and the intermediates."),
+    ]
+
+    def command(**arguments: Any) -> None:
+        _compute(function, arguments)
+
+    command.__doc__ = function.summary
+    command.__name__ = name
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _compute(function: Function, arguments: dict[str, Any]) -> None:
+    out: Path | None = arguments.pop("out")
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name in (*function.required, *function.optional):
+        if name in given:
+            given[name] = load_tensor(given[name], name)
+    with _progress("rows") as report, parallel.progress(report):
+        if out is None:
+            _print_result(function, given, function.call(**given, grad=False))
+            return
+        if out.suffix != ".safetensors":
+            raise ValueError(f"{out}: expected a file ending in .safetensors")
+        if not out.parent.is_dir():
+            raise ValueError(f"{out}: no such folder: {out.parent}")
+        logits = float_array(given["logits"], "logits")
+        dtype = float_dtype(given.get("grad_dtype", logits.dtype), "grad_dtype")
+        with disk_array(out.parent, logits.shape, dtype) as gradient:
+            result = function.call(**given, out=gradient)
+            save_tensors(out, _result_tensors(result))
+    _print_result(function, given, result)
+
+
+def _result_tensors(result: LossResult) -> dict[str, Any]:
+    """A result under the names that a golden file's candidate uses."""
+    return {name.removeprefix("expected."): value for name, value in store.expected_tensors(result).items()}
+
+
+def _print_result(function: Function, given: dict[str, Any], result: LossResult) -> None:
+    if np.ndim(result.loss):
+        print(f"loss        {np.size(result.loss)} values, mean {float(np.mean(result.loss))!r}")
+        return
+    print(f"loss        {float(result.loss)!r}")
+    if not function.counts_tokens:
+        return
+    labels = result.intermediates.get("shift_labels", given["labels"])
+    counted = int(np.count_nonzero(labels != given.get("ignore_index", -100)))
+    mean = float(np.sum(result.intermediates["nll"])) / counted if counted else math.nan
+    print(f"tokens      {counted}")
+    print(f"perplexity  {float(np.exp(np.longdouble(mean)))!r}")
+
+
+for _name, _function in FUNCTIONS.items():
+    compute_app.command(_name)(_compute_command(_name, _function))
+
+
+@golden_app.command("write")
+def golden_write(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files; made if it is not there.")],
+    only: Annotated[str, typer.Option(help="Functions to write, separated by commas; all if not given.")] = "",
+) -> None:
+    """Write the built-in cases with their right answers."""
+    names = {name.strip() for name in only.split(",") if name.strip()}
+    with _progress("cases") as report:
+        count = store.write(folder, names or None, report)
+    print(f"{count} cases written to {folder}")
+
+
+@golden_app.command("check")
+def golden_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of golden files.")],
+) -> None:
+    """Recompute a folder and demand the same bits: exit status 1 where one differs."""
+    with _progress("cases") as report:
+        outcomes = list(store.check(folder, report))
+    faults = [(case, fault) for case, fault in outcomes if fault is not None]
+    for case, fault in faults:
+        print(f"{case}: {fault}")
+    print(f"{len(outcomes) - len(faults)} of {len(outcomes)} cases have the same bits")
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_functions() -> None:
+    """List the losses, the model kinds that use them, and their differentiable inputs."""
+    # Cut nothing off where no terminal sets a width.
+    console = Console(width=None if sys.stdout.isatty() else 240)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("function", "gradients", "LOSS_MAPPING keys", "what it is"):
+        table.add_column(heading, no_wrap=heading == "function", overflow="fold")
+    for name, function in FUNCTIONS.items():
+        keys = [key for key, call in refloss.LOSS_MAPPING.items() if call is function.call]
+        table.add_row(name, ", ".join(function.differentiable), ", ".join(keys), function.summary)
+    console.print(table)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """The right loss and the right gradients of arrays in files."""
+    if show:
+        print(f"refloss {refloss.__version__}")
+        raise typer.Exit

@@ -1,0 +1,1 @@
+"""Golden files: cases with their right answers, for kernels in any language."""

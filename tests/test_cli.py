@@ -1,0 +1,305 @@
+"""The command line, run as a user runs it."""
+
+import json
+import math
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import refloss
+from refloss import cli
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Call the command line in this process; returns status, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["refloss", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def data():
+    generator = np.random.default_rng(0)
+    logits = (generator.standard_normal((3, 8, 21)) * 4).astype(np.float32)
+    labels = generator.integers(21, size=(3, 8))
+    labels[1, 4:] = -100
+    return logits, labels
+
+
+def test_compute_prints_loss_tokens_and_perplexity(run, data, tmp_path):
+    logits, labels = data
+    np.save(tmp_path / "x.npy", logits)
+    np.save(tmp_path / "y.npy", labels)
+    status, out, err = run("compute", "causal_lm", "--logits", tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
+    result = refloss.causal_lm(logits, labels)
+    counted = np.count_nonzero(labels[:, 1:] != -100)
+    assert (status, err) == (0, "")
+    loss, tokens, perplexity = (line.split() for line in out.splitlines())
+    assert loss == ["loss", repr(float(result.loss))]
+    assert tokens == ["tokens", str(counted)]
+    assert perplexity[0] == "perplexity"
+    assert math.isclose(float(perplexity[1]), math.exp(result.loss), rel_tol=1e-12)
+
+
+def files_of(folder, dtype, logits, labels):
+    """The same tensors in every kind of file."""
+    logits = logits.astype(dtype)
+    np.save(folder / "x.npy", logits)
+    np.save(folder / "y.npy", labels)
+    yield folder / "x.npy", folder / "y.npy"
+    np.savez(folder / "both.npz", logits=logits, labels=labels)
+    yield folder / "both.npz", folder / "both.npz"
+    np.savez_compressed(folder / "small.npz", logits=logits, labels=labels)
+    yield folder / "small.npz", folder / "small.npz"
+    save_file(
+        {"input.logits": logits, "input.labels": labels, "expected.loss": np.zeros(())}, folder / "golden.safetensors"
+    )
+    yield folder / "golden.safetensors", folder / "golden.safetensors"
+    save_file({"anything": np.ascontiguousarray(logits)}, folder / "x.safetensors")
+    yield folder / "x.safetensors", folder / "y.npy"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_compute_reads_every_file_format(run, data, tmp_path, dtype):
+    logits, labels = data
+    expected = refloss.masked_lm(logits.astype(dtype), labels, grad_output=-2.0)
+    for x, y in files_of(tmp_path, dtype, logits, labels):
+        out = tmp_path / "result.safetensors"
+        status, _, err = run(
+            "compute", "masked_lm", "--logits", x, "--labels", y, "--grad-output", "-2.0", "--out", out
+        )
+        assert (status, err) == (0, "")
+        result = load_file(out)
+        assert result["loss"] == expected.loss
+        assert result["grad.logits"].dtype == dtype
+        assert result["grad.logits"].tobytes() == expected.grads["logits"].tobytes()
+        assert set(result) == {"loss", "grad.logits", "intermediate.lse", "intermediate.nll"}
+        out.unlink()
+
+
+def test_compute_passes_every_option_on(run, data, tmp_path):
+    logits, labels = data
+    save_file({"logits": logits.reshape(24, 21), "labels": labels}, tmp_path / "in.safetensors")
+    out = tmp_path / "result.safetensors"
+    options = ["--vocab-size", 21, "--num-items-in-batch", 100, "--ignore-index", 3, "--grad-dtype", "bfloat16"]
+    labels[1, 4:] = 3
+    np.save(tmp_path / "y.npy", labels)
+    files = [
+        "--logits",
+        tmp_path / "in.safetensors",
+        "--labels",
+        tmp_path / "y.npy",
+        "--shift-labels",
+        tmp_path / "y.npy",
+    ]
+    status, _, err = run("compute", "causal_lm", *files, *options, "--out", out)
+    assert (status, err) == (0, "")
+    expected = refloss.causal_lm(logits, None, 21, 100, 3, labels, grad_dtype="bfloat16")
+    result = load_file(out)
+    assert result["loss"] == expected.loss
+    assert result["grad.logits"].dtype == ml_dtypes.bfloat16
+    assert result["grad.logits"].tobytes() == expected.grads["logits"].tobytes()
+
+
+def test_compute_cross_entropy_of_arrays(run, tmp_path):
+    generator = np.random.default_rng(1)
+    x, t, w = generator.standard_normal((4, 5)), generator.dirichlet(np.ones(5), 4), generator.random(5)
+    np.savez(tmp_path / "in.npz", logits=x, target=t, weight=w)
+    path, out = tmp_path / "in.npz", tmp_path / "out.safetensors"
+    files = ["--logits", path, "--target", path, "--weight", path]
+    status, text, _ = run(
+        "compute", "cross_entropy", *files, "--reduction", "none", "--label-smoothing", "0.1", "--out", out
+    )
+    expected = refloss.cross_entropy(x, t, w, reduction="none", label_smoothing=0.1)
+    assert status == 0
+    assert text.startswith("loss        4 values, mean ")
+    result = load_file(out)
+    assert np.array_equal(result["loss"], expected.loss)
+    assert np.array_equal(result["grad.target"], expected.grads["target"])
+
+
+def test_inputs_are_mapped_not_read(data, tmp_path):
+    from refloss.files import load_tensors
+
+    logits, labels = data
+    for x, _ in files_of(tmp_path, np.float32, logits, labels):
+        array = next(iter(load_tensors(x).values()))
+        base = array
+        while getattr(base, "base", None) is not None and not isinstance(base, np.memmap):
+            base = base.base
+        assert isinstance(base, np.memmap) == (x.name != "small.npz"), x.name
+
+
+BAD = [
+    (["compute", "causal_lm"], "Missing option '--logits'"),
+    (["compute", "causal_lm", "--logits", "x.npy"], "Missing option '--labels'"),
+    (["compute", "tea", "--logits", "x.npy"], "No such command 'tea'"),
+    (["compute", "causal_lm", "--logits", "x.npy", "--labels", "y.npy", "--sugar", "2"], "No such option: --sugar"),
+    (
+        ["compute", "causal_lm", "--logits", "x.npy", "--labels", "y.npy", "--ignore-index", "two"],
+        "Invalid value for '--ignore-index'",
+    ),
+    (["compute", "causal_lm", "--logits", "no.npy", "--labels", "y.npy"], "no.npy: no such file"),
+    (["compute", "causal_lm", "--logits", "x.txt", "--labels", "y.npy"], "x.txt: expected a file ending in .npy, .npz"),
+    (["compute", "causal_lm", "--logits", "broken.npy", "--labels", "y.npy"], "broken.npy: not a readable .npy file"),
+    (["compute", "causal_lm", "--logits", "broken.npz", "--labels", "y.npy"], "broken.npz: not a readable .npz file"),
+    (
+        ["compute", "causal_lm", "--logits", "broken.safetensors", "--labels", "y.npy"],
+        "not a readable .safetensors file",
+    ),
+    (["compute", "causal_lm", "--logits", "short.npy", "--labels", "y.npy"], "short.npy: not a readable .npy file"),
+    (["compute", "causal_lm", "--logits", "objects.npy", "--labels", "y.npy"], "objects.npy: not a readable .npy file"),
+    (
+        ["compute", "causal_lm", "--logits", "two.npz", "--labels", "y.npy"],
+        "two.npz: has no tensor 'logits' among a, b",
+    ),
+    (["compute", "causal_lm", "--logits", "y.npy", "--labels", "y.npy"], "logits has dtype int64"),
+    (["compute", "causal_lm", "--logits", "x.npy", "--labels", "big.npy"], "labels[0, 1] = 99 is outside [0, 4)"),
+    (
+        ["compute", "causal_lm", "--logits", "x.npy", "--labels", "y.npy", "--out", "a.txt"],
+        "expected a file ending in .safe",
+    ),
+    (
+        ["compute", "causal_lm", "--logits", "x.npy", "--labels", "y.npy", "--out", "no/a.safetensors"],
+        "no such folder: no",
+    ),
+    (
+        [
+            "compute",
+            "causal_lm",
+            "--logits",
+            "x.npy",
+            "--labels",
+            "y.npy",
+            "--grad-dtype",
+            "int8",
+            "--out",
+            "a.safetensors",
+        ],
+        "grad_dtype is int8",
+    ),
+    (
+        ["compute", "cross_entropy", "--logits", "x.npy", "--target", "y.npy", "--reduction", "tea"],
+        "reduction is 'tea'",
+    ),
+    (["golden", "check", "no"], "no: no golden files here"),
+    (["golden", "write", "made", "--only", "tea"], "no golden cases for tea"),
+    (["golden", "write", "x.npy"], "x.npy"),
+    (["golden"], ""),
+    (["tea"], "No such command 'tea'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_files_names_and_options(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((1, 2, 4), np.float32))
+    np.save("y.npy", np.zeros((1, 2), np.int64))
+    np.save("big.npy", np.full((1, 2), 99))
+    np.save("objects.npy", np.array([{}], object), allow_pickle=True)
+    np.savez("two.npz", a=np.zeros(1), b=np.zeros(2))
+    (tmp_path / "x.txt").write_text("0.5")
+    for name in ("broken.npy", "broken.npz", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"not tensors")
+    (tmp_path / "short.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-4])
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    if arguments != ["golden"]:
+        assert out == ""
+        assert len(err.splitlines()) == 1
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert left == []
+
+
+def test_a_failed_write_leaves_nothing_behind(run, data, tmp_path, monkeypatch):
+    logits, labels = data
+    np.savez(tmp_path / "in.npz", logits=logits, labels=labels)
+    (tmp_path / "out.safetensors").write_bytes(b"earlier")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("refloss.files.save_file", full)
+    path = tmp_path / "in.npz"
+    status, _, err = run(
+        "compute", "causal_lm", "--logits", path, "--labels", path, "--out", tmp_path / "out.safetensors"
+    )
+    assert status == 2
+    assert "No space left on device" in err
+    assert (tmp_path / "out.safetensors").read_bytes() == b"earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "out.safetensors"]
+
+
+def test_golden_write_and_check(run, tmp_path):
+    status, out, _ = run("golden", "write", tmp_path / "g", "--only", "causal_lm,masked_lm")
+    assert status == 0
+    assert "cases written" in out
+    manifest = json.loads((tmp_path / "g" / "manifest.json").read_text())
+    assert {entry["function"] for entry in manifest["cases"]} == {"causal_lm", "masked_lm"}
+    status, out, _ = run("golden", "check", tmp_path / "g")
+    count = len(manifest["cases"])
+    assert (status, out) == (0, f"{count} of {count} cases have the same bits\n")
+    (tmp_path / "g" / "masked_lm-float32.safetensors").write_bytes(b"")
+    status, out, _ = run("golden", "check", tmp_path / "g")
+    assert status == 1
+    assert out.startswith("masked_lm-float32: ")
+    assert out.endswith(f"{count - 1} of {count} cases have the same bits\n")
+
+
+def test_list_names_every_function_and_key(run):
+    status, out, _ = run("list")
+    assert status == 0
+    for name in (*refloss.LOSS_MAPPING, "cross_entropy", "causal_lm", "masked_lm"):
+        assert name in out
+
+
+def test_the_module_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "refloss", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"refloss {refloss.__version__}\n"
+
+
+def test_a_file_larger_than_the_memory_allowed(tmp_path):
+    """Logits of 512 MiB and a gradient as large, with room for 300 MiB of memory that is not mapped from files."""
+    resource = pytest.importorskip("resource")
+    shape = (4096, 32768)
+    logits = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape)
+    logits[:] = np.linspace(-3, 3, shape[1], dtype=np.float32)
+    logits.flush()
+    labels = np.arange(shape[0])
+    np.save(tmp_path / "y.npy", labels)
+    program = "import resource, sys\nfrom refloss.cli import main\n" + (
+        "resource.setrlimit(resource.RLIMIT_DATA, (300 * 2**20, 300 * 2**20))\nmain()"
+    )
+    arguments = ["--logits", tmp_path / "x.npy", "--labels", tmp_path / "y.npy", "--out", tmp_path / "r.safetensors"]
+    run = subprocess.run(
+        [sys.executable, "-c", program, "compute", "masked_lm", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert resource is not None
+    assert run.returncode == 0, run.stderr
+    expected = refloss.masked_lm(logits, labels, grad=False)
+    assert run.stdout.splitlines()[0].split()[1] == repr(float(expected.loss))
+    rows = refloss.masked_lm(logits[:4], labels[:4], num_items_in_batch=shape[0])
+    from refloss.files import load_tensors
+
+    gradient = load_tensors(tmp_path / "r.safetensors")["grad.logits"]
+    assert gradient.shape == shape
+    assert gradient[:4].tobytes() == rows.grads["logits"].tobytes()

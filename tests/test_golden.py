@@ -1,0 +1,165 @@
+"""Golden files: the format that other people's code reads."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import refloss
+from refloss.golden import corpus, store
+from refloss.registry import FUNCTIONS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("golden") / "made" / "here"
+    store.write(path)
+    return path
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_every_function_has_its_cases():
+    assert set(corpus.functions()) == set(FUNCTIONS)
+    for function in corpus.functions():
+        cases = corpus.corpus({function})
+        assert 10 <= len(cases) <= 20
+        assert {case.function for case in cases} == {function}
+        assert sum(np.any(np.asarray(case.grad_output) != 1) for case in cases) >= 8
+        dtypes = {case.inputs["logits"].dtype.name for case in cases}
+        assert dtypes == {"float64", "float32", "float16", "bfloat16"}
+        given = {name for case in cases for name in (*case.parameters, *case.inputs)}
+        assert given == {*FUNCTIONS[function].required, *FUNCTIONS[function].optional, *FUNCTIONS[function].parameters}
+
+
+def test_the_manifest(folder):
+    manifest = manifest_of(folder)
+    assert (manifest["format"], manifest["refloss"]) == (1, refloss.__version__)
+    ids = [entry["id"] for entry in manifest["cases"]]
+    assert len(set(ids)) == len(ids) == len(corpus.corpus())
+    for entry in manifest["cases"]:
+        assert hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        *(entry["file"] for entry in manifest["cases"]),
+    }
+
+
+def test_a_file_can_be_replayed_with_what_it_says(folder):
+    for entry in manifest_of(folder)["cases"]:
+        tensors = load_file(folder / entry["file"])
+        inputs = {name[len("input.") :]: value for name, value in tensors.items() if name.startswith("input.")}
+        grad_output = tensors.get("grad_output", entry["grad_output"])
+        result = getattr(refloss, entry["function"])(**inputs, **entry["parameters"], grad_output=grad_output)
+        assert np.array_equal(result.loss, tensors["expected.loss"], equal_nan=True)
+        assert {name for name in tensors if name.startswith("expected.grad.")} == {
+            f"expected.grad.{name}" for name in result.grads
+        }
+        for name, gradient in result.grads.items():
+            expected = tensors[f"expected.grad.{name}"]
+            assert expected.dtype == inputs[name].dtype
+            assert expected.shape == inputs[name].shape
+            assert expected.tobytes() == gradient.tobytes()
+        assert ("grad_output" in tensors) == (entry["grad_output"] is None)
+
+
+def test_files_are_the_same_from_run_to_run(folder, tmp_path):
+    store.write(tmp_path)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_only_some_functions(tmp_path):
+    count = store.write(tmp_path, {"masked_lm"})
+    assert {entry["function"] for entry in manifest_of(tmp_path)["cases"]} == {"masked_lm"}
+    assert count == len(manifest_of(tmp_path)["cases"])
+    with pytest.raises(ValueError, match="no golden cases for tea; there are some for cross_entropy, causal_lm"):
+        store.write(tmp_path, {"tea", "masked_lm"})
+
+
+def test_check_finds_the_same_bits(folder):
+    assert all(fault is None for _, fault in store.check(folder))
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rewrite(copy, case_id, change):
+    """Change a case's tensors, with a manifest that agrees."""
+    from safetensors.numpy import save_file
+
+    manifest = manifest_of(copy)
+    entry = next(entry for entry in manifest["cases"] if entry["id"] == case_id)
+    tensors = load_file(copy / entry["file"])
+    change(tensors)
+    save_file(tensors, copy / entry["file"])
+    entry["sha256"] = hashlib.sha256((copy / entry["file"]).read_bytes()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+
+def faults(copy):
+    return {case: fault for case, fault in store.check(copy) if fault is not None}
+
+
+def test_check_finds_one_changed_bit(copy):
+    def change(tensors):
+        gradient = tensors["expected.grad.logits"]
+        gradient[0, 0, 0] = np.nextafter(gradient[0, 0, 0], np.float32(1))
+
+    rewrite(copy, "masked_lm-float32", change)
+    assert faults(copy) == {"masked_lm-float32": "other bits in expected.grad.logits"}
+
+
+def test_check_finds_missing_and_additional_tensors(copy):
+    rewrite(copy, "masked_lm-float32", lambda tensors: tensors.pop("expected.loss"))
+    rewrite(copy, "masked_lm-float64", lambda tensors: tensors.update({"expected.extra": np.zeros(1)}))
+    assert faults(copy) == {
+        "masked_lm-float32": "other bits in expected.loss",
+        "masked_lm-float64": "other bits in expected.extra",
+    }
+
+
+def test_check_finds_changed_and_missing_files(copy):
+    path = copy / "causal_lm-float32.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    (copy / "causal_lm-float16.safetensors").unlink()
+    assert faults(copy) == {
+        "causal_lm-float32": "causal_lm-float32.safetensors: differs from its checksum in the manifest",
+        "causal_lm-float16": "causal_lm-float16.safetensors: no such file",
+    }
+
+
+def test_check_names_unusable_cases(copy):
+    rewrite(copy, "masked_lm-float32", lambda tensors: tensors.update({"input.labels": np.full((2, 9), 99)}))
+    manifest = manifest_of(copy)
+    manifest["cases"][0]["function"] = "tea"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    found = faults(copy)
+    assert found[manifest["cases"][0]["id"]] == "unknown function 'tea'"
+    assert found["masked_lm-float32"].startswith("labels[0, 0] = 99 is outside [0, 17)")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no golden files here: there is no manifest.json"),
+        ("{", "not a manifest"),
+        ("[]", "not a manifest"),
+        ('{"format": 1}', "not a manifest"),
+        ('{"format": 2, "cases": []}', "has format 2; this version of refloss reads format 1"),
+        ('{"format": 1, "cases": [{"id": "x"}]}', "not a manifest: a case lacks an entry"),
+    ],
+)
+def test_bad_manifests(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(store.check(tmp_path))
