@@ -85,7 +85,7 @@ def worst_error(where: Range, count: int) -> tuple[float, float]:
     got = evaluate(where.scalar, points)
     errors = np.where(np.isinf(true.high), np.where(got == true.high, 0.0, np.inf), 0.0)
     finite = np.isfinite(true.high)
-    errors[finite] = ulp_errors(got[finite], type(true)(true.high[finite], true.low[finite]), "float64")
+    errors[finite] = ulp_errors(got[finite], true.at(finite), "float64")
     return float(errors.max()), float(points[errors.argmax()])
 
 

@@ -7,7 +7,8 @@ from tests.scalar_accuracy import RANGES, evaluate, worst_error
 @pytest.mark.parametrize("where", RANGES, ids=lambda where: f"{where.scalar} {where.name}")
 def test_scalars_are_within_one_ulp(where):
     error, point = worst_error(where, 100_000)
-    assert error <= 1.0, f"{where.scalar}({point!r}) is off by {error} ulp"
+    # Within 1 ulp is the promise; subnormal results are rounded a second time.
+    assert error <= (0.8 if "underflow" in where.name else 0.65), f"{where.scalar}({point!r}) is off by {error} ulp"
 
 
 @pytest.mark.parametrize(

@@ -30,23 +30,27 @@ FORMATS = {
 
 
 class Pairs(NamedTuple):
-    """True values as high + low."""
+    """True values as high + low·2^-shift; small values have a shift, so that their low part is never subnormal."""
 
     high: np.ndarray
     low: np.ndarray
+    shift: np.ndarray
+
+    def at(self, where: np.ndarray) -> Pairs:
+        """Some of the values."""
+        return Pairs(self.high[where], self.low[where], self.shift[where])
 
 
 def pairs(values: Any) -> Pairs:
     """mpmath numbers of any nesting as pairs."""
     array = np.array(values, dtype=object)
-    high = np.array([float(value) for value in array.ravel()]).reshape(array.shape)
-    low = np.array(
-        [
-            float(value - mpmath.mpf(top)) if np.isfinite(top) else 0.0
-            for value, top in zip(array.ravel(), high.ravel(), strict=True)
-        ]
-    )
-    return Pairs(high, low.reshape(array.shape))
+    high = np.array([float(value) for value in array.ravel()])
+    shift = np.where(np.abs(high) < 1, 200, 0)
+    low = [
+        float(mpmath.ldexp(value - mpmath.mpf(top), int(by))) if np.isfinite(top) else 0.0
+        for value, top, by in zip(array.ravel(), high, shift, strict=True)
+    ]
+    return Pairs(high.reshape(array.shape), np.array(low).reshape(array.shape), shift.reshape(array.shape))
 
 
 def ulp_errors(result: Any, true: Pairs, dtype: str) -> np.ndarray:
@@ -54,12 +58,10 @@ def ulp_errors(result: Any, true: Pairs, dtype: str) -> np.ndarray:
     precision, smallest = FORMATS[dtype]
     got = np.asarray(result).astype(np.float64)
     exponent = np.maximum(np.frexp(true.high)[1] - 1, smallest)
-    unit_exponent = exponent - precision + 1
-    same = got == true.high
     with np.errstate(invalid="ignore"):
-        difference = np.where(same & (true.low == 0), 0.0, (got - true.high) - true.low)
-    # Two steps, because the inverse of the smallest unit is out of range.
-    return np.abs(np.ldexp(np.ldexp(difference, -unit_exponent // 2), -unit_exponent - (-unit_exponent // 2)))
+        gap = np.where(got == true.high, 0.0, got - true.high)
+    difference = np.ldexp(gap, true.shift) - true.low
+    return np.abs(np.ldexp(difference, precision - 1 - exponent - true.shift))
 
 
 def correctly_rounded(errors: np.ndarray) -> np.ndarray:

@@ -98,11 +98,8 @@ def _label_gradient(split, label, terms, coefficient, exponentials, gradient):
         mine = negate(multiply(total, split.rest))
     else:
         store_difference(exponentials, factor, terms.weight, multiply(coefficient, terms.uniform), gradient)
-        own = multiply(terms.uniform, weight)
-        if split.share[0] > 0.5:
-            mine = add(add(smoothing, negate(own)), negate(multiply(total, split.rest)))
-        else:
-            mine = add(multiply(total, split.share), negate(add(multiply(terms.keep, weight), own)))
+        own = add(multiply(terms.keep, weight), multiply(terms.uniform, weight))
+        mine = add(multiply(total, split.share), negate(own))
     store(gradient, label, rounded(multiply(coefficient, mine)))
 
 
@@ -153,10 +150,7 @@ def _probability_gradient(split, k, target, total, terms, coefficient, exponenti
         taken, taken_low = multiply(coefficient, _target_mass(widen(target[i]), terms.weight[i], terms))
         store(gradient, i, fma(exponentials[i], factor[0], -taken) + fma(exponentials[i], factor[1], -taken_low))
     own = _target_mass(widen(target[k]), terms.weight[k], terms)
-    if split.share[0] > 0.5:
-        mine = add(add(total, negate(own)), negate(multiply(total, split.rest)))
-    else:
-        mine = add(multiply(total, split.share), negate(own))
+    mine = add(multiply(total, split.share), negate(own))
     store(gradient, k, rounded(multiply(coefficient, mine)))
 
 

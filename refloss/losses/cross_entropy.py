@@ -14,9 +14,9 @@ Gradient. With Q = Σ_j q_j, ∂lse/∂x_j = p_j, and a cotangent c (the row's g
 Numerics. Three naive forms lose digits, and each has its remedy:
 
 - lse − x_y for a confident row. It is log1p of the sum of the other terms relative to the label's (kernels.softmax).
-- p_y − 1 for a confident row. It is minus the sum of the other probabilities: with q_o = Σ_{j≠y} q_j the element is
-  c·(q_o − Q·(1 − p_y)), used where p_y > 1/2.
-- Q·p_j − q_j where both are close. q_j and Q·c/Z are kept as pairs, so that the subtraction is of exact products.
+- p_y − 1 for a confident row. It is minus the sum of the other probabilities.
+- Q·p_j − q_j where both are close. q_j, Q·c/Z and the p of the largest class are pairs, which hold 1 − 10^-30 to 53 bits
+  of its distance from 1, so that the subtraction loses nothing.
 
 The sum of a row's terms does not depend on their order, nor the sum over rows (numerics.sums).
 
