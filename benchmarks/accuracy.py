@@ -53,8 +53,8 @@ def errors(gradient: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.ndarra
     """Distance from the exact gradient in units in the last place of float32; at most 0.5 where correctly rounded."""
     _, exponent = np.frexp(high)
     ulp = np.ldexp(1.0, np.maximum(exponent, -125) - 24)
-    distance: np.ndarray = np.abs((gradient.astype(np.float64) - high) - low)
-    return distance / ulp
+    distance: np.ndarray = np.abs((gradient.astype(np.float64) - high) - low) / ulp
+    return distance
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
             others, label = error[~at_label[part]], error[at_label[part]]
             share = f"{100 * np.mean(error <= 0.5):.4f} %"
             rows.append((kind, name, share, f"{others.max():.4g}", f"{label.max():.4g}"))
-    columns = ("rows", "implementation", "correctly rounded", "largest error, ulp", "at the label, ulp")
+    columns = ("rows", "implementation", "correctly rounded", "worst of the others, ulp", "worst of the labels, ulp")
     title = f"Float32 gradient of mean cross-entropy, {ROWS} × {CLASSES}"
     table = Table(title, columns, rows)
     publish("accuracy", machine(("refloss", "numpy", "torch", "jax", "mpmath")), (table,), "", write)

@@ -64,7 +64,8 @@ def publish(marker: str, introduction: str, tables: Sequence[Table], conclusion:
     console.print(introduction)
     for table in tables:
         table.show()
-    console.print(conclusion)
+    if conclusion:
+        console.print(conclusion)
     if not write:
         return
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"

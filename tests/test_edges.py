@@ -81,6 +81,24 @@ def test_undefined_rows_are_nan_and_alone(row, dtype):
     assert np.isfinite(by_probability.loss[1])
 
 
+def test_no_logit_is_close_to_a_huge_one():
+    """The spacing of float64 there is larger than the range of exp."""
+    low = np.finfo(np.float32).min
+    result = refloss.cross_entropy(np.array([[low, -np.inf, low]], np.float32), [2])
+    assert result.loss == np.log(2)
+    assert np.array_equal(result.grads["logits"], [[0.5, 0.0, -0.5]])
+    for logits in ([[1e20, -1.7e20, 0.0]], [[2.0**63, 0.0, 0.0]], [[2.0**55, 0.0, 2.0**55 - 800]]):
+        result = refloss.cross_entropy(logits, [1])
+        assert np.array_equal(result.grads["logits"], [[1.0, -1.0, 0.0]])
+        assert result.loss == logits[0][0] - logits[0][1]
+
+
+def test_an_infinite_normaliser_leaves_nothing():
+    result = refloss.masked_lm([[1.0, 2.0]], [0], num_items_in_batch=np.inf)
+    assert result.loss == 0.0
+    assert np.array_equal(result.grads["logits"], [[0.0, 0.0]])
+
+
 @pytest.mark.parametrize("magnitude", [1e30, 1e38])
 def test_huge_logits(magnitude):
     logits = np.array([[magnitude, -magnitude, magnitude]], np.float32)

@@ -34,7 +34,7 @@ from refloss.numerics.formats import (
     widen,
 )
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, two_sum
-from refloss.numerics.sums import grid_counts, grid_total
+from refloss.numerics.sums import grid_bits, grid_total
 
 
 class Split(NamedTuple):
@@ -82,15 +82,15 @@ def find(x, value):
 
 @jit.scalar
 def _exponentials(x, reference, terms):
-    """e^(x − reference) into terms; the sums of their counts."""
+    """e^(x − reference) into terms; the sums of their bits on the grids."""
     coarse = 0
     fine = 0
     for i in range(x.size):
         term = exp_difference(widen(x[i]), reference)
         terms[i] = term
-        coarse_count, fine_count = grid_counts(term)
-        coarse += coarse_count
-        fine += fine_count
+        coarse_bits, fine_bits = grid_bits(term)
+        coarse += coarse_bits
+        fine += fine_bits
     return coarse, fine
 
 
@@ -105,7 +105,7 @@ def exponentials_excluding(x, excluded, reference, terms):
     more_coarse, more_fine = _exponentials(x[after:], reference, terms[after:])
     if excluded >= 0:
         terms[excluded] = 0.0
-    return grid_total(coarse + more_coarse, fine + more_fine)
+    return grid_total(coarse + more_coarse, fine + more_fine, x.size - (after - before))
 
 
 @jit.helper

@@ -15,8 +15,8 @@ Numerics. Three naive forms lose digits, and each has its remedy:
 
 - lse − x_y for a confident row. It is log1p of the sum of the other terms relative to the label's (kernels.softmax).
 - p_y − 1 for a confident row. It is minus the sum of the other probabilities.
-- Q·p_j − q_j where both are close. q_j, Q·c/Z and the p of the largest class are pairs, which hold 1 − 10^-30 to 53 bits
-  of its distance from 1, so that the subtraction loses nothing.
+- Q·p_j − q_j where both are close. q_j, Q·c/Z and the p of the largest class are pairs (which hold 1 − 10^-30 to 53
+  bits of its distance from 1), so that the subtraction loses nothing.
 
 The sum of a row's terms does not depend on their order, nor the sum over rows (numerics.sums).
 

@@ -109,9 +109,10 @@ def exp_difference(x, reference):
     Vectorises to some forty instructions. The power of two is applied 128 too high and taken back by a product, so that
     subnormal results are rounded once.
     """
-    floor = reference - 746.0
-    x = floor if x < floor else x
     high, low = two_sum(x, -reference)
+    vanishes = high < -746.0
+    high = -746.0 if vanishes else high
+    low = 0.0 if vanishes else low
     leading, tail, n = _exp_reduced(high, low)
     return float64_from_bits(float64_bits(leading + tail) + ((n + 128) << 52)) * 2.0**-128
 

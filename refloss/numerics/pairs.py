@@ -30,9 +30,9 @@ def fast_two_sum(a, b):
 
 @jit.scalar
 def _normalised(plain, a, b):
-    """a + b as a pair, for |a| ≥ |b|; the plain float64 result where that is infinite or undefined."""
+    """a + b as a pair, for |a| ≥ |b|; the plain float64 result where infinities leave nothing to correct."""
     high, low = fast_two_sum(a, b)
-    finite = abs(plain) < np.inf
+    finite = abs(plain) < np.inf and low == low
     return high if finite else plain, low if finite else 0.0
 
 

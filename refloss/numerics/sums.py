@@ -32,16 +32,18 @@ _DEPOSITS = 2**29
 
 
 @jit.scalar
-def grid_counts(term):
-    """A term in [-1, 1] as counts of 2^-36 and of 2^-72."""
+def grid_bits(term):
+    """A term in [-1, 1] as counts of 2^-36 and of 2^-72, each on top of the bits of its magic constant."""
     coarse = term + COARSE_MAGIC
     fine = (term - (coarse - COARSE_MAGIC)) + FINE_MAGIC
-    return float64_bits(coarse) - float64_bits(COARSE_MAGIC), float64_bits(fine) - float64_bits(FINE_MAGIC)
+    return float64_bits(coarse), float64_bits(fine)
 
 
 @jit.helper
-def grid_total(coarse, fine):
-    """The pair that two sums of counts stand for."""
+def grid_total(coarse, fine, terms):
+    """The pair that the sums of the bits of some terms stand for; what the magics added is taken off modulo 2^64."""
+    coarse -= terms * float64_bits(COARSE_MAGIC)
+    fine -= terms * float64_bits(FINE_MAGIC)
     high = fast_two_sum(np.float64(coarse >> 30) * 2.0**-6, np.float64(coarse & (2**30 - 1)) * 2.0**-36)
     low = two_sum(np.float64(fine >> 30) * 2.0**-42, np.float64(fine & (2**30 - 1)) * 2.0**-72)
     return add(high, low)
@@ -63,10 +65,10 @@ def row_sum(terms):
     coarse = 0
     fine = 0
     for term in terms:
-        coarse_count, fine_count = grid_counts(scale(term, -exponent))
-        coarse += coarse_count
-        fine += fine_count
-    high, low = grid_total(coarse, fine)
+        coarse_bits, fine_bits = grid_bits(scale(term, -exponent))
+        coarse += coarse_bits
+        fine += fine_bits
+    high, low = grid_total(coarse, fine, terms.size)
     return scale(high, exponent), scale(low, exponent)
 
 
