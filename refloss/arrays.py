@@ -143,6 +143,15 @@ def check_labels(
     )
 
 
+def check_range(array: np.ndarray, low: float, high: float, name: str) -> None:
+    """Raise unless every element is in [low, high]."""
+    if array.size == 0 or (array.min() >= low and array.max() <= high):
+        return
+    index = tuple(int(i) for i in np.argwhere(~((array >= low) & (array <= high)))[0])
+    where = f"{name}[{', '.join(str(i) for i in index)}]" if index else name
+    raise ValueError(f"{where} = {array[index]} is outside [{low:g}, {high:g}]")
+
+
 def integer(value: Any, name: str) -> int:
     """An integer argument."""
     if isinstance(value, bool | np.bool_):
@@ -192,14 +201,14 @@ def float_dtype(value: Any, name: str) -> np.dtype[Any]:
     return dtype
 
 
-def gradient_buffer(like: np.ndarray, grad_dtype: Any, out: Any = None) -> np.ndarray:
+def gradient_buffer(like: np.ndarray, grad_dtype: Any, out: Any, name: str) -> np.ndarray:
     """Where a gradient goes: a fresh array, or the caller's own."""
     dtype = like.dtype if grad_dtype is None else float_dtype(grad_dtype, "grad_dtype")
     if out is None:
         return np.empty(like.shape, dtype)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is a {type(out).__name__}; expected a NumPy array")
-    check_shape(out, like.shape, "out", "the shape of logits")
+    check_shape(out, like.shape, "out", f"the shape of {name}")
     if out.dtype not in FLOAT_DTYPES or (grad_dtype is not None and out.dtype != dtype):
         raise TypeError(f"out has dtype {out.dtype}; expected {dtype}")
     if not out.flags.writeable:
@@ -209,5 +218,5 @@ def gradient_buffer(like: np.ndarray, grad_dtype: Any, out: Any = None) -> np.nd
     if not whole or overlapping:
         raise ValueError(f"out has strides {out.strides}; expected every {out.itemsize}-byte element in its own place")
     if np.may_share_memory(out, like):
-        raise ValueError("out shares memory with logits; inputs are never changed")
+        raise ValueError(f"out shares memory with {name}; inputs are never changed")
     return out

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+import importlib
+from typing import TYPE_CHECKING
 
 from refloss.arrays import choice
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 BACKENDS = ("auto", "cpu", "cuda")
 
 
-def launcher(backend: str) -> ModuleType:
-    """The module that runs kernels for a backend; imported here, because it brings in Numba."""
+def launcher(backend: str, family: str) -> ModuleType:
+    """The module that runs a family of kernels on a backend; imported here, because it brings in Numba."""
     if choice(backend, "backend", BACKENDS) == "cuda":
         raise RuntimeError("backend='cuda': this version of refloss has no CUDA kernels; use backend='cpu'")
-    from refloss.kernels import launch
-
-    return launch
+    return importlib.import_module(f"refloss.kernels.launch_{family}")

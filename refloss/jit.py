@@ -28,10 +28,14 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(error_model="numpy")(function)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a loop over arrays, without the interpreter lock and cached on disk."""
+def kernel(function: Callable[..., Any], name: str = "") -> Any:
+    """Compile a loop over arrays, without the interpreter lock and cached on disk.
+
+    A loop that is defined inside another function, over scalars that are handed to it, has to have a name: its place in
+    the cache.
+    """
     dispatcher: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    dispatcher._cache = _PackageCache(function)
+    dispatcher._cache = _PackageCache(function, name)
     return dispatcher
 
 
@@ -41,15 +45,19 @@ class _PackageCache(FunctionCache):
     Numba looks at the kernel's own file only, and would go on serving a kernel whose scalars have changed elsewhere.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
         super().__init__(function)
         self._cache_file = IndexDataCacheFile(
-            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_package_stamp()
+            cache_path=self._cache_path, filename_base=self._impl.filename_base + name, source_stamp=_package_stamp()
         )
+
+    def _index_key(self, signature: Any, codegen: Any) -> Any:
+        """Numba's key without its hash of the closure, which differs from process to process: name and stamp identify it."""
+        return signature, codegen.magic_tuple()
 
 
 @functools.cache
 def _package_stamp() -> tuple[tuple[str, int, int], ...]:
     root = Path(__file__).parent
-    files = sorted([Path(__file__), *root.glob("numerics/*.py"), *root.glob("kernels/*.py")])
+    files = sorted([Path(__file__), *(path for part in ("numerics", "kernels", "losses") for path in root.glob(f"{part}/*.py"))])
     return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import refloss
-from refloss.kernels import launch, rows
+from refloss.kernels import launch_cross_entropy as launch
+from refloss.kernels import rows
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 

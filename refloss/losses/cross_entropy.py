@@ -133,11 +133,11 @@ def rows_cross_entropy(
     backend: str = "auto",
 ) -> LossResult:
     """Cross-entropy of checked arrays with the classes on any axis; a "sum" is divided by divisor."""
-    run = launcher(backend)
+    run = launcher(backend, "cross_entropy")
     probabilities = arrays.is_float(target)
     row_shape = logits.shape[:class_axis] + logits.shape[class_axis + 1 :]
     loss_shape = row_shape if reduction == "none" else ()
-    gradient = arrays.gradient_buffer(logits, grad_dtype, out) if grad else None
+    gradient = arrays.gradient_buffer(logits, grad_dtype, out, "logits") if grad else None
     target_gradient = np.empty(target.shape, target.dtype) if grad and probabilities else None
     task = run.Task(
         logits=logits,

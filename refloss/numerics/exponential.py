@@ -173,6 +173,22 @@ def log1p_pair(high, low):
 
 
 @jit.scalar
+def softplus_pair(x):
+    """log(1 + e^x) as a pair."""
+    below = -abs(x)
+    leading, tail, n = exp_pair(-800.0 if below < -800.0 else below, 0.0)
+    small = log1p_pair(scale(leading, n), scale(tail, n))
+    return add((x if x > 0.0 else 0.0, 0.0), small)
+
+
+@jit.scalar
+def sigmoid(x):
+    """1 / (1 + e^−x)."""
+    small = exp(-abs(x))
+    return (1.0 if x >= 0.0 else small) / (1.0 + small)
+
+
+@jit.scalar
 def log1p(x):
     """log(1 + x): −inf at −1, NaN below."""
     high, low = log1p_pair(x, 0.0)

@@ -66,6 +66,19 @@ def multiply(a, b):
 
 
 @jit.scalar
+def product(a, b):
+    """Product of two pairs for hot loops: not normalised, and with an undefined low part where the high one is infinite."""
+    high, low = two_product(a[0], b[0])
+    return high, low + fma(a[0], b[1], a[1] * b[0])
+
+
+@jit.scalar
+def settled(a):
+    """The float64 nearest to a pair whose low part may be undefined."""
+    return a[0] + a[1] if a[1] == a[1] else a[0]
+
+
+@jit.scalar
 def divide(a, b):
     """Quotient of two pairs."""
     plain = a[0] / b[0]

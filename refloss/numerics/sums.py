@@ -32,11 +32,18 @@ _DEPOSITS = 2**29
 
 
 @jit.scalar
+def grid_step(term, magic):
+    """A term as a count of units, on top of the bits of their magic constant, and what is left of it."""
+    shifted = term + magic
+    return float64_bits(shifted), term - (shifted - magic)
+
+
+@jit.scalar
 def grid_bits(term):
-    """A term in [-1, 1] as counts of 2^-36 and of 2^-72, each on top of the bits of its magic constant."""
-    coarse = term + COARSE_MAGIC
-    fine = (term - (coarse - COARSE_MAGIC)) + FINE_MAGIC
-    return float64_bits(coarse), float64_bits(fine)
+    """A term in [-1, 1] on both grids."""
+    coarse, rest = grid_step(term, COARSE_MAGIC)
+    fine, _ = grid_step(rest, FINE_MAGIC)
+    return coarse, fine
 
 
 @jit.helper

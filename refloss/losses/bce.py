@@ -1,0 +1,100 @@
+"""Binary cross-entropy of probabilities.
+
+    ℓ = −t·max(log p, −100) − (1 − t)·max(log(1 − p), −100)
+
+torch clamps the logarithms in the value, and takes other derivatives than that value has: they are followed here.
+
+    ∂ℓ/∂p = (p − t) / max(p·(1 − p), 1e-12),    ∂ℓ/∂t = log(1 − p) − log p, not clamped
+
+Torch counterpart: torch.nn.functional.binary_cross_entropy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays, jit
+from refloss.kernels.elementwise import loops
+from refloss.losses import elementwise
+from refloss.numerics.exponential import log, log1p
+from refloss.numerics.pairs import pair, product, two_sum
+from refloss.result import LossResult
+
+
+@jit.scalar
+def value(x, t, factor, parameter):
+    log_p, log_rest = log(x), log1p(-x)
+    log_p = -100.0 if log_p < -100.0 else log_p
+    log_rest = -100.0 if log_rest < -100.0 else log_rest
+    for_positive = product(pair(-t), pair(log_p))
+    for_negative = product(two_sum(t, -1.0), pair(log_rest))
+    high, low = two_sum(for_positive[0], for_negative[0])
+    return high, low + (for_positive[1] + for_negative[1])
+
+
+@jit.scalar
+def derivatives(x, t, factor, parameter):
+    spread = (1.0 - x) * x
+    return (x - t) / (1e-12 if spread < 1e-12 else spread), log1p(-x) - log(x)
+
+
+@jit.scalar
+def size(x, t, factor, parameter):
+    return 101.0 * (abs(t) + abs(1.0 - t)) + 0.0 * x
+
+
+LOOPS = loops("bce", value, derivatives, size)
+
+
+def bce(
+    input: Any,  # noqa: A002
+    target: Any,
+    weight: Any = None,
+    *,
+    reduction: str = "mean",
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Binary cross-entropy of probabilities, as torch.nn.functional.binary_cross_entropy.
+
+    ℓ_i = −w_i·(t_i·max(log p_i, −100) + (1 − t_i)·max(log(1 − p_i), −100)); "mean" divides the sum by the number of elements.
+    With c = grad_output over that: ∂/∂p_i = c·w_i·(p_i − t_i)/max(p_i(1 − p_i), 1e-12), ∂/∂t_i = c·w_i·(log(1 − p_i) − log p_i).
+    At p = 0 and 1 these are not the derivatives of the clamped value: they are torch's. Held constant: weight.
+
+    Args:
+        input, target: arrays of one shape, any float dtype and layout, with values in [0, 1].
+        weight: broadcasts to the shape of input.
+        reduction: "mean", "sum" or "none".
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+
+    Returns:
+        loss in nats. grads: "input" and "target".
+
+    Edges:
+        A hard miss costs 100, with a derivative of ±10^12. No elements: "mean" is NaN.
+
+    Raises:
+        ValueError: a shape, an option or a buffer that does not fit; a probability outside [0, 1]. TypeError: a dtype that does
+            not.
+    """
+    arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
+    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    arrays.check_range(x, 0.0, 1.0, "input")
+    arrays.check_range(t, 0.0, 1.0, "target")
+    return elementwise.evaluate(
+        LOOPS,
+        {"input": x, "target": t},
+        weight=elementwise.broadcast(weight, x.shape, "weight"),
+        divisor=x.size,
+        reduction=reduction,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )

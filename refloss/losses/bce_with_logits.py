@@ -1,0 +1,107 @@
+"""Binary cross-entropy of logits.
+
+With σ(x) = 1/(1 + e^−x), a target t and a factor p on the positive term,
+
+    ℓ = −p·t·log σ(x) − (1 − t)·log(1 − σ(x)) = p·t·softplus(−x) + (1 − t)·softplus(x)
+    ∂ℓ/∂x = (1 − t)·σ(x) − p·t·σ(−x),    ∂ℓ/∂t = p·softplus(−x) − softplus(x)
+
+Both terms of ℓ have one sign for t in [0, 1], so that a confident element loses no digit; the usual (1 − t)·x + softplus(−x)
+cancels there. With p = 1, ∂ℓ/∂t is −x exactly.
+
+Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays, jit
+from refloss.kernels.elementwise import loops
+from refloss.losses import elementwise
+from refloss.numerics.exponential import sigmoid, softplus_pair
+from refloss.numerics.pairs import pair, product, settled, two_sum
+from refloss.result import LossResult
+
+
+@jit.scalar
+def value(x, t, factor, parameter):
+    for_positive = product(product(pair(factor), pair(t)), softplus_pair(-x))
+    for_negative = product(two_sum(1.0, -t), softplus_pair(x))
+    high, low = two_sum(for_positive[0], for_negative[0])
+    return high, low + (for_positive[1] + for_negative[1])
+
+
+@jit.scalar
+def _target_derivative(x, factor):
+    positive, negative = product(pair(factor), softplus_pair(-x)), softplus_pair(x)
+    return settled((positive[0] - negative[0], positive[1] - negative[1]))
+
+
+@jit.scalar
+def derivatives(x, t, factor, parameter):
+    positive, negative = sigmoid(x), sigmoid(-x)
+    for_target = -x if factor == 1.0 else _target_derivative(x, factor)
+    return (1.0 - t) * positive - factor * t * negative, for_target
+
+
+@jit.scalar
+def size(x, t, factor, parameter):
+    return (abs(x) + 1.0) * (abs(factor * t) + abs(1.0 - t))
+
+
+LOOPS = loops("bce_with_logits", value, derivatives, size)
+
+
+def bce_with_logits(
+    logits: Any,
+    target: Any,
+    weight: Any = None,
+    pos_weight: Any = None,
+    *,
+    reduction: str = "mean",
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Binary cross-entropy of logits, as torch.nn.functional.binary_cross_entropy_with_logits.
+
+    ℓ_i = w_i·(p_i·t_i·softplus(−x_i) + (1 − t_i)·softplus(x_i)); "mean" divides the sum by the number of elements. With
+    c = grad_output over that: ∂/∂x_i = c·w_i·((1 − t_i)·σ(x_i) − p_i·t_i·σ(−x_i)),
+    ∂/∂t_i = c·w_i·(p_i·softplus(−x_i) − softplus(x_i)). Held constant: weight and pos_weight.
+
+    Args:
+        logits, target: arrays of one shape, any float dtype and layout; targets are usually in [0, 1].
+        weight: broadcasts to the shape of logits.
+        pos_weight: p, broadcasts to the shape of logits.
+        reduction: "mean", "sum" or "none".
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for logits' gradient.
+
+    Returns:
+        loss in nats. grads: "logits" and "target".
+
+    Edges:
+        A logit of ±inf on the right side of a hard target is 0·inf = NaN, as in torch; its gradient is 0. No elements: "mean"
+        is NaN.
+
+    Raises:
+        ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
+    """
+    arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
+    x, t = arrays.float_array(logits, "logits"), arrays.float_array(target, "target")
+    return elementwise.evaluate(
+        LOOPS,
+        {"logits": x, "target": t},
+        weight=elementwise.broadcast(weight, x.shape, "weight"),
+        factor=elementwise.broadcast(pos_weight, x.shape, "pos_weight"),
+        divisor=x.size,
+        reduction=reduction,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )

@@ -1,0 +1,100 @@
+"""Huber loss: quadratic up to δ, linear beyond.
+
+With d = x − t: d²/2 for |d| ≤ δ, else δ·(|d| − δ/2). Its derivative in x is d, or δ·sign(d), that in t the negative.
+Huber, "Robust estimation of a location parameter", 1964. It is δ times the smooth L1 loss with β = δ.
+
+Torch counterpart: torch.nn.functional.huber_loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays, jit
+from refloss.kernels.elementwise import loops
+from refloss.losses import elementwise
+from refloss.numerics.pairs import pair, product, two_sum
+from refloss.result import LossResult
+
+
+@jit.scalar
+def value(x, t, factor, parameter):
+    high, low = two_sum(x, -t)
+    if abs(high) <= parameter:
+        return product((high, low), (0.5 * high, 0.5 * low))
+    negative = high < 0.0
+    rest, rest_low = two_sum(-high if negative else high, -0.5 * parameter)
+    return product((rest, rest_low + (-low if negative else low)), pair(parameter))
+
+
+@jit.scalar
+def derivatives(x, t, factor, parameter):
+    d = x - t
+    slope = parameter if d > parameter else (-parameter if d < -parameter else d)
+    return slope, -slope
+
+
+@jit.scalar
+def size(x, t, factor, parameter):
+    return (abs(x - t) + parameter) * parameter
+
+
+LOOPS = loops("huber", value, derivatives, size)
+
+
+def huber(
+    input: Any,  # noqa: A002
+    target: Any,
+    *,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Any = None,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Huber loss, as torch.nn.functional.huber_loss.
+
+    With d_i = x_i − t_i: ℓ_i = w_i·d_i²/2 for |d_i| ≤ δ, else w_i·δ·(|d_i| − δ/2); "mean" divides the sum by the number of
+    elements, with weights too (mse and l1 divide by their sum). With c = grad_output over that: ∂/∂x_i = c·w_i·d_i clamped to
+    ±δ before the product, ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·ℓ_i/w_i. Held constant: nothing.
+
+    Args:
+        input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.
+        reduction: "mean", "sum" or "none".
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        delta: where the pieces meet, in units of the input; positive.
+        weight: of the same shape.
+
+    Returns:
+        loss in squared units of the input. grads: "input", "target", and "weight" where given.
+
+    Edges:
+        |d| = δ belongs to the quadratic piece. No elements: "mean" is NaN.
+
+    Raises:
+        ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
+    """
+    arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
+    delta = arrays.number(delta, "delta")
+    if not delta > 0.0:
+        raise ValueError(f"delta is {delta}; expected a positive number")
+    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    return elementwise.evaluate(
+        LOOPS,
+        {"input": x, "target": t},
+        parameter=delta,
+        weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),
+        weight_has_gradient=True,
+        divisor=x.size,
+        reduction=reduction,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )

@@ -1,0 +1,106 @@
+"""Kullback-Leibler divergence of log-probabilities from a target.
+
+    target t:               ℓ = t·(log t − x),    ∂ℓ/∂x = −t,      ∂ℓ/∂t = log t + 1 − x
+    target u = log t:       ℓ = e^u·(u − x),      ∂ℓ/∂x = −e^u,    ∂ℓ/∂u = e^u·(u − x + 1)
+
+log t is kept as a pair, so that the difference of close distributions keeps its digits. At t = 0 the value is −0·x and torch's
+derivative in t is NaN.
+
+Torch counterpart: torch.nn.functional.kl_div.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays, jit
+from refloss.kernels.elementwise import loops
+from refloss.losses import elementwise
+from refloss.numerics.exponential import exp, exp_pair, log, log_pair, scale
+from refloss.numerics.pairs import pair, product, two_sum
+from refloss.result import LossResult
+
+
+@jit.scalar
+def value(x, t, factor, parameter):
+    if parameter > 0.0:
+        difference = two_sum(t, -x)
+        clamped = -800.0 if t < -800.0 else (710.0 if t > 710.0 else t)
+        leading, tail, n = exp_pair(clamped, 0.0)
+        return product((scale(leading, n), scale(tail, n)), difference)
+    if t > 0.0 and t < np.inf:
+        log_t = log_pair(t, 0.0)
+        high, low = two_sum(log_t[0], -x)
+        return product(pair(t), (high, low + log_t[1]))
+    return (-t * x if t == 0.0 else np.nan * t), 0.0
+
+
+@jit.scalar
+def derivatives(x, t, factor, parameter):
+    if parameter > 0.0:
+        probability = exp(t)
+        return -probability, probability * ((t - x) + 1.0)
+    return -t, np.nan if t <= 0.0 else (log(t) - x) + 1.0
+
+
+@jit.scalar
+def size(x, t, factor, parameter):
+    if parameter > 0.0:
+        return exp(t) * abs(t - x)
+    return abs(t * x) + (abs(t * log(t)) if t > 0.0 else np.nan * t if t < 0.0 else 0.0)
+
+
+LOOPS = loops("kl_div", value, derivatives, size)
+
+
+def kl_div(
+    input: Any,  # noqa: A002
+    target: Any,
+    *,
+    reduction: str = "mean",
+    log_target: bool = False,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Kullback-Leibler divergence, as torch.nn.functional.kl_div: input holds log-probabilities.
+
+    ℓ_i = t_i·(log t_i − x_i), or e^u_i·(u_i − x_i) with log_target; "mean" divides the sum by the number of elements (which is not
+    the mathematical divergence), "batchmean" by the first axis. With c = grad_output over that: ∂/∂x_i = −c·t_i,
+    ∂/∂t_i = c·(log t_i + 1 − x_i); with log_target −c·e^u_i and c·e^u_i·(u_i − x_i + 1). Held constant: nothing.
+
+    Args:
+        input, target: arrays of one shape, any float dtype and layout; torch broadcasts where shapes differ.
+        reduction: "mean", "batchmean", "sum" or "none".
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        log_target: target holds log-probabilities.
+
+    Returns:
+        loss in nats. grads: "input" and "target".
+
+    Edges:
+        t = 0: the value is 0 (NaN where x is −inf), the derivative in t NaN, as torch has it. t < 0: NaN. No elements: "mean" is NaN.
+
+    Raises:
+        ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
+    """
+    arrays.choice(reduction, "reduction", ("mean", "batchmean", "sum", "none"))
+    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    by_batch = reduction == "batchmean"
+    divisor = (x.shape[0] if x.ndim else 1) if by_batch else x.size
+    return elementwise.evaluate(
+        LOOPS,
+        {"input": x, "target": t},
+        parameter=1.0 if log_target else 0.0,
+        divisor=divisor,
+        reduction="mean" if by_batch else reduction,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )

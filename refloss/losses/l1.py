@@ -1,0 +1,88 @@
+"""Absolute error: |x − t|.
+
+Its derivatives are sign(x − t) and −sign(x − t), 0 where x = t.
+
+Torch counterpart: torch.nn.functional.l1_loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays, jit
+from refloss.kernels.elementwise import loops
+from refloss.losses import elementwise
+from refloss.numerics.pairs import two_sum
+from refloss.result import LossResult
+
+
+@jit.scalar
+def value(x, t, factor, parameter):
+    high, low = two_sum(x, -t)
+    negative = high < 0.0
+    return -high if negative else high, -low if negative else low
+
+
+@jit.scalar
+def derivatives(x, t, factor, parameter):
+    slope = (1.0 if x > t else 0.0) - (1.0 if x < t else 0.0)
+    return slope, -slope
+
+
+@jit.scalar
+def size(x, t, factor, parameter):
+    return abs(x - t)
+
+
+LOOPS = loops("l1", value, derivatives, size)
+
+
+def l1(
+    input: Any,  # noqa: A002
+    target: Any,
+    weight: Any = None,
+    *,
+    reduction: str = "mean",
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Mean absolute error, as torch.nn.functional.l1_loss.
+
+    ℓ_i = w_i·|x_i − t_i|; "mean" divides the sum by the number of elements, or by Σ w_i. With c = grad_output over that
+    normaliser: ∂/∂x_i = c·w_i·sign(x_i − t_i), ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·(|x_i − t_i| − L) with L the mean (0 for "sum"
+    and "none"). Held constant: nothing.
+
+    Args:
+        input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.
+        weight: of the same shape.
+        reduction: "mean", "sum" or "none".
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+
+    Returns:
+        loss in units of the input. grads: "input", "target", and "weight" where given.
+
+    Edges:
+        At x = t the derivative is 0, also for NaN, as torch has it. No elements: "mean" is NaN.
+
+    Raises:
+        ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
+    """
+    arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
+    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    return elementwise.evaluate(
+        LOOPS,
+        {"input": x, "target": t},
+        weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),
+        weight_has_gradient=True,
+        reduction=reduction,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )

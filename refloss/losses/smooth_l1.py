@@ -1,0 +1,95 @@
+"""Smooth L1: quadratic below β, linear above.
+
+With d = x − t: d²/2β for |d| < β, else |d| − β/2. Its derivative in x is d/β or sign(d), that in t the negative; both pieces
+meet with slope ±1 at |d| = β. β = 0 is the absolute error. Girshick, "Fast R-CNN", 2015.
+
+Torch counterpart: torch.nn.functional.smooth_l1_loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays, jit
+from refloss.kernels.elementwise import loops
+from refloss.losses import elementwise
+from refloss.numerics.pairs import divide, pair, product, two_sum
+from refloss.result import LossResult
+
+
+@jit.scalar
+def value(x, t, factor, parameter):
+    high, low = two_sum(x, -t)
+    if abs(high) < parameter:
+        return divide(product((high, low), (0.5 * high, 0.5 * low)), pair(parameter))
+    negative = high < 0.0
+    rest, rest_low = two_sum(-high if negative else high, -0.5 * parameter)
+    return rest, rest_low + (-low if negative else low)
+
+
+@jit.scalar
+def derivatives(x, t, factor, parameter):
+    d = x - t
+    slope = (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
+    slope = slope if abs(d) >= parameter else d / parameter
+    return slope, -slope
+
+
+@jit.scalar
+def size(x, t, factor, parameter):
+    return abs(x - t)
+
+
+LOOPS = loops("smooth_l1", value, derivatives, size)
+
+
+def smooth_l1(
+    input: Any,  # noqa: A002
+    target: Any,
+    *,
+    reduction: str = "mean",
+    beta: float = 1.0,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Smooth L1 loss, as torch.nn.functional.smooth_l1_loss.
+
+    With d_i = x_i − t_i: ℓ_i = d_i²/2β for |d_i| < β, else |d_i| − β/2; "mean" divides the sum by the number of elements. With
+    c = grad_output over that: ∂/∂x_i = c·d_i/β or c·sign(d_i), ∂/∂t_i = −∂/∂x_i. Held constant: nothing.
+
+    Args:
+        input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.
+        reduction: "mean", "sum" or "none".
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        beta: where the pieces meet, in units of the input; not negative.
+
+    Returns:
+        loss in units of the input. grads: "input" and "target".
+
+    Edges:
+        |d| = β belongs to the linear piece. β = 0 is refloss.l1. No elements: "mean" is NaN.
+
+    Raises:
+        ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
+    """
+    arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
+    beta = arrays.number(beta, "beta")
+    if not beta >= 0.0:
+        raise ValueError(f"beta is {beta}; expected a number that is not negative")
+    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    return elementwise.evaluate(
+        LOOPS,
+        {"input": x, "target": t},
+        parameter=beta,
+        reduction=reduction,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )
