@@ -1,20 +1,79 @@
 """The oracle for deep-learning losses: arrays in, the right loss and the right gradients out."""
 
-from refloss.heads.causal_lm import causal_lm
-from refloss.heads.mapping import LOSS_MAPPING
-from refloss.heads.masked_lm import masked_lm
-from refloss.losses.cross_entropy import cross_entropy
-from refloss.parallel import get_num_threads, set_num_threads
-from refloss.result import LossResult
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refloss.heads.causal_lm import causal_lm
+    from refloss.heads.mapping import LOSS_MAPPING
+    from refloss.heads.masked_lm import masked_lm
+    from refloss.heads.question_answering import question_answering
+    from refloss.heads.semantic_segmentation import semantic_segmentation
+    from refloss.heads.sequence_classification import sequence_classification
+    from refloss.heads.token_classification import token_classification
+    from refloss.losses.bce import bce
+    from refloss.losses.bce_with_logits import bce_with_logits
+    from refloss.losses.cross_entropy import cross_entropy
+    from refloss.losses.huber import huber
+    from refloss.losses.kl_div import kl_div
+    from refloss.losses.l1 import l1
+    from refloss.losses.mse import mse
+    from refloss.losses.nll import nll
+    from refloss.losses.smooth_l1 import smooth_l1
+    from refloss.parallel import get_num_threads, set_num_threads
+    from refloss.result import LossResult
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LOSS_MAPPING",
     "LossResult",
+    "bce",
+    "bce_with_logits",
     "causal_lm",
     "cross_entropy",
     "get_num_threads",
+    "huber",
+    "kl_div",
+    "l1",
     "masked_lm",
+    "mse",
+    "nll",
+    "question_answering",
+    "semantic_segmentation",
+    "sequence_classification",
     "set_num_threads",
+    "smooth_l1",
+    "token_classification",
 ]
+
+# Where each name lives, if not in a module of its own name: losses bring in Numba, so each is imported when first used.
+_HEADS = (
+    "causal_lm",
+    "masked_lm",
+    "question_answering",
+    "semantic_segmentation",
+    "sequence_classification",
+    "token_classification",
+)
+_HOMES = {
+    "LOSS_MAPPING": "refloss.heads.mapping",
+    "LossResult": "refloss.result",
+    "get_num_threads": "refloss.parallel",
+    "set_num_threads": "refloss.parallel",
+    **{name: f"refloss.heads.{name}" for name in _HEADS},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'refloss' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, f"refloss.losses.{name}")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

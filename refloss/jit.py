@@ -59,5 +59,7 @@ class _PackageCache(FunctionCache):
 @functools.cache
 def _package_stamp() -> tuple[tuple[str, int, int], ...]:
     root = Path(__file__).parent
-    files = sorted([Path(__file__), *(path for part in ("numerics", "kernels", "losses") for path in root.glob(f"{part}/*.py"))])
+    files = sorted(
+        [Path(__file__), *(path for part in ("numerics", "kernels", "losses") for path in root.glob(f"{part}/*.py"))]
+    )
     return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)

@@ -179,9 +179,7 @@ def _apply(derivative, weight, cotangent, inverse_normaliser):
         derivative[i] = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
 
 
-def loops(
-    name: str, value: Callable[..., Any], derivatives: Callable[..., Any], size: Callable[..., Any]
-) -> Loops:
+def loops(name: str, value: Callable[..., Any], derivatives: Callable[..., Any], size: Callable[..., Any]) -> Loops:
     """Compile the loops over a loss's scalars, each a function of (input, target, factor, parameter).
 
     value is a pair; derivatives are those for input and target; size is at least |value|, and not finite if value is not.

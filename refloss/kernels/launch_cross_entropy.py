@@ -67,8 +67,13 @@ def _normaliser(task: Task, count: int) -> Fraction | float:
         return Fraction(task.divisor) if np.isfinite(task.divisor) else task.divisor
     if not _has_labels(task):
         return Fraction(count)
-    counted = task.target[task.target != task.ignore_index]
-    total = Fraction(counted.size) if task.weight is None else exact_sum(task.weight[counted])
+    return label_normaliser(task.target, task.weight, task.ignore_index)
+
+
+def label_normaliser(labels: np.ndarray, weight: np.ndarray | None, ignore_index: int) -> Fraction | float:
+    """The number of labels that count, or the sum of their weights; NaN for 0, so that no gradient passes for right."""
+    counted = labels[labels != ignore_index]
+    total = Fraction(counted.size) if weight is None else exact_sum(weight[counted])
     return total if total != 0 else float("nan")
 
 
@@ -126,8 +131,12 @@ def _run(task: Task, logits: Rows, terms: Terms, output: Output, count: int) -> 
 def _reduced(task: Task, rows: np.ndarray, normaliser: Fraction | float) -> np.float64 | np.ndarray:
     if task.reduction == "none":
         return rows
-    total = exact_sum(rows)
+    return divided(exact_sum(rows), normaliser)
+
+
+def divided(total: Fraction | float, normaliser: Fraction | float) -> np.float64:
+    """A quotient of exact numbers, rounded once; by the float rules where one is not finite or 0 divides."""
     if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
         return np.float64(rounded(total / normaliser))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.float64(rounded(total)) / np.float64(rounded(normaliser))
+        return np.float64(np.float64(rounded(total)) / np.float64(rounded(normaliser)))

@@ -9,8 +9,9 @@ import numpy as np
 
 from refloss import parallel
 from refloss.kernels.elementwise import FINEST_MAGIC, Inputs, Loops, Outputs, Scalars, Wanted
+from refloss.kernels.launch_cross_entropy import divided
 from refloss.kernels.rows import Rows, rows_of
-from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, as_pair, exact_sum, rounded
+from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, as_pair, exact_sum
 
 BLOCK_ELEMENTS = 1 << 18
 _INFINITY_BITS = 0x7FF << 52
@@ -43,9 +44,9 @@ def elementwise(task: Task) -> np.float64 | np.ndarray:
         scalars = scalars._replace(exponent=_exponent(task, inputs))
     if task.weight_gradient is None or task.reduction != "mean":
         total = _evaluate(task, inputs, scalars, rows, gradients=True, loss=True)
-        return rows if rows is not None else _divided(total, normaliser)
+        return rows if rows is not None else divided(total, normaliser)
     # A weight's gradient is relative to the mean, unless the mean does not depend on the weights.
-    loss = _divided(_evaluate(task, inputs, scalars, None, gradients=False, loss=True), normaliser)
+    loss = divided(_evaluate(task, inputs, scalars, None, gradients=False, loss=True), normaliser)
     mean = float(loss) if task.divisor is None else 0.0
     _evaluate(task, inputs, scalars._replace(mean=mean), None, gradients=True, loss=False)
     return loss
@@ -121,10 +122,3 @@ def _units(sums: tuple[int, int, int], elements: int) -> int:
         count = (bits - elements * int(np.float64(magic).view(np.int64)) + 2**63) % 2**64 - 2**63
         total = (total << 36) + count
     return total
-
-
-def _divided(total: Fraction | float, normaliser: Fraction | float) -> np.float64:
-    if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
-        return np.float64(rounded(total / normaliser))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.float64(np.float64(rounded(total)) / np.float64(rounded(normaliser)))

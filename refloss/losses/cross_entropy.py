@@ -104,7 +104,7 @@ def cross_entropy(
         x,
         labels,
         class_axis=class_axis,
-        weight=_weight(weight, x.shape[class_axis]),
+        weight=class_weight(weight, x.shape[class_axis]),
         label_smoothing=smoothing,
         ignore_index=ignore_index,
         reduction=reduction,
@@ -171,7 +171,8 @@ def _probabilities(array: np.ndarray, target: Any, ignore_index: int) -> np.ndar
     return arrays.float_array(target, "target")
 
 
-def _weight(weight: Any, classes: int) -> np.ndarray | None:
+def class_weight(weight: Any, classes: int) -> np.ndarray | None:
+    """An optional factor for each class, as float64."""
     if weight is None:
         return None
     array = arrays.float_array(weight, "weight")

@@ -52,7 +52,9 @@ def evaluate(
         factor=factor,
         reduction=reduction,
         divisor=divisor,
-        cotangent=cotangent.reshape(x.shape) if cotangent.size == x.size and reduction == "none" else cotangent.reshape(()),
+        cotangent=cotangent.reshape(x.shape)
+        if cotangent.size == x.size and reduction == "none"
+        else cotangent.reshape(()),
         input_gradient=grads.get(input_name),
         target_gradient=grads.get(target_name),
         weight_gradient=grads.get("weight"),

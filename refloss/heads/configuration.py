@@ -1,0 +1,18 @@
+"""Reading a caller's configuration: any object or mapping. It is never written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MISSING = object()
+
+
+def read(config: Any, name: str, *, default: Any = _MISSING) -> Any:
+    """An attribute of an object, or an item of a mapping."""
+    value = config.get(name, _MISSING) if isinstance(config, Mapping) else getattr(config, name, _MISSING)
+    if value is _MISSING:
+        value = default
+    if value is _MISSING:
+        raise ValueError(f"config has no {name!r}, which this loss reads")
+    return value

@@ -1,0 +1,111 @@
+"""Classification or regression of whole sequences, images, videos and sounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays
+from refloss.heads import configuration
+from refloss.heads.language import token_loss, token_rows
+from refloss.losses.bce_with_logits import bce_with_logits
+from refloss.losses.mse import mse
+from refloss.result import LossResult
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+class ProblemTypeError(ValueError, RuntimeError):
+    """A problem type that does not exist; transformers raises a RuntimeError."""
+
+
+def sequence_classification(
+    labels: Any,
+    pooled_logits: Any,
+    config: Any = None,
+    *,
+    num_labels: int | None = None,
+    problem_type: str | None = None,
+    num_items_in_batch: Any = None,
+    ignore_index: int = -100,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+    **ignored: Any,
+) -> LossResult:
+    """The loss of one label, several labels or values per example, as transformers' ForSequenceClassificationLoss.
+
+    | problem type | loss | chosen, where neither config nor problem_type says, for |
+    |---|---|---|
+    | regression | refloss.mse, both sides squeezed if num_labels is 1 | num_labels = 1 |
+    | single_label_classification | refloss.cross_entropy, over num_items_in_batch if given | int64 or int32 labels |
+    | multi_label_classification | refloss.bce_with_logits | anything else |
+
+    Gradients are those of these losses. Held constant: the normalisers, labels.
+
+    Args:
+        labels: [B], or [B, num_labels] for several labels or values.
+        pooled_logits: [B, num_labels]; any float dtype, any layout.
+        config: object or mapping with num_labels and problem_type; it is not written to, as transformers does.
+        num_labels, problem_type: the same without a config; num_labels is the last axis of pooled_logits if not given.
+        num_items_in_batch, ignore_index: for a single label; see refloss.masked_lm.
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
+        ignored: other keywords are ignored, as transformers ignores them.
+
+    Returns:
+        loss. grads: "pooled_logits". intermediates: "lse" and "nll" for a single label.
+
+    Edges:
+        A squeeze of one example and one label leaves two numbers. Otherwise as the loss itself.
+
+    Raises:
+        ValueError: a shape, a label or a problem type that does not fit. TypeError: a dtype that does not.
+    """
+    logits = arrays.float_array(pooled_logits, "pooled_logits")
+    given = arrays.as_array(labels, "labels")
+    if config is not None:
+        num_labels = configuration.read(config, "num_labels") if num_labels is None else num_labels
+        problem_type = (
+            configuration.read(config, "problem_type", default=None) if problem_type is None else problem_type
+        )
+    count = logits.shape[-1] if num_labels is None and logits.ndim else arrays.integer(num_labels, "num_labels")
+    kind = problem_type or _problem_type(count, given)
+    options = {"grad_output": grad_output, "grad": grad, "grad_dtype": grad_dtype, "backend": backend}
+    if kind == "regression":
+        squeezed = (logits.squeeze(), given.squeeze()) if count == 1 else (logits, given)
+        result = _elementwise(mse, *squeezed, out=_reshaped(out, logits.shape, squeezed[0].shape), **options)
+    elif kind == "multi_label_classification":
+        result = _elementwise(bce_with_logits, logits, given, out=out, **options)
+    elif kind == "single_label_classification":
+        classes = arrays.integer_array(given, "labels")
+        ignore_index = arrays.integer(ignore_index, "ignore_index")
+        rows = token_rows(logits, classes.shape, count, "labels")
+        arrays.check_labels(classes, rows.shape[-1], ignore_index, "labels")
+        result = token_loss(
+            logits, rows, classes, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index, out=out, **options
+        )
+    else:
+        raise ProblemTypeError(f"Invalid problem type: {kind!r}; expected one of {', '.join(PROBLEM_TYPES)}")
+    grads = {"pooled_logits": gradient.reshape(logits.shape) for gradient in list(result.grads.values())[:1]}
+    return LossResult(loss=result.loss, grads=grads, intermediates=result.intermediates)
+
+
+def _problem_type(num_labels: int, labels: np.ndarray) -> str:
+    if num_labels == 1:
+        return "regression"
+    return "single_label_classification" if labels.dtype in (np.int64, np.int32) else "multi_label_classification"
+
+
+def _reshaped(out: np.ndarray | None, shape: tuple[int, ...], squeezed: tuple[int, ...]) -> np.ndarray | None:
+    return out.reshape(squeezed, copy=False) if isinstance(out, np.ndarray) and out.shape == shape else out
+
+
+def _elementwise(loss: Any, logits: np.ndarray, labels: np.ndarray, **options: Any) -> LossResult:
+    """A loss of logits and labels of one shape; integer labels are numbers here."""
+    values = labels.astype(np.float64) if labels.dtype.kind in "iub" else labels
+    arrays.check_shape(values, logits.shape, "labels", "the shape of pooled_logits")
+    result: LossResult = loss(logits, arrays.float_array(values, "labels"), **options)
+    return result

@@ -1,0 +1,66 @@
+"""Token classification: every token has a class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays
+from refloss.heads import configuration
+from refloss.heads.masked_lm import masked_lm
+from refloss.result import LossResult
+
+
+def token_classification(
+    logits: Any,
+    labels: Any,
+    config: Any = None,
+    *,
+    num_labels: int | None = None,
+    num_items_in_batch: Any = None,
+    ignore_index: int = -100,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+    **ignored: Any,
+) -> LossResult:
+    """Cross-entropy of each token's class, as transformers' ForTokenClassification.
+
+    L = (1/n)·Σ_s (lse(x_s) − x_s[y_s]) over the tokens whose label is not ignore_index; n is their number, or
+    num_items_in_batch. Gradient: (grad_output/n)·(softmax(x_s) − onehot(y_s)). Held constant: n.
+
+    Args:
+        logits: [B, S, C], or any shape with C last; any float dtype, any layout.
+        labels: [B, S] classes.
+        config: object or mapping with num_labels; it is not written to.
+        num_labels: C without a config; the last axis of logits if neither is given.
+        num_items_in_batch, ignore_index: as in refloss.masked_lm.
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
+        ignored: other keywords are ignored, as transformers ignores them.
+
+    Returns:
+        loss in nats per token. grads: "logits". intermediates: "lse" and "nll", [B, S].
+
+    Edges:
+        As in refloss.cross_entropy.
+
+    Raises:
+        ValueError: a shape or a label that does not fit, a config without num_labels. TypeError: a dtype that does not.
+    """
+    if num_labels is None and config is not None:
+        num_labels = arrays.integer(configuration.read(config, "num_labels"), "config.num_labels")
+    return masked_lm(
+        logits,
+        labels,
+        num_labels,
+        num_items_in_batch,
+        ignore_index,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )

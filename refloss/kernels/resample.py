@@ -1,0 +1,79 @@
+"""Bilinear resampling of planes, and its adjoint.
+
+Along an axis of n elements resampled to N, output J lies at s = (J + 1/2)·n/N − 1/2, held at 0 from below, between elements
+i = ⌊s⌋ and min(i + 1, n − 1), with weights 1 − λ and λ = s − i. The adjoint hands each output's cotangent back to the two elements
+with the same weights. It adds in the order of the outputs, plane by plane, so that threads cannot change it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.elementwise import load, save
+
+
+class Axis(NamedTuple):
+    """Where each output of an axis lies: elements first and second, and the weight of the second."""
+
+    first: np.ndarray
+    second: np.ndarray
+    weight: np.ndarray
+
+
+def axis(size: int, resized: int) -> Axis:
+    """The places of resized outputs among size elements, from integers, with one rounding."""
+    outputs = np.arange(resized, dtype=np.int64)
+    numerator = np.maximum((2 * outputs + 1) * size - resized, 0)
+    first = np.minimum(numerator // (2 * resized), max(size - 1, 0))
+    weight = (numerator - first * (2 * resized)) / (2.0 * resized)
+    return Axis(first, np.minimum(first + 1, max(size - 1, 0)), weight)
+
+
+@jit.helper
+def _between(low, high, weight, row):
+    for i in range(row.size):
+        row[i] = low[i] * (1.0 - weight) + high[i] * weight
+
+
+@jit.kernel
+def resample_planes(planes, vertical, horizontal, height, width, resized, first, last):
+    """resized[p] from plane p of height × width, for planes first ... last."""
+    wide = np.empty((height, resized.shape[2]))
+    line = np.empty(width)
+    for p in range(first, last):
+        for y in range(height):
+            load(planes, (p * height + y) * width, line)
+            target = wide[y]
+            for x in range(target.size):
+                weight = horizontal.weight[x]
+                target[x] = line[horizontal.first[x]] * (1.0 - weight) + line[horizontal.second[x]] * weight
+        for y in range(resized.shape[1]):
+            _between(wide[vertical.first[y]], wide[vertical.second[y]], vertical.weight[y], resized[p, y])
+
+
+@jit.helper
+def _add_scaled(row, weight, total):
+    for i in range(row.size):
+        total[i] += row[i] * weight
+
+
+@jit.kernel
+def spread_planes(resized, vertical, horizontal, height, width, planes, first, last):
+    """The adjoint: plane p of height × width from the cotangent resized[p]."""
+    wide = np.empty((height, resized.shape[2]))
+    line = np.empty(width)
+    for p in range(first, last):
+        wide[:] = 0.0
+        for y in range(resized.shape[1]):
+            _add_scaled(resized[p, y], 1.0 - vertical.weight[y], wide[vertical.first[y]])
+            _add_scaled(resized[p, y], vertical.weight[y], wide[vertical.second[y]])
+        for y in range(height):
+            line[:] = 0.0
+            source = wide[y]
+            for x in range(source.size):
+                line[horizontal.first[x]] += source[x] * (1.0 - horizontal.weight[x])
+                line[horizontal.second[x]] += source[x] * horizontal.weight[x]
+            save(line, planes, (p * height + y) * width)
