@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+
+class Intermediates(dict[str, Any]):
+    """Intermediate values; those in ``later`` are computed when they are first asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later: dict[str, Callable[[], Any]] = {}
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self.later:
+            raise KeyError(name)
+        self[name] = self.later.pop(name)()
+        return self[name]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from refloss import arrays
 from refloss.dispatch import launcher
 from refloss.losses.cross_entropy import rows_cross_entropy
-from refloss.result import LossResult
+from refloss.result import Intermediates, LossResult
 
 
 def semantic_segmentation(
@@ -44,8 +45,8 @@ def semantic_segmentation(
         ignored: other keywords are ignored, as transformers ignores them.
 
     Returns:
-        loss in nats per pixel. grads: "logits", and "auxiliary_logits" where given. intermediates: "upsampled_logits"
-        (float64), "lse" and "nll", and the same with the prefix "auxiliary_".
+        loss in nats per pixel. grads: "logits", and "auxiliary_logits" where given. intermediates: "lse" and "nll",
+        "upsampled_logits" (float64, computed when asked for), and the same with the prefix "auxiliary_".
 
     Edges:
         As in refloss.cross_entropy. An ignored pixel hands nothing back.
@@ -55,36 +56,72 @@ def semantic_segmentation(
     """
     ignore_index = arrays.integer(ignore_index, "ignore_index")
     classes = arrays.integer_array(labels, "labels")
-    cotangent = arrays.number(grad_output, "grad_output")
+    cotangent = np.float64(arrays.number(grad_output, "grad_output"))
     terms = [("", logits, 1.0)]
     if auxiliary_logits is not None:
         terms.append(("auxiliary_", auxiliary_logits, arrays.number(auxiliary_loss_weight, "auxiliary_loss_weight")))
+    inputs = [(prefix, arrays.float_array(values, f"{prefix}logits"), weight) for prefix, values, weight in terms]
+    for prefix, x, _ in inputs:
+        _check(x, classes, f"{prefix}logits", ignore_index)
+    items = np.float64(np.count_nonzero(classes != ignore_index))
+    if num_items_in_batch is not None:
+        items = np.float64(arrays.number(num_items_in_batch, "num_items_in_batch"))
     loss = np.float64(0.0)
     grads: dict[str, np.ndarray] = {}
-    intermediates: dict[str, np.ndarray] = {}
-    for prefix, values, weight in terms:
+    intermediates = Intermediates()
+    for prefix, x, weight in inputs:
         name = f"{prefix}logits"
-        x = arrays.float_array(values, name)
-        _check(x, classes, name, ignore_index)
-        upsampled = launcher(backend, "resample").resample(x, classes.shape[1:])
+        gradient = arrays.gradient_buffer(x, grad_dtype, None, name) if grad else None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            coefficient = np.float64(weight) * cotangent / items
+        rows = _images(x, classes, ignore_index, coefficient, gradient, backend)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            loss += weight * (launcher(backend, "cross_entropy").total(rows["nll"]) / items)
+        intermediates.update({f"{prefix}{key}": value for key, value in rows.items()})
+        intermediates.later[f"{prefix}upsampled_logits"] = functools.partial(_upsampled, x, classes.shape[1:], backend)
+        if gradient is not None:
+            grads[name] = gradient
+    return LossResult(loss=loss, grads=grads, intermediates=intermediates)
+
+
+def _images(
+    x: np.ndarray,
+    labels: np.ndarray,
+    ignore_index: int,
+    coefficient: np.float64,
+    gradient: np.ndarray | None,
+    backend: str,
+) -> dict[str, np.ndarray]:
+    """Image by image, so that upsampled logits of one image are all that is held: "lse" and "nll" of every pixel."""
+    run = launcher(backend, "resample")
+    upsampled = np.empty((x.shape[1], *labels.shape[1:]))
+    cotangents = np.empty(upsampled.shape if gradient is not None else 0)
+    rows = {"lse": np.empty(labels.shape), "nll": np.empty(labels.shape)}
+    for i in range(x.shape[0]):
+        run.resample(x[i], upsampled)
         part = rows_cross_entropy(
             upsampled,
-            classes,
-            class_axis=1,
+            labels[i],
+            class_axis=0,
             ignore_index=ignore_index,
-            reduction="mean" if num_items_in_batch is None else "sum",
-            divisor=1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch"),
-            grad_output=np.float64(weight) * np.float64(cotangent),
-            grad=grad,
+            reduction="none",
+            grad_output=coefficient,
+            grad=gradient is not None,
+            out=cotangents if gradient is not None else None,
             backend=backend,
         )
-        loss += weight * part.loss
-        intermediates.update({f"{prefix}{key}": value for key, value in part.intermediates.items()})
-        intermediates[f"{prefix}upsampled_logits"] = upsampled
-        if grad:
-            grads[name] = arrays.gradient_buffer(x, grad_dtype, None, name)
-            launcher(backend, "resample").spread(part.grads["logits"], grads[name])
-    return LossResult(loss=loss, grads=grads, intermediates=intermediates)
+        for key, values in rows.items():
+            values[i] = part.intermediates[key]
+        if gradient is not None:
+            run.spread(cotangents, gradient[i])
+    return rows
+
+
+def _upsampled(x: np.ndarray, size: tuple[int, int], backend: str) -> np.ndarray:
+    resized = np.empty((*x.shape[:2], *size))
+    for i in range(x.shape[0]):
+        launcher(backend, "resample").resample(x[i], resized[i])
+    return resized
 
 
 def _check(logits: np.ndarray, labels: np.ndarray, name: str, ignore_index: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from refloss import parallel
 from refloss.kernels.cross_entropy import Output, Scratch, Terms, label_rows, probability_rows
+from refloss.kernels.cross_entropy_columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
 from refloss.kernels.rows import Rows, rows_of, tile_buffer, tile_rows
 from refloss.numerics.sums import MAX_TERMS, as_pair, exact_sum, rounded
 
@@ -97,6 +98,9 @@ def _run(task: Task, logits: Rows, terms: Terms, output: Output, count: int) -> 
     # Without a gradient to write, a kernel still wants an argument of its type.
     gradient = rows_of(task.logits if task.gradient is None else task.gradient, task.class_axis)
     has_labels = _has_labels(task)
+    if has_labels and not terms.smooth and logits.classes <= MAX_CLASSES:
+        _run_columns(task, logits, gradient, terms, output, count)
+        return
     arrays = [logits, gradient]
     if not has_labels:
         target = rows_of(task.target, task.class_axis)
@@ -128,10 +132,24 @@ def _run(task: Task, logits: Rows, terms: Terms, output: Output, count: int) -> 
     parallel.run_blocks(work, count, block, scratch)
 
 
+def _run_columns(task: Task, logits: Rows, gradient: Rows, terms: Terms, output: Output, count: int) -> None:
+    def work(first: int, last: int, lanes: Lanes) -> None:
+        with_gradient = task.gradient is not None
+        label_columns(logits, gradient, task.target, terms, output, lanes, first, last, with_gradient)
+
+    block = max(1, BLOCK_ELEMENTS // (COLUMNS * max(1, logits.classes))) * COLUMNS
+    parallel.run_blocks(work, count, block, lambda: new_lanes(logits.classes))
+
+
 def _reduced(task: Task, rows: np.ndarray, normaliser: Fraction | float) -> np.float64 | np.ndarray:
     if task.reduction == "none":
         return rows
     return divided(exact_sum(rows), normaliser)
+
+
+def total(rows: np.ndarray) -> np.float64:
+    """The sum of the losses of rows, rounded once."""
+    return np.float64(rounded(exact_sum(rows)))
 
 
 def divided(total: Fraction | float, normaliser: Fraction | float) -> np.float64:

@@ -9,10 +9,10 @@ from refloss.kernels.resample import axis, resample_planes, spread_planes
 from refloss.kernels.rows import rows_of
 
 
-def resample(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[..., h, w] resampled to [..., H, W], in float64."""
-    *lead, height, width = planes.shape
-    resized = np.empty((int(np.prod(lead)), *size))
+def resample(planes: np.ndarray, resized: np.ndarray) -> None:
+    """Planes [P, h, w] resampled into float64 [P, H, W]."""
+    _, height, width = planes.shape
+    size = resized.shape[1:]
     source = rows_of(planes[..., None], planes.ndim)
     vertical, horizontal = axis(height, size[0]), axis(width, size[1])
 
@@ -20,17 +20,15 @@ def resample(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         resample_planes(source, vertical, horizontal, height, width, resized, first, last)
 
     parallel.run_blocks(work, len(resized), 1, lambda: None)
-    return resized.reshape(*lead, *size)
 
 
 def spread(resized: np.ndarray, planes: np.ndarray) -> None:
-    """The adjoint of resampling: cotangents [..., H, W], float64, into those of [..., h, w]."""
-    *lead, height, width = planes.shape
-    cotangent = resized.reshape(int(np.prod(lead)), *resized.shape[-2:])
+    """The adjoint of resampling: cotangents [P, H, W], float64, into those of [P, h, w]."""
+    _, height, width = planes.shape
     destination = rows_of(planes[..., None], planes.ndim)
-    vertical, horizontal = axis(height, cotangent.shape[1]), axis(width, cotangent.shape[2])
+    vertical, horizontal = axis(height, resized.shape[1]), axis(width, resized.shape[2])
 
     def work(first: int, last: int, _: None) -> None:
-        spread_planes(cotangent, vertical, horizontal, height, width, destination, first, last)
+        spread_planes(resized, vertical, horizontal, height, width, destination, first, last)
 
-    parallel.run_blocks(work, len(cotangent), 1, lambda: None)
+    parallel.run_blocks(work, len(resized), 1, lambda: None)

@@ -102,13 +102,25 @@ def row_offset(rows, row):
 
 
 @jit.helper
+def row_offsets(rows, first, offsets):
+    """Where rows first, first + 1, ... begin in memory."""
+    last = rows.shape.size - 1
+    done = 0
+    while done < offsets.size:
+        start = row_offset(rows, first + done)
+        run = min(rows.shape[last] - (first + done) % rows.shape[last], offsets.size - done)
+        for k in range(run):
+            offsets[done + k] = start + k * rows.strides[last]
+        done += run
+
+
+@jit.helper
 def gather(rows, first, count, tile):
     """Copy rows first ... first + count into a tile, if they are not contiguous."""
     if tile.shape[0] == 0:
         return
     offsets = np.empty(count, np.int64)
-    for k in range(count):
-        offsets[k] = row_offset(rows, first + k)
+    row_offsets(rows, first, offsets)
     for c in range(rows.classes):
         for k in range(count):
             tile[k, c] = rows.memory[offsets[k] + c * rows.class_stride]
@@ -120,8 +132,7 @@ def scatter(tile, rows, first, count):
     if tile.shape[0] == 0:
         return
     offsets = np.empty(count, np.int64)
-    for k in range(count):
-        offsets[k] = row_offset(rows, first + k)
+    row_offsets(rows, first, offsets)
     for c in range(rows.classes):
         for k in range(count):
             rows.memory[offsets[k] + c * rows.class_stride] = tile[k, c]

@@ -23,7 +23,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.numerics.bits import fma
-from refloss.numerics.exponential import exp_difference, exp_pair, log1p_pair, log_pair, scale
+from refloss.numerics.exponential import exp_difference, exp_pair, log_pair, scale
 from refloss.numerics.formats import (
     from_ordinal,
     infinity_bits,
@@ -33,7 +33,7 @@ from refloss.numerics.formats import (
     store,
     widen,
 )
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, two_sum
+from refloss.numerics.pairs import add, divide, multiply, pair, two_sum
 from refloss.numerics.sums import grid_bits, grid_total
 
 
@@ -108,53 +108,54 @@ def exponentials_excluding(x, excluded, reference, terms):
     return grid_total(coarse + more_coarse, fine + more_fine, x.size - (after - before))
 
 
-@jit.helper
+@jit.scalar
 def _scaled(value, n):
     return scale(value[0], n), scale(value[1], n)
 
 
-@jit.helper
-def _below(logit, reference, others):
-    """The split for a class that is not above the others."""
+@jit.scalar
+def _either(condition, a, b):
+    return (a[0] if condition else b[0]), (a[1] if condition else b[1])
+
+
+@jit.scalar
+def split_class(logit, reference, others):
+    """The split for a class with a logit, from the others' maximum and sum; one of the two logits must be finite.
+
+    Without branches, so that it serves one row as well as a vector of them.
+    """
     one = pair(1.0)
-    high, low = (-800.0, 0.0) if logit < reference - 800.0 else two_sum(logit, -reference)
-    leading, tail, n = exp_pair(high, low)
-    mine = _scaled((leading, tail), n)
-    total = add(others, mine)
+    above = logit > reference
+    larger = logit if above else reference
+    smaller = reference if above else logit
+    far = smaller < larger - 800.0
+    distance, distance_low = two_sum(larger, -smaller)
+    leading, tail, n = exp_pair(-800.0 if far else -distance, 0.0 if far else -distance_low)
+    # The smaller side relative to the larger one: the others' sum if the class is above them, else the class itself.
+    ratio = _scaled(multiply(_either(above, others, one), (leading, tail)), n)
+    total = add(_either(above, one, others), ratio)
     log_total = log_pair(total[0], total[1])
-    nll = (np.inf, 0.0) if logit == -np.inf else add(log_total, negate(two_sum(logit, -reference)))
-    return Split(True, reference, log_total, nll, divide(one, total), divide(mine, total), divide(others, total))
-
-
-@jit.helper
-def _above(logit, reference, others):
-    """The split for a class above the others."""
-    one = pair(1.0)
-    high, low = (-800.0, 0.0) if reference < logit - 800.0 else two_sum(reference, -logit)
-    leading, tail, n = exp_pair(high, low)
-    ratio = _scaled(multiply(others, (leading, tail)), n)
-    total = add(one, ratio)
-    log_total = log1p_pair(ratio[0], ratio[1])
-    term = _scaled(divide((leading, tail), total), n)
-    return Split(True, logit, log_total, log_total, term, divide(one, total), divide(ratio, total))
+    tiny = (ratio[0], fma(-0.5 * ratio[0], ratio[0], ratio[1]))
+    log_total = _either(above and ratio[0] < 2.0**-60, tiny, log_total)
+    nll = _either(above, log_total, add(log_total, (distance, distance_low)))
+    of_larger = divide(one, total)
+    of_smaller = _scaled(divide((leading, tail), total), n)
+    rest = divide(_either(above, ratio, others), total)
+    return Split(
+        True, larger, log_total, nll, _either(above, of_smaller, of_larger), _either(above, of_larger, of_smaller), rest
+    )
 
 
 @jit.helper
 def split_softmax(x, k, terms):
     """The softmax of a row, split into class k (or none, for k = -1) and the rest; terms receives the exponentials."""
     reference, sound = highest_excluding(x, k)
-    none = pair(0.0)
     logit = widen(x[k]) if k >= 0 else -np.inf
     maximum = max(reference, logit)
     if not sound or maximum == -np.inf:
-        undefined = pair(np.nan)
+        none, undefined = pair(0.0), pair(np.nan)
         return Split(False, maximum if sound else np.nan, none, undefined, undefined, undefined, undefined)
-    others = exponentials_excluding(x, k, reference, terms)
-    if reference == -np.inf:
-        return Split(True, logit, none, none, none, pair(1.0), none)
-    if logit > reference:
-        return _above(logit, reference, others)
-    return _below(logit, reference, others)
+    return split_class(logit, reference, exponentials_excluding(x, k, reference, terms))
 
 
 @jit.scalar

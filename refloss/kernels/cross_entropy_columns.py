@@ -1,0 +1,191 @@
+"""Cross-entropy of many short rows: a vector of rows at a time, instead of a vector of classes.
+
+For pixels and tokens with few classes. The classes are the outer loop and neighbouring rows the inner one; the scalars are those of
+kernels.softmax, and sums do not depend on order, so the bits are those of label_rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.rows import row_offsets
+from refloss.kernels.softmax import split_class
+from refloss.numerics.bits import fma
+from refloss.numerics.exponential import exp_difference
+from refloss.numerics.formats import store, widen
+from refloss.numerics.pairs import add, divide, multiply, pair, rounded
+from refloss.numerics.sums import grid_bits, grid_total
+
+MAX_CLASSES = 64
+COLUMNS = 512
+
+
+class Lanes(NamedTuple):
+    """One thread's buffers: a value for each of COLUMNS rows, and for each of their classes."""
+
+    terms: np.ndarray  # [C, COLUMNS]
+    offsets: np.ndarray
+    gradient_offsets: np.ndarray
+    labels: np.ndarray  # -1 where ignored
+    weights: np.ndarray
+    coefficients: np.ndarray  # [2, COLUMNS], pairs
+    logits: np.ndarray  # of the label
+    references: np.ndarray  # the largest of the others
+    overflow: np.ndarray  # a logit that is NaN or +inf, if there is one
+    coarse: np.ndarray
+    fine: np.ndarray
+    factors: np.ndarray  # [2, COLUMNS], pairs
+    own: np.ndarray  # the gradient at the label
+
+
+def new_lanes(classes: int) -> Lanes:
+    """Buffers for rows of some classes."""
+
+    def floats(*lead: int) -> np.ndarray:
+        return np.empty((*lead, COLUMNS))
+
+    def integers() -> np.ndarray:
+        return np.empty(COLUMNS, np.int64)
+
+    return Lanes(
+        terms=floats(classes),
+        offsets=integers(),
+        gradient_offsets=integers(),
+        labels=integers(),
+        weights=floats(),
+        coefficients=floats(2),
+        logits=floats(),
+        references=floats(),
+        overflow=floats(),
+        coarse=integers(),
+        fine=integers(),
+        factors=floats(2),
+        own=floats(),
+    )
+
+
+@jit.helper
+def _prepare(logits, gradient, labels, terms, lanes, start, count):
+    """Labels, weights, coefficients and places of the rows start ... start + count."""
+    row_offsets(logits, start, lanes.offsets[:count])
+    row_offsets(gradient, start, lanes.gradient_offsets[:count])
+    coefficient = divide(pair(terms.cotangent[0]), terms.normaliser)
+    for k in range(count):
+        index = start + k
+        label = labels[index]
+        ignored = label == terms.ignore_index
+        lanes.labels[k] = -1 if ignored else label
+        lanes.weights[k] = 0.0 if ignored else terms.weight[label]
+        if terms.cotangent.size > 1:
+            coefficient = divide(pair(terms.cotangent[index]), terms.normaliser)
+        lanes.coefficients[0, k], lanes.coefficients[1, k] = coefficient
+        lanes.logits[k] = -np.inf
+        lanes.references[k] = -np.inf
+        lanes.overflow[k] = 0.0
+        lanes.coarse[k] = 0
+        lanes.fine[k] = 0
+
+
+@jit.helper
+def _read_class(memory, offsets, place, row):
+    """Class at a place of every row, as float64; side by side in memory where the rows are."""
+    last = row.size - 1
+    if offsets[last] - offsets[0] == last:
+        source = memory[offsets[0] + place : offsets[0] + place + row.size]
+        for k in range(row.size):
+            row[k] = widen(source[k])
+    else:
+        for k in range(row.size):
+            row[k] = widen(memory[offsets[k] + place])
+
+
+@jit.helper
+def _take_maximum(row, c, labels, logits, references, overflow):
+    for k in range(row.size):
+        mine = labels[k] == c
+        logits[k] = row[k] if mine else logits[k]
+        higher = row[k] > references[k] and not mine
+        references[k] = row[k] if higher else references[k]
+        overflow[k] = overflow[k] if row[k] < np.inf else row[k]
+
+
+@jit.helper
+def _take_exponentials(row, c, labels, references, coarse, fine):
+    for k in range(row.size):
+        term = exp_difference(row[k], references[k])
+        term = 0.0 if labels[k] == c or references[k] == -np.inf else term
+        row[k] = term
+        coarse_bits, fine_bits = grid_bits(term)
+        coarse[k] += coarse_bits
+        fine[k] += fine_bits
+
+
+@jit.helper
+def _split_all(lanes, count, classes, losses, nlls, lses):
+    """The split of every row, its loss and what its gradient needs."""
+    for k in range(count):
+        others = grid_total(lanes.coarse[k], lanes.fine[k], classes)
+        split = split_class(lanes.logits[k], lanes.references[k], others)
+        weight = pair(lanes.weights[k])
+        sound = lanes.overflow[k] < np.inf
+        defined = sound and split.maximum > -np.inf
+        ignored = lanes.labels[k] < 0
+        lse = rounded(add(pair(split.maximum), split.log_total))
+        nll = rounded(split.nll)
+        loss = rounded(multiply(weight, split.nll))
+        lses[k] = lse if defined else (-np.inf if sound else np.nan)
+        nlls[k] = 0.0 if ignored else (nll if defined else np.nan)
+        losses[k] = 0.0 if ignored else (loss if defined else np.nan)
+        coefficient = (lanes.coefficients[0, k], lanes.coefficients[1, k])
+        scale = multiply(coefficient, multiply(weight, split.term))
+        own = -rounded(multiply(coefficient, multiply(weight, split.rest)))
+        lanes.factors[0, k] = 0.0 if ignored else (scale[0] if defined else np.nan)
+        lanes.factors[1, k] = 0.0 if ignored else (scale[1] if defined else np.nan)
+        lanes.own[k] = 0.0 if ignored else (own if defined else np.nan)
+
+
+@jit.helper
+def _finish_class(row, c, labels, high, low, own):
+    for k in range(row.size):
+        value = fma(row[k], high[k], row[k] * low[k])
+        row[k] = own[k] if labels[k] == c else (0.0 if labels[k] < 0 else value)
+
+
+@jit.helper
+def _write_class(row, memory, offsets, place):
+    last = row.size - 1
+    if offsets[last] - offsets[0] == last:
+        destination = memory[offsets[0] + place : offsets[0] + place + row.size]
+        for k in range(row.size):
+            store(destination, k, row[k])
+    else:
+        for k in range(row.size):
+            store(memory, offsets[k] + place, row[k])
+
+
+@jit.kernel
+def label_columns(logits, gradient, labels, terms, output, lanes, first, last, with_gradient):
+    """Rows first ... last with class labels, without smoothing."""
+    for start in range(first, last, COLUMNS):
+        count = min(COLUMNS, last - start)
+        stop = start + count
+        _prepare(logits, gradient, labels, terms, lanes, start, count)
+        offsets, chosen = lanes.offsets[:count], lanes.labels[:count]
+        references = lanes.references[:count]
+        for c in range(logits.classes):
+            row = lanes.terms[c][:count]
+            _read_class(logits.memory, offsets, c * logits.class_stride, row)
+            _take_maximum(row, c, chosen, lanes.logits[:count], references, lanes.overflow[:count])
+        for c in range(logits.classes):
+            _take_exponentials(lanes.terms[c][:count], c, chosen, references, lanes.coarse[:count], lanes.fine[:count])
+        losses, nlls, lses = output.loss[start:stop], output.nll[start:stop], output.lse[start:stop]
+        _split_all(lanes, count, logits.classes, losses, nlls, lses)
+        if with_gradient:
+            offsets = lanes.gradient_offsets[:count]
+            for c in range(logits.classes):
+                row = lanes.terms[c][:count]
+                _finish_class(row, c, chosen, lanes.factors[0][:count], lanes.factors[1][:count], lanes.own[:count])
+                _write_class(row, gradient.memory, offsets, c * gradient.class_stride)
