@@ -52,7 +52,7 @@ class _PackageCache(FunctionCache):
         )
 
     def _index_key(self, signature: Any, codegen: Any) -> Any:
-        """Numba's key without its hash of the closure, which differs from process to process: name and stamp identify it."""
+        """Numba's key without its hash of the closure, which differs between processes: name and stamp identify it."""
         return signature, codegen.magic_tuple()
 
 

@@ -26,9 +26,9 @@ def question_answering(
 ) -> LossResult | None:
     """Mean of two cross-entropies over positions, as transformers' ForQuestionAnsweringLoss.
 
-    L = (CE(start_logits, start_positions) + CE(end_logits, end_positions)) / 2, each the mean over the examples whose position lies
-    in the sequence, or their sum over num_items_in_batch. Positions are clamped to [0, S], and S, beyond the last token, is
-    ignored. Gradient: half of each cross-entropy's. Held constant: the numbers of examples.
+    L = (CE(start_logits, start_positions) + CE(end_logits, end_positions)) / 2, each the mean over the examples whose
+    position lies in the sequence, or their sum over num_items_in_batch. Positions are clamped to [0, S], and S,
+    beyond the last token, is ignored. Gradient: half of each cross-entropy's. Held constant: the numbers of examples.
 
     Args:
         start_logits, end_logits: [B, S]; any float dtype, any layout.

@@ -89,7 +89,10 @@ def sequence_classification(
         )
     else:
         raise ProblemTypeError(f"Invalid problem type: {kind!r}; expected one of {', '.join(PROBLEM_TYPES)}")
-    grads = {"pooled_logits": gradient.reshape(logits.shape) for gradient in list(result.grads.values())[:1]}
+    # The first gradient is that of the logits; labels are held constant.
+    grads = dict(
+        zip(["pooled_logits"], (gradient.reshape(logits.shape) for gradient in result.grads.values()), strict=False)
+    )
     return LossResult(loss=result.loss, grads=grads, intermediates=result.intermediates)
 
 

@@ -1,7 +1,7 @@
 """Cross-entropy of many short rows: a vector of rows at a time, instead of a vector of classes.
 
-For pixels and tokens with few classes. The classes are the outer loop and neighbouring rows the inner one; the scalars are those of
-kernels.softmax, and sums do not depend on order, so the bits are those of label_rows.
+For pixels and tokens with few classes. The classes are the outer loop and neighbouring rows the inner one; the
+scalars are those of kernels.softmax, and sums do not depend on order, so the bits are those of label_rows.
 """
 
 from __future__ import annotations

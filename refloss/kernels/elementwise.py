@@ -1,11 +1,11 @@
 """One loop for every loss that is a function of corresponding elements.
 
-A loss brings three scalars: its value as a pair, its derivatives, and a bound on its size. The loop reads blocks of its inputs
-(any format, any layout, broadcast where their strides are 0) into float64 rows that stay in the nearest cache, works there, and
-rounds what it writes once.
+A loss brings three scalars: its value as a pair, its derivatives, and a bound on its size. The loop reads blocks of
+its inputs (any format, any layout, broadcast where their strides are 0) into float64 rows that stay in the nearest
+cache, works there, and rounds what it writes once.
 
-Sums take two passes. The first finds the largest bound, which fixes the grids; the second puts every value on three of them,
-2^-36, 2^-72 and 2^-108 of the bound, and adds the integer counts.
+Sums take two passes. The first finds the largest bound, which fixes the grids; the second puts every value on three
+of them, 2^-36, 2^-72 and 2^-108 of the bound, and adds the integer counts.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _load_all(inputs, first, count, rows):
 
 @jit.helper
 def _total(values, exponent):
-    """The counts of a row of values on three grids."""
+    """The sums of the bits of a row of values on three grids."""
     coarse, fine, finest = 0, 0, 0
     for i in range(values.size):
         bits, rest = grid_step(scale(values[i], -exponent), COARSE_MAGIC)
@@ -182,7 +182,8 @@ def _apply(derivative, weight, cotangent, inverse_normaliser):
 def loops(name: str, value: Callable[..., Any], derivatives: Callable[..., Any], size: Callable[..., Any]) -> Loops:
     """Compile the loops over a loss's scalars, each a function of (input, target, factor, parameter).
 
-    value is a pair; derivatives are those for input and target; size is at least |value|, and not finite if value is not.
+    value is a pair; derivatives are those for input and target; size is at least |value|, and not finite if value is
+    not.
     """
 
     @jit.helper
@@ -212,20 +213,34 @@ def loops(name: str, value: Callable[..., Any], derivatives: Callable[..., Any],
             found = largest_of(x, t, w, factor, parameter, found)
         return found
 
+    @jit.helper
+    def write_gradients(x, t, w, factor, values, for_target, cotangent, ones, outputs, wanted, scalars, start):
+        """The gradients of a block; values and for_target are room for them."""
+        if wanted.input_gradient or wanted.target_gradient:
+            fill_derivatives(x, t, factor, scalars.parameter, values, for_target)
+        if wanted.input_gradient:
+            _apply(values, w, cotangent, scalars.inverse_normaliser)
+            save(values, outputs.input_gradient, start)
+        if wanted.target_gradient:
+            _apply(for_target, w, cotangent, scalars.inverse_normaliser)
+            save(for_target, outputs.target_gradient, start)
+        if wanted.weight_gradient:
+            fill_values(x, t, ones, factor, scalars.parameter, values)
+            values -= scalars.mean
+            _apply(values, ones, cotangent, scalars.inverse_normaliser)
+            save(values, outputs.weight_gradient, start)
+
     def evaluate(inputs, outputs, wanted, scalars, first, last):
-        """Write what is wanted of elements first ... last; the counts of their sum on the grids."""
+        """Write what is wanted of elements first ... last; the sums of their bits on the grids."""
         coarse, fine, finest = 0, 0, 0
-        rows = _new_rows()
-        results = _new_rows()
-        ones = np.ones(BLOCK)
+        rows, room, ones = _new_rows(), _new_rows(), np.ones(BLOCK)
         _load_constants(inputs, rows)
         if _is_constant(inputs.cotangent):
-            load(inputs.cotangent, 0, results[3])
+            load(inputs.cotangent, 0, room[2])
         for start in range(first, last, BLOCK):
             count = min(BLOCK, last - start)
             x, t, w, factor = _load_all(inputs, start, count, rows)
-            values, for_input, for_target = results[0][:count], results[1][:count], results[2][:count]
-            cotangent = results[3][:count]
+            values, for_target, cotangent = room[0][:count], room[1][:count], room[2][:count]
             fill_values(x, t, w, factor, scalars.parameter, values)
             if wanted.total:
                 more_coarse, more_fine, more_finest = _total(values, scalars.exponent)
@@ -236,19 +251,9 @@ def loops(name: str, value: Callable[..., Any], derivatives: Callable[..., Any],
                 save(values, outputs.loss, start)
             if not _is_constant(inputs.cotangent):
                 load(inputs.cotangent, start, cotangent)
-            if wanted.input_gradient or wanted.target_gradient:
-                fill_derivatives(x, t, factor, scalars.parameter, for_input, for_target)
-            if wanted.input_gradient:
-                _apply(for_input, w, cotangent, scalars.inverse_normaliser)
-                save(for_input, outputs.input_gradient, start)
-            if wanted.target_gradient:
-                _apply(for_target, w, cotangent, scalars.inverse_normaliser)
-                save(for_target, outputs.target_gradient, start)
-            if wanted.weight_gradient:
-                fill_values(x, t, ones[:count], factor, scalars.parameter, values)
-                values -= scalars.mean
-                _apply(values, ones[:count], cotangent, scalars.inverse_normaliser)
-                save(values, outputs.weight_gradient, start)
+            write_gradients(
+                x, t, w, factor, values, for_target, cotangent, ones[:count], outputs, wanted, scalars, start
+            )
         return coarse, fine, finest
 
     return Loops(jit.kernel(largest, name), jit.kernel(evaluate, name))

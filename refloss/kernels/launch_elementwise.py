@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,13 +40,16 @@ def elementwise(task: Task) -> np.float64 | np.ndarray:
     normaliser = _normaliser(task)
     rows = np.empty(task.input.shape) if task.reduction == "none" else None
     scalars = Scalars(task.parameter, as_pair(_inverse(normaliser)), 0.0, 0)
-    if task.reduction != "none":
-        scalars = scalars._replace(exponent=_exponent(task, inputs))
+    exponent = None if task.reduction == "none" else _exponent(task, inputs)
+    if rows is None and exponent is None:
+        # Not finite: the float rules decide, and they want every value.
+        rows = np.empty(task.input.shape)
+    scalars = scalars._replace(exponent=exponent or 0)
     if task.weight_gradient is None or task.reduction != "mean":
         total = _evaluate(task, inputs, scalars, rows, gradients=True, loss=True)
-        return rows if rows is not None else divided(total, normaliser)
+        return rows if rows is not None and task.reduction == "none" else divided(total, normaliser)
     # A weight's gradient is relative to the mean, unless the mean does not depend on the weights.
-    loss = divided(_evaluate(task, inputs, scalars, None, gradients=False, loss=True), normaliser)
+    loss = divided(_evaluate(task, inputs, scalars, rows, gradients=False, loss=True), normaliser)
     mean = float(loss) if task.divisor is None else 0.0
     _evaluate(task, inputs, scalars._replace(mean=mean), None, gradients=True, loss=False)
     return loss
@@ -94,15 +97,12 @@ def _evaluate(
     task: Task, inputs: Inputs, scalars: Scalars, rows: np.ndarray | None, *, gradients: bool, loss: bool
 ) -> Fraction | float:
     """One pass over the elements; the sum of their values if there is one to take."""
-    if loss and rows is None and scalars.exponent is None:
-        rows = np.empty(task.input.shape)
     buffers = [task.input_gradient, task.target_gradient, task.weight_gradient, rows]
     written = [buffer is not None and (gradients or buffer is rows) for buffer in buffers]
     stand_in = np.empty(task.input.shape[:0])
     outputs = Outputs(*(_flat(stand_in if buffer is None else buffer) for buffer in buffers))
     total = loss and rows is None
     wanted = Wanted(*written, total)
-    scalars = scalars._replace(exponent=scalars.exponent or 0)
     counts: list[int] = []
 
     def work(first: int, last: int, _: None) -> None:
@@ -112,7 +112,7 @@ def _evaluate(
     parallel.run_blocks(work, task.input.size, BLOCK_ELEMENTS, lambda: None)
     if total:
         return Fraction(sum(counts)) * Fraction(2) ** (scalars.exponent - 108)
-    return exact_sum(rows) if rows is not None and task.reduction != "none" else 0.0
+    return exact_sum(rows) if loss and rows is not None and task.reduction != "none" else 0.0
 
 
 def _units(sums: tuple[int, int, int], elements: int) -> int:

@@ -1,8 +1,9 @@
 """Bilinear resampling of planes, and its adjoint.
 
-Along an axis of n elements resampled to N, output J lies at s = (J + 1/2)·n/N − 1/2, held at 0 from below, between elements
-i = ⌊s⌋ and min(i + 1, n − 1), with weights 1 − λ and λ = s − i. The adjoint hands each output's cotangent back to the two elements
-with the same weights. It adds in the order of the outputs, plane by plane, so that threads cannot change it.
+Along an axis of n elements resampled to N, output J lies at s = (J + 1/2)·n/N − 1/2, held at 0 from below, between
+elements i = ⌊s⌋ and min(i + 1, n − 1), with weights 1 − λ and λ = s − i. The adjoint hands each output's cotangent
+back to the two elements with the same weights. It adds in the order of the outputs, plane by plane, so that threads
+cannot change it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def value(x, t, factor, parameter):
+def _value(x, t, factor, parameter):
     log_p, log_rest = log(x), log1p(-x)
     log_p = -100.0 if log_p < -100.0 else log_p
     log_rest = -100.0 if log_rest < -100.0 else log_rest
@@ -35,17 +35,17 @@ def value(x, t, factor, parameter):
 
 
 @jit.scalar
-def derivatives(x, t, factor, parameter):
+def _derivatives(x, t, factor, parameter):
     spread = (1.0 - x) * x
     return (x - t) / (1e-12 if spread < 1e-12 else spread), log1p(-x) - log(x)
 
 
 @jit.scalar
-def size(x, t, factor, parameter):
+def _size(x, t, factor, parameter):
     return 101.0 * (abs(t) + abs(1.0 - t)) + 0.0 * x
 
 
-LOOPS = loops("bce", value, derivatives, size)
+LOOPS = loops("bce", _value, _derivatives, _size)
 
 
 def bce(
@@ -62,9 +62,10 @@ def bce(
 ) -> LossResult:
     """Binary cross-entropy of probabilities, as torch.nn.functional.binary_cross_entropy.
 
-    ℓ_i = −w_i·(t_i·max(log p_i, −100) + (1 − t_i)·max(log(1 − p_i), −100)); "mean" divides the sum by the number of elements.
-    With c = grad_output over that: ∂/∂p_i = c·w_i·(p_i − t_i)/max(p_i(1 − p_i), 1e-12), ∂/∂t_i = c·w_i·(log(1 − p_i) − log p_i).
-    At p = 0 and 1 these are not the derivatives of the clamped value: they are torch's. Held constant: weight.
+    ℓ_i = −w_i·(t_i·max(log p_i, −100) + (1 − t_i)·max(log(1 − p_i), −100)); "mean" divides the sum by the number of
+    elements. With c = grad_output over that: ∂/∂p_i = c·w_i·(p_i − t_i)/max(p_i(1 − p_i), 1e-12), ∂/∂t_i =
+    c·w_i·(log(1 − p_i) − log p_i). At p = 0 and 1 these are not the derivatives of the clamped value: they are
+    torch's. Held constant: weight.
 
     Args:
         input, target: arrays of one shape, any float dtype and layout, with values in [0, 1].
@@ -79,7 +80,8 @@ def bce(
         A hard miss costs 100, with a derivative of ±10^12. No elements: "mean" is NaN.
 
     Raises:
-        ValueError: a shape, an option or a buffer that does not fit; a probability outside [0, 1]. TypeError: a dtype that does
+        ValueError: a shape, an option or a buffer that does not fit; a probability outside [0, 1]. TypeError: a dtype
+        that does
             not.
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)

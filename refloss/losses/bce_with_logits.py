@@ -5,8 +5,8 @@ With σ(x) = 1/(1 + e^−x), a target t and a factor p on the positive term,
     ℓ = −p·t·log σ(x) − (1 − t)·log(1 − σ(x)) = p·t·softplus(−x) + (1 − t)·softplus(x)
     ∂ℓ/∂x = (1 − t)·σ(x) − p·t·σ(−x),    ∂ℓ/∂t = p·softplus(−x) − softplus(x)
 
-Both terms of ℓ have one sign for t in [0, 1], so that a confident element loses no digit; the usual (1 − t)·x + softplus(−x)
-cancels there. With p = 1, ∂ℓ/∂t is −x exactly.
+Both terms of ℓ have one sign for t in [0, 1], so that a confident element loses no digit; the usual (1 − t)·x +
+softplus(−x) cancels there. With p = 1, ∂ℓ/∂t is −x exactly.
 
 Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
 """
@@ -26,7 +26,7 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def value(x, t, factor, parameter):
+def _value(x, t, factor, parameter):
     for_positive = product(product(pair(factor), pair(t)), softplus_pair(-x))
     for_negative = product(two_sum(1.0, -t), softplus_pair(x))
     high, low = two_sum(for_positive[0], for_negative[0])
@@ -40,18 +40,18 @@ def _target_derivative(x, factor):
 
 
 @jit.scalar
-def derivatives(x, t, factor, parameter):
+def _derivatives(x, t, factor, parameter):
     positive, negative = sigmoid(x), sigmoid(-x)
     for_target = -x if factor == 1.0 else _target_derivative(x, factor)
     return (1.0 - t) * positive - factor * t * negative, for_target
 
 
 @jit.scalar
-def size(x, t, factor, parameter):
+def _size(x, t, factor, parameter):
     return (abs(x) + 1.0) * (abs(factor * t) + abs(1.0 - t))
 
 
-LOOPS = loops("bce_with_logits", value, derivatives, size)
+LOOPS = loops("bce_with_logits", _value, _derivatives, _size)
 
 
 def bce_with_logits(
@@ -84,8 +84,8 @@ def bce_with_logits(
         loss in nats. grads: "logits" and "target".
 
     Edges:
-        A logit of ±inf on the right side of a hard target is 0·inf = NaN, as in torch; its gradient is 0. No elements: "mean"
-        is NaN.
+        A logit of ±inf on the right side of a hard target is 0·inf = NaN, as in torch; its gradient is 0. No
+        elements: "mean" is NaN.
 
     Raises:
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.

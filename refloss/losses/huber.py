@@ -20,7 +20,7 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def value(x, t, factor, parameter):
+def _value(x, t, factor, parameter):
     high, low = two_sum(x, -t)
     if abs(high) <= parameter:
         return product((high, low), (0.5 * high, 0.5 * low))
@@ -30,18 +30,18 @@ def value(x, t, factor, parameter):
 
 
 @jit.scalar
-def derivatives(x, t, factor, parameter):
+def _derivatives(x, t, factor, parameter):
     d = x - t
     slope = parameter if d > parameter else (-parameter if d < -parameter else d)
     return slope, -slope
 
 
 @jit.scalar
-def size(x, t, factor, parameter):
+def _size(x, t, factor, parameter):
     return (abs(x - t) + parameter) * parameter
 
 
-LOOPS = loops("huber", value, derivatives, size)
+LOOPS = loops("huber", _value, _derivatives, _size)
 
 
 def huber(
@@ -59,9 +59,9 @@ def huber(
 ) -> LossResult:
     """Huber loss, as torch.nn.functional.huber_loss.
 
-    With d_i = x_i − t_i: ℓ_i = w_i·d_i²/2 for |d_i| ≤ δ, else w_i·δ·(|d_i| − δ/2); "mean" divides the sum by the number of
-    elements, with weights too (mse and l1 divide by their sum). With c = grad_output over that: ∂/∂x_i = c·w_i·d_i clamped to
-    ±δ before the product, ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·ℓ_i/w_i. Held constant: nothing.
+    With d_i = x_i − t_i: ℓ_i = w_i·d_i²/2 for |d_i| ≤ δ, else w_i·δ·(|d_i| − δ/2); "mean" divides the sum by the
+    number of elements, with weights too (mse and l1 divide by their sum). With c = grad_output over that: ∂/∂x_i =
+    c·w_i·d_i clamped to ±δ before the product, ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·ℓ_i/w_i. Held constant: nothing.
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.

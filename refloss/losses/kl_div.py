@@ -3,8 +3,8 @@
     target t:               ℓ = t·(log t − x),    ∂ℓ/∂x = −t,      ∂ℓ/∂t = log t + 1 − x
     target u = log t:       ℓ = e^u·(u − x),      ∂ℓ/∂x = −e^u,    ∂ℓ/∂u = e^u·(u − x + 1)
 
-log t is kept as a pair, so that the difference of close distributions keeps its digits. At t = 0 the value is −0·x and torch's
-derivative in t is NaN.
+log t is kept as a pair, so that the difference of close distributions keeps its digits. At t = 0 the value is −0·x
+and torch's derivative in t is NaN.
 
 Torch counterpart: torch.nn.functional.kl_div.
 """
@@ -24,7 +24,7 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def value(x, t, factor, parameter):
+def _value(x, t, factor, parameter):
     if parameter > 0.0:
         difference = two_sum(t, -x)
         clamped = -800.0 if t < -800.0 else (710.0 if t > 710.0 else t)
@@ -38,7 +38,7 @@ def value(x, t, factor, parameter):
 
 
 @jit.scalar
-def derivatives(x, t, factor, parameter):
+def _derivatives(x, t, factor, parameter):
     if parameter > 0.0:
         probability = exp(t)
         return -probability, probability * ((t - x) + 1.0)
@@ -46,13 +46,13 @@ def derivatives(x, t, factor, parameter):
 
 
 @jit.scalar
-def size(x, t, factor, parameter):
+def _size(x, t, factor, parameter):
     if parameter > 0.0:
         return exp(t) * abs(t - x)
     return abs(t * x) + (abs(t * log(t)) if t > 0.0 else np.nan * t if t < 0.0 else 0.0)
 
 
-LOOPS = loops("kl_div", value, derivatives, size)
+LOOPS = loops("kl_div", _value, _derivatives, _size)
 
 
 def kl_div(
@@ -69,9 +69,10 @@ def kl_div(
 ) -> LossResult:
     """Kullback-Leibler divergence, as torch.nn.functional.kl_div: input holds log-probabilities.
 
-    ℓ_i = t_i·(log t_i − x_i), or e^u_i·(u_i − x_i) with log_target; "mean" divides the sum by the number of elements (which is not
-    the mathematical divergence), "batchmean" by the first axis. With c = grad_output over that: ∂/∂x_i = −c·t_i,
-    ∂/∂t_i = c·(log t_i + 1 − x_i); with log_target −c·e^u_i and c·e^u_i·(u_i − x_i + 1). Held constant: nothing.
+    ℓ_i = t_i·(log t_i − x_i), or e^u_i·(u_i − x_i) with log_target; "mean" divides the sum by the number of elements
+    (which is not the mathematical divergence), "batchmean" by the first axis. With c = grad_output over that: ∂/∂x_i
+    = −c·t_i, ∂/∂t_i = c·(log t_i + 1 − x_i); with log_target −c·e^u_i and c·e^u_i·(u_i − x_i + 1). Held constant:
+    nothing.
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch broadcasts where shapes differ.
@@ -83,7 +84,8 @@ def kl_div(
         loss in nats. grads: "input" and "target".
 
     Edges:
-        t = 0: the value is 0 (NaN where x is −inf), the derivative in t NaN, as torch has it. t < 0: NaN. No elements: "mean" is NaN.
+        t = 0: the value is 0 (NaN where x is −inf), the derivative in t NaN, as torch has it. t < 0: NaN. No
+        elements: "mean" is NaN.
 
     Raises:
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.

@@ -19,24 +19,24 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def value(x, t, factor, parameter):
+def _value(x, t, factor, parameter):
     high, low = two_sum(x, -t)
     negative = high < 0.0
     return -high if negative else high, -low if negative else low
 
 
 @jit.scalar
-def derivatives(x, t, factor, parameter):
+def _derivatives(x, t, factor, parameter):
     slope = (1.0 if x > t else 0.0) - (1.0 if x < t else 0.0)
     return slope, -slope
 
 
 @jit.scalar
-def size(x, t, factor, parameter):
+def _size(x, t, factor, parameter):
     return abs(x - t)
 
 
-LOOPS = loops("l1", value, derivatives, size)
+LOOPS = loops("l1", _value, _derivatives, _size)
 
 
 def l1(
@@ -54,8 +54,8 @@ def l1(
     """Mean absolute error, as torch.nn.functional.l1_loss.
 
     ℓ_i = w_i·|x_i − t_i|; "mean" divides the sum by the number of elements, or by Σ w_i. With c = grad_output over that
-    normaliser: ∂/∂x_i = c·w_i·sign(x_i − t_i), ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·(|x_i − t_i| − L) with L the mean (0 for "sum"
-    and "none"). Held constant: nothing.
+    normaliser: ∂/∂x_i = c·w_i·sign(x_i − t_i), ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·(|x_i − t_i| − L) with L the mean (0 for
+        "sum" and "none"). Held constant: nothing.
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.

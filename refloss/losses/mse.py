@@ -17,22 +17,22 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def value(x, t, factor, parameter):
+def _value(x, t, factor, parameter):
     difference = two_sum(x, -t)
     return product(difference, difference)
 
 
 @jit.scalar
-def derivatives(x, t, factor, parameter):
+def _derivatives(x, t, factor, parameter):
     return 2.0 * (x - t), 2.0 * (t - x)
 
 
 @jit.scalar
-def size(x, t, factor, parameter):
+def _size(x, t, factor, parameter):
     return 1.5 * (x - t) * (x - t)
 
 
-LOOPS = loops("mse", value, derivatives, size)
+LOOPS = loops("mse", _value, _derivatives, _size)
 
 
 def mse(
@@ -49,9 +49,10 @@ def mse(
 ) -> LossResult:
     """Mean squared error, as torch.nn.functional.mse_loss.
 
-    ℓ_i = w_i·(x_i − t_i)²; "mean" divides the sum by the number of elements, or by Σ w_i. With c = grad_output over that
-    normaliser: ∂/∂x_i = 2c·w_i·(x_i − t_i), ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·((x_i − t_i)² − L) with L the mean (0 for "sum"
-    and "none"). Held constant: nothing.
+    ℓ_i = w_i·(x_i − t_i)²; "mean" divides the sum by the number of elements, or by Σ w_i. With c = grad_output over
+    that
+    normaliser: ∂/∂x_i = 2c·w_i·(x_i − t_i), ∂/∂t_i = −∂/∂x_i, ∂/∂w_i = c·((x_i − t_i)² − L) with L the mean (0 for
+        "sum" and "none"). Held constant: nothing.
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.

@@ -1,7 +1,7 @@
 """Smooth L1: quadratic below β, linear above.
 
-With d = x − t: d²/2β for |d| < β, else |d| − β/2. Its derivative in x is d/β or sign(d), that in t the negative; both pieces
-meet with slope ±1 at |d| = β. β = 0 is the absolute error. Girshick, "Fast R-CNN", 2015.
+With d = x − t: d²/2β for |d| < β, else |d| − β/2. Its derivative in x is d/β or sign(d), that in t the negative; both
+pieces meet with slope ±1 at |d| = β. β = 0 is the absolute error. Girshick, "Fast R-CNN", 2015.
 
 Torch counterpart: torch.nn.functional.smooth_l1_loss.
 """
@@ -20,7 +20,7 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def value(x, t, factor, parameter):
+def _value(x, t, factor, parameter):
     high, low = two_sum(x, -t)
     if abs(high) < parameter:
         return divide(product((high, low), (0.5 * high, 0.5 * low)), pair(parameter))
@@ -30,7 +30,7 @@ def value(x, t, factor, parameter):
 
 
 @jit.scalar
-def derivatives(x, t, factor, parameter):
+def _derivatives(x, t, factor, parameter):
     d = x - t
     slope = (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
     slope = slope if abs(d) >= parameter else d / parameter
@@ -38,11 +38,11 @@ def derivatives(x, t, factor, parameter):
 
 
 @jit.scalar
-def size(x, t, factor, parameter):
+def _size(x, t, factor, parameter):
     return abs(x - t)
 
 
-LOOPS = loops("smooth_l1", value, derivatives, size)
+LOOPS = loops("smooth_l1", _value, _derivatives, _size)
 
 
 def smooth_l1(
@@ -59,8 +59,9 @@ def smooth_l1(
 ) -> LossResult:
     """Smooth L1 loss, as torch.nn.functional.smooth_l1_loss.
 
-    With d_i = x_i − t_i: ℓ_i = d_i²/2β for |d_i| < β, else |d_i| − β/2; "mean" divides the sum by the number of elements. With
-    c = grad_output over that: ∂/∂x_i = c·d_i/β or c·sign(d_i), ∂/∂t_i = −∂/∂x_i. Held constant: nothing.
+    With d_i = x_i − t_i: ℓ_i = d_i²/2β for |d_i| < β, else |d_i| − β/2; "mean" divides the sum by the number of
+    elements. With c = grad_output over that: ∂/∂x_i = c·d_i/β or c·sign(d_i), ∂/∂t_i = −∂/∂x_i. Held constant:
+    nothing.
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.

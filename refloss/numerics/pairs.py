@@ -67,7 +67,7 @@ def multiply(a, b):
 
 @jit.scalar
 def product(a, b):
-    """Product of two pairs for hot loops: not normalised, and with an undefined low part where the high one is infinite."""
+    """Product of two pairs for hot loops: not normalised, with an undefined low part where the high one is infinite."""
     high, low = two_product(a[0], b[0])
     return high, low + fma(a[0], b[1], a[1] * b[0])
 
