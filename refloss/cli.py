@@ -121,12 +121,22 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
             raise ValueError(f"{out}: expected a file ending in .safetensors")
         if not out.parent.is_dir():
             raise ValueError(f"{out}: no such folder: {out.parent}")
-        logits = float_array(given["logits"], "logits")
-        dtype = float_dtype(given.get("grad_dtype", logits.dtype), "grad_dtype")
-        with disk_array(out.parent, logits.shape, dtype) as gradient:
-            result = function.call(**given, out=gradient)
+        with _gradient_on_disk(function, given, out.parent) as buffer:
+            result = function.call(**given, **buffer)
             save_tensors(out, _result_tensors(result))
     _print_result(function, given, result)
+
+
+@contextlib.contextmanager
+def _gradient_on_disk(function: Function, given: dict[str, Any], folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """A function's out argument, where it has one: its first gradient may be larger than memory."""
+    if "out" not in inspect.signature(function.call).parameters:
+        yield {}
+        return
+    name = function.differentiable[0]
+    like = float_array(given[name], name)
+    with disk_array(folder, like.shape, float_dtype(given.get("grad_dtype", like.dtype), "grad_dtype")) as buffer:
+        yield {"out": buffer}
 
 
 def _result_tensors(result: LossResult) -> dict[str, Any]:

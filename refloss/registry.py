@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refloss.heads.causal_lm import causal_lm
 from refloss.heads.masked_lm import masked_lm
+from refloss.heads.question_answering import question_answering
+from refloss.heads.semantic_segmentation import semantic_segmentation
+from refloss.heads.sequence_classification import sequence_classification
+from refloss.heads.token_classification import token_classification
+from refloss.losses.bce import bce
+from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.cross_entropy import cross_entropy
+from refloss.losses.huber import huber
+from refloss.losses.kl_div import kl_div
+from refloss.losses.l1 import l1
+from refloss.losses.mse import mse
+from refloss.losses.nll import nll
+from refloss.losses.smooth_l1 import smooth_l1
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from refloss.result import LossResult
+    from collections.abc import Callable, Mapping
 
 
 class Function(NamedTuple):
     """A public function: its array arguments, which of them have gradients, and its other arguments by type."""
 
-    call: Callable[..., LossResult]
+    call: Callable[..., Any]
     required: tuple[str, ...]
     optional: tuple[str, ...]
     differentiable: tuple[str, ...]
-    parameters: dict[str, type]
+    parameters: Mapping[str, type]
     counts_tokens: bool = False
 
     @property
@@ -30,28 +40,53 @@ class Function(NamedTuple):
         return (self.call.__doc__ or "").partition("\n")[0]
 
 
+_ELEMENTS = ("input", "target")
+_REDUCTION: dict[str, type] = {"reduction": str}
+_ITEMS: dict[str, type] = {"num_items_in_batch": float}
+_TOKENS: dict[str, type] = {"vocab_size": int, **_ITEMS, "ignore_index": int}
+
 FUNCTIONS: dict[str, Function] = {
+    "mse": Function(mse, _ELEMENTS, ("weight",), (*_ELEMENTS, "weight"), _REDUCTION),
+    "l1": Function(l1, _ELEMENTS, ("weight",), (*_ELEMENTS, "weight"), _REDUCTION),
+    "smooth_l1": Function(smooth_l1, _ELEMENTS, (), _ELEMENTS, {**_REDUCTION, "beta": float}),
+    "huber": Function(huber, _ELEMENTS, ("weight",), (*_ELEMENTS, "weight"), {**_REDUCTION, "delta": float}),
+    "bce": Function(bce, _ELEMENTS, ("weight",), _ELEMENTS, _REDUCTION),
+    "bce_with_logits": Function(
+        bce_with_logits, ("logits", "target"), ("weight", "pos_weight"), ("logits", "target"), _REDUCTION
+    ),
+    "kl_div": Function(kl_div, _ELEMENTS, (), _ELEMENTS, {**_REDUCTION, "log_target": bool}),
+    "nll": Function(nll, _ELEMENTS, ("weight",), ("input",), {"ignore_index": int, **_REDUCTION}),
     "cross_entropy": Function(
         cross_entropy,
-        required=("logits", "target"),
-        optional=("weight",),
-        differentiable=("logits", "target"),
-        parameters={"ignore_index": int, "reduction": str, "label_smoothing": float},
+        ("logits", "target"),
+        ("weight",),
+        ("logits", "target"),
+        {"ignore_index": int, **_REDUCTION, "label_smoothing": float},
     ),
-    "causal_lm": Function(
-        causal_lm,
-        required=("logits", "labels"),
-        optional=("shift_labels",),
-        differentiable=("logits",),
-        parameters={"vocab_size": int, "num_items_in_batch": float, "ignore_index": int},
-        counts_tokens=True,
+    "causal_lm": Function(causal_lm, ("logits", "labels"), ("shift_labels",), ("logits",), _TOKENS, counts_tokens=True),
+    "masked_lm": Function(masked_lm, ("logits", "labels"), (), ("logits",), _TOKENS, counts_tokens=True),
+    "token_classification": Function(
+        token_classification, ("logits", "labels"), (), ("logits",), {"num_labels": int, **_ITEMS, "ignore_index": int}
     ),
-    "masked_lm": Function(
-        masked_lm,
-        required=("logits", "labels"),
-        optional=(),
-        differentiable=("logits",),
-        parameters={"vocab_size": int, "num_items_in_batch": float, "ignore_index": int},
-        counts_tokens=True,
+    "sequence_classification": Function(
+        sequence_classification,
+        ("pooled_logits", "labels"),
+        (),
+        ("pooled_logits",),
+        {"num_labels": int, "problem_type": str, **_ITEMS, "ignore_index": int},
+    ),
+    "question_answering": Function(
+        question_answering,
+        ("start_logits", "end_logits", "start_positions", "end_positions"),
+        (),
+        ("start_logits", "end_logits"),
+        _ITEMS,
+    ),
+    "semantic_segmentation": Function(
+        semantic_segmentation,
+        ("logits", "labels"),
+        ("auxiliary_logits",),
+        ("logits", "auxiliary_logits"),
+        {"ignore_index": int, **_ITEMS, "auxiliary_loss_weight": float},
     ),
 }

@@ -167,8 +167,212 @@ def _masked_lm() -> list[Case]:
     return _language("masked_lm", 4)
 
 
+def _elements(function: str, seed: int, extra: Callable[[Pieces], list[Case]]) -> list[Case]:
+    """The cases that every loss of corresponding elements has, and a function's own."""
+    source = Source(seed)
+    probabilities = function == "bce"
+    x = source.uniform(4, 7) if probabilities else source.normal(4, 7) * 2.0
+    uses_probabilities = function in ("bce", "bce_with_logits", "kl_div")
+    t = source.uniform(4, 7) if uses_probabilities else source.normal(4, 7) * 2.0
+    first = "logits" if function == "bce_with_logits" else "input"
+
+    def case(
+        name: str, *, values: np.ndarray = x, grad_output: Any = 1.0, dtype: Any = np.float32, **given: Any
+    ) -> Case:
+        arrays = {key: value for key, value in given.items() if isinstance(value, np.ndarray)}
+        parameters = {key: value for key, value in given.items() if not isinstance(value, np.ndarray)}
+        inputs = {first: values.astype(dtype), "target": arrays.pop("target", t).astype(dtype)}
+        inputs |= {key: value.astype(np.float32) for key, value in arrays.items()}
+        return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
+
+    weight = source.uniform(4, 7) * 2.0 + 0.25
+    return [
+        *(case(f"{name}-mean", dtype=dtype, grad_output=-0.75) for name, dtype in DTYPES.items()),
+        case("sum", reduction="sum", grad_output=0.3),
+        case("none", reduction="none", grad_output=source.normal(4, 7)),
+        case("float64-none", dtype=np.float64, reduction="none", grad_output=source.normal(4, 7)),
+        case("sum-large-cotangent", reduction="sum", grad_output=-1e6),
+        case("one-element", values=x[:1, 0], target=t[:1, 0], grad_output=2.0),
+        case("hit", values=t, grad_output=-1.5),
+        *extra(Pieces(case, x, t, weight)),
+    ]
+
+
+class Pieces(NamedTuple):
+    """What a function's own cases are made of."""
+
+    case: Callable[..., Case]
+    x: np.ndarray
+    t: np.ndarray
+    weight: np.ndarray
+
+
+def _weighted(pieces: Pieces) -> list[Case]:
+    weight = pieces.weight
+    return [
+        pieces.case("weighted", weight=weight, grad_output=1.25),
+        pieces.case("weighted-sum", weight=weight, reduction="sum", grad_output=-1.25),
+    ]
+
+
+def _smooth_l1(pieces: Pieces) -> list[Case]:
+    return [pieces.case(f"beta-{beta:g}", beta=beta, grad_output=1.25) for beta in (0.0, 0.25, 3.0)]
+
+
+def _huber(pieces: Pieces) -> list[Case]:
+    return [
+        *_weighted(pieces),
+        *(pieces.case(f"delta-{delta:g}", delta=delta, grad_output=-2.0) for delta in (0.25, 3.0)),
+    ]
+
+
+def _bce(pieces: Pieces) -> list[Case]:
+    hard = np.round(pieces.t)
+    return [
+        pieces.case("weighted", weight=pieces.weight[0], grad_output=1.25),
+        pieces.case("hard", target=hard, grad_output=-2.0),
+        pieces.case("sure", values=hard, target=hard[::-1], reduction="none", grad_output=0.5),
+    ]
+
+
+def _bce_with_logits(pieces: Pieces) -> list[Case]:
+    hard = np.round(pieces.t)
+    return [
+        pieces.case("weighted", weight=pieces.weight, grad_output=1.25),
+        pieces.case("pos-weight", pos_weight=pieces.weight[0], grad_output=-1.25),
+        pieces.case("weighted-pos-weight", weight=pieces.weight[:, :1], pos_weight=pieces.weight[0], grad_output=2.0),
+        pieces.case("confident", values=pieces.x * 40.0, target=hard, grad_output=1e3),
+        pieces.case("saturated", values=pieces.x * 500.0, target=hard, reduction="sum", grad_output=-1.0),
+    ]
+
+
+def _kl_div(pieces: Pieces) -> list[Case]:
+    logs = -np.abs(pieces.x)
+    return [
+        pieces.case("batchmean", reduction="batchmean", grad_output=1.25),
+        pieces.case("log-target", target=logs[::-1], log_target=True, grad_output=-1.25),
+        pieces.case("log-target-none", target=logs[::-1], log_target=True, reduction="none", grad_output=pieces.t),
+        pieces.case("close", values=logs, target=logs + 2.0**-12, log_target=True, reduction="sum", grad_output=3.0),
+    ]
+
+
+def _nll() -> list[Case]:
+    return [
+        Case(
+            case.id.replace("cross_entropy", "nll"),
+            "nll",
+            {"input" if name == "logits" else name: value for name, value in case.inputs.items()},
+            {name: value for name, value in case.parameters.items() if name != "label_smoothing"},
+            case.grad_output,
+        )
+        for case in _cross_entropy()
+        if not any(word in case.id for word in ("probabilities", "smoothed", "masked", "offset", "confident"))
+    ]
+
+
+def _token_classification() -> list[Case]:
+    wanted = ("vocab-size", "int32-labels", "flat-logits")
+    return [
+        case._replace(
+            parameters={"num_labels" if key == "vocab_size" else key: value for key, value in case.parameters.items()}
+        )
+        for case in _language("token_classification", 5)
+        if not case.id.endswith(wanted[1:])
+    ]
+
+
+def _sequence_classification() -> list[Case]:
+    source = Source(6)
+    logits = source.normal(5, 4) * 3.0
+    single = logits.astype(np.float32)
+    labels, values = source.integers(4, 5), source.normal(5, 4).astype(np.float32)
+    several = source.integers(2, 5, 4).astype(np.float32)
+
+    def case(name: str, logits: np.ndarray, labels: np.ndarray, grad_output: float = -1.5, **parameters: Any) -> Case:
+        inputs = {"pooled_logits": logits, "labels": labels}
+        return Case(f"sequence_classification-{name}", "sequence_classification", inputs, parameters, grad_output)
+
+    return [
+        *(case(f"{name}-one-label", logits.astype(dtype), labels) for name, dtype in DTYPES.items()),
+        case("ignored", single, np.where(labels == 2, -100, labels), 2.0, num_labels=4),
+        case("ignore-a-class", single, labels, 2.0, ignore_index=int(labels[0])),
+        case("num-items", single, labels, 0.5, num_items_in_batch=11),
+        case("several-labels", single, several, 3.0),
+        case("several-labels-bfloat16", logits.astype(ml_dtypes.bfloat16), several, 3.0, num_labels=4),
+        case("several-labels-stated", single, several.astype(np.int64), problem_type="multi_label_classification"),
+        case("values", single, values, 0.25, problem_type="regression"),
+        case("one-value", single[:, :1], values[:, 0]),
+        case("one-value-float16", logits[:, :1].astype(np.float16), values[:, :1], 100.0, num_labels=1),
+        case("one-value-of-one", single[:1, :1], values[:1, :1], 4.0),
+        case("stated-one-label", single, labels, 1.0, problem_type="single_label_classification"),
+    ]
+
+
+def _question_answering() -> list[Case]:
+    source = Source(7)
+    start, end = source.normal(5, 9) * 4.0, source.normal(5, 9) * 4.0
+    first, last = source.integers(9, 5), source.integers(9, 5)
+    outside = np.array([0, 9, 14, -3, 5])
+
+    def case(
+        name: str, at: np.ndarray = first, dtype: Any = np.float32, grad_output: float = -1.5, **parameters: Any
+    ) -> Case:
+        inputs = {"start_logits": start.astype(dtype), "end_logits": end.astype(dtype)}
+        inputs |= {"start_positions": at, "end_positions": last}
+        return Case(f"question_answering-{name}", "question_answering", inputs, parameters, grad_output)
+
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        *(case(f"{name}-outside", outside, dtype, 2.0) for name, dtype in DTYPES.items()),
+        case("additional-axis", first[:, None], grad_output=0.5),
+        case("num-items", outside, num_items_in_batch=8, grad_output=3.0),
+        case("all-outside", np.full(5, 20), grad_output=1.0),
+        case("int32-positions", first.astype(np.int32), grad_output=7.0),
+    ]
+
+
+def _semantic_segmentation() -> list[Case]:
+    source = Source(8)
+    logits, auxiliary = source.normal(2, 4, 3, 5) * 3.0, (source.normal(2, 4, 2, 2) * 3.0).astype(np.float32)
+    labels = source.integers(4, 2, 7, 8)
+    ignored = labels.copy()
+    ignored[0, 2:4] = 255
+
+    def case(
+        name: str, at: np.ndarray = ignored, dtype: Any = np.float32, grad_output: float = -1.5, **given: Any
+    ) -> Case:
+        inputs = {"logits": logits.astype(dtype), "labels": at}
+        if "auxiliary_logits" in given:
+            inputs["auxiliary_logits"] = given.pop("auxiliary_logits")
+        return Case(f"semantic_segmentation-{name}", "semantic_segmentation", inputs, given, grad_output)
+
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        case("all-pixels", labels, grad_output=2.0),
+        case("auxiliary", auxiliary_logits=auxiliary, grad_output=0.5),
+        case("auxiliary-weight", auxiliary_logits=auxiliary, auxiliary_loss_weight=1.5),
+        case("ignore-a-class", labels, ignore_index=2, grad_output=3.0),
+        case("num-items", num_items_in_batch=200, grad_output=-4.0),
+        case("same-size", labels[:, :3, :5], grad_output=1.0),
+        case("smaller", labels[:, :2, :2], grad_output=2.5),
+        case("all-ignored", np.full((2, 7, 8), 255), grad_output=1.0),
+    ]
+
+
 _BUILDERS: dict[str, Callable[[], list[Case]]] = {
+    "mse": lambda: _elements("mse", 10, _weighted),
+    "l1": lambda: _elements("l1", 11, _weighted),
+    "smooth_l1": lambda: _elements("smooth_l1", 12, _smooth_l1),
+    "huber": lambda: _elements("huber", 13, _huber),
+    "bce": lambda: _elements("bce", 14, _bce),
+    "bce_with_logits": lambda: _elements("bce_with_logits", 15, _bce_with_logits),
+    "kl_div": lambda: _elements("kl_div", 16, _kl_div),
+    "nll": _nll,
     "cross_entropy": _cross_entropy,
     "causal_lm": _causal_lm,
     "masked_lm": _masked_lm,
+    "token_classification": _token_classification,
+    "sequence_classification": _sequence_classification,
+    "question_answering": _question_answering,
+    "semantic_segmentation": _semantic_segmentation,
 }

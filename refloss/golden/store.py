@@ -25,7 +25,8 @@ MANIFEST = "manifest.json"
 
 def evaluate(case: Case) -> LossResult:
     """The right answer of a case."""
-    return FUNCTIONS[case.function].call(**case.inputs, **case.parameters, grad_output=case.grad_output)
+    result: LossResult = FUNCTIONS[case.function].call(**case.inputs, **case.parameters, grad_output=case.grad_output)
+    return result
 
 
 def expected_tensors(result: LossResult) -> dict[str, Any]:

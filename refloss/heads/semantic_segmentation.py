@@ -29,7 +29,8 @@ def semantic_segmentation(
 ) -> LossResult:
     """Cross-entropy of bilinearly upsampled logits, as transformers' ForSemanticSegmentationLoss.
 
-    L = CE(U·x, y) + w·CE(U'·x', y) with U the bilinear resampling to the size of the labels (align_corners=False), x' the auxiliary
+    L = CE(U·x, y) + w·CE(U'·x', y) with U the bilinear resampling to the size of the labels (align_corners=False), x'
+    the auxiliary
     logits and w their weight; each CE is the mean over the pixels that are not ignore_index, or the sum over
     num_items_in_batch. Gradient: Uᵀ applied to that of the cross-entropy, the exact adjoint. Held constant: the numbers
     of pixels.
