@@ -22,15 +22,9 @@ def test_refloss_and_scikit_learn_arrive_at_one_model(make):
     np.testing.assert_allclose(outcome.fit.weights.T, theirs, rtol=0, atol=5e-3 * np.abs(theirs).max())
 
 
-def test_the_table_names_the_task_and_nothing_falls_short(monkeypatch, capsys):
+@pytest.mark.parametrize(("most_epochs", "status", "short"), [(MOST_EPOCHS, 0, "none"), (1, 1, "diabetes")])
+def test_exit_status_and_last_line_tell_what_falls_short(monkeypatch, capsys, most_epochs, status, short):
     monkeypatch.setattr(linear_models, "TASKS", (diabetes,))
-    assert linear_models.main() == 0
-    printed = capsys.readouterr().out
-    assert "diabetes" in printed
-    assert "short of scikit-learn: none." in printed
-
-
-def test_training_that_stops_too_early_falls_short(monkeypatch, capsys):
-    monkeypatch.setattr(linear_models, "MOST_EPOCHS", 1)
-    assert linear_models.main() == 1
-    assert "short of scikit-learn: digits, digit properties, diabetes." in capsys.readouterr().out
+    monkeypatch.setattr(linear_models, "MOST_EPOCHS", most_epochs)
+    assert linear_models.main() == status
+    assert f"short of scikit-learn: {short}." in capsys.readouterr().out

@@ -60,7 +60,7 @@ def test_a_file_can_be_replayed_with_what_it_says(folder):
         assert {name for name in tensors if name.startswith("expected.grad.")} == {
             f"expected.grad.{name}" for name in result.grads
         }
-        assert set(result.grads) == set(FUNCTIONS[entry["function"]].differentiable) & set(inputs)
+        assert set(result.grads) <= set(FUNCTIONS[entry["function"]].differentiable)
         for name, gradient in result.grads.items():
             expected = tensors[f"expected.grad.{name}"]
             assert expected.dtype == inputs[name].dtype

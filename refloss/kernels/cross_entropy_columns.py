@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import row_offsets
+from refloss.kernels.rows import load, save
 from refloss.kernels.softmax import split_class
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_difference
-from refloss.numerics.formats import store, widen
 from refloss.numerics.pairs import add, divide, multiply, pair, rounded
 from refloss.numerics.sums import grid_bits, grid_total
 
@@ -27,8 +26,6 @@ class Lanes(NamedTuple):
     """One thread's buffers: a value for each of COLUMNS rows, and for each of their classes."""
 
     terms: np.ndarray  # [C, COLUMNS]
-    offsets: np.ndarray
-    gradient_offsets: np.ndarray
     labels: np.ndarray  # -1 where ignored
     weights: np.ndarray
     coefficients: np.ndarray  # [2, COLUMNS], pairs
@@ -52,8 +49,6 @@ def new_lanes(classes: int) -> Lanes:
 
     return Lanes(
         terms=floats(classes),
-        offsets=integers(),
-        gradient_offsets=integers(),
         labels=integers(),
         weights=floats(),
         coefficients=floats(2),
@@ -68,10 +63,8 @@ def new_lanes(classes: int) -> Lanes:
 
 
 @jit.helper
-def _prepare(logits, gradient, labels, terms, lanes, start, count):
-    """Labels, weights, coefficients and places of the rows start ... start + count."""
-    row_offsets(logits, start, lanes.offsets[:count])
-    row_offsets(gradient, start, lanes.gradient_offsets[:count])
+def _prepare(labels, terms, lanes, start, count):
+    """Labels, weights and coefficients of the rows start ... start + count."""
     coefficient = divide(pair(terms.cotangent[0]), terms.normaliser)
     for k in range(count):
         index = start + k
@@ -87,19 +80,6 @@ def _prepare(logits, gradient, labels, terms, lanes, start, count):
         lanes.overflow[k] = 0.0
         lanes.coarse[k] = 0
         lanes.fine[k] = 0
-
-
-@jit.helper
-def _read_class(memory, offsets, place, row):
-    """Class at a place of every row, as float64; side by side in memory where the rows are."""
-    last = row.size - 1
-    if offsets[last] - offsets[0] == last:
-        source = memory[offsets[0] + place : offsets[0] + place + row.size]
-        for k in range(row.size):
-            row[k] = widen(source[k])
-    else:
-        for k in range(row.size):
-            row[k] = widen(memory[offsets[k] + place])
 
 
 @jit.helper
@@ -154,38 +134,25 @@ def _finish_class(row, c, labels, high, low, own):
         row[k] = own[k] if labels[k] == c else (0.0 if labels[k] < 0 else value)
 
 
-@jit.helper
-def _write_class(row, memory, offsets, place):
-    last = row.size - 1
-    if offsets[last] - offsets[0] == last:
-        destination = memory[offsets[0] + place : offsets[0] + place + row.size]
-        for k in range(row.size):
-            store(destination, k, row[k])
-    else:
-        for k in range(row.size):
-            store(memory, offsets[k] + place, row[k])
-
-
 @jit.kernel
 def label_columns(logits, gradient, labels, terms, output, lanes, first, last, with_gradient):
     """Rows first ... last with class labels, without smoothing."""
     for start in range(first, last, COLUMNS):
         count = min(COLUMNS, last - start)
         stop = start + count
-        _prepare(logits, gradient, labels, terms, lanes, start, count)
-        offsets, chosen = lanes.offsets[:count], lanes.labels[:count]
+        _prepare(labels, terms, lanes, start, count)
+        chosen = lanes.labels[:count]
         references = lanes.references[:count]
         for c in range(logits.classes):
             row = lanes.terms[c][:count]
-            _read_class(logits.memory, offsets, c * logits.class_stride, row)
+            load(logits, start, row, c * logits.class_stride)
             _take_maximum(row, c, chosen, lanes.logits[:count], references, lanes.overflow[:count])
         for c in range(logits.classes):
             _take_exponentials(lanes.terms[c][:count], c, chosen, references, lanes.coarse[:count], lanes.fine[:count])
         losses, nlls, lses = output.loss[start:stop], output.nll[start:stop], output.lse[start:stop]
         _split_all(lanes, count, logits.classes, losses, nlls, lses)
         if with_gradient:
-            offsets = lanes.gradient_offsets[:count]
             for c in range(logits.classes):
                 row = lanes.terms[c][:count]
                 _finish_class(row, c, chosen, lanes.factors[0][:count], lanes.factors[1][:count], lanes.own[:count])
-                _write_class(row, gradient.memory, offsets, c * gradient.class_stride)
+                save(row, gradient, start, c * gradient.class_stride)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import Rows
+from refloss.kernels.rows import AnyRows, load, save
 from refloss.numerics.bits import ROUND_TO_INTEGER, fma
 from refloss.numerics.exponential import scale
-from refloss.numerics.formats import magnitude_bits, store, widen
+from refloss.numerics.formats import magnitude_bits
 from refloss.numerics.pairs import pair, product, settled, two_product
 from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_step
 
@@ -33,20 +33,20 @@ Pair = tuple[float, float]
 class Inputs(NamedTuple):
     """What a loss reads, all of one shape; absent factors are a broadcast 1."""
 
-    input: Rows
-    target: Rows
-    weight: Rows
-    factor: Rows
-    cotangent: Rows
+    input: AnyRows
+    target: AnyRows
+    weight: AnyRows
+    factor: AnyRows
+    cotangent: AnyRows
 
 
 class Outputs(NamedTuple):
     """What a loop writes; each has a flag, and any memory stands in for what is not wanted."""
 
-    input_gradient: Rows
-    target_gradient: Rows
-    weight_gradient: Rows
-    loss: Rows
+    input_gradient: AnyRows
+    target_gradient: AnyRows
+    weight_gradient: AnyRows
+    loss: AnyRows
 
 
 class Wanted(NamedTuple):
@@ -76,64 +76,13 @@ class Loops(NamedTuple):
 
 
 @jit.helper
-def _place(rows, index):
-    """Where an element lies in memory, and how many follow it on the last axis, itself included."""
-    last = rows.shape.size - 1
-    offset = rows.origin + (index % rows.shape[last]) * rows.strides[last]
-    run = rows.shape[last] - index % rows.shape[last]
-    index //= rows.shape[last]
-    for axis in range(last - 1, -1, -1):
-        offset += (index % rows.shape[axis]) * rows.strides[axis]
-        index //= rows.shape[axis]
-    return offset, run
-
-
-@jit.helper
-def load(rows, first, row):
-    """Elements first, first + 1, ... as float64 into a row."""
-    done = 0
-    while done < row.size:
-        offset, run = _place(rows, first + done)
-        part = row[done : min(done + run, row.size)]
-        stride = rows.strides[rows.shape.size - 1]
-        if stride == 1:
-            source = rows.memory[offset : offset + part.size]
-            for i in range(part.size):
-                part[i] = widen(source[i])
-        elif stride == 0:
-            part[:] = widen(rows.memory[offset])
-        else:
-            for i in range(part.size):
-                part[i] = widen(rows.memory[offset + i * stride])
-        done += part.size
-
-
-@jit.helper
-def save(row, rows, first):
-    """A row of float64, rounded, to elements first, first + 1, ..."""
-    done = 0
-    while done < row.size:
-        offset, run = _place(rows, first + done)
-        part = row[done : min(done + run, row.size)]
-        stride = rows.strides[rows.shape.size - 1]
-        if stride == 1:
-            destination = rows.memory[offset : offset + part.size]
-            for i in range(part.size):
-                store(destination, i, part[i])
-        else:
-            for i in range(part.size):
-                store(rows.memory, offset + i * stride, part[i])
-        done += part.size
-
-
-@jit.helper
 def _new_rows():
     return np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
 
 
 @jit.helper
 def _is_constant(rows):
-    return rows.memory.size == 1
+    return rows.strides[rows.shape.size - 1] == 0 and rows.shape.size == 1
 
 
 @jit.helper

@@ -10,7 +10,7 @@ import numpy as np
 from refloss import parallel
 from refloss.kernels.cross_entropy import Output, Scratch, Terms, label_rows, probability_rows
 from refloss.kernels.cross_entropy_columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
-from refloss.kernels.rows import Rows, rows_of, tile_buffer, tile_rows
+from refloss.kernels.rows import Rows, any_rows_of, rows_of, tile_buffer, tile_rows
 from refloss.numerics.sums import MAX_TERMS, as_pair, exact_sum, rounded
 
 # Elements a thread takes at a time: some tenths of a millisecond of work, so that Python's part does not show.
@@ -99,7 +99,7 @@ def _run(task: Task, logits: Rows, terms: Terms, output: Output, count: int) -> 
     gradient = rows_of(task.logits if task.gradient is None else task.gradient, task.class_axis)
     has_labels = _has_labels(task)
     if has_labels and not terms.smooth and logits.classes <= MAX_CLASSES:
-        _run_columns(task, logits, gradient, terms, output, count)
+        _run_columns(task, terms, output, count)
         return
     arrays = [logits, gradient]
     if not has_labels:
@@ -132,7 +132,10 @@ def _run(task: Task, logits: Rows, terms: Terms, output: Output, count: int) -> 
     parallel.run_blocks(work, count, block, scratch)
 
 
-def _run_columns(task: Task, logits: Rows, gradient: Rows, terms: Terms, output: Output, count: int) -> None:
+def _run_columns(task: Task, terms: Terms, output: Output, count: int) -> None:
+    logits = any_rows_of(task.logits, task.class_axis)
+    gradient = logits if task.gradient is None else any_rows_of(task.gradient, task.class_axis)
+
     def work(first: int, last: int, lanes: Lanes) -> None:
         with_gradient = task.gradient is not None
         label_columns(logits, gradient, task.target, terms, output, lanes, first, last, with_gradient)

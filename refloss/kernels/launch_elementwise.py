@@ -10,7 +10,7 @@ import numpy as np
 from refloss import parallel
 from refloss.kernels.elementwise import FINEST_MAGIC, Inputs, Loops, Outputs, Scalars, Wanted
 from refloss.kernels.launch_cross_entropy import divided
-from refloss.kernels.rows import Rows, rows_of
+from refloss.kernels.rows import elements_of
 from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, as_pair, exact_sum
 
 BLOCK_ELEMENTS = 1 << 18
@@ -58,12 +58,9 @@ def elementwise(task: Task) -> np.float64 | np.ndarray:
 def _inputs(task: Task) -> Inputs:
     one = np.ones(())
     arrays = (task.input, task.target, task.weight, task.factor, task.cotangent)
-    return Inputs(*(_flat(np.broadcast_to(one if array is None else array, task.input.shape)) for array in arrays))
-
-
-def _flat(array: np.ndarray) -> Rows:
-    """Every axis of an array as one of its rows' axes."""
-    return rows_of(array[..., None], array.ndim)
+    return Inputs(
+        *(elements_of(np.broadcast_to(one if array is None else array, task.input.shape)) for array in arrays)
+    )
 
 
 def _normaliser(task: Task) -> Fraction | float:
@@ -100,7 +97,7 @@ def _evaluate(
     buffers = [task.input_gradient, task.target_gradient, task.weight_gradient, rows]
     written = [buffer is not None and (gradients or buffer is rows) for buffer in buffers]
     stand_in = np.empty(task.input.shape[:0])
-    outputs = Outputs(*(_flat(stand_in if buffer is None else buffer) for buffer in buffers))
+    outputs = Outputs(*(elements_of(stand_in if buffer is None else buffer) for buffer in buffers))
     total = loss and rows is None
     wanted = Wanted(*written, total)
     counts: list[int] = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from refloss.kernels.launch_cross_entropy import divided, label_normaliser
 from refloss.kernels.nll import nll_rows
-from refloss.kernels.rows import rows_of
+from refloss.kernels.rows import any_rows_of
 from refloss.numerics.sums import as_pair, exact_sum
 
 
@@ -31,8 +31,8 @@ def nll(
         gradient[...] = 0
     loss = np.empty(labels.size)
     factors = np.ones(x.shape[class_axis]) if weight is None else weight
-    rows = rows_of(x, class_axis)
-    written = rows if gradient is None else rows_of(gradient, class_axis)
+    rows = any_rows_of(x, class_axis)
+    written = rows if gradient is None else any_rows_of(gradient, class_axis)
     with_gradient = gradient is not None
     nll_rows(rows, written, labels, factors, cotangent, as_pair(normaliser), ignore_index, loss, with_gradient)
     return loss.reshape(target.shape) if reduction == "none" else divided(exact_sum(loss), normaliser)

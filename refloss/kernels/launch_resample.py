@@ -6,14 +6,14 @@ import numpy as np
 
 from refloss import parallel
 from refloss.kernels.resample import axis, resample_planes, spread_planes
-from refloss.kernels.rows import rows_of
+from refloss.kernels.rows import elements_of
 
 
 def resample(planes: np.ndarray, resized: np.ndarray) -> None:
     """Planes [P, h, w] resampled into float64 [P, H, W]."""
     _, height, width = planes.shape
     size = resized.shape[1:]
-    source = rows_of(planes[..., None], planes.ndim)
+    source = elements_of(planes)
     vertical, horizontal = axis(height, size[0]), axis(width, size[1])
 
     def work(first: int, last: int, _: None) -> None:
@@ -25,7 +25,7 @@ def resample(planes: np.ndarray, resized: np.ndarray) -> None:
 def spread(resized: np.ndarray, planes: np.ndarray) -> None:
     """The adjoint of resampling: cotangents [P, H, W], float64, into those of [P, h, w]."""
     _, height, width = planes.shape
-    destination = rows_of(planes[..., None], planes.ndim)
+    destination = elements_of(planes)
     vertical, horizontal = axis(height, resized.shape[1]), axis(width, resized.shape[2])
 
     def work(first: int, last: int, _: None) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.elementwise import load, save
+from refloss.kernels.rows import load, save
 
 
 class Axis(NamedTuple):

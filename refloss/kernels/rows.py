@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
+from refloss.numerics.formats import store, widen
 
 # Rows that are strided in memory are gathered in tiles of this size, so that each cache line is read once.
 TILE_BYTES = 1 << 18
@@ -22,6 +23,21 @@ class Rows(NamedTuple):
     strides: np.ndarray
     classes: int
     class_stride: int
+
+
+class AnyRows(NamedTuple):
+    """Rows whose memory is bytes and whose format is a number: kernels that take them are compiled once for all."""
+
+    memory: np.ndarray
+    format: int
+    origin: int
+    shape: np.ndarray
+    strides: np.ndarray
+    classes: int
+    class_stride: int
+
+
+_FORMATS = {"float64": 0, "float32": 1, "bfloat16": 2, "float16": 3}
 
 
 class _Memory:
@@ -62,6 +78,17 @@ def rows_of(array: np.ndarray, class_axis: int) -> Rows:
         classes,
         1 if classes == 1 else class_stride,
     )
+
+
+def any_rows_of(array: np.ndarray, class_axis: int) -> AnyRows:
+    """The rows of an array along an axis, for kernels that take any format."""
+    rows = rows_of(array, class_axis)
+    return AnyRows(rows.memory.view(np.uint8), _FORMATS[array.dtype.name], *rows[1:])
+
+
+def elements_of(array: np.ndarray) -> AnyRows:
+    """Every axis of an array as one of its rows' axes: the rows are its elements."""
+    return any_rows_of(array[..., None], array.ndim)
 
 
 def _merge_axes(shape: list[int], strides: list[int]) -> tuple[list[int], list[int]]:
@@ -112,6 +139,85 @@ def row_offsets(rows, first, offsets):
         for k in range(run):
             offsets[done + k] = start + k * rows.strides[last]
         done += run
+
+
+@jit.helper
+def _load_strided(memory, offset, stride, row):
+    if stride == 1:
+        source = memory[offset : offset + row.size]
+        for i in range(row.size):
+            row[i] = widen(source[i])
+    elif stride == 0:
+        row[:] = widen(memory[offset])
+    else:
+        for i in range(row.size):
+            row[i] = widen(memory[offset + i * stride])
+
+
+@jit.helper
+def load_strided(rows, offset, stride, row):
+    """Elements of any rows' memory, offset + i·stride, as float64 into a row."""
+    if rows.format == 0:
+        _load_strided(rows.memory.view(np.float64), offset, stride, row)
+    elif rows.format == 1:
+        _load_strided(rows.memory.view(np.float32), offset, stride, row)
+    elif rows.format == 2:
+        _load_strided(rows.memory.view(np.int16), offset, stride, row)
+    else:
+        _load_strided(rows.memory.view(np.uint16), offset, stride, row)
+
+
+@jit.helper
+def _save_strided(row, memory, offset, stride):
+    if stride == 1:
+        destination = memory[offset : offset + row.size]
+        for i in range(row.size):
+            store(destination, i, row[i])
+    else:
+        for i in range(row.size):
+            store(memory, offset + i * stride, row[i])
+
+
+@jit.helper
+def save_strided(row, rows, offset, stride):
+    """A row of float64, rounded, to elements of any rows' memory, offset + i·stride."""
+    if rows.format == 0:
+        _save_strided(row, rows.memory.view(np.float64), offset, stride)
+    elif rows.format == 1:
+        _save_strided(row, rows.memory.view(np.float32), offset, stride)
+    elif rows.format == 2:
+        _save_strided(row, rows.memory.view(np.int16), offset, stride)
+    else:
+        _save_strided(row, rows.memory.view(np.uint16), offset, stride)
+
+
+@jit.helper
+def _run(rows, index):
+    """How many rows follow a row on the last axis, itself included."""
+    size = rows.shape[rows.shape.size - 1]
+    return size - index % size
+
+
+@jit.helper
+def load(rows, first, row, place=0):
+    """An element of rows first, first + 1, ..., at a place from their beginning, as float64 into a row."""
+    stride = rows.strides[rows.shape.size - 1]
+    done = 0
+    while done < row.size:
+        part = row[done : min(done + _run(rows, first + done), row.size)]
+        load_strided(rows, row_offset(rows, first + done) + place, stride, part)
+        done += part.size
+
+
+@jit.helper
+def save(row, rows, first, place=0):
+    """A row of float64, rounded, to an element of rows first, first + 1, ..., at a place from their beginning."""
+    stride = rows.strides[rows.shape.size - 1]
+    done = 0
+    while done < row.size:
+        part = row[done : min(done + _run(rows, first + done), row.size)]
+        save_strided(part, rows, row_offset(rows, first + done) + place, stride)
+        done += part.size
 
 
 @jit.helper
