@@ -125,7 +125,9 @@ def _apply(derivative, weight, cotangent, inverse_normaliser):
     """derivative ← derivative·weight·cotangent / normaliser."""
     for i in range(derivative.size):
         high, low = two_product(derivative[i] * weight[i], cotangent[i])
-        derivative[i] = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
+        result = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
+        # An infinite derivative has no low part to speak of.
+        derivative[i] = result if result == result else high * inverse_normaliser[0]
 
 
 def loops(name: str, value: Callable[..., Any], derivatives: Callable[..., Any], size: Callable[..., Any]) -> Loops:
