@@ -29,8 +29,9 @@ def as_array(value: Any, name: str) -> np.ndarray:
     """An array of any framework as a NumPy array, without a copy where its memory can be shared."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)
-    if hasattr(value, "detach"):
-        value = value.detach()
+    # What a torch tensor is apart from its memory: a node of a graph, a lazy conjugate or negative.
+    for settle in ("detach", "resolve_conj", "resolve_neg"):
+        value = getattr(value, settle)() if hasattr(value, settle) else value
     if hasattr(value, "__cuda_array_interface__"):
         raise ValueError(f"{name} lives on a GPU; refloss reads CPU arrays: copy it to the host first")
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
@@ -162,6 +163,14 @@ def integer(value: Any, name: str) -> int:
         raise TypeError(f"{name} is {value!r} of type {type(value).__name__}; expected an integer") from None
 
 
+def label(value: Any, name: str) -> int:
+    """An integer argument that labels are compared with."""
+    result = integer(value, name)
+    if not -(2**63) <= result < 2**63:
+        raise ValueError(f"{name} is {result}; expected an integer of 64 bits")
+    return result
+
+
 def number(value: Any, name: str) -> float:
     """A real argument: a number or an array without axes."""
     array = as_array(value, name)
@@ -201,11 +210,13 @@ def float_dtype(value: Any, name: str) -> np.dtype[Any]:
     return dtype
 
 
-def gradient_buffer(like: np.ndarray, grad_dtype: Any, out: Any, name: str) -> np.ndarray:
-    """Where a gradient goes: a fresh array, or the caller's own."""
+def gradient_buffer(
+    like: np.ndarray, grad_dtype: Any, out: Any, name: str, *others: np.ndarray | None, wanted: bool = True
+) -> np.ndarray | None:
+    """Where a gradient goes: a fresh array, or the caller's own, apart from every input; None if it is not wanted."""
     dtype = like.dtype if grad_dtype is None else float_dtype(grad_dtype, "grad_dtype")
     if out is None:
-        return np.empty(like.shape, dtype)
+        return np.empty(like.shape, dtype) if wanted else None
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is a {type(out).__name__}; expected a NumPy array")
     check_shape(out, like.shape, "out", f"the shape of {name}")
@@ -213,10 +224,23 @@ def gradient_buffer(like: np.ndarray, grad_dtype: Any, out: Any, name: str) -> n
         raise TypeError(f"out has dtype {out.dtype}; expected {dtype}")
     if not out.flags.writeable:
         raise ValueError("out is read-only; expected an array to write to")
-    whole = all(stride % out.itemsize == 0 for stride in out.strides) and out.flags.aligned
-    overlapping = any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.strides, strict=True))
-    if not whole or overlapping:
+    if not _has_own_places(out):
         raise ValueError(f"out has strides {out.strides}; expected every {out.itemsize}-byte element in its own place")
-    if np.may_share_memory(out, like):
-        raise ValueError(f"out shares memory with {name}; inputs are never changed")
-    return out
+    for other in (like, *others):
+        if other is not None and np.may_share_memory(out, other):
+            raise ValueError("out shares memory with an input; inputs are never changed")
+    return out if wanted else None
+
+
+def _has_own_places(out: np.ndarray) -> bool:
+    """Whether every element has memory of its own, at a whole number of elements from the first."""
+    if out.size == 0:
+        return True
+    if not out.flags.aligned or any(stride % out.itemsize for stride in out.strides):
+        return False
+    reach = out.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return False
+        reach += (size - 1) * stride
+    return True

@@ -49,7 +49,9 @@ def main() -> None:
         status = app(standalone_mode=False)
     except _USAGE_ERROR as error:
         status = _failed(error.format_message())  # type: ignore[attr-defined]
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except MemoryError:
+        status = _failed("not enough memory")
+    except (OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         status = _failed(str(error))
     except (KeyboardInterrupt, typer.Abort):
         status = 130
@@ -110,6 +112,8 @@ def _compute_command(name: str, function: Function) -> Callable[..., None]:
 def _compute(function: Function, arguments: dict[str, Any]) -> None:
     out: Path | None = arguments.pop("out")
     given = {name: value for name, value in arguments.items() if value is not None}
+    if out is not None and out.exists() and any(out.samefile(file) for file in given.values() if _is_file(file)):
+        raise ValueError(f"{out}: is an input too")
     for name in (*function.required, *function.optional):
         if name in given:
             given[name] = load_tensor(given[name], name)
@@ -125,6 +129,10 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
             result = function.call(**given, **buffer)
             save_tensors(out, _result_tensors(result))
     _print_result(function, given, result)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, Path) and value.is_file()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ _SAFETENSORS_DTYPES: dict[str, Any] = {
 def load_tensor(path: Path, name: str) -> np.ndarray:
     """The tensor of a file that is called name or input.name, or else its only one; mapped where it can be."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     tensors = load_tensors(path)
     for candidate in (name, f"input.{name}"):
         if candidate in tensors:
@@ -56,7 +57,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: expected a file ending in {', '.join(readers)}")
     try:
         return readers[path.suffix](path)
-    except (SafetensorError, zipfile.BadZipFile, EOFError, KeyError, ValueError, struct.error) as error:
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, struct.error) as error:
         raise ValueError(f"{path}: not a readable {path.suffix} file: {error}") from error
 
 
@@ -88,6 +89,8 @@ def _map_entry(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
         shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
         return _map(path, dtype, file.tell(), shape, "F" if fortran_order else "C")
 
 

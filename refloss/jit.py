@@ -7,6 +7,7 @@ contract, and LLVM may only vectorise what keeps them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,10 @@ def kernel(function: Callable[..., Any], name: str = "") -> Any:
     A loop that is defined inside another function, over scalars that are handed to it, has to have a name: its place in
     the cache.
     """
-    dispatcher: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    dispatcher._cache = _PackageCache(function, name)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    # Where no folder can be written to, a kernel is compiled anew in each process.
+    with contextlib.suppress(RuntimeError):
+        dispatcher._cache = _PackageCache(function, name)
     return dispatcher
 
 

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from refloss.arrays import integer
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -27,6 +29,7 @@ def get_num_threads() -> int:
 
 def set_num_threads(count: int) -> None:
     """Limit the threads of every later loss. The result does not depend on it."""
+    count = integer(count, "count")
     if count < 1:
         raise ValueError(f"count is {count}; expected at least 1")
     _limit[:] = [count]

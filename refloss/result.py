@@ -25,7 +25,7 @@ class Intermediates(dict[str, Any]):
         return self[name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossResult:
     """A loss, its gradients and what lies between.
 

@@ -58,6 +58,10 @@ CROSS_ENTROPY = [
     (dict(weight=np.ones(5, int)), TypeError, "weight has dtype int64"),
     (dict(ignore_index=1.0), TypeError, "ignore_index is 1.0 of type float; expected an integer"),
     (dict(ignore_index=True), TypeError, "ignore_index is a bool"),
+    (dict(ignore_index=2**63), ValueError, "ignore_index is 9223372036854775808; expected an integer of 64 bits"),
+    (dict(grad=False, grad_dtype="tea"), TypeError, "grad_dtype is 'tea'"),
+    (dict(grad=False, out="tea"), TypeError, "out is a str"),
+    (dict(out=np.lib.stride_tricks.as_strided(np.zeros(20), (4, 5), (8, 8))), ValueError, r"out has strides \(8, 8\)"),
     (dict(target=np.full((4, 5), 0.2), ignore_index=3), ValueError, "ignore_index is 3; with class probabilities"),
     (dict(reduction="batchmean"), ValueError, "reduction is 'batchmean'; expected one of 'mean', 'sum', 'none'"),
     (dict(label_smoothing=-0.1), ValueError, r"label_smoothing is -0.1; expected a number in \[0, 1\]"),
@@ -80,7 +84,7 @@ CROSS_ENTROPY = [
         "out has dtype float32; expected float64",
     ),
     (dict(out=read_only(np.zeros((4, 5)))), ValueError, "out is read-only"),
-    (dict(out=FLAT), ValueError, "out shares memory with logits"),
+    (dict(out=FLAT), ValueError, "out shares memory with an input"),
     (dict(out=np.lib.stride_tricks.as_strided(np.zeros(5), (4, 5), (0, 8))), ValueError, r"out has strides \(0, 8\)"),
     (dict(backend="tpu"), ValueError, "backend is 'tpu'; expected one of 'auto', 'cpu', 'cuda'"),
     (dict(backend="cuda"), RuntimeError, "backend='cuda': this version of refloss has no CUDA kernels"),
@@ -160,6 +164,21 @@ def test_nothing_is_written_when_the_input_is_bad():
     with pytest.raises(ValueError, match="outside"):
         refloss.cross_entropy(FLAT, TARGET + 3, out=buffer)
     assert np.all(buffer == 7.0)
+
+
+def test_out_shares_memory_with_no_input():
+    target, weight = np.full((4, 5), 0.2), np.ones(20)
+    with pytest.raises(ValueError, match="out shares memory with an input"):
+        refloss.cross_entropy(FLAT, target, out=target)
+    with pytest.raises(ValueError, match="out shares memory with an input"):
+        refloss.cross_entropy(FLAT, TARGET, weight[:5], out=weight.reshape(4, 5))
+    with pytest.raises(ValueError, match="out shares memory with an input"):
+        refloss.mse(FLAT, target, out=target)
+
+
+def test_threads_must_be_an_integer():
+    with pytest.raises(TypeError, match=r"count is 2\.5 of type float"):
+        refloss.set_num_threads(2.5)
 
 
 def test_threads_must_be_positive():

@@ -37,6 +37,11 @@ def test_an_empty_batch_without_reduction():
     assert result.intermediates["lse"].shape == (0, 2)
 
 
+def test_an_empty_batch_with_out():
+    out = np.zeros((0, 5))
+    assert refloss.cross_entropy(np.zeros((0, 5)), np.zeros(0, int), out=out).grads["logits"] is out
+
+
 def test_no_classes_at_all():
     result = refloss.cross_entropy(np.zeros((2, 0)), [-100, -100], reduction="sum")
     assert result.loss == 0.0

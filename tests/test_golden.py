@@ -159,6 +159,13 @@ def test_check_names_unusable_cases(copy):
         ('{"format": 1}', "not a manifest"),
         ('{"format": 2, "cases": []}', "has format 2; this version of refloss reads format 1"),
         ('{"format": 1, "cases": [{"id": "x"}]}', "not a manifest: a case lacks an entry"),
+        ('{"format": 1, "cases": ["x"]}', "not a manifest: a case lacks an entry"),
+        ('{"format": 1, "cases": {}}', "not a manifest: a case lacks an entry"),
+        ('{"format": 1, "cases": []}', "has no cases"),
+        (
+            '{"format": 1, "cases": [{"id": "x", "file": "../x", "sha256": "", "function": "mse", "parameters": {}}]}',
+            "names a file elsewhere",
+        ),
     ],
 )
 def test_bad_manifests(tmp_path, text, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from refloss.result import LossResult
 
@@ -91,26 +91,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
         version, cases = manifest["format"], manifest["cases"]
-        complete = all(
-            {"id", "file", "sha256", "function", "parameters", "grad_output"} <= set(entry) for entry in cases
-        )
+        complete = isinstance(cases, list) and all(_is_entry(entry) for entry in cases)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a manifest: {error!r}") from error
     if version != FORMAT:
         raise ValueError(f"{path}: has format {version}; this version of refloss reads format {FORMAT}")
     if not complete:
-        raise ValueError(f"{path}: not a manifest: a case lacks an entry")
+        raise ValueError(f"{path}: not a manifest: a case lacks an entry, or names a file elsewhere")
+    if not cases:
+        raise ValueError(f"{path}: has no cases")
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    names = ("id", "file", "sha256", "function")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in names):
+        return False
+    return isinstance(entry.get("parameters"), dict) and Path(entry["file"]).name == entry["file"]
 
 
 def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.ndarray]]:
     """A case of a folder, and the tensors that its file expects."""
     if entry["function"] not in FUNCTIONS:
         raise ValueError(f"unknown function {entry['function']!r}")
+    unknown = set(entry["parameters"]) - set(FUNCTIONS[entry["function"]].parameters)
+    if unknown:
+        raise ValueError(f"unknown parameters {', '.join(sorted(unknown))}")
     tensors = load_tensors(folder / entry["file"])
     inputs = {name.removeprefix("input."): value for name, value in tensors.items() if name.startswith("input.")}
     expected = {name: value for name, value in tensors.items() if name.startswith("expected.")}
-    grad_output = tensors["grad_output"] if "grad_output" in tensors else entry["grad_output"]
+    grad_output = tensors["grad_output"] if "grad_output" in tensors else entry.get("grad_output", 1.0)
     return Case(entry["id"], entry["function"], inputs, entry["parameters"], grad_output), expected
 
 
@@ -123,7 +133,7 @@ def _fault(folder: Path, entry: dict[str, Any]) -> str | None:
     try:
         case, expected = read_case(folder, entry)
         recomputed = {name: np.asarray(value) for name, value in expected_tensors(evaluate(case)).items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         return str(error)
     different = [
         name

@@ -52,7 +52,7 @@ def causal_lm(
     Raises:
         ValueError: a shape or a label that does not fit. TypeError: a dtype that does not.
     """
-    ignore_index = arrays.integer(ignore_index, "ignore_index")
+    ignore_index = arrays.label(ignore_index, "ignore_index")
     shift = 1 if shift_labels is None else 0
     name = "labels" if shift else "shift_labels"
     tokens = arrays.integer_array(labels if shift else shift_labels, name)

@@ -49,7 +49,7 @@ def masked_lm(
     Raises:
         ValueError: a shape or a label that does not fit. TypeError: a dtype that does not.
     """
-    ignore_index = arrays.integer(ignore_index, "ignore_index")
+    ignore_index = arrays.label(ignore_index, "ignore_index")
     tokens = arrays.integer_array(labels, "labels")
     x = arrays.float_array(logits, "logits")
     rows = token_rows(x, tokens.shape, vocab_size, "labels")

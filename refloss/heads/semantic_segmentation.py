@@ -55,7 +55,7 @@ def semantic_segmentation(
     Raises:
         ValueError: a shape or a label that does not fit. TypeError: a dtype that does not.
     """
-    ignore_index = arrays.integer(ignore_index, "ignore_index")
+    ignore_index = arrays.label(ignore_index, "ignore_index")
     classes = arrays.integer_array(labels, "labels")
     cotangent = np.float64(arrays.number(grad_output, "grad_output"))
     terms = [("", logits, 1.0)]
@@ -72,7 +72,7 @@ def semantic_segmentation(
     intermediates = Intermediates()
     for prefix, x, weight in inputs:
         name = f"{prefix}logits"
-        gradient = arrays.gradient_buffer(x, grad_dtype, None, name) if grad else None
+        gradient = arrays.gradient_buffer(x, grad_dtype, None, name, wanted=grad)
         with np.errstate(divide="ignore", invalid="ignore"):
             coefficient = np.float64(weight) * cotangent / items
         rows = _images(x, classes, ignore_index, coefficient, gradient, backend)

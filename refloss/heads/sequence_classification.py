@@ -81,7 +81,7 @@ def sequence_classification(
         result = _elementwise(bce_with_logits, logits, given, out=out, **options)
     elif kind == "single_label_classification":
         classes = arrays.integer_array(given, "labels")
-        ignore_index = arrays.integer(ignore_index, "ignore_index")
+        ignore_index = arrays.label(ignore_index, "ignore_index")
         rows = token_rows(logits, classes.shape, count, "labels")
         arrays.check_labels(classes, rows.shape[-1], ignore_index, "labels")
         result = token_loss(

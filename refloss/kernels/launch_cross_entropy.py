@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def cross_entropy(task: Task) -> Answer:
     logits = rows_of(task.logits, task.class_axis)
     if logits.classes > MAX_TERMS:
         raise ValueError(f"logits has {logits.classes} classes; expected at most {MAX_TERMS}")
-    count = task.logits.size // logits.classes if logits.classes else task.target.size
+    count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
     output = Output(np.empty(count), np.empty(count), np.empty(count))
     normaliser = _normaliser(task, count)
     _run(task, logits, _terms(task, logits.classes, normaliser), output, count)

@@ -91,7 +91,7 @@ def cross_entropy(
     smoothing = arrays.number(label_smoothing, "label_smoothing")
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {smoothing}; expected a number in [0, 1]")
-    ignore_index = arrays.integer(ignore_index, "ignore_index")
+    ignore_index = arrays.label(ignore_index, "ignore_index")
     labels = arrays.as_array(target, "target")
     row_shape = x.shape[:class_axis] + x.shape[class_axis + 1 :]
     if labels.shape == x.shape:
@@ -137,7 +137,7 @@ def rows_cross_entropy(
     probabilities = arrays.is_float(target)
     row_shape = logits.shape[:class_axis] + logits.shape[class_axis + 1 :]
     loss_shape = row_shape if reduction == "none" else ()
-    gradient = arrays.gradient_buffer(logits, grad_dtype, out, "logits") if grad else None
+    gradient = arrays.gradient_buffer(logits, grad_dtype, out, "logits", target, weight, wanted=grad)
     target_gradient = np.empty(target.shape, target.dtype) if grad and probabilities else None
     task = run.Task(
         logits=logits,

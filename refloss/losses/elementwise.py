@@ -38,8 +38,9 @@ def evaluate(
     run = launcher(backend, "elementwise")
     cotangent = arrays.cotangent(grad_output, x.shape if reduction == "none" else ())
     grads: dict[str, np.ndarray] = {}
-    if grad:
-        grads[input_name] = arrays.gradient_buffer(x, grad_dtype, out, input_name)
+    gradient = arrays.gradient_buffer(x, grad_dtype, out, input_name, t, weight, factor, wanted=grad)
+    if gradient is not None:
+        grads[input_name] = gradient
         grads[target_name] = np.empty(t.shape, t.dtype)
         if weight is not None and weight_has_gradient:
             grads["weight"] = np.empty(weight.shape, weight.dtype)

@@ -55,7 +55,7 @@ def nll(
         raise ValueError("input has shape (); expected [C] or [N, C, ...]")
     class_axis = min(1, x.ndim - 1)
     arrays.choice(reduction, "reduction", REDUCTIONS)
-    ignore_index = arrays.integer(ignore_index, "ignore_index")
+    ignore_index = arrays.label(ignore_index, "ignore_index")
     row_shape = x.shape[:class_axis] + x.shape[class_axis + 1 :]
     labels = arrays.integer_array(target, "target")
     arrays.check_shape(labels, row_shape, "target", f"one label for each row of input {x.shape}")
@@ -63,6 +63,6 @@ def nll(
     factors = class_weight(weight, x.shape[class_axis])
     run = launcher(backend, "nll")
     cotangent = arrays.cotangent(grad_output, row_shape if reduction == "none" else ())
-    gradient = arrays.gradient_buffer(x, grad_dtype, out, "input") if grad else None
+    gradient = arrays.gradient_buffer(x, grad_dtype, out, "input", labels, factors, wanted=grad)
     loss = run.nll(x, labels, class_axis, factors, ignore_index, reduction, cotangent, gradient)
     return LossResult(loss=loss, grads={} if gradient is None else {"input": gradient})
