@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 import refloss
+
+if TYPE_CHECKING:
+    import torch
 
 Call = Callable[[], tuple[Any, Any]]
 
@@ -33,15 +36,20 @@ def _refloss_out(logits: np.ndarray, labels: np.ndarray) -> Call:
     return _refloss(logits, labels, out=np.full_like(logits, 0))
 
 
+def torch_tensor(array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor of the same memory, bfloat16 too."""
+    import torch
+
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 def _torch(logits: np.ndarray, labels: np.ndarray, compiled: bool = False) -> Call:
     import torch
 
-    if logits.dtype == ml_dtypes.bfloat16:
-        x = torch.from_numpy(logits.view(np.uint16)).view(torch.bfloat16)
-    else:
-        x = torch.from_numpy(logits)
-    x.requires_grad_()
-    y = torch.from_numpy(labels)
+    x = torch_tensor(logits).requires_grad_()
+    y = torch_tensor(labels)
     loss_function: Callable[..., torch.Tensor] = torch.nn.functional.cross_entropy
     if compiled:
         # Otherwise a second shape makes it switch to code for any shape, which is slower.

@@ -33,11 +33,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from conformance.call import array
 from conformance.cases import CROSS_ENTROPY, IGNORED, Array
-from conformance.reference import array, shifted_labels
+from conformance.reference import shifted_labels
 
 if TYPE_CHECKING:
-    from conformance.reference import Call, Outcome
+    from conformance.call import Call
+    from conformance.reference import Outcome
 
 STEPS = 8
 
@@ -66,38 +68,50 @@ class Softmax(NamedTuple):
 
 
 @np.errstate(divide="ignore", invalid="ignore")  # where no row counts, the normaliser is 0 and nothing has a bound
-def tolerances(call: Call) -> Outcome:
-    """A bound for every element of every tensor of a call."""
+def tolerances(call: Call, logit_error: Array | None = None) -> Outcome:
+    """A bound for every element of every tensor of a call; logits that come from elsewhere have an error of their own.
+
+    An error of d_j in x_j adds d_j + Σ p_i·d_i to |δℓ_j|, and Σ p_i·d_i to |δlse|.
+    """
     rows = _cross_entropy_rows(call) if call.case.loss == CROSS_ENTROPY else _token_rows(call)
     softmax = _softmax(rows.logits)
     classes = rows.logits.shape[-1]
     between = torch.finfo(call.compute_dtype).eps / 2
     inside = torch.finfo(torch.promote_types(call.compute_dtype, torch.float32)).eps / 2
-    steps = STEPS + (rows.mass[..., 0].size if rows.reduced else 0)
-    relative = steps * between + classes * inside
+    summed = rows.mass[..., 0].size if rows.reduced else 0
+    relative = (STEPS + summed) * between + classes * inside
+    # A count of rows is exact, sums of other weights are not.
+    is_count = summed <= 1 / between and bool(np.isin(rows.mass, (0.0, 1.0)).all())
+    of_gradient = relative - (summed * between if is_count else 0.0)
     log_error = inside * (softmax.distance + softmax.spread + classes + 4)
     log_error += between * (1 + softmax.log_total + softmax.log_probability)
+    shift = np.zeros(1)
+    if logit_error is not None:
+        own = np.moveaxis(logit_error, rows.class_axis, -1)
+        shift = (softmax.probability * own).sum(axis=-1, keepdims=True)
+        log_error = log_error + own + shift
+    lse_error = shift + inside * (classes + 4) + between * (softmax.spread + 3 + softmax.log_total + softmax.lse)
     row_error = log_error + relative * softmax.log_probability
-    lse_error = inside * (classes + 4) + between * (softmax.spread + 3 + softmax.log_total + softmax.lse)
-    loss = (rows.mass * row_error).sum(axis=-1)
+    loss = (np.abs(rows.mass) * row_error).sum(axis=-1)
     return {
-        "loss": np.divide(loss.sum(), rows.normaliser) if rows.reduced else loss,
-        **_gradient_tolerances(call, rows, softmax, log_error, relative),
+        "loss": np.divide(loss.sum(), abs(rows.normaliser)) if rows.reduced else loss,
+        **_gradient_tolerances(call, rows, softmax, log_error, of_gradient),
         "intermediate.lse": lse_error[..., 0],
-        "intermediate.nll": (rows.target * row_error).sum(axis=-1),
+        "intermediate.nll": (np.abs(rows.target) * row_error).sum(axis=-1),
         "intermediate.shift_labels": np.zeros(rows.logits.shape[:-1]),
     }
 
 
 def _gradient_tolerances(call: Call, rows: Rows, softmax: Softmax, log_error: Array, relative: float) -> Outcome:
     coefficient = np.abs(array(call.cotangent) / rows.normaliser)[..., None]
-    pushed = rows.mass.sum(axis=-1, keepdims=True) * softmax.probability
+    mass, kept_weight = np.abs(rows.mass), np.abs(rows.kept_weight)
+    pushed = mass.sum(axis=-1, keepdims=True) * softmax.probability
     # A probability whose logarithm has an error above 1 is 0 in every type; the bound needs no larger exponent.
-    logits = relative * (rows.mass + pushed) + pushed * np.expm1(np.minimum(log_error, 1.0))
-    target = rows.kept_weight * (log_error + relative * softmax.log_probability)
+    logits = relative * (mass + pushed) + pushed * np.expm1(np.minimum(log_error, 1.0))
+    target = kept_weight * (log_error + relative * softmax.log_probability)
     values = {
-        "grad.logits": (logits, rows.mass - pushed),
-        "grad.target": (target, rows.kept_weight * softmax.log_probability),
+        "grad.logits": (logits, np.maximum(mass, pushed) if (rows.mass < 0).any() else mass - pushed),
+        "grad.target": (target, kept_weight * softmax.log_probability),
     }
     output = call.arguments["logits"].dtype
     shape = call.arguments["logits"].shape

@@ -11,53 +11,15 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 import refloss
-from conformance.cases import CROSS_ENTROPY, IGNORED, Array, Case, Layout
+from conformance.call import TORCH_FUNCTIONS, Call, array
+from conformance.cases import CROSS_ENTROPY, IGNORED, Array
+from conformance.heads import HEADS, attributes, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Outcome = dict[str, Array]
-DIFFERENTIABLE = ("logits", "target")
-
-
-class Call:
-    """A case's arguments as tensors of a dtype; both sides are given the very same ones."""
-
-    def __init__(self, case: Case, dtype: torch.dtype) -> None:
-        self.case = case
-        self.arguments: dict[str, Any] = {
-            name: tensor(values, dtype, case.layout if name == "logits" else "contiguous")
-            for name, values in case.inputs.items()
-        }
-        for name, value in case.options.items():
-            self.arguments[name] = torch.tensor(value) if isinstance(value, np.ndarray) else value
-        self.differentiable = [
-            name for name in DIFFERENTIABLE if name in self.arguments and self.arguments[name].is_floating_point()
-        ]
-        for name in self.differentiable:
-            self.arguments[name].requires_grad_()
-        # A cotangent has the loss's dtype; transformers computes half-precision losses in float32.
-        self.compute_dtype = dtype if case.loss == CROSS_ENTROPY else torch.promote_types(dtype, torch.float32)
-        self.cotangent = torch.as_tensor(case.grad_output, dtype=self.compute_dtype)
-
-
-def tensor(values: Array, dtype: torch.dtype, layout: Layout = "contiguous") -> torch.Tensor:
-    """An array as a tensor: floats in a dtype, and in a layout."""
-    result = torch.tensor(values)
-    if result.is_floating_point():
-        result = result.to(dtype)
-    if layout == "strided":
-        return torch.stack([result, torch.full_like(result, torch.nan)], dim=-1)[..., 0]
-    if layout == "transposed":
-        return result.movedim(1, -1).contiguous().movedim(-1, 1)
-    return result
-
-
-def array(value: torch.Tensor) -> Array:
-    """A tensor as an array: floats in float64, which holds every dtype's values exactly."""
-    value = value.detach()
-    result: Array = (value.double() if value.is_floating_point() else value).numpy()
-    return result
+UNSHIFTED = ("ForMaskedLM", "ForTokenClassification")
 
 
 @contextmanager
@@ -69,8 +31,11 @@ def formula_precision() -> Iterator[None]:
 
 def run_refloss(call: Call, grad_output: Any = None) -> Outcome:
     """What refloss makes of a call; with another cotangent if one is given."""
-    function = refloss.cross_entropy if call.case.loss == CROSS_ENTROPY else refloss.LOSS_MAPPING[call.case.loss]
+    loss = call.case.loss
+    function = getattr(refloss, loss) if loss in TORCH_FUNCTIONS else refloss.LOSS_MAPPING[loss]
     result = function(**call.arguments, grad_output=call.cotangent if grad_output is None else grad_output)
+    for name in list(getattr(result.intermediates, "later", ())):
+        _ = result.intermediates[name]  # computed when asked for
     return {
         "loss": np.asarray(result.loss),
         **{f"grad.{name}": value.astype(np.float64) for name, value in result.grads.items()},
@@ -80,10 +45,10 @@ def run_refloss(call: Call, grad_output: Any = None) -> Outcome:
 
 def run_torch(call: Call) -> Outcome:
     """What torch, or transformers, makes of a call."""
-    loss = _torch_cross_entropy(call) if call.case.loss == CROSS_ENTROPY else _transformers_loss(call)
+    loss = _torch_loss(call) if call.case.loss in TORCH_FUNCTIONS else transformers_loss(call)
     inputs = [call.arguments[name] for name in call.differentiable]
     grads = torch.autograd.grad(loss, inputs, call.cotangent)
-    intermediates = cross_entropy_intermediates(call) if call.case.loss == CROSS_ENTROPY else token_intermediates(call)
+    intermediates = _intermediates(call)
     return {
         "loss": array(loss),
         **{f"grad.{name}": array(grad) for name, grad in zip(call.differentiable, grads, strict=True)},
@@ -91,16 +56,30 @@ def run_torch(call: Call) -> Outcome:
     }
 
 
-def _torch_cross_entropy(call: Call) -> torch.Tensor:
+def _torch_loss(call: Call) -> torch.Tensor:
     arguments = dict(call.arguments)
-    return torch.nn.functional.cross_entropy(arguments.pop("logits"), **arguments)
+    values = arguments.pop(next(iter(arguments)))  # not everywhere named as in refloss
+    return TORCH_FUNCTIONS[call.case.loss](values, **arguments)
 
 
-def _transformers_loss(call: Call) -> torch.Tensor:
-    arguments = {"vocab_size": call.arguments["logits"].shape[-1], **call.arguments}
+def transformers_loss(call: Call, config: Any = None) -> torch.Tensor:
+    """What transformers makes of a call; it may write to this configuration, by default a copy of the call's own."""
+    arguments = dict(call.arguments)
+    if "config" in arguments:
+        arguments["config"] = attributes(arguments["config"]) if config is None else config
+    elif "logits" in arguments:
+        arguments.setdefault("vocab_size", arguments["logits"].shape[-1])
     mapping: Mapping[str, Any] = LOSS_MAPPING
     loss: torch.Tensor = mapping[call.case.loss](**arguments)
     return loss
+
+
+def _intermediates(call: Call) -> dict[str, torch.Tensor]:
+    if call.case.loss == CROSS_ENTROPY:
+        return cross_entropy_intermediates(call)
+    if call.case.loss in TORCH_FUNCTIONS:
+        return {}
+    return _head_intermediates(call) if call.case.loss in HEADS else token_intermediates(call)
 
 
 def cross_entropy_intermediates(call: Call) -> dict[str, torch.Tensor]:
@@ -115,13 +94,13 @@ def token_intermediates(call: Call) -> dict[str, torch.Tensor]:
     labels = shifted_labels(call)
     rows = logits.float().reshape(*labels.shape, call.arguments.get("vocab_size", logits.shape[-1]))
     result = _row_intermediates(rows, labels, rows.ndim - 1, ignore_index)
-    return result if call.case.loss == "ForMaskedLM" else {**result, "shift_labels": labels}
+    return result if call.case.loss in UNSHIFTED else {**result, "shift_labels": labels}
 
 
 def shifted_labels(call: Call) -> torch.Tensor:
     """The label that each row of logits is compared with."""
     labels: torch.Tensor = call.arguments["labels"]
-    if call.case.loss == "ForMaskedLM":
+    if call.case.loss in UNSHIFTED:
         return labels
     if call.arguments.get("shift_labels") is not None:
         given: torch.Tensor = call.arguments["shift_labels"]
@@ -141,6 +120,18 @@ def _row_intermediates(
         label = target.masked_fill(ignored, 0).unsqueeze(class_axis)
         nll = -log_probabilities.gather(class_axis, label).squeeze(class_axis).masked_fill(ignored, 0.0)
     return {"lse": torch.logsumexp(logits, class_axis), "nll": nll}
+
+
+def _head_intermediates(call: Call) -> dict[str, torch.Tensor]:
+    """Those of the cross-entropies that a head is made of, and what the head itself adds."""
+    result = {}
+    for part in parts(call):
+        if part.call.case.loss == CROSS_ENTROPY:
+            rows = cross_entropy_intermediates(part.call)
+            shape = call.arguments["labels"].shape if "labels" in call.arguments else (-1,)
+            result.update({f"{part.prefix}{name}": value.reshape(shape) for name, value in rows.items()})
+        result.update({f"{part.prefix}{name}": value for name, value in part.intermediates.items()})
+    return result
 
 
 def disagreements(actual: Outcome, expected: Outcome, tolerance: Outcome) -> list[str]:

@@ -8,45 +8,26 @@ bound proves nothing unless wrong gradients fail under it, so they are tried as 
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
 import refloss
-from conformance.cases import CASES, DIVERGENCES, Array, Case, Divergence, Layout
+from conformance.call import tensor
+from conformance.cases import CASES, DIVERGENCES, Case, Divergence, Layout
+from conformance.comparison import (
+    assert_as_shipped,
+    assert_divergence,
+    assert_formula,
+    assert_wrong_gradients_fail,
+    identifier,
+    scale,
+)
 from conformance.error_model import tolerances
-from conformance.reference import Call, disagreements, formula_precision, run_refloss, run_torch, tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 TRAINING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "transposed")
-FORMULA_TOLERANCE = 1e-12  # of the tensor's largest element
-
-MUTANTS: dict[str, Callable[[Array, Array], Array]] = {
-    "zero": lambda gradient, _: np.zeros_like(gradient),
-    "negated": lambda gradient, _: -gradient,
-    "doubled": lambda gradient, _: 2 * gradient,
-    "a fifth too large": lambda gradient, _: 1.2 * gradient,
-    "shifted by a class": lambda gradient, _: np.roll(gradient, 1),
-    "blind to grad_output": lambda _, gradient_of_ones: gradient_of_ones,
-}
-
-
-def scale(values: Array) -> float:
-    """The largest magnitude of a tensor that is a number."""
-    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
-
-
-def identifier(value: Case | torch.dtype | Divergence) -> str:
-    """A parameter's part of a test's id."""
-    if isinstance(value, Divergence):
-        return f"{value.case.id}-{value.tensor}"
-    return value.id if isinstance(value, Case) else str(value).removeprefix("torch.")
-
 
 RUNS = [
     (case, dtype)
@@ -57,39 +38,23 @@ RUNS = [
 
 @pytest.mark.parametrize("case", CASES, ids=identifier)
 def test_formula(case: Case) -> None:
-    with formula_precision():
-        call = Call(case, torch.float64)
-        expected = run_torch(call)
-    tolerance = {name: np.asarray(FORMULA_TOLERANCE * scale(values)) for name, values in expected.items()}
-    lines = disagreements(run_refloss(call), expected, tolerance)
-    assert not lines, "\n".join(lines)
+    assert_formula(case)
 
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=identifier)
 def test_as_shipped(case: Case, dtype: torch.dtype) -> None:
-    call = Call(case, dtype)
-    lines = disagreements(run_torch(call), run_refloss(call), tolerances(call))
-    assert not lines, "\n".join(lines)
+    assert_as_shipped(case, dtype, tolerances)
 
 
 @pytest.mark.parametrize(("case", "dtype"), [run for run in RUNS if not run[0].degenerate], ids=identifier)
 def test_wrong_gradients_fail(case: Case, dtype: torch.dtype) -> None:
-    call = Call(case, dtype)
-    expected, right, tolerance = run_torch(call), run_refloss(call), tolerances(call)
-    of_ones = run_refloss(call, grad_output=1.0)
-    for gradient in (name for name in right if name.startswith("grad.")):
-        for mutant, mutate in MUTANTS.items():
-            wrong = {**right, gradient: mutate(right[gradient], of_ones[gradient])}
-            assert disagreements(wrong, expected, tolerance), f"{mutant} {gradient} passes"
+    assert_wrong_gradients_fail(case, dtype, tolerances)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES, ids=identifier)
 def test_divergence(divergence: Divergence) -> None:
     """Where the two differ by intention, they differ as documented; a difference that has gone fails."""
-    call = Call(divergence.case, torch.float64)
-    theirs, ours = (run(call)[divergence.tensor][divergence.element] for run in (run_torch, run_refloss))
-    np.testing.assert_array_equal(theirs, divergence.theirs)
-    np.testing.assert_allclose(ours, divergence.ours, rtol=1e-15)
+    assert_divergence(divergence)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -13,9 +13,10 @@ from transformers import GPT2LMHeadModel
 
 import refloss
 from conformance import training
+from conformance.call import Call, array
 from conformance.cases import Case
 from conformance.error_model import tolerances
-from conformance.reference import Call, array, disagreements, run_torch
+from conformance.reference import disagreements, run_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -192,3 +192,33 @@ def test_probability_targets(kind, weighted, label_smoothing):
     errors = ulp_errors(result.grads["target"], pairs([truth.target_gradient for truth in truths]), "float32")
     assert errors.max() <= 0.501
     check_losses(refloss.cross_entropy(logits, target, reduction="none", **options).loss, truths)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 5.0])
+def test_soft_targets_at_their_optimum(scale, dtype):
+    """p and t differ in the last bits of float32: what is left of their difference is rounded once all the same."""
+    generator = np.random.default_rng(9)
+    logits = (generator.standard_normal((60, 64)) * scale).astype(np.float32)
+    softmax = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
+    target = (softmax / softmax.sum(axis=1, keepdims=True)).astype(np.float32)
+    truths = [cross_entropy_row(x, t) for x, t in zip(logits, target, strict=True)]
+    result = refloss.cross_entropy(logits, target, reduction="sum", grad_dtype=FORMATS[dtype])
+    check_gradient(result.grads["logits"], truths, dtype)
+
+
+def test_smoothed_labels_at_their_optimum():
+    logits = np.array([[0, 1e-20, 3e-20], [1e-9, -1e-9, 2e-9]], np.float32)
+    truths = [cross_entropy_row(x, 0, label_smoothing=1.0) for x in logits]
+    result = refloss.cross_entropy(logits, [0, 0], label_smoothing=1.0, reduction="sum")
+    check_gradient(result.grads["logits"], truths, "float32")
+    labels = np.zeros(40, int)
+    smoothing = 0.25
+    generator = np.random.default_rng(2)
+    logits = np.full((40, 9), np.log(smoothing / 9 / (1 - smoothing + smoothing / 9))) + generator.normal(
+        0, 1e-9, (40, 9)
+    )
+    logits[:, 0] = 0.0
+    truths = [cross_entropy_row(x, 0, label_smoothing=smoothing) for x in logits]
+    result = refloss.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum", grad_dtype="float32")
+    check_gradient(result.grads["logits"], truths, "float32")

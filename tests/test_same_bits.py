@@ -182,3 +182,15 @@ def test_another_vector_width_gives_the_same_bits():
         )
         seen.add(run.stdout)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_classes_that_tie_can_be_permuted(dtype):
+    generator = np.random.default_rng(13)
+    logits = generator.standard_normal((200, 5)).astype(dtype)
+    logits[:, 3] = logits[:, 1] = logits.max(axis=1)
+    target = generator.dirichlet(np.ones(5), 200).astype(dtype)
+    order = [4, 3, 2, 1, 0]
+    result = refloss.cross_entropy(logits, target).grads["logits"]
+    permuted = refloss.cross_entropy(logits[:, order], target[:, order]).grads["logits"]
+    assert permuted.tobytes() == np.ascontiguousarray(result[:, order]).tobytes()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
+from refloss.kernels.refine import is_close, refine
 from refloss.kernels.rows import gather, row, scatter
 from refloss.kernels.softmax import find, highest_excluding, split_softmax, store_difference, store_scaled
 from refloss.numerics.bits import fma
@@ -88,19 +89,24 @@ def _label_loss(split, label, x, terms, products):
 
 
 @jit.helper
-def _label_gradient(split, label, terms, coefficient, exponentials, gradient):
+def _label_gradient(split, label, x, terms, coefficient, exponentials, gradient):
     weight = pair(terms.weight[label])
-    smoothing = multiply(terms.uniform, terms.weight_total)
-    total = add(multiply(terms.keep, weight), smoothing) if terms.smooth else weight
-    factor = multiply(coefficient, multiply(total, split.term))
     if not terms.smooth:
-        store_scaled(exponentials, factor, gradient)
-        mine = negate(multiply(total, split.rest))
-    else:
-        store_difference(exponentials, factor, terms.weight, multiply(coefficient, terms.uniform), gradient)
-        own = add(multiply(terms.keep, weight), multiply(terms.uniform, weight))
-        mine = add(multiply(total, split.share), negate(own))
+        store_scaled(exponentials, multiply(coefficient, multiply(weight, split.term)), gradient)
+        store(gradient, label, -rounded(multiply(coefficient, multiply(weight, split.rest))))
+        return
+    total = add(multiply(terms.keep, weight), multiply(terms.uniform, terms.weight_total))
+    own = add(multiply(terms.keep, weight), multiply(terms.uniform, weight))
+    mine = add(multiply(total, split.share), negate(own))
+    factor = multiply(coefficient, multiply(total, split.term))
+    close = store_difference(exponentials, factor, terms.weight, multiply(coefficient, terms.uniform), gradient)
     store(gradient, label, rounded(multiply(coefficient, mine)))
+    if close > 0 or is_close(mine[0], own[0]):
+        mass, mass_low = np.empty(x.size), np.empty(x.size)
+        for i in range(x.size):
+            mass[i], mass_low[i] = multiply(terms.uniform, pair(terms.weight[i]))
+        mass[label], mass_low[label] = own
+        refine(x, split, total, coefficient, mass, mass_low, gradient)
 
 
 @jit.helper
@@ -132,7 +138,7 @@ def label_rows(logits, gradient, labels, terms, output, scratch, first, last, ti
             elif not split.defined:
                 _fill(g, np.nan)
             else:
-                _label_gradient(split, label, terms, _coefficient(terms, index), scratch.exponentials, g)
+                _label_gradient(split, label, x, terms, _coefficient(terms, index), scratch.exponentials, g)
         if with_gradient:
             scatter(scratch.gradient, gradient, start, count)
 
@@ -144,14 +150,26 @@ def _target_mass(target, weight, terms):
 
 
 @jit.helper
-def _probability_gradient(split, k, target, total, terms, coefficient, exponentials, gradient):
+def _probability_gradient(split, x, target, total, terms, coefficient, exponentials, gradient):
     factor = multiply(coefficient, multiply(total, split.term))
+    close = 0
     for i in range(target.size):
         taken, taken_low = multiply(coefficient, _target_mass(widen(target[i]), terms.weight[i], terms))
-        store(gradient, i, fma(exponentials[i], factor[0], -taken) + fma(exponentials[i], factor[1], -taken_low))
-    own = _target_mass(widen(target[k]), terms.weight[k], terms)
-    mine = add(multiply(total, split.share), negate(own))
-    store(gradient, k, rounded(multiply(coefficient, mine)))
+        value = fma(exponentials[i], factor[0], -taken) + fma(exponentials[i], factor[1], -taken_low)
+        close += 1 if is_close(value, taken) else 0
+        store(gradient, i, value)
+    for i in range(target.size):
+        # The class that was split off, and any that is its equal: the order of classes must not show.
+        if widen(x[i]) == split.maximum:
+            own = _target_mass(widen(target[i]), terms.weight[i], terms)
+            mine = add(multiply(total, split.share), negate(own))
+            close += 1 if is_close(mine[0], own[0]) else 0
+            store(gradient, i, rounded(multiply(coefficient, mine)))
+    if close > 0:
+        mass, mass_low = np.empty(x.size), np.empty(x.size)
+        for i in range(x.size):
+            mass[i], mass_low[i] = _target_mass(widen(target[i]), terms.weight[i], terms)
+        refine(x, split, total, coefficient, mass, mass_low, gradient)
 
 
 @jit.helper
@@ -208,7 +226,7 @@ def probability_rows(
             target_g = row(target_gradient, index, scratch.target_gradient, k)
             coefficient = _coefficient(terms, index)
             if split.defined:
-                _probability_gradient(split, top, target, total, terms, coefficient, scratch.exponentials, g)
+                _probability_gradient(split, x, target, total, terms, coefficient, scratch.exponentials, g)
                 _target_gradient(split, x, terms, coefficient, target_g)
             else:
                 _fill(g, np.nan)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
+from refloss.kernels.refine import is_close
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_difference, exp_pair, log_pair, scale
 from refloss.numerics.formats import (
@@ -42,6 +43,7 @@ class Split(NamedTuple):
 
     defined: bool  # no NaN, no +inf, at least one finite logit
     maximum: float
+    total: tuple[float, float]  # Σ_j e^(x_j − maximum), all classes
     log_total: tuple[float, float]  # lse − maximum
     nll: tuple[float, float]  # −log p of the split class
     term: tuple[float, float]  # p_j / exponentials[j] for the others
@@ -141,9 +143,8 @@ def split_class(logit, reference, others):
     of_larger = divide(one, total)
     of_smaller = _scaled(divide((leading, tail), total), n)
     rest = divide(_either(above, ratio, others), total)
-    return Split(
-        True, larger, log_total, nll, _either(above, of_smaller, of_larger), _either(above, of_larger, of_smaller), rest
-    )
+    term, share = _either(above, of_smaller, of_larger), _either(above, of_larger, of_smaller)
+    return Split(True, larger, total, log_total, nll, term, share, rest)
 
 
 @jit.helper
@@ -154,7 +155,8 @@ def split_softmax(x, k, terms):
     maximum = max(reference, logit)
     if not sound or maximum == -np.inf:
         none, undefined = pair(0.0), pair(np.nan)
-        return Split(False, maximum if sound else np.nan, none, undefined, undefined, undefined, undefined)
+        lse = maximum if sound else np.nan
+        return Split(False, lse, undefined, none, undefined, undefined, undefined, undefined)
     return split_class(logit, reference, exponentials_excluding(x, k, reference, terms))
 
 
@@ -167,8 +169,11 @@ def store_scaled(terms, factor, gradient):
 
 @jit.scalar
 def store_difference(terms, factor, weight, amount, gradient):
-    """gradient_j = factor·terms_j − amount·weight_j; the products are exact, so that cancellation loses nothing."""
+    """gradient_j = factor·terms_j − amount·weight_j; how many of them are close to 0."""
+    close = 0
     for i in range(terms.size):
         taken, taken_low = multiply(amount, pair(weight[i]))
         value = fma(terms[i], factor[0], -taken) + fma(terms[i], factor[1], -taken_low)
+        close += 1 if is_close(value, taken) else 0
         store(gradient, i, value)
+    return close

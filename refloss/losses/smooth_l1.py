@@ -33,7 +33,7 @@ def _value(x, t, factor, parameter):
 def _derivatives(x, t, factor, parameter):
     d = x - t
     slope = (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
-    slope = slope if abs(d) >= parameter else d / parameter
+    slope = d / parameter if abs(d) < parameter or (d != d and parameter > 0.0) else slope
     return slope, -slope
 
 

@@ -1,0 +1,185 @@
+"""Elementwise losses and semantic segmentation: time against PyTorch.
+
+Run as `python -m benchmarks.elementwise [--write]`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+import refloss
+from benchmarks.competitors import REFLOSS, TORCH, torch_tensor
+from benchmarks.language import PAGES
+from benchmarks.measure import Timing, in_fresh_process, interleaved, machine
+from benchmarks.report import Aim, Table, console, publish, wants_write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+    from benchmarks.competitors import Call
+
+    Arrays = tuple[np.ndarray, np.ndarray]
+
+ELEMENTS = 1 << 24
+LOGITS_SHAPE = (8, 21, 128, 128)
+LABELS_SHAPE = (8, 512, 512)
+# Some pixels have no class, as in most data sets.
+IGNORED, IGNORE_INDEX = 0.05, 255
+TORCH_BOTH = "torch eager, both gradients"
+AIM = 2.0
+COLUMNS = ("loss", "implementation", "ms", "quartiles apart", "time / refloss", "aim", "holds")
+# Float32 sums in PyTorch and bfloat16 results are this far off at most.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-2, 2e-2
+
+
+def mse_inputs() -> Arrays:
+    """Predictions and targets."""
+    generator = np.random.default_rng(0)
+    return generator.standard_normal(ELEMENTS, np.float32), generator.standard_normal(ELEMENTS, np.float32)
+
+
+def bce_inputs() -> Arrays:
+    """Logits and a yes or no for each."""
+    generator = np.random.default_rng(0)
+    return 3 * generator.standard_normal(ELEMENTS, np.float32), generator.integers(2, size=ELEMENTS).astype(np.float32)
+
+
+def segmentation_inputs() -> Arrays:
+    """Logits of a small grid and classes of pixels."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(LOGITS_SHAPE[1], size=LABELS_SHAPE)
+    labels[generator.random(LABELS_SHAPE) < IGNORED] = IGNORE_INDEX
+    return 3 * generator.standard_normal(LOGITS_SHAPE, np.float32), labels
+
+
+def torch_segmentation(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What transformers' ForSemanticSegmentationLoss computes."""
+    from torch.nn.functional import cross_entropy, interpolate
+
+    upsampled = interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return cross_entropy(upsampled, labels, ignore_index=IGNORE_INDEX)
+
+
+def refloss_call(function: Callable[..., refloss.LossResult], x: np.ndarray, y: np.ndarray) -> Call:
+    """The loss and the first gradient; the others are computed as well."""
+
+    def call() -> tuple[Any, Any]:
+        result = function(x, y)
+        return result.loss, next(iter(result.grads.values()))
+
+    return call
+
+
+def torch_call(function: Callable[..., torch.Tensor], x: np.ndarray, y: np.ndarray, both: bool = False) -> Call:
+    """The loss and the gradient of the input, or of input and target."""
+    import torch
+
+    inputs = (torch_tensor(x).requires_grad_(), torch_tensor(y).requires_grad_(both))
+
+    def call() -> tuple[Any, Any]:
+        loss = function(*inputs)
+        return loss.detach(), torch.autograd.grad(loss, inputs if both else inputs[:1])
+
+    return call
+
+
+def elementwise_calls(name: str, dtype: str) -> dict[str, Call]:
+    """mse or bce_with_logits by refloss and by torch."""
+    from torch.nn import functional
+
+    makers: dict[str, tuple[Callable[[], Arrays], Callable[..., Any], Callable[..., Any]]] = {
+        "mse": (mse_inputs, refloss.mse, functional.mse_loss),
+        "bce_with_logits": (bce_inputs, refloss.bce_with_logits, functional.binary_cross_entropy_with_logits),
+    }
+    make, ours, theirs = makers[name]
+    x, y = (array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, copy=False) for array in make())
+    return {
+        REFLOSS: refloss_call(ours, x, y),
+        TORCH: torch_call(theirs, x, y),
+        TORCH_BOTH: torch_call(theirs, x, y, both=True),
+    }
+
+
+def segmentation_calls() -> dict[str, Call]:
+    """Semantic segmentation by refloss and by torch."""
+    x, y = segmentation_inputs()
+    return {REFLOSS: refloss_call(refloss.semantic_segmentation, x, y), TORCH: torch_call(torch_segmentation, x, y)}
+
+
+CASES: Mapping[str, Callable[[], dict[str, Call]]] = {
+    **{
+        f"{name}, {dtype}": partial(elementwise_calls, name, dtype)
+        for dtype in ("float32", "bfloat16")
+        for name in ("mse", "bce_with_logits")
+    },
+    "semantic_segmentation, float32": segmentation_calls,
+}
+
+
+def check(calls: Mapping[str, Call]) -> None:
+    """Refuse to time calls that do not compute the same."""
+    loss, gradient = calls[REFLOSS]()
+    gradient = gradient.astype(np.float32)
+    for name in calls.keys() - {REFLOSS}:
+        other, (candidate, *_) = calls[name]()
+        distance = np.abs(candidate.float().numpy() - gradient).max() / np.abs(gradient).max()
+        if abs(float(other) - loss) > LOSS_TOLERANCE * loss or distance > GRADIENT_TOLERANCE:
+            raise ValueError(f"{name}: loss {other} and {loss}, gradients {distance} of the largest apart")
+
+
+def times(case: str) -> dict[str, Timing]:
+    """Timings of everyone who computes a case."""
+    calls = CASES[case]()
+    check(calls)
+    return interleaved(calls)
+
+
+def comparison() -> tuple[Table, list[Aim]]:
+    """The table with pages as each library asks for them, and the aims in it."""
+    rows: list[tuple[str, ...]] = []
+    aims: list[Aim] = []
+    for case in CASES:
+        with console.status(case):
+            timings = in_fresh_process(times, case)
+        base = timings[REFLOSS].median
+        for name, timing in timings.items():
+            ratio = timing.median / base
+            aim = None if name == REFLOSS else Aim(ratio, AIM, "× refloss")
+            aims += [aim] if aim else []
+            cells = (f"{timing.median * 1e3:.1f}", f"{timing.spread * 1e3:.1f}", f"{ratio:.2f}")
+            rows.append((case if name == REFLOSS else "", name, *cells, *(aim.cells() if aim else ("", ""))))
+    return Table("Value and gradient", COLUMNS, rows), aims
+
+
+def same_pages() -> Table:
+    """The ratios with pages of one size for all."""
+    rows: list[tuple[str, ...]] = []
+    for case in CASES:
+        for pages, environment in PAGES.items():
+            with console.status(f"{case}, {pages} pages"):
+                timings = in_fresh_process(times, case, environment=environment)
+            base = timings[REFLOSS].median
+            ratios = (f"{timings[name].median / base:.2f}" if name in timings else "" for name in (TORCH, TORCH_BOTH))
+            rows.append((case, pages, f"{base * 1e3:.1f}", *ratios))
+    columns = ("loss", "pages", "refloss ms", f"{TORCH} / refloss", f"{TORCH_BOTH} / refloss")
+    return Table("The same pages for all", columns, rows)
+
+
+def main() -> None:
+    """Measure, print and, with --write, document."""
+    write = wants_write(__doc__)
+    table, aims = comparison()
+    pages = same_pages()
+    held = sum(aim.holds() for aim in aims)
+    conclusion = f"{held} of {len(aims)} aims hold, with pages as each library asks for them."
+    publish("elementwise", machine(("refloss", "numpy", "numba", "torch")), (table, pages), conclusion, write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Programs that use refloss for real work."""

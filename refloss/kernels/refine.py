@@ -1,0 +1,87 @@
+"""Gradient elements Q·p_j − q_j of which little is left: probabilities that agree with their target.
+
+In float64 such an element keeps 53 bits less those that cancel, too few for a correctly rounded float32 once p and q
+agree in some 18 bits: soft labels near their optimum. These elements are computed again with exponentials and products
+as pairs, good to some 2^-90. So is the sum of the exponentials, in rows of up to ACCURATE_CLASSES; in longer ones the
+errors of the float64 exponentials average out in it.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from refloss import jit
+from refloss.numerics.bits import ROUND_TO_INTEGER, fma
+from refloss.numerics.exponential import LN2_HIGH, LN2_LOW, LOG2_E, scale
+from refloss.numerics.formats import store, widen
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_product, two_sum
+from refloss.numerics.sums import row_sum
+
+ACCURATE_CLASSES = 4096
+# Elements with less than this share of q_j left are computed again.
+CLOSE = 2.0**-18
+# A probability closer to 1 than this is known from the sum of the others, to better than these pairs know it.
+SURE = 2.0**-40
+# What is below the errors of pairs is 0: equal logits with equal targets.
+NOTHING = 2.0**-90
+
+LN2_LOWEST = 5.707708438416212e-34
+_TERMS = 26
+_FACTORIALS = [Fraction(1, math.factorial(k)) for k in range(_TERMS)]
+INVERSE_FACTORIALS = np.array([float(value) for value in _FACTORIALS])
+INVERSE_FACTORIALS_LOW = np.array([float(value - Fraction(float(value))) for value in _FACTORIALS])
+
+
+@jit.helper
+def exp_accurate(high, low):
+    """e^(high + low) for −746 ≤ high ≤ 0, as a pair: its Taylor series in pairs."""
+    n = fma(high, LOG2_E, ROUND_TO_INTEGER) - ROUND_TO_INTEGER
+    product, product_low = two_product(n, LN2_LOW)
+    r = two_sum(fma(-n, LN2_HIGH, high), low)
+    r = add(r, (-product, -fma(n, LN2_LOWEST, product_low)))
+    series = (INVERSE_FACTORIALS[_TERMS - 1], INVERSE_FACTORIALS_LOW[_TERMS - 1])
+    for k in range(_TERMS - 2, -1, -1):
+        series = add(multiply(series, r), (INVERSE_FACTORIALS[k], INVERSE_FACTORIALS_LOW[k]))
+    return scale(series[0], np.int64(n)), scale(series[1], np.int64(n))
+
+
+@jit.helper
+def _term(logit, maximum):
+    high, low = two_sum(logit, -maximum)
+    return exp_accurate(high, low) if high > -746.0 else pair(0.0)
+
+
+@jit.helper
+def _total(x, maximum):
+    """Σ e^(x_j − maximum), a pair."""
+    high, low = np.empty(x.size), np.empty(x.size)
+    rest = np.empty(x.size)
+    for i in range(x.size):
+        high[i], low[i] = _term(widen(x[i]), maximum)
+        # Thirty bits at a time, so that the grids of row_sum take all of them.
+        top = (high[i] + 1.5 * 2.0**22) - 1.5 * 2.0**22
+        rest[i] = high[i] - top
+        high[i] = top
+    return add(row_sum(high), add(row_sum(rest), row_sum(low)))
+
+
+@jit.helper
+def is_close(value, taken):
+    """Whether too little of a difference is left."""
+    return abs(value) < CLOSE * abs(taken)
+
+
+@jit.helper
+def refine(x, split, total, coefficient, mass, mass_low, gradient):
+    """Compute the elements of a row's gradient again where Q·p_j and q_j = mass_j are close; total is Q."""
+    whole = _total(x, split.maximum) if x.size <= ACCURATE_CLASSES else split.total
+    for i in range(x.size):
+        taken = (mass[i], mass_low[i])
+        share = divide(_term(widen(x[i]), split.maximum), whole)
+        value = add(multiply(total, share), negate(taken))
+        if is_close(value[0], taken[0]) and share[0] < 1.0 - SURE:
+            nothing = abs(value[0]) < NOTHING * abs(taken[0])
+            store(gradient, i, 0.0 if nothing else rounded(multiply(coefficient, value)))
