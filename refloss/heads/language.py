@@ -12,15 +12,22 @@ from refloss.losses.cross_entropy import rows_cross_entropy
 from refloss.result import LossResult
 
 
-def token_rows(logits: np.ndarray, labels_shape: tuple[int, ...], vocab_size: Any, name: str) -> np.ndarray:
+def token_rows(
+    logits: np.ndarray,
+    labels_shape: tuple[int, ...],
+    vocab_size: Any,
+    name: str,
+    logits_name: str = "logits",
+    size_name: str = "vocab_size",
+) -> np.ndarray:
     """Logits with the vocabulary on the last axis and a row for every label, as transformers' view(-1, vocab_size)."""
     if logits.ndim == 0:
-        raise ValueError("logits has shape (); expected [..., V]")
-    size = logits.shape[-1] if vocab_size is None else arrays.integer(vocab_size, "vocab_size")
+        raise ValueError(f"{logits_name} has shape (); expected [..., V]")
+    size = logits.shape[-1] if vocab_size is None else arrays.integer(vocab_size, size_name)
     count = math.prod(labels_shape)
     if size < 0 or count * size != logits.size or (size == 0 and math.prod(logits.shape[:-1]) != count):
         raise ValueError(
-            f"logits has shape {logits.shape} and vocab_size is {size}; "
+            f"{logits_name} has shape {logits.shape} and {size_name} is {size}; "
             f"expected a row for each of {name} {labels_shape}, {count} in all"
         )
     return logits if logits.shape[-1] == size else logits.reshape(count, size)

@@ -82,7 +82,7 @@ def sequence_classification(
     elif kind == "single_label_classification":
         classes = arrays.integer_array(given, "labels")
         ignore_index = arrays.label(ignore_index, "ignore_index")
-        rows = token_rows(logits, classes.shape, count, "labels")
+        rows = token_rows(logits, classes.shape, count, "labels", "pooled_logits", "num_labels")
         arrays.check_labels(classes, rows.shape[-1], ignore_index, "labels")
         result = token_loss(
             logits, rows, classes, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index, out=out, **options
