@@ -3,7 +3,7 @@
 With σ(x) = 1/(1 + e^−x), a target t and a factor p on the positive term,
 
     ℓ = −p·t·log σ(x) − (1 − t)·log(1 − σ(x)) = p·t·softplus(−x) + (1 − t)·softplus(x)
-    ∂ℓ/∂x = (1 − t)·σ(x) − p·t·σ(−x),    ∂ℓ/∂t = p·softplus(−x) − softplus(x)
+    ∂ℓ/∂x = (1 − t)·σ(x) − p·t·σ(−x),    ∂ℓ/∂t = p·softplus(−x) − softplus(x) = (p − 1)·softplus(−x) − x
 
 Both terms of ℓ have one sign for t in [0, 1], so that a confident element loses no digit; the usual (1 − t)·x +
 softplus(−x) cancels there. With p = 1, ∂ℓ/∂t is −x exactly.
@@ -21,29 +21,29 @@ from refloss import arrays, jit
 from refloss.kernels.elementwise import loops
 from refloss.losses import elementwise
 from refloss.numerics.exponential import sigmoid, softplus_pair
-from refloss.numerics.pairs import pair, product, settled, two_sum
+from refloss.numerics.pairs import pair, product, rounded, two_product, two_sum
 from refloss.result import LossResult
 
 
 @jit.scalar
 def _value(x, t, factor, parameter):
-    for_positive = product(product(pair(factor), pair(t)), softplus_pair(-x))
-    for_negative = product(two_sum(1.0, -t), softplus_pair(x))
-    high, low = two_sum(for_positive[0], for_negative[0])
-    return high, low + (for_positive[1] + for_negative[1])
-
-
-@jit.scalar
-def _target_derivative(x, factor):
-    positive, negative = product(pair(factor), softplus_pair(-x)), softplus_pair(x)
-    return settled((positive[0] - negative[0], positive[1] - negative[1]))
+    # One of the two softplus terms is log1p(e^−|x|), the other |x| more.
+    small = softplus_pair(-abs(x))
+    positive, negative = two_product(factor, t), two_sum(1.0, -t)
+    hinge = product(positive if x < 0.0 else negative, pair(abs(x)))
+    if parameter > 0.0:
+        high, low = two_sum(positive[0], negative[0])
+        small = product((high, low + (positive[1] + negative[1])), small)
+    high, low = two_sum(hinge[0], small[0])
+    return high, low + (hinge[1] + small[1])
 
 
 @jit.scalar
 def _derivatives(x, t, factor, parameter):
-    positive, negative = sigmoid(x), sigmoid(-x)
-    for_target = -x if factor == 1.0 else _target_derivative(x, factor)
-    return (1.0 - t) * positive - factor * t * negative, for_target
+    for_input = (1.0 - t) * sigmoid(x) - factor * t * sigmoid(-x)
+    if parameter > 0.0:
+        return for_input, (factor - 1.0) * rounded(softplus_pair(-x)) - x
+    return for_input, -x
 
 
 @jit.scalar
@@ -95,6 +95,7 @@ def bce_with_logits(
     return elementwise.evaluate(
         LOOPS,
         {"logits": x, "target": t},
+        parameter=0.0 if pos_weight is None else 1.0,
         weight=elementwise.broadcast(weight, x.shape, "weight"),
         factor=elementwise.broadcast(pos_weight, x.shape, "pos_weight"),
         divisor=x.size,

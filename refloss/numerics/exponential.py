@@ -177,8 +177,9 @@ def softplus_pair(x):
     """log(1 + e^x) as a pair."""
     below = -abs(x)
     leading, tail, n = exp_pair(-800.0 if below < -800.0 else below, 0.0)
-    small = log1p_pair(scale(leading, n), scale(tail, n))
-    return add((x if x > 0.0 else 0.0, 0.0), small)
+    small, small_low = log1p_pair(scale(leading, n), scale(tail, n))
+    high, low = two_sum(x if x > 0.0 else 0.0, small)
+    return high, low + small_low if high < np.inf else 0.0
 
 
 @jit.scalar
