@@ -199,6 +199,14 @@ def choice(value: str, name: str, options: Sequence[str]) -> str:
     return value
 
 
+def wanted_gradients(grad: Any, names: Sequence[str]) -> set[str]:
+    """The inputs whose gradients are computed: all for True, none for False, else one by name or several."""
+    if isinstance(grad, bool | np.bool_):
+        return set(names) if grad else set()
+    asked = [grad] if isinstance(grad, str) else list(grad)
+    return {choice(name, "grad", names) for name in asked}
+
+
 def float_dtype(value: Any, name: str) -> np.dtype[Any]:
     """A dtype argument that is one of the four float formats."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
 class Intermediates(dict[str, Any]):
     """Intermediate values; those in ``later`` are computed when they are first asked for."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.later: dict[str, Callable[[], Any]] = {}
+    def __init__(self, *values: Any, **later: Callable[[], Any]) -> None:
+        super().__init__(*values)
+        self.later = later
+
+    def renamed(self, prefix: str) -> Intermediates:
+        """The same with a prefix to every name."""
+        later = {f"{prefix}{name}": functools.partial(self.__getitem__, name) for name in self.later}
+        return Intermediates({f"{prefix}{name}": value for name, value in self.items()}, **later)
+
+    def include(self, others: Intermediates) -> None:
+        """Take over the values of others."""
+        self.update(others)
+        self.later.update(others.later)
 
     def __missing__(self, name: str) -> Any:
         if name not in self.later:
@@ -40,4 +51,4 @@ class LossResult:
     loss: Any
     grads: dict[str, np.ndarray] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
-    intermediates: dict[str, Any] = field(default_factory=dict)
+    intermediates: Intermediates = field(default_factory=Intermediates)

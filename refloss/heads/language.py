@@ -9,7 +9,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.losses.cross_entropy import rows_cross_entropy
-from refloss.result import LossResult
+from refloss.result import Intermediates, LossResult
 
 
 def token_rows(
@@ -60,5 +60,9 @@ def token_loss(
     return LossResult(
         loss=result.loss,
         grads={name: gradient.reshape(logits.shape) for name, gradient in result.grads.items()},
-        intermediates={name: value.reshape(labels.shape) for name, value in result.intermediates.items()},
+        intermediates=Intermediates(
+            {name: value.reshape(labels.shape) for name, value in result.intermediates.items()},
+            log_probabilities=lambda: result.intermediates["log_probabilities"].reshape(logits.shape),
+            probabilities=lambda: result.intermediates["probabilities"].reshape(logits.shape),
+        ),
     )

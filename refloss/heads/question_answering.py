@@ -76,6 +76,6 @@ def question_answering(
         )
         loss += part.loss / 2
         result.grads.update({f"{name}_logits": gradient for gradient in part.grads.values()})
-        result.intermediates.update({f"{name}_{key}": value for key, value in part.intermediates.items()})
+        result.intermediates.include(part.intermediates.renamed(f"{name}_"))
         result.intermediates[f"{name}_positions"] = clamped
     return LossResult(loss=loss, grads=result.grads, intermediates=result.intermediates)

@@ -76,9 +76,9 @@ def sequence_classification(
     options = {"grad_output": grad_output, "grad": grad, "grad_dtype": grad_dtype, "backend": backend}
     if kind == "regression":
         squeezed = (logits.squeeze(), given.squeeze()) if count == 1 else (logits, given)
-        result = _elementwise(mse, *squeezed, out=_reshaped(out, logits.shape, squeezed[0].shape), **options)
+        result = _elementwise(mse, "input", *squeezed, out=_reshaped(out, logits.shape, squeezed[0].shape), **options)
     elif kind == "multi_label_classification":
-        result = _elementwise(bce_with_logits, logits, given, out=out, **options)
+        result = _elementwise(bce_with_logits, "logits", logits, given, out=out, **options)
     elif kind == "single_label_classification":
         classes = arrays.integer_array(given, "labels")
         ignore_index = arrays.label(ignore_index, "ignore_index")
@@ -89,10 +89,10 @@ def sequence_classification(
         )
     else:
         raise ProblemTypeError(f"Invalid problem type: {kind!r}; expected one of {', '.join(PROBLEM_TYPES)}")
-    # The first gradient is that of the logits; labels are held constant.
-    grads = dict(
-        zip(["pooled_logits"], (gradient.reshape(logits.shape) for gradient in result.grads.values()), strict=False)
-    )
+    grads = {
+        name: gradient.reshape(logits.shape)
+        for name, gradient in zip(["pooled_logits"], result.grads.values(), strict=False)
+    }
     return LossResult(loss=result.loss, grads=grads, intermediates=result.intermediates)
 
 
@@ -106,9 +106,11 @@ def _reshaped(out: np.ndarray | None, shape: tuple[int, ...], squeezed: tuple[in
     return out.reshape(squeezed, copy=False) if isinstance(out, np.ndarray) and out.shape == shape else out
 
 
-def _elementwise(loss: Any, logits: np.ndarray, labels: np.ndarray, **options: Any) -> LossResult:
-    """A loss of logits and labels of one shape; integer labels are numbers here."""
+def _elementwise(
+    loss: Any, name: str, logits: np.ndarray, labels: np.ndarray, *, grad: bool, **options: Any
+) -> LossResult:
+    """A loss of logits, which it calls by name, and labels of one shape; integer labels are numbers here."""
     values = labels.astype(np.float64) if labels.dtype.kind in "iub" else labels
     arrays.check_shape(values, logits.shape, "labels", "the shape of pooled_logits")
-    result: LossResult = loss(logits, arrays.float_array(values, "labels"), **options)
+    result: LossResult = loss(logits, arrays.float_array(values, "labels"), grad=[name] if grad else False, **options)
     return result

@@ -8,7 +8,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.heads import configuration
-from refloss.heads.masked_lm import masked_lm
+from refloss.heads.language import token_loss, token_rows
 from refloss.result import LossResult
 
 
@@ -52,12 +52,17 @@ def token_classification(
     """
     if num_labels is None and config is not None:
         num_labels = arrays.integer(configuration.read(config, "num_labels"), "config.num_labels")
-    return masked_lm(
-        logits,
-        labels,
-        num_labels,
-        num_items_in_batch,
-        ignore_index,
+    ignore_index = arrays.label(ignore_index, "ignore_index")
+    classes = arrays.integer_array(labels, "labels")
+    x = arrays.float_array(logits, "logits")
+    rows = token_rows(x, classes.shape, num_labels, "labels", size_name="num_labels")
+    arrays.check_labels(classes, rows.shape[-1], ignore_index, "labels")
+    return token_loss(
+        x,
+        rows,
+        classes,
+        num_items_in_batch=num_items_in_batch,
+        ignore_index=ignore_index,
         grad_output=grad_output,
         grad=grad,
         grad_dtype=grad_dtype,

@@ -1,11 +1,8 @@
 """One loop for every loss that is a function of corresponding elements.
 
-A loss brings three scalars: its value as a pair, its derivatives, and a bound on its size. The loop reads blocks of
-its inputs (any format, any layout, broadcast where their strides are 0) into float64 rows that stay in the nearest
-cache, works there, and rounds what it writes once.
-
-Sums take two passes. The first finds the largest bound, which fixes the grids; the second puts every value on three
-of them, 2^-36, 2^-72 and 2^-108 of the bound, and adds the integer counts.
+A loss brings one scalar: its value as a pair and its two derivatives. The loop reads blocks of its inputs (any format,
+any layout, broadcast where their strides are 0) into float64 rows that stay in the nearest cache, works there, rounds
+what it writes once, and sums the values exactly.
 """
 
 from __future__ import annotations
@@ -16,17 +13,14 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import AnyRows, load, save
-from refloss.numerics.bits import ROUND_TO_INTEGER, fma
-from refloss.numerics.exponential import scale
-from refloss.numerics.formats import magnitude_bits
-from refloss.numerics.pairs import pair, product, settled, two_product
-from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_step
+from refloss.numerics.bits import fma
+from refloss.numerics.pairs import settled, two_product
+from refloss.numerics.sums import add_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BLOCK = 2048
-FINEST_MAGIC = ROUND_TO_INTEGER * 2.0**-108
 Pair = tuple[float, float]
 
 
@@ -65,19 +59,18 @@ class Scalars(NamedTuple):
     parameter: float
     inverse_normaliser: Pair
     mean: float  # the loss that a weight's gradient is relative to
-    exponent: int  # every size is below 2^exponent
-
-
-class Loops(NamedTuple):
-    """The two compiled passes of a loss."""
-
-    largest: Any
-    evaluate: Any
+    weighted: bool
+    coefficient: Pair  # cotangent over normaliser, where it is all that multiplies the derivatives; or 0
 
 
 @jit.helper
 def _new_rows():
     return np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+
+
+@jit.helper
+def _parts(rows, count):
+    return rows[0][:count], rows[1][:count], rows[2][:count], rows[3][:count]
 
 
 @jit.helper
@@ -96,7 +89,7 @@ def _load_constants(inputs, rows):
 
 @jit.helper
 def _load_all(inputs, first, count, rows):
-    x, t, w, factor = rows[0][:count], rows[1][:count], rows[2][:count], rows[3][:count]
+    x, t, w, factor = _parts(rows, count)
     load(inputs.input, first, x)
     load(inputs.target, first, t)
     if not _is_constant(inputs.weight):
@@ -107,17 +100,17 @@ def _load_all(inputs, first, count, rows):
 
 
 @jit.helper
-def _total(values, exponent):
-    """The sums of the bits of a row of values on three grids."""
-    coarse, fine, finest = 0, 0, 0
+def _multiply(values, weight):
     for i in range(values.size):
-        bits, rest = grid_step(scale(values[i], -exponent), COARSE_MAGIC)
-        coarse += bits
-        bits, rest = grid_step(rest, FINE_MAGIC)
-        fine += bits
-        bits, rest = grid_step(rest, FINEST_MAGIC)
-        finest += bits
-    return coarse, fine, finest
+        values[i] *= weight[i]
+
+
+@jit.helper
+def _apply_constant(derivative, coefficient):
+    for i in range(derivative.size):
+        result = fma(derivative[i], coefficient[0], derivative[i] * coefficient[1])
+        # An infinite derivative has no low part to speak of.
+        derivative[i] = result if result == result else derivative[i] * coefficient[0]
 
 
 @jit.helper
@@ -126,85 +119,66 @@ def _apply(derivative, weight, cotangent, inverse_normaliser):
     for i in range(derivative.size):
         high, low = two_product(derivative[i] * weight[i], cotangent[i])
         result = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
-        # An infinite derivative has no low part to speak of.
         derivative[i] = result if result == result else high * inverse_normaliser[0]
 
 
-def loops(name: str, value: Callable[..., Any], derivatives: Callable[..., Any], size: Callable[..., Any]) -> Loops:
-    """Compile the loops over a loss's scalars, each a function of (input, target, factor, parameter).
+@jit.helper
+def _save_gradient(derivative, weight, cotangent, scalars, buffer, first):
+    if scalars.coefficient[0] != 0.0:
+        _apply_constant(derivative, scalars.coefficient)
+    else:
+        _apply(derivative, weight, cotangent, scalars.inverse_normaliser)
+    save(derivative, buffer, first)
 
-    value is a pair; derivatives are those for input and target; size is at least |value|, and not finite if value is
-    not.
+
+def loop(name: str, loss: Callable[..., Any]) -> Any:
+    """Compile the loop over a loss's scalar.
+
+    loss(input, target, factor, parameter) is its value as a pair, its derivative for input and that for target.
     """
 
     @jit.helper
-    def fill_values(x, t, w, factor, parameter, values):
+    def fill_values(x, t, factor, parameter, values):
         for i in range(values.size):
-            values[i] = settled(product(value(x[i], t[i], factor[i], parameter), pair(w[i])))
+            value, _, _ = loss(x[i], t[i], factor[i], parameter)
+            values[i] = settled(value)
 
     @jit.helper
-    def fill_derivatives(x, t, factor, parameter, for_input, for_target):
-        for i in range(for_input.size):
-            for_input[i], for_target[i] = derivatives(x[i], t[i], factor[i], parameter)
+    def fill_all(x, t, factor, parameter, values, for_input, for_target):
+        for i in range(values.size):
+            value, for_input[i], for_target[i] = loss(x[i], t[i], factor[i], parameter)
+            values[i] = settled(value)
 
-    @jit.helper
-    def largest_of(x, t, w, factor, parameter, found):
-        for i in range(x.size):
-            bits = magnitude_bits(w[i] * size(x[i], t[i], factor[i], parameter))
-            found = bits if bits > found else found
-        return found
-
-    def largest(inputs, parameter, first, last):
-        """The bits of the largest |weight|·size of elements first ... last."""
-        found = 0
-        rows = _new_rows()
-        _load_constants(inputs, rows)
-        for start in range(first, last, BLOCK):
-            x, t, w, factor = _load_all(inputs, start, min(BLOCK, last - start), rows)
-            found = largest_of(x, t, w, factor, parameter, found)
-        return found
-
-    @jit.helper
-    def write_gradients(x, t, w, factor, values, for_target, cotangent, ones, outputs, wanted, scalars, start):
-        """The gradients of a block; values and for_target are room for them."""
-        if wanted.input_gradient or wanted.target_gradient:
-            fill_derivatives(x, t, factor, scalars.parameter, values, for_target)
-        if wanted.input_gradient:
-            _apply(values, w, cotangent, scalars.inverse_normaliser)
-            save(values, outputs.input_gradient, start)
-        if wanted.target_gradient:
-            _apply(for_target, w, cotangent, scalars.inverse_normaliser)
-            save(for_target, outputs.target_gradient, start)
-        if wanted.weight_gradient:
-            fill_values(x, t, ones, factor, scalars.parameter, values)
-            values -= scalars.mean
-            _apply(values, ones, cotangent, scalars.inverse_normaliser)
-            save(values, outputs.weight_gradient, start)
-
-    def evaluate(inputs, outputs, wanted, scalars, first, last):
-        """Write what is wanted of elements first ... last; the sums of their bits on the grids."""
-        coarse, fine, finest = 0, 0, 0
+    def evaluate(inputs, outputs, wanted, scalars, limbs, first, last):
+        """Write what is wanted of elements first ... last and add to the limbs; the sum of what is not finite."""
+        special = 0.0
         rows, room, ones = _new_rows(), _new_rows(), np.ones(BLOCK)
         _load_constants(inputs, rows)
         if _is_constant(inputs.cotangent):
-            load(inputs.cotangent, 0, room[2])
+            load(inputs.cotangent, 0, room[3])
         for start in range(first, last, BLOCK):
             count = min(BLOCK, last - start)
             x, t, w, factor = _load_all(inputs, start, count, rows)
-            values, for_target, cotangent = room[0][:count], room[1][:count], room[2][:count]
-            fill_values(x, t, w, factor, scalars.parameter, values)
-            if wanted.total:
-                more_coarse, more_fine, more_finest = _total(values, scalars.exponent)
-                coarse += more_coarse
-                fine += more_fine
-                finest += more_finest
-            if wanted.loss:
-                save(values, outputs.loss, start)
+            values, for_input, for_target, cotangent = _parts(room, count)
             if not _is_constant(inputs.cotangent):
                 load(inputs.cotangent, start, cotangent)
-            write_gradients(
-                x, t, w, factor, values, for_target, cotangent, ones[:count], outputs, wanted, scalars, start
-            )
-        return coarse, fine, finest
+            if wanted.input_gradient or wanted.target_gradient:
+                fill_all(x, t, factor, scalars.parameter, values, for_input, for_target)
+            else:
+                fill_values(x, t, factor, scalars.parameter, values)
+            if wanted.input_gradient:
+                _save_gradient(for_input, w, cotangent, scalars, outputs.input_gradient, start)
+            if wanted.target_gradient:
+                _save_gradient(for_target, w, cotangent, scalars, outputs.target_gradient, start)
+            if wanted.weight_gradient:
+                for_input[:] = values - scalars.mean
+                _save_gradient(for_input, ones[:count], cotangent, scalars, outputs.weight_gradient, start)
+            if scalars.weighted:
+                _multiply(values, w)
+            if wanted.loss:
+                save(values, outputs.loss, start)
+            if wanted.total:
+                special += add_exactly(values, limbs)
+        return special
 
-    return Loops(jit.kernel(largest, name), jit.kernel(evaluate, name))
+    return jit.kernel(evaluate, name)

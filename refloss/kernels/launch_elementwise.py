@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refloss import parallel
-from refloss.kernels.elementwise import FINEST_MAGIC, Inputs, Loops, Outputs, Scalars, Wanted
+from refloss.kernels.elementwise import Inputs, Outputs, Scalars, Wanted
 from refloss.kernels.launch_cross_entropy import divided
 from refloss.kernels.rows import elements_of
-from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, as_pair, exact_sum
+from refloss.numerics.sums import LIMBS, UNITS, accumulated, as_pair, exact_sum
 
 BLOCK_ELEMENTS = 1 << 18
-_INFINITY_BITS = 0x7FF << 52
+# Coefficients beyond these might overflow, or lose digits, before a derivative makes up for it.
+_SMALLEST, _LARGEST = Fraction(1, 2**600), Fraction(2**600)
 
 
 class Task(NamedTuple):
     """An elementwise loss as its file states it; arrays are of one shape, by broadcasting where need be."""
 
-    loops: Loops
+    loop: Any
     parameter: float
     input: np.ndarray
     target: np.ndarray
@@ -38,20 +40,17 @@ def elementwise(task: Task) -> np.float64 | np.ndarray:
     """Run a task: the reduced loss; gradients are written into the task's buffers."""
     inputs = _inputs(task)
     normaliser = _normaliser(task)
+    inverse = _inverse(normaliser)
+    scalars = Scalars(
+        task.parameter, as_pair(inverse), 0.0, task.weight is not None, as_pair(_coefficient(task, inverse))
+    )
     rows = np.empty(task.input.shape) if task.reduction == "none" else None
-    scalars = Scalars(task.parameter, as_pair(_inverse(normaliser)), 0.0, 0)
-    exponent = None if task.reduction == "none" else _exponent(task, inputs)
-    if rows is None and exponent is None:
-        # Not finite: the float rules decide, and they want every value.
-        rows = np.empty(task.input.shape)
-    scalars = scalars._replace(exponent=exponent or 0)
-    if task.weight_gradient is None or task.reduction != "mean":
-        total = _evaluate(task, inputs, scalars, rows, gradients=True, loss=True)
-        return rows if rows is not None and task.reduction == "none" else divided(total, normaliser)
-    # A weight's gradient is relative to the mean, unless the mean does not depend on the weights.
-    loss = divided(_evaluate(task, inputs, scalars, rows, gradients=False, loss=True), normaliser)
-    mean = float(loss) if task.divisor is None else 0.0
-    _evaluate(task, inputs, scalars._replace(mean=mean), None, gradients=True, loss=False)
+    # A weight's gradient is relative to the mean, where the mean depends on the weights: it needs a pass of its own.
+    twice = task.weight_gradient is not None and task.reduction == "mean" and task.divisor is None
+    total = _evaluate(task, inputs, scalars, rows, gradients=not twice)
+    loss = divided(total, normaliser) if rows is None else rows
+    if twice:
+        _evaluate(task, inputs, scalars._replace(mean=float(loss)), None, gradients=True)
     return loss
 
 
@@ -78,44 +77,31 @@ def _inverse(normaliser: Fraction | float) -> Fraction | float:
     return 1 / normaliser
 
 
-def _exponent(task: Task, inputs: Inputs) -> int | None:
-    """The power of two that no value reaches; None if some value is not finite."""
-    found = [0]
-
-    def work(first: int, last: int, _: None) -> None:
-        found.append(task.loops.largest(inputs, task.parameter, first, last))
-
-    parallel.run_blocks(work, task.input.size, BLOCK_ELEMENTS, lambda: None)
-    bits = max(found)
-    return None if bits >= _INFINITY_BITS else (bits >> 52) - 1021
+def _coefficient(task: Task, inverse: Fraction | float) -> Fraction:
+    """Cotangent over normaliser, where that is one number of ordinary size; else 0."""
+    if task.weight is not None or task.cotangent.ndim or isinstance(inverse, float):
+        return Fraction(0)
+    cotangent = float(task.cotangent)
+    coefficient = Fraction(cotangent) * inverse if math.isfinite(cotangent) else Fraction(0)
+    return coefficient if _SMALLEST < abs(coefficient) < _LARGEST else Fraction(0)
 
 
 def _evaluate(
-    task: Task, inputs: Inputs, scalars: Scalars, rows: np.ndarray | None, *, gradients: bool, loss: bool
+    task: Task, inputs: Inputs, scalars: Scalars, rows: np.ndarray | None, *, gradients: bool
 ) -> Fraction | float:
-    """One pass over the elements; the sum of their values if there is one to take."""
+    """One pass over the elements; the sum of their values unless they go into rows."""
     buffers = [task.input_gradient, task.target_gradient, task.weight_gradient, rows]
     written = [buffer is not None and (gradients or buffer is rows) for buffer in buffers]
     stand_in = np.empty(task.input.shape[:0])
     outputs = Outputs(*(elements_of(stand_in if buffer is None else buffer) for buffer in buffers))
-    total = loss and rows is None
-    wanted = Wanted(*written, total)
-    counts: list[int] = []
+    wanted = Wanted(*written, total=rows is None)
+    totals: list[int] = []
+    special: list[float] = []
 
-    def work(first: int, last: int, _: None) -> None:
-        sums = task.loops.evaluate(inputs, outputs, wanted, scalars, first, last)
-        counts.append(_units(sums, last - first))
+    def work(first: int, last: int, limbs: np.ndarray) -> None:
+        limbs[:] = 0
+        special.append(task.loop(inputs, outputs, wanted, scalars, limbs, first, last))
+        totals.append(accumulated(limbs))
 
-    parallel.run_blocks(work, task.input.size, BLOCK_ELEMENTS, lambda: None)
-    if total:
-        return Fraction(sum(counts)) * Fraction(2) ** (scalars.exponent - 108)
-    return exact_sum(rows) if loss and rows is not None and task.reduction != "none" else 0.0
-
-
-def _units(sums: tuple[int, int, int], elements: int) -> int:
-    """Three sums of bits as a count of the finest units; what the magics added is taken off modulo 2^64."""
-    total = 0
-    for bits, magic in zip(sums, (COARSE_MAGIC, FINE_MAGIC, FINEST_MAGIC), strict=True):
-        count = (bits - elements * int(np.float64(magic).view(np.int64)) + 2**63) % 2**64 - 2**63
-        total = (total << 36) + count
-    return total
+    parallel.run_blocks(work, task.input.size, BLOCK_ELEMENTS, lambda: np.empty(LIMBS, np.int64))
+    return sum(special) or Fraction(sum(totals), UNITS)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loops
+from refloss.kernels.elementwise import loop
 from refloss.losses import elementwise
 from refloss.numerics.exponential import log, log1p
 from refloss.numerics.pairs import pair, product, two_sum
@@ -24,28 +24,20 @@ from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(x, t, factor, parameter):
+def _loss(x, t, factor, parameter):
     log_p, log_rest = log(x), log1p(-x)
+    spread = (1.0 - x) * x
+    for_input = (x - t) / (1e-12 if spread < 1e-12 else spread)
+    for_target = log_rest - log_p
     log_p = -100.0 if log_p < -100.0 else log_p
     log_rest = -100.0 if log_rest < -100.0 else log_rest
     for_positive = product(pair(-t), pair(log_p))
     for_negative = product(two_sum(t, -1.0), pair(log_rest))
     high, low = two_sum(for_positive[0], for_negative[0])
-    return high, low + (for_positive[1] + for_negative[1])
+    return (high, low + (for_positive[1] + for_negative[1])), for_input, for_target
 
 
-@jit.scalar
-def _derivatives(x, t, factor, parameter):
-    spread = (1.0 - x) * x
-    return (x - t) / (1e-12 if spread < 1e-12 else spread), log1p(-x) - log(x)
-
-
-@jit.scalar
-def _size(x, t, factor, parameter):
-    return 101.0 * (abs(t) + abs(1.0 - t)) + 0.0 * x
-
-
-LOOPS = loops("bce", _value, _derivatives, _size)
+LOOP = loop("bce", _loss)
 
 
 def bce(
@@ -55,7 +47,7 @@ def bce(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: elementwise.Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -71,10 +63,12 @@ def bce(
         input, target: arrays of one shape, any float dtype and layout, with values in [0, 1].
         weight: broadcasts to the shape of input.
         reduction: "mean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
 
     Returns:
         loss in nats. grads: "input" and "target".
+        intermediates: "losses" of the elements, computed from the inputs when asked for.
 
     Edges:
         A hard miss costs 100, with a derivative of ±10^12. No elements: "mean" is NaN.
@@ -89,7 +83,7 @@ def bce(
     arrays.check_range(x, 0.0, 1.0, "input")
     arrays.check_range(t, 0.0, 1.0, "target")
     return elementwise.evaluate(
-        LOOPS,
+        LOOP,
         {"input": x, "target": t},
         weight=elementwise.broadcast(weight, x.shape, "weight"),
         divisor=x.size,

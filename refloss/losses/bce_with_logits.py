@@ -5,53 +5,70 @@ With σ(x) = 1/(1 + e^−x), a target t and a factor p on the positive term,
     ℓ = −p·t·log σ(x) − (1 − t)·log(1 − σ(x)) = p·t·softplus(−x) + (1 − t)·softplus(x)
     ∂ℓ/∂x = (1 − t)·σ(x) − p·t·σ(−x),    ∂ℓ/∂t = p·softplus(−x) − softplus(x) = (p − 1)·softplus(−x) − x
 
-Both terms of ℓ have one sign for t in [0, 1], so that a confident element loses no digit; the usual (1 − t)·x +
-softplus(−x) cancels there. With p = 1, ∂ℓ/∂t is −x exactly.
+With u = e^−|x|, one of the two softplus terms is log(1 + u) and the other |x| more: for x > 0
+
+    ℓ = (1 − t)·x + (p·t + 1 − t)·log(1 + u),    ∂ℓ/∂x = (1 − t − u·p·t)/(1 + u)
+
+and for x < 0 the same with p·t and 1 − t exchanged and the derivative negated. All terms of ℓ have one sign for t in
+[0, 1], so that a confident element loses no digit; the usual (1 − t)·x + softplus(−x) cancels there. With p = 1,
+∂ℓ/∂t is −x exactly.
 
 Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loops
+from refloss.kernels.elementwise import loop
+from refloss.kernels.maps import sigmoids
 from refloss.losses import elementwise
-from refloss.numerics.exponential import sigmoid, softplus_pair
-from refloss.numerics.pairs import pair, product, rounded, two_product, two_sum
+from refloss.numerics.exponential import logistic
+from refloss.numerics.pairs import fast_two_sum, pair, product, rounded, two_product, two_sum
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(x, t, factor, parameter):
-    # One of the two softplus terms is log1p(e^−|x|), the other |x| more.
-    small = softplus_pair(-abs(x))
-    positive, negative = two_product(factor, t), two_sum(1.0, -t)
-    hinge = product(positive if x < 0.0 else negative, pair(abs(x)))
-    if parameter > 0.0:
-        high, low = two_sum(positive[0], negative[0])
-        small = product((high, low + (positive[1] + negative[1])), small)
+def _value(x, larger, small):
+    """The hinge of |x| and what is above it, as a pair."""
+    hinge = product(larger, pair(abs(x)))
     high, low = two_sum(hinge[0], small[0])
     return high, low + (hinge[1] + small[1])
 
 
 @jit.scalar
-def _derivatives(x, t, factor, parameter):
-    for_input = (1.0 - t) * sigmoid(x) - factor * t * sigmoid(-x)
-    if parameter > 0.0:
-        return for_input, (factor - 1.0) * rounded(softplus_pair(-x)) - x
-    return for_input, -x
+def _slope(x, larger, smaller, u, inverse):
+    """∂ℓ/∂x = ±(larger − u·smaller)/(1 + u): a pair, because the two terms may agree in most of their digits."""
+    taken = product(smaller, u)
+    slope = ((larger[0] - taken[0]) + (larger[1] - taken[1])) * inverse
+    return slope if x > 0.0 else -slope
 
 
 @jit.scalar
-def _size(x, t, factor, parameter):
-    return (abs(x) + 1.0) * (abs(factor * t) + abs(1.0 - t))
+def _loss(x, t, factor, parameter):
+    u, inverse, small = logistic(x)
+    positive, negative = (t, 0.0), fast_two_sum(1.0, -t)
+    larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
+    return _value(x, larger, small), _slope(x, larger, smaller, u, inverse), -x
 
 
-LOOPS = loops("bce_with_logits", _value, _derivatives, _size)
+@jit.scalar
+def _loss_with_factor(x, t, factor, parameter):
+    u, inverse, small = logistic(x)
+    positive, negative = two_product(factor, t), two_sum(1.0, -t)
+    larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
+    high, low = two_sum(positive[0], negative[0])
+    value = _value(x, larger, product((high, low + (positive[1] + negative[1])), small))
+    for_target = (factor - 1.0) * (rounded(small) - min(x, 0.0)) - x
+    return value, _slope(x, larger, smaller, u, inverse), for_target
+
+
+LOOP = loop("bce_with_logits", _loss)
+LOOP_WITH_FACTOR = loop("bce_with_logits_with_factor", _loss_with_factor)
 
 
 def bce_with_logits(
@@ -62,7 +79,7 @@ def bce_with_logits(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: elementwise.Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -78,10 +95,13 @@ def bce_with_logits(
         weight: broadcasts to the shape of logits.
         pos_weight: p, broadcasts to the shape of logits.
         reduction: "mean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for logits' gradient.
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for logits' gradient.
 
     Returns:
         loss in nats. grads: "logits" and "target".
+        intermediates: "losses" of the elements, and "probabilities" σ(x);
+        both computed from the inputs when asked for.
 
     Edges:
         A logit of ±inf on the right side of a hard target is 0·inf = NaN, as in torch; its gradient is 0. No
@@ -92,10 +112,9 @@ def bce_with_logits(
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     x, t = arrays.float_array(logits, "logits"), arrays.float_array(target, "target")
-    return elementwise.evaluate(
-        LOOPS,
+    result = elementwise.evaluate(
+        LOOP if pos_weight is None else LOOP_WITH_FACTOR,
         {"logits": x, "target": t},
-        parameter=0.0 if pos_weight is None else 1.0,
         weight=elementwise.broadcast(weight, x.shape, "weight"),
         factor=elementwise.broadcast(pos_weight, x.shape, "pos_weight"),
         divisor=x.size,
@@ -106,3 +125,5 @@ def bce_with_logits(
         out=out,
         backend=backend,
     )
+    result.intermediates.later["probabilities"] = functools.partial(sigmoids, x)
+    return result

@@ -26,13 +26,15 @@ Architecture for Computer Vision", 2016, section 7, with ε/C (not ε/(C − 1))
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays
 from refloss.dispatch import launcher
-from refloss.result import LossResult
+from refloss.kernels.maps import exponentials
+from refloss.result import Intermediates, LossResult
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -73,7 +75,8 @@ def cross_entropy(
     Returns:
         loss in nats, float64. grads: "logits", and "target" for probabilities. intermediates, in the shape of the loss
         with "none": "lse" (of every row, ignored ones included) and "nll" (−log p_y, or −Σ t_j·log p_j, without weights
-        or smoothing; 0 for ignored rows).
+        or smoothing; 0 for ignored rows). In the shape of logits, computed from them when asked for:
+        "log_probabilities" and "probabilities".
 
     Edges:
         No row counts, or their weights sum to 0: "mean" is NaN, the gradient 0 where ignored, else NaN. A logit of −inf
@@ -157,8 +160,25 @@ def rows_cross_entropy(
     return LossResult(
         loss=answer.loss.reshape(row_shape) if reduction == "none" else answer.loss,
         grads={name: value for name, value in grads.items() if value is not None},
-        intermediates={"lse": answer.lse.reshape(row_shape), "nll": answer.nll.reshape(row_shape)},
+        intermediates=Intermediates(
+            {"lse": answer.lse.reshape(row_shape), "nll": answer.nll.reshape(row_shape)},
+            log_probabilities=functools.partial(log_probabilities, logits, class_axis, backend),
+            probabilities=lambda: exponentials(log_probabilities(logits, class_axis, backend)),
+        ),
     )
+
+
+def log_probabilities(logits: np.ndarray, class_axis: int, backend: str = "auto") -> np.ndarray:
+    """log softmax(x)_j = (x_j − max x) − log Σ e^(x_k − max x), float64: two terms of one sign, so none is lost."""
+    x = np.moveaxis(np.asarray(logits, np.float64), class_axis, -1)
+    largest = np.argmax(x, axis=-1)
+    # The loss of the largest class is the second term.
+    result = rows_cross_entropy(
+        x, largest, class_axis=x.ndim - 1, ignore_index=-1, reduction="none", grad=False, backend=backend
+    )
+    with np.errstate(invalid="ignore"):
+        below = x - np.take_along_axis(x, largest[..., None], -1)
+    return np.moveaxis(below - np.asarray(result.loss)[..., None], -1, class_axis)
 
 
 def _probabilities(array: np.ndarray, target: Any, ignore_index: int) -> np.ndarray:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from refloss import arrays
 from refloss.dispatch import launcher
-from refloss.result import LossResult
-
-if TYPE_CHECKING:
-    from refloss.kernels.elementwise import Loops
+from refloss.result import Intermediates, LossResult
 
 REDUCTIONS = ("mean", "sum", "none")
+Gradients = bool | str | Collection[str]
 
 
 def evaluate(
-    loops: Loops,
+    loop: Any,
     inputs: dict[str, np.ndarray],
     *,
     parameter: float = 0.0,
@@ -27,25 +27,27 @@ def evaluate(
     reduction: str,
     divisor: int | None = None,
     grad_output: Any,
-    grad: bool,
+    grad: Gradients,
     grad_dtype: Any,
     out: np.ndarray | None,
     backend: str,
 ) -> LossResult:
-    """Run a loss's loops over its two inputs, named as its arguments are; divisor is that of "mean" or "batchmean"."""
+    """Run a loss's loop over its two inputs, named as its arguments are; divisor is that of "mean" or "batchmean"."""
     (input_name, x), (target_name, t) = inputs.items()
     arrays.check_shape(t, x.shape, target_name, f"the shape of {input_name}")
     run = launcher(backend, "elementwise")
     cotangent = arrays.cotangent(grad_output, x.shape if reduction == "none" else ())
-    grads: dict[str, np.ndarray] = {}
-    gradient = arrays.gradient_buffer(x, grad_dtype, out, input_name, t, weight, factor, wanted=grad)
-    if gradient is not None:
-        grads[input_name] = gradient
-        grads[target_name] = np.empty(t.shape, t.dtype)
-        if weight is not None and weight_has_gradient:
-            grads["weight"] = np.empty(weight.shape, weight.dtype)
+    names = [input_name, target_name] + ["weight"] * (weight is not None and weight_has_gradient)
+    wanted = arrays.wanted_gradients(grad, names)
+    buffers = {
+        input_name: arrays.gradient_buffer(
+            x, grad_dtype, out, input_name, t, weight, factor, wanted=input_name in wanted
+        ),
+        target_name: np.empty(t.shape, t.dtype) if target_name in wanted else None,
+        "weight": np.empty(weight.shape, weight.dtype) if weight is not None and "weight" in wanted else None,
+    }
     task = run.Task(
-        loops=loops,
+        loop=loop,
         parameter=parameter,
         input=x,
         target=t,
@@ -56,11 +58,21 @@ def evaluate(
         cotangent=cotangent.reshape(x.shape)
         if cotangent.size == x.size and reduction == "none"
         else cotangent.reshape(()),
-        input_gradient=grads.get(input_name),
-        target_gradient=grads.get(target_name),
-        weight_gradient=grads.get("weight"),
+        input_gradient=buffers[input_name],
+        target_gradient=buffers[target_name],
+        weight_gradient=buffers["weight"],
     )
-    return LossResult(loss=run.elementwise(task), grads=grads)
+    intermediates = Intermediates()
+    intermediates.later["losses"] = functools.partial(_losses, run, task)
+    grads = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+    return LossResult(loss=run.elementwise(task), grads=grads, intermediates=intermediates)
+
+
+def _losses(run: Any, task: Any) -> np.ndarray:
+    """The loss of every element."""
+    nothing = {"input_gradient": None, "target_gradient": None, "weight_gradient": None}
+    losses: np.ndarray = run.elementwise(task._replace(reduction="none", **nothing))
+    return losses
 
 
 def same_shape(value: Any, shape: tuple[int, ...], name: str, why: str) -> np.ndarray | None:

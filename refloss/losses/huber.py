@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loops
+from refloss.kernels.elementwise import loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import pair, product, two_sum
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(x, t, factor, parameter):
-    high, low = two_sum(x, -t)
+def _value(high, low, parameter):
     if abs(high) <= parameter:
         return product((high, low), (0.5 * high, 0.5 * low))
     negative = high < 0.0
@@ -30,18 +29,13 @@ def _value(x, t, factor, parameter):
 
 
 @jit.scalar
-def _derivatives(x, t, factor, parameter):
-    d = x - t
-    slope = parameter if d > parameter else (-parameter if d < -parameter else d)
-    return slope, -slope
+def _loss(x, t, factor, parameter):
+    high, low = two_sum(x, -t)
+    slope = parameter if high > parameter else (-parameter if high < -parameter else high)
+    return _value(high, low, parameter), slope, -slope
 
 
-@jit.scalar
-def _size(x, t, factor, parameter):
-    return (abs(x - t) + parameter) * parameter
-
-
-LOOPS = loops("huber", _value, _derivatives, _size)
+LOOP = loop("huber", _loss)
 
 
 def huber(
@@ -52,7 +46,7 @@ def huber(
     delta: float = 1.0,
     weight: Any = None,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: elementwise.Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -66,12 +60,14 @@ def huber(
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.
         reduction: "mean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
         delta: where the pieces meet, in units of the input; positive.
         weight: of the same shape.
 
     Returns:
         loss in squared units of the input. grads: "input", "target", and "weight" where given.
+        intermediates: "losses" of the elements, computed from the inputs when asked for.
 
     Edges:
         |d| = δ belongs to the quadratic piece. No elements: "mean" is NaN.
@@ -85,7 +81,7 @@ def huber(
         raise ValueError(f"delta is {delta}; expected a positive number")
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     return elementwise.evaluate(
-        LOOPS,
+        LOOP,
         {"input": x, "target": t},
         parameter=delta,
         weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),

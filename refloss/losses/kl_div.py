@@ -16,43 +16,38 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loops
+from refloss.kernels.elementwise import loop
 from refloss.losses import elementwise
-from refloss.numerics.exponential import exp, exp_pair, log, log_pair, scale
-from refloss.numerics.pairs import pair, product, two_sum
+from refloss.numerics.exponential import exp, exp_pair, log_pair, scale
+from refloss.numerics.pairs import pair, product, rounded, two_sum
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(x, t, factor, parameter):
-    if parameter > 0.0:
-        difference = two_sum(t, -x)
-        clamped = -800.0 if t < -800.0 else (710.0 if t > 710.0 else t)
-        leading, tail, n = exp_pair(clamped, 0.0)
-        return product((scale(leading, n), scale(tail, n)), difference)
+def _loss_of_log_target(x, t):
+    difference = two_sum(t, -x)
+    clamped = -800.0 if t < -800.0 else (710.0 if t > 710.0 else t)
+    leading, tail, n = exp_pair(clamped, 0.0)
+    probability = exp(t)
+    value = product((scale(leading, n), scale(tail, n)), difference)
+    return value, -probability, probability * ((t - x) + 1.0)
+
+
+@jit.scalar
+def _loss_of_target(x, t):
     if t > 0.0 and t < np.inf:
         log_t = log_pair(t, 0.0)
         high, low = two_sum(log_t[0], -x)
-        return product(pair(t), (high, low + log_t[1]))
-    return (-t * x if t == 0.0 else np.nan * t), 0.0
+        return product(pair(t), (high, low + log_t[1])), -t, (rounded(log_t) - x) + 1.0
+    return ((-t * x if t == 0.0 else np.nan * t), 0.0), -t, np.nan
 
 
 @jit.scalar
-def _derivatives(x, t, factor, parameter):
-    if parameter > 0.0:
-        probability = exp(t)
-        return -probability, probability * ((t - x) + 1.0)
-    return -t, np.nan if t <= 0.0 else (log(t) - x) + 1.0
+def _loss(x, t, factor, parameter):
+    return _loss_of_log_target(x, t) if parameter > 0.0 else _loss_of_target(x, t)
 
 
-@jit.scalar
-def _size(x, t, factor, parameter):
-    if parameter > 0.0:
-        return exp(t) * abs(t - x)
-    return abs(t * x) + (abs(t * log(t)) if t > 0.0 else np.nan * t if t < 0.0 else 0.0)
-
-
-LOOPS = loops("kl_div", _value, _derivatives, _size)
+LOOP = loop("kl_div", _loss)
 
 
 def kl_div(
@@ -62,7 +57,7 @@ def kl_div(
     reduction: str = "mean",
     log_target: bool = False,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: elementwise.Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -77,11 +72,13 @@ def kl_div(
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch broadcasts where shapes differ.
         reduction: "mean", "batchmean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
         log_target: target holds log-probabilities.
 
     Returns:
         loss in nats. grads: "input" and "target".
+        intermediates: "losses" of the elements, computed from the inputs when asked for.
 
     Edges:
         t = 0: the value is 0 (NaN where x is −inf), the derivative in t NaN, as torch has it. t < 0: NaN. No
@@ -95,7 +92,7 @@ def kl_div(
     by_batch = reduction == "batchmean"
     divisor = (x.shape[0] if x.ndim else 1) if by_batch else x.size
     return elementwise.evaluate(
-        LOOPS,
+        LOOP,
         {"input": x, "target": t},
         parameter=1.0 if log_target else 0.0,
         divisor=divisor,

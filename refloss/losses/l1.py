@@ -12,31 +12,21 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loops
+from refloss.kernels.elementwise import loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import two_sum
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(x, t, factor, parameter):
+def _loss(x, t, factor, parameter):
     high, low = two_sum(x, -t)
     negative = high < 0.0
-    return -high if negative else high, -low if negative else low
-
-
-@jit.scalar
-def _derivatives(x, t, factor, parameter):
     slope = (1.0 if x > t else 0.0) - (1.0 if x < t else 0.0)
-    return slope, -slope
+    return (-high if negative else high, -low if negative else low), slope, -slope
 
 
-@jit.scalar
-def _size(x, t, factor, parameter):
-    return abs(x - t)
-
-
-LOOPS = loops("l1", _value, _derivatives, _size)
+LOOP = loop("l1", _loss)
 
 
 def l1(
@@ -46,7 +36,7 @@ def l1(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: elementwise.Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -61,10 +51,12 @@ def l1(
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.
         weight: of the same shape.
         reduction: "mean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
 
     Returns:
         loss in units of the input. grads: "input", "target", and "weight" where given.
+        intermediates: "losses" of the elements, computed from the inputs when asked for.
 
     Edges:
         At x = t the derivative is 0, also for NaN, as torch has it. No elements: "mean" is NaN.
@@ -75,7 +67,7 @@ def l1(
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     return elementwise.evaluate(
-        LOOPS,
+        LOOP,
         {"input": x, "target": t},
         weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),
         weight_has_gradient=True,

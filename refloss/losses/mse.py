@@ -10,29 +10,19 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loops
+from refloss.kernels.elementwise import loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import product, two_sum
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(x, t, factor, parameter):
+def _loss(x, t, factor, parameter):
     difference = two_sum(x, -t)
-    return product(difference, difference)
+    return product(difference, difference), 2.0 * difference[0], -2.0 * difference[0]
 
 
-@jit.scalar
-def _derivatives(x, t, factor, parameter):
-    return 2.0 * (x - t), 2.0 * (t - x)
-
-
-@jit.scalar
-def _size(x, t, factor, parameter):
-    return 1.5 * (x - t) * (x - t)
-
-
-LOOPS = loops("mse", _value, _derivatives, _size)
+LOOP = loop("mse", _loss)
 
 
 def mse(
@@ -42,7 +32,7 @@ def mse(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: elementwise.Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -58,10 +48,12 @@ def mse(
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.
         weight: of the same shape.
         reduction: "mean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
 
     Returns:
         loss in squared units of the input. grads: "input", "target", and "weight" where given.
+        intermediates: "losses" of the elements, computed from the inputs when asked for.
 
     Edges:
         No elements: "mean" is NaN. Weights that sum to 0: ±inf or NaN, as the division gives.
@@ -72,7 +64,7 @@ def mse(
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     return elementwise.evaluate(
-        LOOPS,
+        LOOP,
         {"input": x, "target": t},
         weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),
         weight_has_gradient=True,

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loops
+from refloss.kernels.elementwise import loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import divide, pair, product, two_sum
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(x, t, factor, parameter):
-    high, low = two_sum(x, -t)
+def _value(high, low, parameter):
     if abs(high) < parameter:
         return divide(product((high, low), (0.5 * high, 0.5 * low)), pair(parameter))
     negative = high < 0.0
@@ -30,19 +29,14 @@ def _value(x, t, factor, parameter):
 
 
 @jit.scalar
-def _derivatives(x, t, factor, parameter):
-    d = x - t
+def _loss(x, t, factor, parameter):
+    d, low = two_sum(x, -t)
     slope = (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
     slope = d / parameter if abs(d) < parameter or (d != d and parameter > 0.0) else slope
-    return slope, -slope
+    return _value(d, low, parameter), slope, -slope
 
 
-@jit.scalar
-def _size(x, t, factor, parameter):
-    return abs(x - t)
-
-
-LOOPS = loops("smooth_l1", _value, _derivatives, _size)
+LOOP = loop("smooth_l1", _loss)
 
 
 def smooth_l1(
@@ -52,7 +46,7 @@ def smooth_l1(
     reduction: str = "mean",
     beta: float = 1.0,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: elementwise.Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -66,11 +60,13 @@ def smooth_l1(
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch only warns where shapes differ.
         reduction: "mean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
         beta: where the pieces meet, in units of the input; not negative.
 
     Returns:
         loss in units of the input. grads: "input" and "target".
+        intermediates: "losses" of the elements, computed from the inputs when asked for.
 
     Edges:
         |d| = β belongs to the linear piece. β = 0 is refloss.l1. No elements: "mean" is NaN.
@@ -84,7 +80,7 @@ def smooth_l1(
         raise ValueError(f"beta is {beta}; expected a number that is not negative")
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     return elementwise.evaluate(
-        LOOPS,
+        LOOP,
         {"input": x, "target": t},
         parameter=beta,
         reduction=reduction,

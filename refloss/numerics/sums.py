@@ -2,7 +2,8 @@
 
 Two kinds. Inside a row, terms of known size are put on two fixed grids by adding a large constant; what is summed are
 the integer counts, and integer addition is associative. Between rows, where terms have any size, an accumulator of 66
-integers of 32 bits each covers all of float64's range, and the sum is exact.
+integers of 32 bits each covers all of float64's range, and the sum is exact. Many values at a time enter it through
+grids of their own, because the grids' counts can be deposited as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from refloss import jit
-from refloss.numerics.bits import ROUND_TO_INTEGER, float64_bits
+from refloss.numerics.bits import ROUND_TO_INTEGER, float64_bits, float64_from_bits
 from refloss.numerics.exponential import scale
 from refloss.numerics.formats import INFINITY_BITS, magnitude_bits
 from refloss.numerics.pairs import add, fast_two_sum, two_sum
@@ -22,11 +23,16 @@ from refloss.numerics.pairs import add, fast_two_sum, two_sum
 # and what is lost, 2^-73 a term, is below 2^-56 of a sum of 2^17 terms whose largest is near 1.
 COARSE_MAGIC = ROUND_TO_INTEGER * 2.0**-36
 FINE_MAGIC = ROUND_TO_INTEGER * 2.0**-72
+FINEST_MAGIC = ROUND_TO_INTEGER * 2.0**-108
 MAX_TERMS = 2**26
 
 LIMB_BITS = 32
 LIMBS = 66
 _LIMB_MASK = (1 << LIMB_BITS) - 1
+# An accumulator counts in units of 1 / UNITS.
+UNITS = 2**1074
+# Magic constants stay normal numbers within these exponents.
+_GRID_EXPONENTS = 900
 # A deposit adds less than 2^33 to a limb, so this many leave room for the sign.
 _DEPOSITS = 2**29
 
@@ -79,6 +85,19 @@ def row_sum(terms):
     return scale(high, exponent), scale(low, exponent)
 
 
+@jit.helper
+def _deposit_units(magnitude, negative, place, limbs):
+    """Add magnitude·2^(place − 1074), or take it away."""
+    limb = place >> 5
+    shift = place & 31
+    sign = -1 if negative else 1
+    low = (magnitude & _LIMB_MASK) << shift
+    high = (magnitude >> LIMB_BITS) << shift
+    limbs[limb] += sign * (low & _LIMB_MASK)
+    limbs[limb + 1] += sign * ((low >> LIMB_BITS) + (high & _LIMB_MASK))
+    limbs[limb + 2] += sign * (high >> LIMB_BITS)
+
+
 @jit.kernel
 def _deposit(values, limbs):
     """Add float64 values to the accumulator; true if all of them were finite."""
@@ -91,15 +110,63 @@ def _deposit(values, limbs):
         if exponent > 0:
             mantissa |= 1 << 52
             exponent -= 1
-        limb = exponent >> 5
-        shift = exponent & 31
-        sign = -1 if bits < 0 else 1
-        low = (mantissa & _LIMB_MASK) << shift
-        high = (mantissa >> LIMB_BITS) << shift
-        limbs[limb] += sign * (low & _LIMB_MASK)
-        limbs[limb + 1] += sign * ((low >> LIMB_BITS) + (high & _LIMB_MASK))
-        limbs[limb + 2] += sign * (high >> LIMB_BITS)
+        _deposit_units(mantissa, bits < 0, exponent, limbs)
     return finite
+
+
+@jit.helper
+def _counted(values, exponent):
+    """Counts of the values, all below 2^exponent, on three grids; values become what is left of them."""
+    coarse_magic = float64_from_bits(float64_bits(COARSE_MAGIC) + (exponent << 52))
+    fine_magic = float64_from_bits(float64_bits(FINE_MAGIC) + (exponent << 52))
+    finest_magic = float64_from_bits(float64_bits(FINEST_MAGIC) + (exponent << 52))
+    coarse, fine, finest, left = 0, 0, 0, 0
+    for i in range(values.size):
+        bits, rest = grid_step(values[i], coarse_magic)
+        coarse += bits
+        bits, rest = grid_step(rest, fine_magic)
+        fine += bits
+        bits, rest = grid_step(rest, finest_magic)
+        finest += bits
+        values[i] = rest
+        left |= magnitude_bits(rest)
+    coarse -= values.size * float64_bits(coarse_magic)
+    fine -= values.size * float64_bits(fine_magic)
+    finest -= values.size * float64_bits(finest_magic)
+    return coarse, fine, finest, left != 0
+
+
+@jit.helper
+def add_exactly(values, limbs):
+    """Add a row of at most 2^26 float64, which it spoils, to the accumulator; the sum of those that are not finite.
+
+    Values within 2^-55 of the row's largest fit the grids, which costs less than half a nanosecond each; only what
+    the grids leave is deposited one by one.
+    """
+    largest = 0
+    for i in range(values.size):
+        bits = magnitude_bits(values[i])
+        largest = bits if bits > largest else largest
+    if largest >= INFINITY_BITS:
+        special = 0.0
+        for value in values:
+            special += value if magnitude_bits(value) >= INFINITY_BITS else 0.0
+        return special
+    exponent = (largest >> 52) - 1022
+    if abs(exponent) > _GRID_EXPONENTS:
+        _deposit(values, limbs)
+        return 0.0
+    coarse, fine, finest, left = _counted(values, exponent)
+    for count, unit in ((coarse, -36), (fine, -72), (finest, -108)):
+        _deposit_units(abs(count), count < 0, 1074 + exponent + unit, limbs)
+    if left:
+        _deposit(values, limbs)
+    return 0.0
+
+
+def accumulated(limbs: np.ndarray) -> int:
+    """What an accumulator holds, in units of 2^-1074."""
+    return sum(int(limb) << (LIMB_BITS * place) for place, limb in enumerate(limbs))
 
 
 def exact_sum(values: np.ndarray) -> Fraction | float:
@@ -111,8 +178,8 @@ def exact_sum(values: np.ndarray) -> Fraction | float:
         if not _deposit(flat[start : start + _DEPOSITS], limbs):
             with np.errstate(invalid="ignore"):
                 return float(np.sum(flat[~np.isfinite(flat)]))
-        total += sum(int(limb) << (LIMB_BITS * place) for place, limb in enumerate(limbs))
-    return Fraction(total, 2**1074)
+        total += accumulated(limbs)
+    return Fraction(total, UNITS)
 
 
 def rounded(value: Fraction | float) -> float:
