@@ -7,6 +7,7 @@ and, for a sum of n numbers, n·v more. So with T the sum of a value's magnitude
 
     |δL|    ≤ (k·u + n·v)·Σ w_i·T_i / D + ulp
     |δg_i|  ≤ (k·u + n·v)·|c|·w_i·G_i + ulp
+    |δℓ_i|  ≤ (k·u + v)·w_i·T_i + ulp, and |δσ_i| ≤ k·u·σ_i + ulp for what is not summed
     |δ∂w_i| ≤ (k·u + n·v)·|c|·(T_i + T̄) + ulp, with T̄ the mean where D = Σ w_i depends on weights, else 0
 
 What the terms are is the table MAGNITUDES. Where they are larger than the result, torch subtracts: log1p(−p) from
@@ -29,8 +30,10 @@ from torch.nn import functional
 
 from conformance import error_model
 from conformance.call import array
+from conformance.cases import CROSS_ENTROPY
 from conformance.error_model import STEPS, ulp
 from conformance.heads import HEADS, Part, parts, resampled
+from conformance.reference import row_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +147,14 @@ def _elementwise(call: Call) -> Outcome:
     }
     between, inside = _roundoff(call)
     relative = STEPS * between + x.size * inside
-    return {name: relative * magnitude + ulp(magnitude, call.compute_dtype) for name, magnitude in sums.items()}
+    own = {"intermediate.losses": weight * magnitudes.value, "intermediate.probabilities": 1 / (1 + np.exp(-x))}
+    return {
+        **{name: relative * magnitude + ulp(magnitude, call.compute_dtype) for name, magnitude in sums.items()},
+        **{
+            name: (STEPS * between + inside) * magnitude + ulp(magnitude, call.compute_dtype)
+            for name, magnitude in own.items()
+        },
+    }
 
 
 def _nll(call: Call) -> Outcome:
@@ -178,10 +188,11 @@ def _head(call: Call) -> Outcome:
         source = call.arguments[part.source]
         first = next(iter(part.call.case.inputs))
         result[f"grad.{part.source}"] = bounds[f"grad.{first}"].reshape(source.shape)
-        for name in ("lse", "nll"):
-            if f"intermediate.{name}" in bounds:
-                shape = call.arguments["labels"].shape if "labels" in call.arguments else (-1,)
-                result[f"intermediate.{part.prefix}{name}"] = bounds[f"intermediate.{name}"].reshape(shape)
+        own = {name: bound for name, bound in bounds.items() if name.startswith("intermediate.")}
+        if part.call.case.loss == CROSS_ENTROPY:
+            shapes = row_shapes(call, part)
+            own = {f"intermediate.{name}": own[f"intermediate.{name}"].reshape(shapes[name]) for name in shapes}
+        result.update({name.replace(".", f".{part.prefix}"): bound for name, bound in own.items()})
         for name, value in part.intermediates.items():
             empty = np.zeros(value.shape)
             result[f"intermediate.{part.prefix}{name}"] = bounds.get(f"intermediate.{name}", empty)

@@ -18,6 +18,7 @@ An absolute error of a is a relative error of e^a. So in first order, with C + 4
 
     |δℓ_j|   ≤ v·(a_j + Σ p_i·a_i + C + 4) + u·(1 + log Z + |ℓ_j|)
     |δlse|   ≤ v·(C + 4) + u·(Σ p_i·a_i + 3 + log Z + |lse|)
+    |δp_j|   ≤ p_j·(e^|δℓ_j| − 1) + ulp(p_j)
     |δL|     ≤ Σ q_j·(|δℓ_j| + (k·u + C·v)·|ℓ_j|), over the normaliser
     |δg_j|   ≤ |c|·((k·u + C·v)·(q_j + p_j·Q) + Q·p_j·(e^|δℓ_j| − 1)) + ulp(g_j)
     |δ∂t_j|  ≤ |c|·(1 − ε)·w_j·(|δℓ_j| + (k·u + C·v)·|ℓ_j|) + ulp(∂t_j)
@@ -98,7 +99,19 @@ def tolerances(call: Call, logit_error: Array | None = None) -> Outcome:
         **_gradient_tolerances(call, rows, softmax, log_error, of_gradient),
         "intermediate.lse": lse_error[..., 0],
         "intermediate.nll": (np.abs(rows.target) * row_error).sum(axis=-1),
+        **_class_tolerances(call, rows, softmax, log_error),
         "intermediate.shift_labels": np.zeros(rows.logits.shape[:-1]),
+    }
+
+
+def _class_tolerances(call: Call, rows: Rows, softmax: Softmax, log_error: Array) -> Outcome:
+    probability = softmax.probability * np.expm1(np.minimum(log_error, 1.0)) + ulp(
+        softmax.probability, call.compute_dtype
+    )
+    shape = call.arguments["logits"].shape
+    return {
+        f"intermediate.{name}": np.moveaxis(error, -1, rows.class_axis).reshape(shape)
+        for name, error in (("log_probabilities", log_error), ("probabilities", probability))
     }
 
 

@@ -13,13 +13,14 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, IGNORED, Array
-from conformance.heads import HEADS, attributes, parts
+from conformance.heads import HEADS, Part, attributes, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Outcome = dict[str, Array]
 UNSHIFTED = ("ForMaskedLM", "ForTokenClassification")
+OF_CLASSES = ("log_probabilities", "probabilities")
 
 
 @contextmanager
@@ -78,12 +79,22 @@ def _intermediates(call: Call) -> dict[str, torch.Tensor]:
     if call.case.loss == CROSS_ENTROPY:
         return cross_entropy_intermediates(call)
     if call.case.loss in TORCH_FUNCTIONS:
-        return {}
+        return elementwise_intermediates(call)
     return _head_intermediates(call) if call.case.loss in HEADS else token_intermediates(call)
 
 
+def elementwise_intermediates(call: Call) -> dict[str, torch.Tensor]:
+    """The loss of every element, and what a logit stands for."""
+    if call.case.loss == "nll":
+        return {}
+    values, *others = (call.arguments[name] for name in call.case.inputs)
+    options = {name: value for name, value in call.arguments.items() if name not in list(call.case.inputs)[:2]}
+    result = {"losses": TORCH_FUNCTIONS[call.case.loss](values, others[0], **{**options, "reduction": "none"})}
+    return result | ({"probabilities": values.sigmoid()} if call.case.loss == "bce_with_logits" else {})
+
+
 def cross_entropy_intermediates(call: Call) -> dict[str, torch.Tensor]:
-    """The log-sum-exp of every row and -Σ t·log p, 0 for ignored rows; without weights and smoothing."""
+    """What the softmax of every row is, and -Σ t·log p, 0 for ignored rows; without weights and smoothing."""
     logits, target = call.arguments["logits"], call.arguments["target"]
     return _row_intermediates(logits, target, min(1, logits.ndim - 1), call.arguments.get("ignore_index", IGNORED))
 
@@ -94,6 +105,7 @@ def token_intermediates(call: Call) -> dict[str, torch.Tensor]:
     labels = shifted_labels(call)
     rows = logits.float().reshape(*labels.shape, call.arguments.get("vocab_size", logits.shape[-1]))
     result = _row_intermediates(rows, labels, rows.ndim - 1, ignore_index)
+    result.update({name: result[name].reshape(logits.shape) for name in OF_CLASSES})
     return result if call.case.loss in UNSHIFTED else {**result, "shift_labels": labels}
 
 
@@ -119,19 +131,33 @@ def _row_intermediates(
         ignored = target == ignore_index
         label = target.masked_fill(ignored, 0).unsqueeze(class_axis)
         nll = -log_probabilities.gather(class_axis, label).squeeze(class_axis).masked_fill(ignored, 0.0)
-    return {"lse": torch.logsumexp(logits, class_axis), "nll": nll}
+    return {
+        "lse": torch.logsumexp(logits, class_axis),
+        "nll": nll,
+        "log_probabilities": log_probabilities,
+        "probabilities": torch.softmax(logits, class_axis),
+    }
 
 
 def _head_intermediates(call: Call) -> dict[str, torch.Tensor]:
     """Those of the cross-entropies that a head is made of, and what the head itself adds."""
     result = {}
     for part in parts(call):
+        own = _intermediates(part.call)
         if part.call.case.loss == CROSS_ENTROPY:
-            rows = cross_entropy_intermediates(part.call)
-            shape = call.arguments["labels"].shape if "labels" in call.arguments else (-1,)
-            result.update({f"{part.prefix}{name}": value.reshape(shape) for name, value in rows.items()})
+            own = {name: own[name].reshape(shape) for name, shape in row_shapes(call, part).items()}
+        result.update({f"{part.prefix}{name}": value for name, value in own.items()})
         result.update({f"{part.prefix}{name}": value for name, value in part.intermediates.items()})
     return result
+
+
+def row_shapes(call: Call, part: Part) -> dict[str, tuple[int, ...]]:
+    """The shapes of a head's intermediates of a cross-entropy; resampled logits have no probabilities."""
+    shape = tuple(call.arguments["labels"].shape) if "labels" in call.arguments else (-1,)
+    shapes = dict.fromkeys(("lse", "nll"), shape)
+    if "upsampled_logits" not in part.intermediates:
+        shapes |= dict.fromkeys(OF_CLASSES, tuple(call.arguments[part.source].shape))
+    return shapes
 
 
 def disagreements(actual: Outcome, expected: Outcome, tolerance: Outcome) -> list[str]:

@@ -24,7 +24,7 @@ def _sigmoid(values, results):
 
 
 def _mapped(kernel: Any, array: np.ndarray) -> np.ndarray:
-    values = np.array(array, np.float64)
+    values = np.array(array, np.float64, order="C")
     kernel(values.reshape(-1), values.reshape(-1))
     return values
 
