@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def scalar(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a scalar function lazily and inline it into its callers."""
-    return numba.njit(forceinline=True, error_model="numpy")(function)
+    return numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function that kernels call once a row or less; LLVM decides whether to inline it."""
-    return numba.njit(error_model="numpy")(function)
+    return numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def kernel(function: Callable[..., Any], name: str = "") -> Any:

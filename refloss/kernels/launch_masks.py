@@ -1,0 +1,68 @@
+"""Masks on the CPU: from arrays to kernels and back."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import parallel
+from refloss.kernels.masks import Scratch, Task, mask_pairs
+from refloss.kernels.resample import axis
+from refloss.kernels.rows import elements_of
+from refloss.numerics.sums import LIMBS, UNITS, accumulated
+
+
+class MaskLosses(NamedTuple):
+    """Of every pair: the exact sum of a mask's focal losses, NaN where undefined, and its dice loss."""
+
+    focal: list[Fraction | float]
+    dice: np.ndarray
+
+
+def compare(
+    planes: np.ndarray,
+    gradient: np.ndarray | None,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    totals: np.ndarray,
+    *,
+    of_focal: float,
+    of_dice: float,
+) -> MaskLosses:
+    """Planes rows [P] of [N, h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
+    count, height, width = planes.shape
+    resized = targets.shape[1:]
+    task = Task(
+        rows=rows,
+        targets=targets,
+        target_totals=totals,
+        vertical=axis(height, resized[0]),
+        horizontal=axis(width, resized[1]),
+        height=height,
+        width=width,
+        of_focal=of_focal,
+        of_dice=of_dice,
+    )
+    source = elements_of(planes)
+    destination = source if gradient is None else elements_of(gradient)
+    focal, dice = np.empty(len(rows)), np.empty(len(rows))
+    limbs = np.zeros((len(rows), LIMBS), np.int64)
+
+    def scratch() -> Scratch:
+        return Scratch(
+            line=np.empty(width),
+            wide=np.empty((height, resized[1])),
+            pixels=np.empty((4, resized[1])),
+            slopes=np.empty(resized),
+            flatness=np.empty(resized),
+        )
+
+    def work(first: int, last: int, buffers: Scratch) -> None:
+        with_gradient = gradient is not None
+        mask_pairs(source, destination, task, buffers, focal, dice, limbs, with_gradient, first, last)
+
+    parallel.run_blocks(work, len(rows), 1, scratch)
+    sums = [Fraction(accumulated(limbs[p]), UNITS) if focal[p] == 0.0 else focal[p] for p in range(len(rows))]
+    return MaskLosses(sums, dice)
