@@ -8,10 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import parallel
+from refloss.kernels.launch_cross_entropy import divided
 from refloss.kernels.masks import Scratch, Task, mask_pairs
 from refloss.kernels.resample import axis
 from refloss.kernels.rows import elements_of
-from refloss.numerics.sums import LIMBS, UNITS, accumulated
+from refloss.numerics.sums import LIMBS, UNITS, accumulated, exact_sum, rounded
+
+__all__ = ["MaskLosses", "compare", "divided"]
 
 
 class MaskLosses(NamedTuple):
@@ -26,18 +29,17 @@ def compare(
     gradient: np.ndarray | None,
     rows: np.ndarray,
     targets: np.ndarray,
-    totals: np.ndarray,
     *,
     of_focal: float,
     of_dice: float,
 ) -> MaskLosses:
-    """Planes rows [P] of [N, h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
-    count, height, width = planes.shape
+    """Planes rows [P] of [..., h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
+    height, width = planes.shape[-2:]
     resized = targets.shape[1:]
     task = Task(
         rows=rows,
         targets=targets,
-        target_totals=totals,
+        target_totals=_totals(targets),
         vertical=axis(height, resized[0]),
         horizontal=axis(width, resized[1]),
         height=height,
@@ -66,3 +68,10 @@ def compare(
     parallel.run_blocks(work, len(rows), 1, scratch)
     sums = [Fraction(accumulated(limbs[p]), UNITS) if focal[p] == 0.0 else focal[p] for p in range(len(rows))]
     return MaskLosses(sums, dice)
+
+
+def _totals(targets: np.ndarray) -> np.ndarray:
+    """The sum of each target."""
+    if targets.dtype == np.uint8:
+        return np.asarray(targets.sum(axis=(1, 2), dtype=np.int64), np.float64)
+    return np.array([rounded(exact_sum(target)) for target in targets], np.float64)

@@ -14,6 +14,12 @@ from refloss.kernels.rows import elements_of
 from refloss.numerics.sums import LIMBS, UNITS, accumulated, as_pair
 
 BLOCK_ELEMENTS = 1 << 15
+__all__ = ["Focus", "Meant", "meant", "one_class"]
+
+
+def meant(labels: np.ndarray) -> Meant:
+    """Rows' classes without a quality of their own."""
+    return Meant(labels.reshape(-1), np.ones(1), np.zeros(1))
 
 
 def one_class(

@@ -23,10 +23,10 @@ NONE = -1
 
 
 class Meant(NamedTuple):
-    """The class of each row, NONE for none, and how good it is: a pair in [0, 1]."""
+    """The class of each row, NONE for none, and how good it is: a pair in [0, 1], of each row or of all alike."""
 
     labels: np.ndarray  # [R] int64
-    quality: np.ndarray  # [R] float64
+    quality: np.ndarray  # [R] or [1] float64
     quality_low: np.ndarray
 
 
@@ -54,7 +54,8 @@ def one_class_loop(name: str, other: Callable[..., Any], own: Callable[..., Any]
 
     @jit.helper
     def place(x, meant, row, place, focus, values, derivatives):
-        quality = (meant.quality[row], meant.quality_low[row])
+        own_row = row if meant.quality.size > 1 else 0
+        quality = (meant.quality[own_row], meant.quality_low[own_row])
         values[place], derivatives[place] = own(x[place], quality, focus)
 
     def evaluate(logits, gradient, classes, meant, focus, coefficient, with_gradient, limbs, first, last):
