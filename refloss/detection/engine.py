@@ -32,6 +32,10 @@ class Tensor(NamedTuple):
         """A view of both."""
         return Tensor(self.value[index], None if self.gradient is None else self.gradient[index])
 
+    def wanted(self, is_wanted: bool) -> Tensor:
+        """The same, without room for the gradient if that is not wanted."""
+        return self if is_wanted else Tensor(self.value, None)
+
 
 class Layer(NamedTuple):
     """The predictions of a decoder layer, and what its components' names end in."""
@@ -51,6 +55,7 @@ class Scene(NamedTuple):
     matching: Matching
     num_boxes: float
     backend: str
+    background: Background | None
 
     @property
     def queries(self) -> int:
@@ -67,24 +72,31 @@ class Scene(NamedTuple):
         """Of every pair the object among those of all images."""
         return self.targets.offsets[self.matching.image] + self.matching.object
 
-    def tensor(self, name: str, wanted: bool) -> Tensor:
-        """An input of the layer, without its gradient if that is not wanted."""
-        tensor = self.layer.tensors[name]
-        return tensor if wanted else tensor._replace(gradient=None)
-
 
 class Outcome(NamedTuple):
     """Components of a layer by name, and values on the way."""
 
     components: dict[str, Any]
-    intermediates: dict[str, Any]
+    intermediates: Intermediates
+
+
+class Background(NamedTuple):
+    """The classes of a layer as if no query saw an object, before it is known which do."""
+
+    losses: np.ndarray  # [B, Q]
+    lse: np.ndarray  # [B, Q]
+    normaliser: float
 
 
 class Term(NamedTuple):
-    """Components that are computed together; evaluate gets the cotangent of each."""
+    """Components that are computed together; evaluate gets the cotangent of each.
+
+    A term may do the better part of its work before the matching, which then has the log-sum-exps.
+    """
 
     components: tuple[str, ...]
     evaluate: Callable[[Scene, Mapping[str, float]], Outcome]
+    before: Callable[[Layer, int, Mapping[str, float], str], Background] | None = None
 
 
 class Head(NamedTuple):
@@ -112,26 +124,77 @@ def normaliser(num_boxes: Any, targets: Targets) -> float:
     return max(count, 1.0)
 
 
+class _Run(NamedTuple):
+    """What is the same for every layer."""
+
+    head: Head
+    targets: Targets
+    cotangents: Mapping[str, float]
+    num_boxes: float
+    given: Mapping[str, Any]  # the caller's matchings
+    backend: str
+
+
 def run(head: Head, layers: list[Layer], targets: Targets, grads: dict[str, np.ndarray], options: Options) -> LossResult:
     """The weighted sum of the components of all layers; gradients go into the layers' tensors, which grads names."""
     pairing.check_matcher(head.matcher)
     weights = _weights(head, layers)
     cotangents = _cotangents(options.grad_output, weights)
-    num_boxes = normaliser(options.num_boxes, targets)
     given = pairing.given_matchings(options.assignment, [layer.suffix for layer in layers])
     for layer in layers:
         check_boxes(layer.tensors["pred_boxes"].value, layer.names["pred_boxes"])
+    all_alike = _Run(head, targets, cotangents, normaliser(options.num_boxes, targets), given, options.backend)
     components: dict[str, Any] = {}
     intermediates = Intermediates()
     for layer in layers:
-        scene = _scene(head, layer, targets, given, num_boxes, options.backend, intermediates)
-        for term in (*head.terms, *layer.terms):
-            own = {name: cotangents[name + layer.suffix] for name in term.components}
-            outcome = term.evaluate(scene, own)
-            components.update({name + layer.suffix: value for name, value in outcome.components.items()})
-            intermediates.update({name + layer.suffix: value for name, value in outcome.intermediates.items()})
+        outcome = _run_layer(all_alike, layer)
+        components.update({name + layer.suffix: value for name, value in outcome.components.items()})
+        intermediates.include(outcome.intermediates.renamed(suffix=layer.suffix))
     loss = _total(components, weights)
     return LossResult(loss=loss, grads=grads, components=components, intermediates=intermediates)
+
+
+def _run_layer(run: _Run, layer: Layer) -> Outcome:
+    """Match a layer's queries with the objects, then compute its terms."""
+    terms = (*run.head.terms, *layer.terms)
+    cotangents = [{name: run.cotangents[name + layer.suffix] for name in term.components} for term in terms]
+    queries = layer.tensors["logits"].value.shape[1]
+    matching = None
+    if layer.suffix in run.given:
+        matching = pairing.read_matching(run.given[layer.suffix], KEY + layer.suffix, queries, run.targets)
+    pairs = int(np.minimum(run.targets.counts, queries).sum()) if matching is None else len(matching.query)
+    background = None
+    for term, own in zip(terms, cotangents, strict=True):
+        if term.before is not None:
+            background = term.before(layer, pairs, own, run.backend)
+    matching, intermediates = _matched(run, layer, matching, None if background is None else background.lse)
+    scene = Scene(layer, run.targets, matching, run.num_boxes, run.backend, background)
+    components: dict[str, Any] = {}
+    for term, own in zip(terms, cotangents, strict=True):
+        outcome = term.evaluate(scene, own)
+        components.update(outcome.components)
+        intermediates.update(outcome.intermediates)
+    return Outcome(components, intermediates)
+
+
+def _matched(
+    run: _Run, layer: Layer, matching: Matching | None, lse: np.ndarray | None
+) -> tuple[Matching, Intermediates]:
+    """The matching of least cost unless there is one already, and how it came about."""
+    logits, boxes = layer.tensors["logits"].value, layer.tensors["pred_boxes"].value
+    cost = functools.partial(pairing.costs, run.head.matcher, logits, boxes, run.targets, lse, run.backend)
+    intermediates = Intermediates({"num_boxes": np.float64(run.num_boxes)})
+    if matching is None:
+        intermediates["cost_matrix"] = cost()
+        matching = pairing.match(intermediates["cost_matrix"], run.targets)
+    else:
+        intermediates.later["cost_matrix"] = cost
+    intermediates[KEY] = matching.table()
+    found = matching
+    intermediates.later["margin"] = lambda: pairing.margins(
+        intermediates["cost_matrix"], found, run.targets, run.backend
+    )
+    return matching, intermediates
 
 
 def _weights(head: Head, layers: list[Layer]) -> dict[str, float]:
@@ -153,31 +216,6 @@ def _cotangents(grad_output: Any, weights: dict[str, float]) -> dict[str, float]
     if unknown:
         raise ValueError(f"grad_output has {unknown[0]!r}; expected components: {', '.join(weights)}")
     return {name: arrays.number(grad_output.get(name, 0.0), f"grad_output[{name!r}]") for name in weights}
-
-
-def _scene(
-    head: Head,
-    layer: Layer,
-    targets: Targets,
-    given: dict[str, Any],
-    num_boxes: float,
-    backend: str,
-    intermediates: Intermediates,
-) -> Scene:
-    """Match a layer's queries with the objects, or take the caller's matching, and record how."""
-    logits, boxes = layer.tensors["logits"].value, layer.tensors["pred_boxes"].value
-    cost = functools.partial(pairing.costs, head.matcher, logits, boxes, targets, backend)
-    costs_key, margin_key = f"cost_matrix{layer.suffix}", f"margin{layer.suffix}"
-    if layer.suffix in given:
-        matching = pairing.read_matching(given[layer.suffix], KEY + layer.suffix, logits.shape[1], targets)
-        intermediates.later[costs_key] = cost
-    else:
-        intermediates[costs_key] = cost()
-        matching = pairing.match(intermediates[costs_key], targets)
-    intermediates[KEY + layer.suffix] = matching.table()
-    intermediates[f"num_boxes{layer.suffix}"] = np.float64(num_boxes)
-    intermediates.later[margin_key] = lambda: pairing.margins(intermediates[costs_key], matching, targets, backend)
-    return Scene(layer, targets, matching, num_boxes, backend)
 
 
 def _total(components: dict[str, Any], weights: dict[str, float]) -> np.float64:

@@ -46,18 +46,19 @@ def check_matcher(matcher: Matcher) -> Matcher:
     return matcher
 
 
-def costs(matcher: Matcher, logits: np.ndarray, boxes: np.ndarray, targets: Targets, backend: str) -> np.ndarray:
-    """[Q, N]: each object against the queries of its own image."""
+def costs(
+    matcher: Matcher, logits: np.ndarray, boxes: np.ndarray, targets: Targets, lse: np.ndarray | None, backend: str
+) -> np.ndarray:
+    """[Q, N]: each object against the queries of its own image; lse [B, Q] is computed if a softmax lacks it."""
     run = launcher(backend, "matching")
     # What transformers puts in place of NaN and infinities: the largest number of the type that costs have there.
     largest = float(np.finfo(np.float64 if np.float64 in (logits.dtype, boxes.dtype) else np.float32).max)
-    lse = np.zeros(logits.shape[:2])
-    if matcher.kind == "softmax" and len(targets.labels):
-        nobody = np.full(lse.shape, -1)
-        rows = rows_cross_entropy(
-            logits, nobody, class_axis=2, ignore_index=-1, reduction="sum", grad=False, backend=backend
-        )
-        lse = rows.intermediates["lse"]
+    if lse is None:
+        lse = np.zeros(logits.shape[:2])
+        if matcher.kind == "softmax" and len(targets.labels):
+            nobody = np.full(lse.shape, -1)
+            options = {"class_axis": 2, "ignore_index": -1, "reduction": "sum", "grad": False, "backend": backend}
+            lse = rows_cross_entropy(logits, nobody, **options).intermediates["lse"]
     return run.costs(logits, boxes, lse.reshape(-1), run.objects(targets, matcher), run.weights(matcher, largest))
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from refloss.detection.engine import Outcome, Scene, Term
+from refloss.detection.engine import Background, Layer, Outcome, Scene, Tensor, Term
 from refloss.dispatch import launcher
 from refloss.losses.cross_entropy import rows_cross_entropy
 from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
+from refloss.result import Intermediates, LossResult
 
 NONE = -1
 
@@ -24,25 +25,49 @@ def labels_of_queries(scene: Scene, background: int) -> np.ndarray:
 
 
 def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
-    """Cross-entropy over the classes and one for no object, which has a weight of its own; a weighted mean."""
-    weight = np.append(np.ones(num_labels), no_object_weight)
+    """Cross-entropy over the classes and one for no object, which has a weight of its own; a weighted mean.
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
-        cotangent = cotangents["loss_ce"]
-        logits = scene.tensor("logits", cotangent != 0.0)
-        result = rows_cross_entropy(
+    The matching decides about few queries: all are told that they see no object first, and some are then corrected.
+    """
+
+    def rows(logits: Tensor, labels: np.ndarray, cotangent: float, backend: str) -> LossResult:
+        return rows_cross_entropy(
             logits.value,
-            labels_of_queries(scene, num_labels),
-            class_axis=2,
-            weight=weight,
+            labels,
+            class_axis=logits.value.ndim - 1,
+            weight=np.append(np.ones(num_labels), no_object_weight),
+            reduction="none",
             grad_output=cotangent,
             grad=logits.gradient is not None,
             out=logits.gradient,
-            backend=scene.backend,
+            backend=backend,
         )
-        return Outcome({"loss_ce": result.loss}, {"lse": result.intermediates["lse"]})
 
-    return Term(("loss_ce",), evaluate)
+    def before(layer: Layer, pairs: int, cotangents: Mapping[str, float], backend: str) -> Background:
+        logits = layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
+        nobody = np.full(logits.value.shape[:2], num_labels)
+        normaliser = pairs + (nobody.size - pairs) * no_object_weight
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result = rows(logits, nobody, np.float64(cotangents["loss_ce"]) / np.float64(normaliser), backend)
+        return Background(np.asarray(result.loss), result.intermediates["lse"], normaliser)
+
+    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+        background = scene.background
+        assert background is not None
+        places = (scene.matching.image, scene.matching.query)
+        logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
+        own = Tensor(logits.value[places], None if logits.gradient is None else logits.gradient[places])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cotangent = np.float64(cotangents["loss_ce"]) / np.float64(background.normaliser)
+        result = rows(own, scene.targets.labels[scene.objects], cotangent, scene.backend)
+        if logits.gradient is not None:
+            logits.gradient[places] = own.gradient
+        background.losses[places] = result.loss
+        run = launcher(scene.backend, "cross_entropy")
+        loss = run.divided(run.exact_sum(background.losses), Fraction(background.normaliser))
+        return Outcome({"loss_ce": loss}, Intermediates({"lse": background.lse}))
+
+    return Term(("loss_ce",), evaluate, before)
 
 
 def focal_classes(num_labels: int, alpha: float) -> Term:
@@ -50,7 +75,7 @@ def focal_classes(num_labels: int, alpha: float) -> Term:
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         run = launcher(scene.backend, "one_class")
-        logits = scene.tensor("logits", cotangents["loss_ce"] != 0.0)
+        logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
         # transformers marks a query without an object by class num_labels, and drops the class after the last.
         background = num_labels if num_labels < logits.value.shape[2] else NONE
         meant = run.meant(labels_of_queries(scene, background))
@@ -58,7 +83,7 @@ def focal_classes(num_labels: int, alpha: float) -> Term:
         loss = run.one_class(
             ONE_CLASS_LOOP, *logits, meant, focus, cotangent=cotangents["loss_ce"], divisor=scene.num_boxes
         )
-        return Outcome({"loss_ce": loss}, {})
+        return Outcome({"loss_ce": loss}, Intermediates())
 
     return Term(("loss_ce",), evaluate)
 
@@ -68,7 +93,7 @@ def boxes() -> Term:
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         names = ("loss_bbox", "loss_giou")
-        predicted = scene.tensor("pred_boxes", any(cotangents[name] != 0.0 for name in names))
+        predicted = scene.layer.tensors["pred_boxes"].wanted(any(cotangents[name] != 0.0 for name in names))
         of_l1, of_giou = (cotangents[name] / scene.num_boxes for name in names)
         distances = launcher(scene.backend, "boxes").compare(
             *predicted,
@@ -82,7 +107,7 @@ def boxes() -> Term:
                 "loss_bbox": mean(distances.l1, scene),
                 "loss_giou": mean(distances.giou_loss, scene),
             },
-            {"iou": distances.iou, "giou": distances.giou},
+            Intermediates({"iou": distances.iou, "giou": distances.giou}),
         )
 
     return Term(("loss_bbox", "loss_giou"), evaluate)
@@ -102,7 +127,7 @@ def cardinality(*, of_softmax: bool) -> Term:
         counted = run.counts(scene.layer.tensors["logits"].value, of_softmax=of_softmax)
         with np.errstate(invalid="ignore"):
             error = np.abs(counted - scene.targets.counts).sum(dtype=np.float64) / np.float64(len(counted))
-        return Outcome({"cardinality_error": error}, {})
+        return Outcome({"cardinality_error": error}, Intermediates())
 
     return Term(("cardinality_error",), evaluate)
 
@@ -112,7 +137,7 @@ def masks() -> Term:
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         run = launcher(scene.backend, "masks")
-        predicted = scene.tensor("pred_masks", any(cotangent != 0.0 for cotangent in cotangents.values()))
+        predicted = scene.layer.tensors["pred_masks"].wanted(any(cotangent != 0.0 for cotangent in cotangents.values()))
         target = _matched_masks(scene)
         pixels = max(1, target[0].size) if len(target) else 1
         losses = run.compare(
@@ -128,7 +153,7 @@ def masks() -> Term:
                 "loss_mask": run.divided(sum(losses.focal, Fraction(0)), divisor * pixels),
                 "loss_dice": mean(losses.dice, scene),
             },
-            {"dice": losses.dice},
+            Intermediates({"dice": losses.dice}),
         )
 
     return Term(("loss_mask", "loss_dice"), evaluate)

@@ -12,6 +12,7 @@ from refloss.kernels.matching import (
     LABEL_MAPS,
     SOFTMAX,
     Objects,
+    Scratch,
     Weights,
     count_objects,
     match_costs,
@@ -55,14 +56,21 @@ def margin(costs: np.ndarray, queries: np.ndarray, objects: np.ndarray) -> float
 
 def costs(logits: np.ndarray, boxes: np.ndarray, lse: np.ndarray, objects: Objects, weights: Weights) -> np.ndarray:
     """[Q, N] for logits [B, Q, C] and boxes [B, Q, 4]: each object against the queries of its own image."""
-    result = np.empty((logits.shape[1], len(objects.labels)))
+    queries, classes = logits.shape[1:]
+    result = np.empty((len(objects.labels), queries))
     rows, box_rows = any_rows_of(logits, 2), any_rows_of(boxes, 2)
+    block = min(BLOCK_QUERIES, max(queries, 1))
 
-    def work(first: int, last: int, _: None) -> None:
-        match_costs(rows, box_rows, lse, objects, weights, logits.shape[1], result, first, last)
+    def scratch() -> Scratch:
+        foci = np.empty((classes if weights.kind == LABEL_MAPS else 0, block))
+        return Scratch(np.empty(block), np.empty(block), np.empty((4, block)), foci)
 
-    parallel.run_blocks(work, lse.size, BLOCK_QUERIES, lambda: None)
-    return result
+    def work(first: int, last: int, buffers: Scratch) -> None:
+        match_costs(rows, box_rows, lse, objects, weights, queries, buffers, result, first, last)
+
+    if result.size:
+        parallel.run_blocks(work, lse.size, block, scratch)
+    return result.T
 
 
 def counts(logits: np.ndarray, *, of_softmax: bool) -> np.ndarray:

@@ -17,9 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load_strided, row_offset
-from refloss.numerics.bits import fma
-from refloss.numerics.exponential import exp, log, logistic
+from refloss.kernels.rows import load, load_strided, row_offset
+from refloss.losses.sigmoid_focal import log_probability, power
+from refloss.numerics.bits import float64_bits, fma
+from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
+from refloss.numerics.formats import INFINITY_BITS, from_ordinal, magnitude_bits, ordinal
+from refloss.numerics.pairs import rounded
 
 SOFTMAX, FOCAL, LABEL_MAPS = 0, 1, 2
 EPSILON = 1e-8
@@ -46,80 +49,130 @@ class Weights(NamedTuple):
     largest: float  # stands for what is not finite
 
 
+class Scratch(NamedTuple):
+    """One thread's rows: a number for every query of a block."""
+
+    logits: np.ndarray
+    of_class: np.ndarray
+    boxes: np.ndarray  # [4, Q]
+    foci: np.ndarray  # [C, Q], for label maps; else empty
+
+
 @jit.scalar
-def _power(base, exponent):
-    return base * base if exponent == 2.0 else (exp(exponent * log(base)) if exponent != 0.0 else 1.0)
-
-
-@jit.helper
 def _focal_cost(x, alpha, gamma):
-    u, inverse, _ = logistic(x)
-    smaller = u[0] * inverse
-    p, q = (inverse, smaller) if x > 0.0 else (smaller, inverse)
-    positive = alpha * _power(q, gamma) * -log(p + EPSILON)
-    negative = (1.0 - alpha) * _power(p, gamma) * -log(q + EPSILON)
+    u, inverse, small = logistic(x)
+    above = x > 0.0
+    p, q = (inverse if above else u[0] * inverse), (u[0] * inverse if above else inverse)
+    log_p, log_q = log_probability(x, small), log_probability(-x, small)
+    positive = alpha * power(log_q, gamma) * -rounded(log_pair(p + EPSILON, 0.0))
+    negative = (1.0 - alpha) * power(log_p, gamma) * -rounded(log_pair(q + EPSILON, 0.0))
     return positive - negative if x == x else x
 
 
 @jit.helper
-def _class_cost(x, lse, label, kind, alpha, gamma):
-    return -exp(x[label] - lse) if kind == SOFTMAX else _focal_cost(x[label], alpha, gamma)
+def _focal_costs(logits, alpha, gamma, costs):
+    for i in range(costs.size):
+        costs[i] = _focal_cost(logits[i], alpha, gamma)
 
 
 @jit.helper
-def _map_cost(costs, label_map):
-    total = 0.0
-    for j in range(costs.size):
-        if label_map[j] != 0.0:
-            total = fma(costs[j], label_map[j], total)
-    return total
+def _softmax_costs(logits, lse, costs):
+    for i in range(costs.size):
+        difference = logits[i] - lse[i]
+        # A row without a softmax has no lse: exp_of_negative would make a number of NaN.
+        probability, _ = exp_of_negative(difference)
+        costs[i] = -probability if difference == difference else difference
+
+
+@jit.helper
+def _map_costs(foci, label_map, costs):
+    costs[:] = 0.0
+    for c in range(label_map.size):
+        if label_map[c] != 0.0:
+            row = foci[c]
+            for i in range(costs.size):
+                costs[i] = fma(row[i], label_map[c], costs[i])
 
 
 @jit.scalar
 def _lengths(a, a_size, b, b_size):
     """Lengths of the intersection and of what is around two intervals."""
     a_low, a_high, b_low, b_high = a - 0.5 * a_size, a + 0.5 * a_size, b - 0.5 * b_size, b + 0.5 * b_size
-    common = min(a_high, b_high) - max(a_low, b_low)
-    return (common if common > 0.0 else 0.0), max(a_high, b_high) - min(a_low, b_low)
+    low, least = (a_low, b_low) if a_low > b_low else (b_low, a_low)
+    high, greatest = (a_high, b_high) if a_high < b_high else (b_high, a_high)
+    return (high - low if high > low else 0.0), greatest - least
 
 
 @jit.helper
-def _giou(a, b):
-    common_width, around_width = _lengths(a[0], a[2], b[0], b[2])
-    common_height, around_height = _lengths(a[1], a[3], b[1], b[3])
-    common, around = common_width * common_height, around_width * around_height
-    union = fma(a[2], a[3], fma(b[2], b[3], -common))
-    return common / union - (around - union) / around
+def _add_box_costs(x, y, width, height, target, weights, costs):
+    """Costs of boxes on top of those of classes."""
+    area = target[2] * target[3]
+    for i in range(costs.size):
+        distance = ((abs(x[i] - target[0]) + abs(y[i] - target[1])) + abs(width[i] - target[2])) + abs(
+            height[i] - target[3]
+        )
+        common_width, around_width = _lengths(x[i], width[i], target[0], target[2])
+        common_height, around_height = _lengths(y[i], height[i], target[1], target[3])
+        common, around = common_width * common_height, around_width * around_height
+        union = fma(width[i], height[i], fma(-common_width, common_height, area))
+        giou = common / union - (around - union) / around
+        cost = fma(weights.of_giou, -giou, fma(weights.of_bbox, distance, weights.of_class * costs[i]))
+        costs[i] = cost if abs(cost) < np.inf else weights.largest
 
 
 @jit.helper
-def _distance(a, b):
-    return ((abs(a[0] - b[0]) + abs(a[1] - b[1])) + abs(a[2] - b[2])) + abs(a[3] - b[3])
+def _load_class(logits, first, label, values):
+    """Logits of one class for the queries from first on; [B, Q] are the rows' axes."""
+    load(logits, first, values, label * logits.class_stride)
 
 
 @jit.kernel
-def match_costs(logits, boxes, lse, objects, weights, queries, costs, first, last):
-    """costs[q, n] of each object n for query q of its own image, for queries first ... last of all images."""
-    x, box, of_class = np.empty(logits.classes), np.empty(4), np.empty(logits.classes)
-    for row in range(first, last):
-        image, query = row // queries, row % queries
-        start, stop = objects.offsets[image], objects.offsets[image + 1]
-        if start == stop:
-            continue
-        load_strided(logits, row_offset(logits, row), logits.class_stride, x)
-        load_strided(boxes, row_offset(boxes, row), boxes.class_stride, box)
-        if weights.kind == LABEL_MAPS:
-            for j in range(x.size):
-                of_class[j] = _focal_cost(x[j], weights.alpha, weights.gamma)
-        for n in range(start, stop):
+def match_costs(logits, boxes, lse, objects, weights, queries, scratch, costs, first, last):
+    """costs[n, q] of each object n for query q of its own image, for queries first ... last of all images."""
+    start = first
+    while start < last:
+        image, query = start // queries, start % queries
+        count = min(queries - query, last - start)
+        x, own = scratch.logits[:count], scratch.of_class[:count]
+        if objects.offsets[image] < objects.offsets[image + 1]:
+            for k in range(4):
+                load(boxes, start, scratch.boxes[k][:count], k * boxes.class_stride)
             if weights.kind == LABEL_MAPS:
-                class_cost = _map_cost(of_class, objects.maps[n])
+                for c in range(logits.classes):
+                    _load_class(logits, start, c, x)
+                    _focal_costs(x, weights.alpha, weights.gamma, scratch.foci[c][:count])
+        for n in range(objects.offsets[image], objects.offsets[image + 1]):
+            if weights.kind == LABEL_MAPS:
+                _map_costs(scratch.foci, objects.maps[n], own)
             else:
-                class_cost = _class_cost(x, lse[row], objects.labels[n], weights.kind, weights.alpha, weights.gamma)
-            target = objects.boxes[n]
-            cost = fma(weights.of_bbox, _distance(box, target), weights.of_class * class_cost)
-            cost = fma(weights.of_giou, -_giou(box, target), cost)
-            costs[query, n] = cost if abs(cost) < np.inf else weights.largest
+                _load_class(logits, start, objects.labels[n], x)
+                if weights.kind == SOFTMAX:
+                    _softmax_costs(x, lse[start : start + count], own)
+                else:
+                    _focal_costs(x, weights.alpha, weights.gamma, own)
+            _add_box_costs(
+                scratch.boxes[0],
+                scratch.boxes[1],
+                scratch.boxes[2],
+                scratch.boxes[3],
+                objects.boxes[n],
+                weights,
+                own,
+            )
+            costs[n, query : query + count] = own
+        start += count
+
+
+@jit.helper
+def _highest(x):
+    """The largest element, and whether one is NaN."""
+    highest = float64_bits(-np.inf) ^ (2**63 - 1)
+    largest = 0
+    for i in range(x.size):
+        here, size = ordinal(x[i]), magnitude_bits(x[i])
+        highest = here if here > highest else highest
+        largest = size if size > largest else largest
+    return from_ordinal(highest, x), largest > INFINITY_BITS
 
 
 @jit.kernel
@@ -128,16 +181,12 @@ def count_objects(logits, of_softmax, counted, first, last):
     x = np.empty(logits.classes)
     for row in range(first, last):
         load_strided(logits, row_offset(logits, row), logits.class_stride, x)
-        best = -np.inf
-        defined = True
-        for j in range(x.size - 1 if of_softmax else x.size):
-            defined &= x[j] == x[j]
-            best = x[j] if x[j] > best else best
+        best, undefined = _highest(x[: x.size - 1] if of_softmax else x)
         # A NaN is the largest of all for an argmax, and above no threshold.
         if of_softmax:
-            counted[row] = not defined or (best >= x[x.size - 1])
+            counted[row] = undefined or best >= x[x.size - 1]
         else:
-            counted[row] = defined and best > 0.0
+            counted[row] = not undefined and best > 0.0
 
 
 @jit.scalar

@@ -192,7 +192,10 @@ def limbs_pair(limbs):
 
 def accumulated(limbs: np.ndarray) -> int:
     """What an accumulator holds, in units of 2^-1074."""
-    return sum(int(limb) << (LIMB_BITS * place) for place, limb in enumerate(limbs))
+    total = 0
+    for limb in reversed(limbs.tolist()):
+        total = (total << LIMB_BITS) + limb
+    return total
 
 
 def exact_sum(values: np.ndarray) -> Fraction | float:
