@@ -26,8 +26,8 @@ def coefficient(config: Any, name: str) -> float:
 
 def matcher(config: Any, kind: str, maps: tuple[np.ndarray, ...] = ()) -> Matcher:
     """Costs of class, L1 and GIoU as the configuration weighs them."""
-    weights = (coefficient(config, f"{part}_cost") for part in ("class", "bbox", "giou"))
-    return Matcher(kind, *weights, maps=maps)
+    of_class, of_bbox, of_giou = (coefficient(config, f"{part}_cost") for part in ("class", "bbox", "giou"))
+    return Matcher(kind, of_class, of_bbox, of_giou, maps=maps)
 
 
 def box_weights(config: Any, of_class: float = 1.0) -> dict[str, float]:

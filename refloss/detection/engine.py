@@ -65,12 +65,12 @@ class Scene(NamedTuple):
     @property
     def rows(self) -> np.ndarray:
         """Of every pair the query among those of all images."""
-        return self.matching.image * self.queries + self.matching.query
+        return np.asarray(self.matching.image * self.queries + self.matching.query)
 
     @property
     def objects(self) -> np.ndarray:
         """Of every pair the object among those of all images."""
-        return self.targets.offsets[self.matching.image] + self.matching.object
+        return np.asarray(self.targets.offsets[self.matching.image] + self.matching.object)
 
 
 class Outcome(NamedTuple):
@@ -135,7 +135,9 @@ class _Run(NamedTuple):
     backend: str
 
 
-def run(head: Head, layers: list[Layer], targets: Targets, grads: dict[str, np.ndarray], options: Options) -> LossResult:
+def run(
+    head: Head, layers: list[Layer], targets: Targets, grads: dict[str, np.ndarray], options: Options
+) -> LossResult:
     """The weighted sum of the components of all layers; gradients go into the layers' tensors, which grads names."""
     pairing.check_matcher(head.matcher)
     weights = _weights(head, layers)

@@ -57,9 +57,12 @@ def costs(
         lse = np.zeros(logits.shape[:2])
         if matcher.kind == "softmax" and len(targets.labels):
             nobody = np.full(lse.shape, -1)
-            options = {"class_axis": 2, "ignore_index": -1, "reduction": "sum", "grad": False, "backend": backend}
-            lse = rows_cross_entropy(logits, nobody, **options).intermediates["lse"]
-    return run.costs(logits, boxes, lse.reshape(-1), run.objects(targets, matcher), run.weights(matcher, largest))
+            rows = rows_cross_entropy(
+                logits, nobody, class_axis=2, ignore_index=-1, reduction="sum", grad=False, backend=backend
+            )
+            lse = np.asarray(rows.intermediates["lse"])
+    objects, weights = run.objects(targets, matcher), run.weights(matcher, largest)
+    return np.asarray(run.costs(logits, boxes, lse.reshape(-1), objects, weights))
 
 
 def match(cost: np.ndarray, targets: Targets) -> Matching:

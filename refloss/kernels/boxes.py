@@ -8,8 +8,8 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import load_strided, row_offset, save_strided
-from refloss.losses.boxes import add, factors, interval, overlap, side, slopes
-from refloss.numerics.pairs import negate, pair, rounded, two_sum
+from refloss.losses.boxes import factors, interval, overlap, side, slopes
+from refloss.numerics.pairs import add, negate, pair, rounded, two_sum
 
 COORDINATES = 4
 

@@ -6,8 +6,11 @@ import numpy as np
 
 from refloss import parallel
 from refloss.kernels.boxes import Distances, box_pairs
+from refloss.kernels.launch_cross_entropy import divided
 from refloss.kernels.rows import any_rows_of
+from refloss.numerics.sums import exact_sum
 
+__all__ = ["compare", "divided", "exact_sum"]
 BLOCK_PAIRS = 1024
 
 
@@ -27,9 +30,7 @@ def compare(
 
     def work(first: int, last: int, _: None) -> None:
         with_gradient = gradient is not None
-        box_pairs(
-            source, destination, rows, others, coefficients, centered, distances, with_gradient, first, last
-        )
+        box_pairs(source, destination, rows, others, coefficients, centered, distances, with_gradient, first, last)
 
     parallel.run_blocks(work, len(rows), BLOCK_PAIRS, lambda: None)
     return distances

@@ -9,12 +9,12 @@ import numpy as np
 
 from refloss import parallel
 from refloss.kernels.launch_cross_entropy import divided
-from refloss.kernels.masks import Scratch, Task, mask_pairs
+from refloss.kernels.masks import Scratch, Task, dice_masks, mask_pairs
 from refloss.kernels.resample import axis
 from refloss.kernels.rows import elements_of
 from refloss.numerics.sums import LIMBS, UNITS, accumulated, exact_sum, rounded
 
-__all__ = ["MaskLosses", "compare", "divided"]
+__all__ = ["MaskLosses", "compare", "dice", "divided", "total"]
 
 
 class MaskLosses(NamedTuple):
@@ -75,3 +75,30 @@ def _totals(targets: np.ndarray) -> np.ndarray:
     if targets.dtype == np.uint8:
         return np.asarray(targets.sum(axis=(1, 2), dtype=np.int64), np.float64)
     return np.array([rounded(exact_sum(target)) for target in targets], np.float64)
+
+
+def dice(
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    cotangents: np.ndarray,
+    gradient: np.ndarray | None,
+    target_gradient: np.ndarray | None,
+) -> np.ndarray:
+    """[N] the dice loss of each mask of [N, ...]; gradients are written for cotangents [N] or [1]."""
+    masks = len(inputs)
+    losses = np.empty(masks)
+    arrays = [inputs if buffer is None else buffer for buffer in (inputs, targets, gradient, target_gradient)]
+    rows = [elements_of(array) for array in arrays]
+    wanted = (gradient is not None, target_gradient is not None)
+    count = inputs.size // max(masks, 1)
+
+    def work(first: int, last: int, _: None) -> None:
+        dice_masks(rows[0], rows[1], count, cotangents, rows[2], rows[3], wanted, losses, first, last)
+
+    parallel.run_blocks(work, masks, 1, lambda: None)
+    return losses
+
+
+def total(losses: np.ndarray, divisor: float) -> np.float64:
+    """The sum of losses over a divisor."""
+    return divided(exact_sum(losses), Fraction(divisor))

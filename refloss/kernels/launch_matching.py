@@ -82,4 +82,4 @@ def counts(logits: np.ndarray, *, of_softmax: bool) -> np.ndarray:
         count_objects(rows, of_softmax, counted.reshape(-1), first, last)
 
     parallel.run_blocks(work, counted.size, BLOCK_QUERIES, lambda: None)
-    return np.count_nonzero(counted, axis=1)
+    return np.asarray(np.count_nonzero(counted, axis=1))

@@ -43,9 +43,7 @@ def one_class(
     def work(first: int, last: int, limbs: np.ndarray) -> None:
         limbs[:] = 0
         with_gradient = gradient is not None
-        special.append(
-            loop(source, destination, classes, meant, focus, coefficient, with_gradient, limbs, first, last)
-        )
+        special.append(loop(source, destination, classes, meant, focus, coefficient, with_gradient, limbs, first, last))
         totals.append(accumulated(limbs))
 
     block = max(1, BLOCK_ELEMENTS // max(1, classes))

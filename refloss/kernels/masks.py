@@ -109,3 +109,59 @@ def mask_pairs(planes, gradient, task, scratch, focal, dice, limbs, with_gradien
             _combine(scratch.slopes[y], scratch.flatness[y], task.targets[p, y], task.of_focal, constant, factor, row)
             spread_line(row, task.vertical, y, scratch.wide)
         narrow_plane(scratch.wide, task.horizontal, scratch.line, gradient, task.rows[p])
+
+
+@jit.helper
+def _probabilities(x, t, p, missed):
+    """p and what is missed of each element."""
+    for i in range(x.size):
+        u, inverse, _ = logistic(x[i])
+        above = x[i] > 0.0
+        p[i] = inverse if above else u[0] * inverse
+        missed[i] = fma(1.0 - t[i] if above else t[i], 1.0, u[0] * (t[i] if above else 1.0 - t[i])) * inverse
+
+
+@jit.helper
+def _dice_slope(loss, bottom, minus, coefficient):
+    """coefficient·(1 − loss − 2·minus)/bottom, a pair."""
+    slope = add(add(pair(1.0), negate(loss)), (-2.0 * minus[0], -2.0 * minus[1]))
+    return multiply(pair(coefficient), divide(slope, bottom))
+
+
+@jit.scalar
+def _probability_pair(x):
+    """σ(x) and σ(−x) as pairs."""
+    u, _, _ = logistic(x)
+    bottom = add(pair(1.0), u)
+    larger, smaller = divide(pair(1.0), bottom), divide(u, bottom)
+    return (larger, smaller) if x > 0.0 else (smaller, larger)
+
+
+@jit.kernel
+def dice_masks(inputs, targets, count, cotangents, gradient, target_gradient, wanted, losses, first, last):
+    """Masks first ... last of count elements each: their dice losses, and the gradients that are wanted."""
+    x, t, p, missed = np.empty(count), np.empty(count), np.empty(count), np.empty(count)
+    sums = np.empty((3, LIMBS), np.int64)
+    for n in range(first, last):
+        sums[:] = 0
+        load(inputs, n * count, x)
+        load(targets, n * count, t)
+        _probabilities(x, t, p, missed)
+        special = add_exactly(p, sums[0])
+        special += add_exactly(missed, sums[1])
+        missed[:] = t
+        special += add_exactly(missed, sums[2])
+        bottom, loss = dice_terms(limbs_pair(sums[0]), limbs_pair(sums[2]), limbs_pair(sums[1]))
+        losses[n] = rounded(loss) + special
+        cotangent = cotangents[n if cotangents.size > 1 else 0] + special
+        if not (wanted[0] or wanted[1]):
+            continue
+        for i in range(count):
+            above, below = _probability_pair(x[i])
+            slope = _dice_slope(loss, bottom, pair(t[i]), cotangent)
+            p[i] = rounded(multiply(slope, multiply(above, below)))
+            missed[i] = rounded(_dice_slope(loss, bottom, above, cotangent))
+        if wanted[0]:
+            save(p, gradient, n * count)
+        if wanted[1]:
+            save(missed, target_gradient, n * count)

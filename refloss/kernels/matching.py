@@ -195,35 +195,44 @@ def _change(costs, queries, objects, i, j):
     return costs[queries[j], objects[i]] - costs[queries[i], objects[i]]
 
 
-@jit.kernel
-def next_best(costs, queries, objects, is_taken, is_matched, distance):
-    """How much worse the next best assignment of an image is than the best, which matches queries[i] with objects[i].
-
-    Another assignment is a cycle of objects that hand on their queries. It may pass through one more node, last: a
-    query that nobody had, or an object that had none. The cheapest cycle is the shortest path from a node to itself.
-    """
+@jit.helper
+def _fill_changes(costs, queries, objects, is_taken, is_matched, distance):
+    """What each step costs; the last node is a query that nobody had, or an object that had none."""
     last = queries.size
     distance[:] = np.inf
     for i in range(last):
         for j in range(last):
             if i != j:
                 distance[i, j] = _change(costs, queries, objects, i, j)
+    for i in range(last):
+        own = costs[queries[i], objects[i]]
         if costs.shape[0] > last:
             distance[last, i] = 0.0
             for q in range(costs.shape[0]):
                 if not is_taken[q]:
-                    distance[i, last] = min(distance[i, last], costs[q, objects[i]] - costs[queries[i], objects[i]])
+                    distance[i, last] = min(distance[i, last], costs[q, objects[i]] - own)
         elif costs.shape[1] > last:
-            distance[i, last] = -costs[queries[i], objects[i]]
+            distance[i, last] = -own
             for n in range(costs.shape[1]):
                 if not is_matched[n]:
                     distance[last, i] = min(distance[last, i], costs[queries[i], n])
-    for k in range(last + 1):
-        for i in range(last + 1):
-            for j in range(last + 1):
+
+
+@jit.kernel
+def next_best(costs, queries, objects, is_taken, is_matched, distance):
+    """How much worse the next best assignment of an image is than the best, which matches queries[i] with objects[i].
+
+    Another assignment is a cycle of objects that hand on their queries. The cheapest cycle is the shortest path from a
+    node to itself (Floyd and Warshall).
+    """
+    _fill_changes(costs, queries, objects, is_taken, is_matched, distance)
+    nodes = queries.size + 1
+    for k in range(nodes):
+        for i in range(nodes):
+            for j in range(nodes):
                 through = distance[i, k] + distance[k, j]
                 distance[i, j] = through if through < distance[i, j] else distance[i, j]
     best = np.inf
-    for i in range(last + 1):
+    for i in range(nodes):
         best = min(best, distance[i, i])
     return max(best, 0.0)

@@ -16,8 +16,8 @@ and in x, with i_w, i_h, e_w, e_h, w, h the sides of I, E and the first box,
     ∂A/∂x₁ = −h,    ∂I/∂x₁ = −i_h·[x₁ > x₁'],    ∂E/∂x₁ = −e_h·[x₁ < x₁']
     ∂A/∂x₂ = h,     ∂I/∂x₂ =  i_h·[x₂ < x₂'],    ∂E/∂x₂ =  e_h·[x₂ > x₂']
 
-where a bracket is ½ at a tie, as PyTorch has it for the maximum of two tensors, and ∂I is 0 where i_w < 0 (at i_w = 0 it
-is not: the clamp passes its gradient on). For centres ∂/∂c_x = ∂/∂x₁ + ∂/∂x₂ and ∂/∂w = (∂/∂x₂ − ∂/∂x₁)/2.
+where a bracket is ½ at a tie, as PyTorch has it for the maximum of two tensors, and ∂I is 0 where i_w < 0 (at i_w = 0
+it is not: the clamp passes its gradient on). For centres ∂/∂c_x = ∂/∂x₁ + ∂/∂x₂ and ∂/∂w = (∂/∂x₂ − ∂/∂x₁)/2.
 
 Numerics. 1 − IoU = (U − I)/U and 1 − GIoU = (U − I)/U + (E − U)/E, both of them sums of what is not negative. Corners,
 areas and all that follows are pairs: what a box that fits well leaves of U − I, and of the sum of ∂x₁ and ∂x₂, is more
@@ -31,8 +31,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from refloss import jit
-from refloss.numerics import pairs
-from refloss.numerics.pairs import negate, pair, two_sum
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, two_sum
 
 Pair = tuple[float, float]
 
@@ -66,12 +65,6 @@ class Overlap(NamedTuple):
     giou_loss: Pair  # 1 − GIoU
     union: Pair
     around: Pair
-
-
-# Not inlined: there are some sixty of these in a pair of boxes, and few pairs.
-add = jit.helper(pairs.add.py_func)
-multiply = jit.helper(pairs.multiply.py_func)
-divide = jit.helper(pairs.divide.py_func)
 
 
 @jit.helper

@@ -15,8 +15,8 @@ With u = e^−|x|, and t' = t for x ≤ 0, 1 − t for x > 0 (how much of the ta
 with + for x ≤ 0. For a target of 0 or 1 both terms have one sign. m^γ is e^(γ·log m) with log m a pair.
 
 torch counterpart: torchvision.ops.sigmoid_focal_loss; transformers': loss_for_object_detection.sigmoid_focal_loss and
-loss_grounding_dino.sigmoid_focal_loss, which differ in their reduction. Source: Lin et al., "Focal Loss for Dense Object
-Detection", 2017.
+loss_grounding_dino.sigmoid_focal_loss, which differ in their reduction. Source: Lin et al., "Focal Loss for Dense
+Object Detection", 2017.
 """
 
 from __future__ import annotations
