@@ -50,9 +50,7 @@ def evaluate(
         own = inputs[name]
         gradient = arrays.gradient_buffer(own, grad_dtype, None, name, wanted=name in wanted)
         others = np.ascontiguousarray(inputs[other], np.float64).reshape(-1, 4)
-        distances = run.compare(
-            own, gradient, np.arange(count), others, coefficients, centered=box_format == FORMATS[1]
-        )
+        distances = run.compare(own, gradient, np.arange(count), others, coefficients, centered=centered)
         if gradient is not None:
             grads[name] = gradient
     assert distances is not None
