@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import math
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.table import Table
 import refloss
 from refloss import parallel
 from refloss.arrays import float_array, float_dtype
-from refloss.files import disk_array, load_tensor, save_tensors
+from refloss.files import disk_array, load_nested, load_tensor, load_tensors, save_tensors
 from refloss.golden import store
 from refloss.registry import FUNCTIONS, Function
 
@@ -81,19 +82,45 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _parameter(name: str, kind: Any, help_text: str, *, required: bool = False) -> inspect.Parameter:
-    kind = kind if required else Optional[kind]  # noqa: UP045
-    annotation = Annotated[kind, typer.Option(_option(name), help=help_text)]
-    default = inspect.Parameter.empty if required else None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+def _parameter(name: str, kind: Any, help_text: str) -> inspect.Parameter:
+    annotation = Annotated[Optional[kind], typer.Option(_option(name), help=help_text)]  # noqa: UP045
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_SOURCE = inspect.Parameter(
+    "source",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="FILE", help="File of all the arrays for which no other file is named."),
+    ],
+)
+
+
+def _kind(key: str, kind: type) -> tuple[type, str]:
+    """How an argument is given: a mapping as JSON."""
+    if kind is dict:
+        return str, f"As the function's {key}: a JSON file, or JSON itself."
+    return kind, f"As the function's {key}."
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+    except ValueError as error:
+        raise ValueError(f"--{name}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"--{name}: holds a {type(value).__name__}; expected names and values")
+    return value
 
 
 def _compute_command(name: str, function: Function) -> Callable[..., None]:
     """A command with an option for every argument of a function."""
     parameters = [
-        *(_parameter(array, Path, f"File of {array}.", required=True) for array in function.required),
-        *(_parameter(array, Path, f"File of {array}.") for array in function.optional),
-        *(_parameter(key, kind, f"As the function's {key}.") for key, kind in function.parameters.items()),
+        _SOURCE,
+        *(_parameter(array, Path, f"File of {array}.") for array in (*function.required, *function.optional)),
+        *(_parameter(key, *_kind(key, kind)) for key, kind in function.parameters.items()),
         _parameter("grad_output", float, "The loss's cotangent; 1 if not given."),
         _parameter("grad_dtype", str, "Dtype of the gradients; that of the input if not given."),
         _parameter("out", Path, "A .safetensors file for the loss, the gradients and the intermediates."),
@@ -111,12 +138,18 @@ def _compute_command(name: str, function: Function) -> Callable[..., None]:
 
 def _compute(function: Function, arguments: dict[str, Any]) -> None:
     out: Path | None = arguments.pop("out")
+    source: Path | None = arguments.pop("source")
     given = {name: value for name, value in arguments.items() if value is not None}
-    if out is not None and out.exists() and any(out.samefile(file) for file in given.values() if _is_file(file)):
+    files = [file for file in (source, *given.values()) if _is_file(file)]
+    if out is not None and out.exists() and any(out.samefile(file) for file in files):
         raise ValueError(f"{out}: is an input too")
-    for name in (*function.required, *function.optional):
-        if name in given:
-            given[name] = load_tensor(given[name], name)
+    given.update(_arrays(function, given, source))
+    known = inspect.signature(function.call).parameters
+    for name, kind in function.parameters.items():
+        if kind is dict and name in given:
+            given[name] = _mapping(given[name], name)
+        elif name not in given and known[name].default is inspect.Parameter.empty:
+            raise ValueError(f"Missing option '{_option(name)}'")
     with _progress("rows") as report, parallel.progress(report):
         if out is None:
             _print_result(function, given, function.call(**given, grad=False))
@@ -129,6 +162,20 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
             result = function.call(**given, **buffer)
             save_tensors(out, _result_tensors(result))
     _print_result(function, given, result)
+
+
+def _arrays(function: Function, given: dict[str, Any], source: Path | None) -> dict[str, Any]:
+    """A function's arrays: each from the file that is named for it, else from the source of all."""
+    stored = {} if source is None else load_tensors(source)
+    names = {name.removeprefix("input.").partition(".")[0] for name in stored}
+    loaded = {}
+    for name in (*function.required, *function.optional):
+        file = given.get(name, source if name in names else None)
+        if file is not None:
+            loaded[name] = (load_nested if name in function.nested else load_tensor)(file, name)
+        elif name in function.required:
+            raise ValueError(f"Missing option '{_option(name)}'" + (f": {source} has no {name}" if source else ""))
+    return loaded
 
 
 def _is_file(value: Any) -> bool:
@@ -157,6 +204,9 @@ def _print_result(function: Function, given: dict[str, Any], result: LossResult)
         print(f"loss        {np.size(result.loss)} values, mean {float(np.mean(result.loss))!r}")
         return
     print(f"loss        {float(result.loss)!r}")
+    width = max([12, *(len(name) + 2 for name in result.components)])
+    for name, value in result.components.items():
+        print(f"{name:<{width}}{float(value)!r}")
     if not function.counts_tokens:
         return
     labels = result.intermediates.get("shift_labels", given["labels"])

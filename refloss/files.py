@@ -9,6 +9,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,55 @@ def load_tensor(path: Path, name: str) -> np.ndarray:
     if len(tensors) == 1:
         return next(iter(tensors.values()))
     raise ValueError(f"{path}: has no tensor {name!r} among {', '.join(sorted(tensors)) or 'none'}")
+
+
+def load_nested(path: Path, name: str) -> Any:
+    """The tensors of a file that are called name.… or input.name.…, put together as nested says."""
+    if not path.is_file():
+        raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    tensors = load_tensors(path)
+    for prefix in (f"{name}.", f"input.{name}."):
+        parts = {key.removeprefix("input."): value for key, value in tensors.items() if key.startswith(prefix)}
+        if parts:
+            return nested(parts)[name]
+    raise ValueError(f"{path}: has no tensors {name}.0… among {', '.join(sorted(tensors)) or 'none'}")
+
+
+def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors called labels.0.boxes put together: names between dots are keys, numbers from 0 are places in a list."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *folders, last = name.split(".")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+            if not isinstance(branch, dict):
+                raise ValueError(f"{name}: {folder} is a tensor itself")
+        branch[last] = tensor
+    return {name: _as_lists(branch, name) for name, branch in tree.items()}
+
+
+def _as_lists(branch: Any, name: str) -> Any:
+    if not isinstance(branch, dict):
+        return branch
+    parts = {key: _as_lists(part, f"{name}.{key}") for key, part in branch.items()}
+    if not any(key.isdecimal() for key in parts):
+        return parts
+    places = [str(i) for i in range(len(parts))]
+    if set(parts) != set(places):
+        raise ValueError(f"{name} has parts {', '.join(sorted(parts))}; expected {', '.join(places)}")
+    return [parts[place] for place in places]
+
+
+def flattened(name: str, value: Any) -> dict[str, Any]:
+    """The inverse of nested for one name."""
+    if isinstance(value, Mapping):
+        pairs: Any = value.items()
+    elif isinstance(value, list | tuple):
+        pairs = enumerate(value)
+    else:
+        return {name: value}
+    return {key: part for inner, branch in pairs for key, part in flattened(f"{name}.{inner}", branch).items()}
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def scalar(function: Callable[..., Any]) -> Callable[..., Any]:
+# What is only called from compiled code needs no way in from Python.
+_INSIDE: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def scalar(function: Callable[..., Any]) -> Any:
     """Compile a scalar function lazily and inline it into its callers."""
-    return numba.njit(forceinline=True, error_model="numpy")(function)
+    return numba.njit(forceinline=True, **_INSIDE)(function)
 
 
-def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+def helper(function: Callable[..., Any]) -> Any:
     """Compile a function that kernels call once a row or less; LLVM decides whether to inline it."""
-    return numba.njit(error_model="numpy")(function)
+    return numba.njit(**_INSIDE)(function)
 
 
 def kernel(function: Callable[..., Any], name: str = "") -> Any:

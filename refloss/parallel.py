@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +65,23 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
     if helpers < 1:
         worker()
         return
-    with ThreadPoolExecutor(helpers, thread_name_prefix="refloss") as pool:
-        futures = [pool.submit(worker) for _ in range(helpers)]
-        try:
-            worker()
-        finally:
-            # Reached early on an exception such as KeyboardInterrupt: let the others finish their block and no more.
-            stop.set()
-        for future in futures:
-            future.result()
+    futures = [_pool(get_num_threads() - 1).submit(worker) for _ in range(helpers)]
+    try:
+        worker()
+    finally:
+        # Reached early on an exception such as KeyboardInterrupt: let the others finish their block and no more.
+        stop.set()
+        wait(futures)
+    for future in futures:
+        future.result()
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for work: to start them anew would take longer than many a loss."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="refloss")
+
+
+# A child process has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)

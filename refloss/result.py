@@ -19,10 +19,10 @@ class Intermediates(dict[str, Any]):
         super().__init__(*values)
         self.later = later
 
-    def renamed(self, prefix: str) -> Intermediates:
-        """The same with a prefix to every name."""
-        later = {f"{prefix}{name}": functools.partial(self.__getitem__, name) for name in self.later}
-        return Intermediates({f"{prefix}{name}": value for name, value in self.items()}, **later)
+    def renamed(self, prefix: str = "", suffix: str = "") -> Intermediates:
+        """The same with a prefix or a suffix to every name."""
+        later = {f"{prefix}{name}{suffix}": functools.partial(self.__getitem__, name) for name in self.later}
+        return Intermediates({f"{prefix}{name}{suffix}": value for name, value in self.items()}, **later)
 
     def include(self, others: Intermediates) -> None:
         """Take over the values of others."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import refloss
-from refloss.files import load_tensors, replacing, save_tensors
-from refloss.golden.corpus import Case, corpus, functions
+from refloss.files import load_tensors, nested, replacing, save_tensors
+from refloss.golden.corpus import corpus, functions
+from refloss.golden.source import Case
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -25,12 +26,15 @@ MANIFEST = "manifest.json"
 
 def evaluate(case: Case) -> LossResult:
     """The right answer of a case."""
-    result: LossResult = FUNCTIONS[case.function].call(**case.inputs, **case.parameters, grad_output=case.grad_output)
+    function = FUNCTIONS[case.function]
+    result: LossResult = function.call(**nested(case.inputs), **case.parameters, grad_output=case.grad_output)
     return result
 
 
 def expected_tensors(result: LossResult) -> dict[str, Any]:
     """A result under the names that golden files use."""
+    for name in [name for name in result.intermediates.later if name.startswith("margin")]:
+        _ = result.intermediates[name]  # a case whose matching is a near tie has to say so
     return {
         "expected.loss": result.loss,
         **{f"expected.component.{name}": value for name, value in result.components.items()},

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from refloss.heads.causal_lm import causal_lm
+from refloss.heads.deformable_detr import deformable_detr_object_detection, deformable_detr_segmentation
+from refloss.heads.grounding_dino import grounding_dino_object_detection
 from refloss.heads.masked_lm import masked_lm
+from refloss.heads.object_detection import object_detection
 from refloss.heads.question_answering import question_answering
+from refloss.heads.segmentation import segmentation
 from refloss.heads.semantic_segmentation import semantic_segmentation
 from refloss.heads.sequence_classification import sequence_classification
 from refloss.heads.token_classification import token_classification
@@ -24,6 +28,14 @@ LOSS_MAPPING: dict[str, Callable[..., Any]] = {
     "ForVideoClassification": sequence_classification,
     "ForAudioClassification": sequence_classification,
     "ForTokenClassification": token_classification,
+    "ForSegmentation": segmentation,
+    "ForObjectDetection": object_detection,
     "ForConditionalGeneration": causal_lm,
+    "DeformableDetrForObjectDetection": deformable_detr_object_detection,
+    "ConditionalDetrForObjectDetection": deformable_detr_object_detection,
+    "DabDetrForObjectDetection": deformable_detr_object_detection,
+    "GroundingDinoForObjectDetection": grounding_dino_object_detection,
+    "MMGroundingDinoForObjectDetection": grounding_dino_object_detection,
+    "ConditionalDetrForSegmentation": deformable_detr_segmentation,
     "CsmForConditionalGeneration": causal_lm,
 }

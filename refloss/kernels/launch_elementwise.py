@@ -29,7 +29,7 @@ class Task(NamedTuple):
     weight: np.ndarray | None
     factor: np.ndarray | None
     reduction: str
-    divisor: int | None  # of "mean", the sum of the weights if None
+    divisor: float | None  # of "mean", the sum of the weights if None
     cotangent: np.ndarray
     input_gradient: np.ndarray | None
     target_gradient: np.ndarray | None

@@ -34,9 +34,26 @@ def axis(size: int, resized: int) -> Axis:
 
 
 @jit.helper
+def widen_plane(planes, plane, horizontal, line, wide):
+    """A plane, resampled along its lines."""
+    for y in range(wide.shape[0]):
+        load(planes, (plane * wide.shape[0] + y) * line.size, line)
+        target = wide[y]
+        for x in range(target.size):
+            weight = horizontal.weight[x]
+            target[x] = line[horizontal.first[x]] * (1.0 - weight) + line[horizontal.second[x]] * weight
+
+
+@jit.helper
 def _between(low, high, weight, row):
     for i in range(row.size):
         row[i] = low[i] * (1.0 - weight) + high[i] * weight
+
+
+@jit.helper
+def resampled_line(wide, vertical, y, row):
+    """Output line y of a widened plane."""
+    _between(wide[vertical.first[y]], wide[vertical.second[y]], vertical.weight[y], row)
 
 
 @jit.kernel
@@ -45,20 +62,34 @@ def resample_planes(planes, vertical, horizontal, height, width, resized, first,
     wide = np.empty((height, resized.shape[2]))
     line = np.empty(width)
     for p in range(first, last):
-        for y in range(height):
-            load(planes, (p * height + y) * width, line)
-            target = wide[y]
-            for x in range(target.size):
-                weight = horizontal.weight[x]
-                target[x] = line[horizontal.first[x]] * (1.0 - weight) + line[horizontal.second[x]] * weight
+        widen_plane(planes, p, horizontal, line, wide)
         for y in range(resized.shape[1]):
-            _between(wide[vertical.first[y]], wide[vertical.second[y]], vertical.weight[y], resized[p, y])
+            resampled_line(wide, vertical, y, resized[p, y])
 
 
 @jit.helper
 def _add_scaled(row, weight, total):
     for i in range(row.size):
         total[i] += row[i] * weight
+
+
+@jit.helper
+def spread_line(row, vertical, y, wide):
+    """The adjoint of resampled_line, added to what is there."""
+    _add_scaled(row, 1.0 - vertical.weight[y], wide[vertical.first[y]])
+    _add_scaled(row, vertical.weight[y], wide[vertical.second[y]])
+
+
+@jit.helper
+def narrow_plane(wide, horizontal, line, planes, plane):
+    """The adjoint of widen_plane."""
+    for y in range(wide.shape[0]):
+        line[:] = 0.0
+        source = wide[y]
+        for x in range(source.size):
+            line[horizontal.first[x]] += source[x] * (1.0 - horizontal.weight[x])
+            line[horizontal.second[x]] += source[x] * horizontal.weight[x]
+        save(line, planes, (plane * wide.shape[0] + y) * line.size)
 
 
 @jit.kernel
@@ -69,12 +100,5 @@ def spread_planes(resized, vertical, horizontal, height, width, planes, first, l
     for p in range(first, last):
         wide[:] = 0.0
         for y in range(resized.shape[1]):
-            _add_scaled(resized[p, y], 1.0 - vertical.weight[y], wide[vertical.first[y]])
-            _add_scaled(resized[p, y], vertical.weight[y], wide[vertical.second[y]])
-        for y in range(height):
-            line[:] = 0.0
-            source = wide[y]
-            for x in range(source.size):
-                line[horizontal.first[x]] += source[x] * (1.0 - horizontal.weight[x])
-                line[horizontal.second[x]] += source[x] * horizontal.weight[x]
-            save(line, planes, (p * height + y) * width)
+            spread_line(resized[p, y], vertical, y, wide)
+        narrow_plane(wide, horizontal, line, planes, p)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from refloss import jit
@@ -37,7 +38,8 @@ class AnyRows(NamedTuple):
     class_stride: int
 
 
-_FORMATS = {"float64": 0, "float32": 1, "bfloat16": 2, "float16": 3}
+_FORMATS = {dtype: number for number, dtype in enumerate(map(np.dtype, ("f8", "f4", ml_dtypes.bfloat16, "f2")))}
+_ELEMENT_TYPES = {np.dtype(ml_dtypes.bfloat16): np.dtype(np.int16), np.dtype(np.float16): np.dtype(np.uint16)}
 
 
 class _Memory:
@@ -53,26 +55,24 @@ class _Memory:
 
 def element_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """How compiled code sees a float format: the 16-bit ones as integers (see numerics.formats)."""
-    return {"bfloat16": np.dtype(np.int16), "float16": np.dtype(np.uint16)}.get(dtype.name, dtype)
+    return _ELEMENT_TYPES.get(dtype, dtype)
 
 
 def rows_of(array: np.ndarray, class_axis: int) -> Rows:
     """The rows of an array along an axis, without a copy; strides must be multiples of the element."""
     dtype = element_type(array.dtype)
     strides = [stride // dtype.itemsize for stride in array.strides]
-    below = sum((size - 1) * stride for size, stride in zip(array.shape, strides, strict=True) if stride < 0)
-    above = sum((size - 1) * stride for size, stride in zip(array.shape, strides, strict=True) if stride > 0)
-    if array.size:
-        address = array.ctypes.data + below * dtype.itemsize
-        memory = np.asarray(_Memory(array, dtype.str, address, above - below + 1))
-    else:
-        memory = np.empty(0, dtype)
-    shape, class_strides = list(array.shape), list(strides)
+    reaches = [(size - 1) * stride for size, stride in zip(array.shape, strides, strict=True)]
+    below = sum(reach for reach in reaches if reach < 0) if array.size else 0
+    length = sum(map(abs, reaches)) + 1 if array.size else 0
+    address = array.__array_interface__["data"][0] + below * dtype.itemsize
+    memory = np.asarray(_Memory(array, dtype.str, address, length)) if array.size else np.empty(0, dtype)
+    shape, class_strides = list(array.shape), strides
     classes, class_stride = shape.pop(class_axis), class_strides.pop(class_axis)
     merged_shape, merged_strides = _merge_axes(shape, class_strides)
     return Rows(
         memory,
-        -below if array.size else 0,
+        -below,
         np.array(merged_shape, dtype=np.int64),
         np.array(merged_strides, dtype=np.int64),
         classes,
@@ -83,7 +83,7 @@ def rows_of(array: np.ndarray, class_axis: int) -> Rows:
 def any_rows_of(array: np.ndarray, class_axis: int) -> AnyRows:
     """The rows of an array along an axis, for kernels that take any format."""
     rows = rows_of(array, class_axis)
-    return AnyRows(rows.memory.view(np.uint8), _FORMATS[array.dtype.name], *rows[1:])
+    return AnyRows(rows.memory.view(np.uint8), _FORMATS[array.dtype], *rows[1:])
 
 
 def elements_of(array: np.ndarray) -> AnyRows:

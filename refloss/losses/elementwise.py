@@ -25,7 +25,7 @@ def evaluate(
     weight_has_gradient: bool = False,
     factor: np.ndarray | None = None,
     reduction: str,
-    divisor: int | None = None,
+    divisor: float | None = None,
     grad_output: Any,
     grad: Gradients,
     grad_dtype: Any,

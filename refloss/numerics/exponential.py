@@ -193,9 +193,9 @@ def log1p_pair(high, low):
 
 
 @jit.scalar
-def exp_of_negative(x):
-    """e^x for x ≤ 0, as a pair whose relative error is below 2^-60 where it is a normal number."""
-    leading, tail, n = exp_pair(-746.0 if x < -746.0 else x, 0.0)
+def exp_of_negative(x, low=0.0):
+    """e^(x + low) for x ≤ 0, as a pair whose relative error is below 2^-60 where it is a normal number."""
+    leading, tail, n = exp_pair(-746.0 if x < -746.0 else x, 0.0 if x < -746.0 else low)
     power = float64_from_bits((n + 1151) << 52)
     return leading * power * 2.0**-128, tail * power * 2.0**-128
 

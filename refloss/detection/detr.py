@@ -1,0 +1,93 @@
+"""What the heads that follow DETR read in the same way from their configuration and arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays
+from refloss.detection import terms
+from refloss.detection.engine import Layer
+from refloss.detection.inputs import Inputs, required
+from refloss.detection.matching import Matcher
+from refloss.heads.configuration import read
+
+
+def class_count(config: Any) -> int:
+    """num_labels."""
+    return arrays.integer(read(config, "num_labels"), "config.num_labels")
+
+
+def coefficient(config: Any, name: str) -> float:
+    """A number of the configuration."""
+    return arrays.number(read(config, name), f"config.{name}")
+
+
+def matcher(config: Any, kind: str, maps: tuple[np.ndarray, ...] = ()) -> Matcher:
+    """Costs of class, L1 and GIoU as the configuration weighs them."""
+    of_class, of_bbox, of_giou = (coefficient(config, f"{part}_cost") for part in ("class", "bbox", "giou"))
+    return Matcher(kind, of_class, of_bbox, of_giou, maps=maps)
+
+
+def box_weights(config: Any, of_class: float = 1.0) -> dict[str, float]:
+    """Weights of the components of classes and boxes in the total."""
+    return {
+        "loss_ce": of_class,
+        "loss_bbox": coefficient(config, "bbox_loss_coefficient"),
+        "loss_giou": coefficient(config, "giou_loss_coefficient"),
+    }
+
+
+def mask_weights(config: Any) -> dict[str, float]:
+    """Weights of the components of masks in the total."""
+    return {
+        "loss_mask": coefficient(config, "mask_loss_coefficient"),
+        "loss_dice": coefficient(config, "dice_loss_coefficient"),
+    }
+
+
+def add_predictions(
+    inputs: Inputs, logits: Any, pred_boxes: Any, *, classes: int | None = None, minimum: int = 1
+) -> dict[str, int]:
+    """Take the predictions of the last layer; the sizes of their axes."""
+    array = inputs.add("logits", logits, "B", "Q", "C", shape={} if classes is None else {"C": classes})
+    sizes = dict(zip("BQC", array.shape, strict=True))
+    if sizes["C"] < minimum:
+        raise ValueError(f"logits has shape {array.shape}; expected [B, Q, C] with C of at least {minimum}, num_labels")
+    inputs.add("pred_boxes", pred_boxes, "B", "Q", "4", shape={"B": sizes["B"], "Q": sizes["Q"], "4": 4})
+    return sizes
+
+
+def auxiliary_layers(
+    inputs: Inputs, config: Any, outputs_class: Any, outputs_coord: Any, sizes: dict[str, int]
+) -> list[Layer]:
+    """The layers before the last; none without auxiliary_loss, when what is given has no effect."""
+    given = {"outputs_class": outputs_class, "outputs_coord": outputs_coord}
+    if not read(config, "auxiliary_loss"):
+        for name, value in given.items():
+            if value is not None:
+                inputs.add(name, value)
+        return []
+    for name, value in given.items():
+        required(value, name, "config.auxiliary_loss is set")
+    count = len(inputs.add("outputs_class", outputs_class, "L", "B", "Q", "C", shape=sizes))
+    shape = {"L": count, "B": sizes["B"], "Q": sizes["Q"], "4": 4}
+    inputs.add("outputs_coord", outputs_coord, "L", "B", "Q", "4", shape=shape)
+    counted = arrays.integer(read(config, "decoder_layers"), "config.decoder_layers") - 1
+    return [
+        inputs.layer(f"_{i}", "outputs_class", "outputs_coord", index=i, counts=i < counted) for i in range(count - 1)
+    ]
+
+
+def last_layer(inputs: Inputs) -> Layer:
+    """The layer of logits and pred_boxes."""
+    return inputs.layer("", "logits", "pred_boxes")
+
+
+def mask_layer(inputs: Inputs, pred_masks: Any, sizes: dict[str, int]) -> Layer:
+    """The layer of logits, pred_boxes and pred_masks."""
+    array = inputs.add("pred_masks", pred_masks, "B", "Q", "h", "w", shape={"B": sizes["B"], "Q": sizes["Q"]})
+    if 0 in array.shape[2:]:
+        raise ValueError(f"pred_masks has shape {array.shape}; expected masks with pixels")
+    return inputs.layer("", "logits", "pred_boxes", terms=(terms.masks(),), others=("pred_masks",))

@@ -1,0 +1,229 @@
+"""Match, then terms, layer by layer: the engine of every DETR-like head.
+
+A head is a matcher, the terms of its layers, and the weights of their components in the total. Each term computes
+components and adds their vector-Jacobian products to the gradients of a layer's inputs; no two terms write to the same
+element.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss import arrays
+from refloss.detection import matching as pairing
+from refloss.detection.matching import KEY, Matcher, Matching
+from refloss.detection.targets import Targets, check_boxes
+from refloss.numerics.sums import rounded
+from refloss.result import Intermediates, LossResult
+
+
+class Tensor(NamedTuple):
+    """An input, and where its gradient goes: zeros to begin with, None if it is not wanted."""
+
+    value: np.ndarray
+    gradient: np.ndarray | None
+
+    def part(self, index: Any) -> Tensor:
+        """A view of both."""
+        return Tensor(self.value[index], None if self.gradient is None else self.gradient[index])
+
+    def wanted(self, is_wanted: bool) -> Tensor:
+        """The same, without room for the gradient if that is not wanted."""
+        return self if is_wanted else Tensor(self.value, None)
+
+
+class Layer(NamedTuple):
+    """The predictions of a decoder layer, and what its components' names end in."""
+
+    suffix: str
+    tensors: Mapping[str, Tensor]  # "logits" [B, Q, C], "pred_boxes" [B, Q, 4], and what else its terms need
+    names: Mapping[str, str]  # the same by the names that the caller gave them, for errors
+    counts: bool = True  # whether it is part of the total
+    terms: tuple[Term, ...] = ()  # beside those of every layer
+
+
+class Scene(NamedTuple):
+    """What the terms of a layer look at."""
+
+    layer: Layer
+    targets: Targets
+    matching: Matching
+    num_boxes: float
+    backend: str
+    background: Background | None
+
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return int(self.layer.tensors["logits"].value.shape[1])
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Of every pair the query among those of all images."""
+        return np.asarray(self.matching.image * self.queries + self.matching.query)
+
+    @property
+    def objects(self) -> np.ndarray:
+        """Of every pair the object among those of all images."""
+        return np.asarray(self.targets.offsets[self.matching.image] + self.matching.object)
+
+
+class Outcome(NamedTuple):
+    """Components of a layer by name, and values on the way."""
+
+    components: dict[str, Any]
+    intermediates: Intermediates
+
+
+class Background(NamedTuple):
+    """The classes of a layer as if no query saw an object, before it is known which do."""
+
+    losses: np.ndarray  # [B, Q]
+    lse: np.ndarray  # [B, Q]
+    normaliser: float
+
+
+class Term(NamedTuple):
+    """Components that are computed together; evaluate gets the cotangent of each.
+
+    A term may do the better part of its work before the matching, which then has the log-sum-exps.
+    """
+
+    components: tuple[str, ...]
+    evaluate: Callable[[Scene, Mapping[str, float]], Outcome]
+    before: Callable[[Layer, int, Mapping[str, float], str], Background] | None = None
+
+
+class Head(NamedTuple):
+    """What differs between heads."""
+
+    matcher: Matcher
+    terms: tuple[Term, ...]
+    weights: Mapping[str, float]
+
+
+class Options(NamedTuple):
+    """The keywords that every head takes."""
+
+    grad_output: Any
+    assignment: Any
+    num_boxes: Any
+    backend: str
+
+
+def normaliser(num_boxes: Any, targets: Targets) -> float:
+    """The number of objects, or what the caller has averaged over ranks; at least 1."""
+    count = float(len(targets.labels)) if num_boxes is None else arrays.number(num_boxes, "num_boxes")
+    if not np.isfinite(count):
+        raise ValueError(f"num_boxes is {count}; expected a finite number")
+    return max(count, 1.0)
+
+
+class _Run(NamedTuple):
+    """What is the same for every layer."""
+
+    head: Head
+    targets: Targets
+    cotangents: Mapping[str, float]
+    num_boxes: float
+    given: Mapping[str, Any]  # the caller's matchings
+    backend: str
+
+
+def run(
+    head: Head, layers: list[Layer], targets: Targets, grads: dict[str, np.ndarray], options: Options
+) -> LossResult:
+    """The weighted sum of the components of all layers; gradients go into the layers' tensors, which grads names."""
+    pairing.check_matcher(head.matcher)
+    weights = _weights(head, layers)
+    cotangents = _cotangents(options.grad_output, weights)
+    given = pairing.given_matchings(options.assignment, [layer.suffix for layer in layers])
+    for layer in layers:
+        check_boxes(layer.tensors["pred_boxes"].value, layer.names["pred_boxes"])
+    all_alike = _Run(head, targets, cotangents, normaliser(options.num_boxes, targets), given, options.backend)
+    components: dict[str, Any] = {}
+    intermediates = Intermediates()
+    for layer in layers:
+        outcome = _run_layer(all_alike, layer)
+        components.update({name + layer.suffix: value for name, value in outcome.components.items()})
+        intermediates.include(outcome.intermediates.renamed(suffix=layer.suffix))
+    loss = _total(components, weights)
+    return LossResult(loss=loss, grads=grads, components=components, intermediates=intermediates)
+
+
+def _run_layer(run: _Run, layer: Layer) -> Outcome:
+    """Match a layer's queries with the objects, then compute its terms."""
+    terms = (*run.head.terms, *layer.terms)
+    cotangents = [{name: run.cotangents[name + layer.suffix] for name in term.components} for term in terms]
+    queries = layer.tensors["logits"].value.shape[1]
+    matching = None
+    if layer.suffix in run.given:
+        matching = pairing.read_matching(run.given[layer.suffix], KEY + layer.suffix, queries, run.targets)
+    pairs = int(np.minimum(run.targets.counts, queries).sum()) if matching is None else len(matching.query)
+    background = None
+    for term, own in zip(terms, cotangents, strict=True):
+        if term.before is not None:
+            background = term.before(layer, pairs, own, run.backend)
+    matching, intermediates = _matched(run, layer, matching, None if background is None else background.lse)
+    scene = Scene(layer, run.targets, matching, run.num_boxes, run.backend, background)
+    components: dict[str, Any] = {}
+    for term, own in zip(terms, cotangents, strict=True):
+        outcome = term.evaluate(scene, own)
+        components.update(outcome.components)
+        intermediates.update(outcome.intermediates)
+    return Outcome(components, intermediates)
+
+
+def _matched(
+    run: _Run, layer: Layer, matching: Matching | None, lse: np.ndarray | None
+) -> tuple[Matching, Intermediates]:
+    """The matching of least cost unless there is one already, and how it came about."""
+    logits, boxes = layer.tensors["logits"].value, layer.tensors["pred_boxes"].value
+    cost = functools.partial(pairing.costs, run.head.matcher, logits, boxes, run.targets, lse, run.backend)
+    intermediates = Intermediates({"num_boxes": np.float64(run.num_boxes)})
+    if matching is None:
+        intermediates["cost_matrix"] = cost()
+        matching = pairing.match(intermediates["cost_matrix"], run.targets)
+    else:
+        intermediates.later["cost_matrix"] = cost
+    intermediates[KEY] = matching.table()
+    found = matching
+    intermediates.later["margin"] = lambda: pairing.margins(
+        intermediates["cost_matrix"], found, run.targets, run.backend
+    )
+    return matching, intermediates
+
+
+def _weights(head: Head, layers: list[Layer]) -> dict[str, float]:
+    """The weight of every component in the total, 0 for those that are not part of it."""
+    return {
+        name + layer.suffix: head.weights.get(name, 0.0) if layer.counts else 0.0
+        for layer in layers
+        for term in (*head.terms, *layer.terms)
+        for name in term.components
+    }
+
+
+def _cotangents(grad_output: Any, weights: dict[str, float]) -> dict[str, float]:
+    """The cotangent of every component: of the total, or the caller's own."""
+    if not isinstance(grad_output, Mapping):
+        total = arrays.number(grad_output, "grad_output")
+        return {name: total * weight for name, weight in weights.items()}
+    unknown = [name for name in grad_output if name not in weights]
+    if unknown:
+        raise ValueError(f"grad_output has {unknown[0]!r}; expected components: {', '.join(weights)}")
+    return {name: arrays.number(grad_output.get(name, 0.0), f"grad_output[{name!r}]") for name in weights}
+
+
+def _total(components: dict[str, Any], weights: dict[str, float]) -> np.float64:
+    """Σ weight·component, rounded once."""
+    parts = [(weight, float(components[name])) for name, weight in weights.items() if weight != 0.0]
+    if not all(np.isfinite(part).all() for part in parts):
+        with np.errstate(invalid="ignore"):
+            return np.float64(sum(np.float64(weight) * value for weight, value in parts))
+    return np.float64(rounded(sum((Fraction(weight) * Fraction(value) for weight, value in parts), Fraction(0))))

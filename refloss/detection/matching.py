@@ -1,0 +1,156 @@
+"""Which query of an image stands for which of its objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss import arrays
+from refloss.detection.targets import Targets
+from refloss.dispatch import launcher
+from refloss.losses.cross_entropy import rows_cross_entropy
+
+KEY = "assignment"
+
+
+class Matcher(NamedTuple):
+    """What a cost is made of: see kernels.matching."""
+
+    kind: str  # "softmax", "focal" or "label_maps"
+    of_class: float
+    of_bbox: float
+    of_giou: float
+    alpha: float = 0.25
+    gamma: float = 2.0
+    maps: tuple[np.ndarray, ...] = ()  # [K, C] of each image, for "label_maps"
+
+
+class Matching(NamedTuple):
+    """Pairs of a query and an object, image by image."""
+
+    image: np.ndarray  # [M] int64
+    query: np.ndarray
+    object: np.ndarray  # among those of its image
+
+    def table(self) -> np.ndarray:
+        """[M, 3]: image, query, object."""
+        return np.stack([self.image, self.query, self.object], axis=1)
+
+
+def check_matcher(matcher: Matcher) -> Matcher:
+    """Raise, as transformers does, where nothing would decide."""
+    if matcher.of_class == 0 and matcher.of_bbox == 0 and matcher.of_giou == 0:
+        raise ValueError("config: class_cost, bbox_cost and giou_cost are all 0; nothing would decide the matching")
+    return matcher
+
+
+def costs(
+    matcher: Matcher, logits: np.ndarray, boxes: np.ndarray, targets: Targets, lse: np.ndarray | None, backend: str
+) -> np.ndarray:
+    """[Q, N]: each object against the queries of its own image; lse [B, Q] is computed if a softmax lacks it."""
+    run = launcher(backend, "matching")
+    # What transformers puts in place of NaN and infinities: the largest number of the type that costs have there.
+    largest = float(np.finfo(np.float64 if np.float64 in (logits.dtype, boxes.dtype) else np.float32).max)
+    if lse is None:
+        lse = np.zeros(logits.shape[:2])
+        if matcher.kind == "softmax" and len(targets.labels):
+            nobody = np.full(lse.shape, -1)
+            rows = rows_cross_entropy(
+                logits, nobody, class_axis=2, ignore_index=-1, reduction="sum", grad=False, backend=backend
+            )
+            lse = np.asarray(rows.intermediates["lse"])
+    objects, weights = run.objects(targets, matcher), run.weights(matcher, largest)
+    return np.asarray(run.costs(logits, boxes, lse.reshape(-1), objects, weights))
+
+
+def match(cost: np.ndarray, targets: Targets) -> Matching:
+    """The assignment of least cost, image by image; queries in order, as SciPy and transformers give it."""
+    # Imported here: it takes longer than refloss itself.
+    from scipy.optimize import linear_sum_assignment
+
+    pairs = []
+    for image, (first, last) in enumerate(zip(targets.offsets, targets.offsets[1:], strict=False)):
+        query, chosen = linear_sum_assignment(cost[:, first:last])
+        pairs.append((np.full(len(query), image), query, chosen))
+    return _joined(pairs)
+
+
+def _joined(pairs: list[tuple[Any, Any, Any]]) -> Matching:
+    nothing = np.empty(0, np.int64)
+    columns = zip((nothing, nothing, nothing), *pairs, strict=True)
+    return Matching(*(np.concatenate(column).astype(np.int64) for column in columns))
+
+
+def margins(cost: np.ndarray, matching: Matching, targets: Targets, backend: str) -> np.ndarray:
+    """[B] how much worse the next best assignment of an image is; negative if this one is not the best."""
+    run = launcher(backend, "matching")
+    best = match(cost, targets)
+    result = np.empty(len(targets.counts))
+    for image, (first, last) in enumerate(zip(targets.offsets, targets.offsets[1:], strict=False)):
+        own, mine, other = cost[:, first:last], matching.image == image, best.image == image
+        query, chosen = matching.query[mine], matching.object[mine]
+        gap = own[best.query[other], best.object[other]].sum() - own[query, chosen].sum()
+        result[image] = gap if gap < 0 else run.margin(own, query, chosen)
+    return result
+
+
+def given_matchings(assignment: Any, suffixes: list[str]) -> dict[str, Any]:
+    """The caller's matching for each layer by its suffix: from intermediates, or in the order of the layers."""
+    if assignment is None:
+        return {}
+    if isinstance(assignment, Mapping):
+        return {suffix: assignment[KEY + suffix] for suffix in suffixes if KEY + suffix in assignment}
+    layers = list(assignment)
+    if len(layers) != len(suffixes):
+        order = ", ".join(repr(KEY + suffix) for suffix in suffixes)
+        raise ValueError(f"assignment has {len(layers)} entries; expected one for each layer: {order}")
+    return {suffix: layer for suffix, layer in zip(suffixes, layers, strict=True) if layer is not None}
+
+
+def read_matching(given: Any, name: str, queries: int, targets: Targets) -> Matching:
+    """A caller's matching of a layer: [M, 3] (image, query, object), or a pair (queries, objects) for each image."""
+    if isinstance(given, list | tuple):
+        pairs = []
+        for image, pair in enumerate(given):
+            query, chosen = (_indices(part, f"{name}[{image}]") for part in pair)
+            arrays.check_shape(chosen, query.shape, f"{name}[{image}][1]", "an object for each query")
+            pairs.append((np.full(len(query), image), query, chosen))
+        if len(pairs) != len(targets.counts):
+            raise ValueError(f"{name} has {len(pairs)} entries; expected one for each of {len(targets.counts)} images")
+        matching = _joined(pairs)
+    else:
+        table = arrays.integer_array(given, name)
+        if table.ndim != 2 or table.shape[1] != 3:
+            raise ValueError(f"{name} has shape {table.shape}; expected [M, 3]: image, query, object")
+        matching = Matching(*(table[:, column].astype(np.int64) for column in range(3)))
+    _check(matching, name, queries, targets)
+    return matching
+
+
+def _indices(part: Any, name: str) -> np.ndarray:
+    array = arrays.as_array(part, name)
+    array = array.astype(np.int64) if array.size == 0 else arrays.integer_array(array, name)
+    return array.reshape(-1)
+
+
+def _check(matching: Matching, name: str, queries: int, targets: Targets) -> None:
+    for part, limit, what in (
+        (matching.image, len(targets.counts), "image"),
+        (matching.query, queries, "query"),
+    ):
+        wrong = np.flatnonzero((part < 0) | (part >= limit))
+        if wrong.size:
+            raise ValueError(f"{name}: {what} {part[wrong[0]]} of pair {wrong[0]} is outside [0, {limit})")
+    counts = targets.counts[matching.image]
+    wrong = np.flatnonzero((matching.object < 0) | (matching.object >= counts))
+    if wrong.size:
+        pair = wrong[0]
+        raise ValueError(
+            f"{name}: object {matching.object[pair]} of pair {pair} is outside [0, {counts[pair]}),"
+            f" the objects of image {matching.image[pair]}"
+        )
+    places = matching.image * queries + matching.query
+    if len(np.unique(places)) < len(places):
+        raise ValueError(f"{name}: a query is matched twice")

@@ -1,0 +1,90 @@
+"""What the images really show, as the caller's labels say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss import arrays
+
+
+class Targets(NamedTuple):
+    """The objects of all images, one image after the other: those of image b are offsets[b] ... offsets[b + 1]."""
+
+    offsets: np.ndarray  # [B + 1] int64
+    labels: np.ndarray  # [N] int64
+    boxes: np.ndarray  # [N, 4] float64, centre and size
+    masks: list[np.ndarray]  # [n, H, W] of each image; empty where masks do not matter
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The number of objects of each image."""
+        return np.diff(self.offsets)
+
+
+def read_targets(labels: Any, images: int, classes: Sequence[int], *, with_masks: bool = False) -> Targets:
+    """The caller's list of a mapping for each image, checked; an image's labels are below its number of classes."""
+    if isinstance(labels, Mapping | str) or not isinstance(labels, Sequence):
+        raise TypeError(f"labels is a {type(labels).__name__}; expected a list with a mapping for each image")
+    if len(labels) != images:
+        raise ValueError(f"labels has {len(labels)} entries; expected one for each of {images} images")
+    read = [_image(image, f"labels[{i}]", classes[i]) for i, image in enumerate(labels)]
+    masks = [_masks(labels[i], f"labels[{i}]", len(read[i][0])) for i in range(images)] if with_masks else []
+    return Targets(
+        offsets=np.cumsum([0, *(len(image) for image, _ in read)], dtype=np.int64),
+        labels=np.concatenate([np.empty(0, np.int64), *(image for image, _ in read)]),
+        boxes=np.concatenate([np.empty((0, 4)), *(boxes for _, boxes in read)]),
+        masks=masks,
+    )
+
+
+def _item(image: Any, key: str, name: str) -> Any:
+    try:
+        return image[key]
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"{name} has no {key!r}") from None
+
+
+def _image(image: Any, name: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    label_name, box_name = f'{name}["class_labels"]', f'{name}["boxes"]'
+    labels = arrays.as_array(_item(image, "class_labels", name), label_name)
+    labels = labels.astype(np.int64) if labels.size == 0 else arrays.integer_array(labels, label_name)
+    if labels.ndim != 1:
+        raise ValueError(f"{label_name} has shape {labels.shape}; expected [n]")
+    boxes = arrays.float_array(_item(image, "boxes", name), box_name)
+    # A list without boxes has lost its second axis.
+    boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
+    if boxes.shape != (labels.size, 4):
+        raise ValueError(f"{box_name} has shape {boxes.shape}; expected ({labels.size}, 4), a box for each class label")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        raise ValueError(f"{label_name}[{wrong[0]}] = {labels[wrong[0]]} is outside [0, {classes})")
+    wide = boxes.astype(np.float64)
+    check_boxes(wide, box_name)
+    return labels.astype(np.int64), wide
+
+
+def _masks(image: Any, name: str, count: int) -> np.ndarray:
+    name, masks = f'{name}["masks"]', _item(image, "masks", name)
+    array = arrays.as_array(masks, name)
+    if array.ndim != 3 or array.shape[0] != count:
+        raise ValueError(f"{name} has shape {array.shape}; expected ({count}, H, W), a mask for each class label")
+    if array.dtype.kind not in "biu":
+        array = arrays.float_array(array, name)
+    arrays.check_range(array, 0, 1, name)
+    return array
+
+
+def check_boxes(boxes: np.ndarray, name: str) -> None:
+    """Raise unless every box (centre and size) has corners in order, as transformers does; NaN has none."""
+    half = 0.5 * boxes[..., 2:].astype(np.float64)
+    centers = boxes[..., :2].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        sound = (centers + half >= centers - half).all(axis=-1)
+    if sound.all():
+        return
+    index = tuple(int(i) for i in np.argwhere(~sound)[0])
+    shown = f"{name}[{', '.join(str(i) for i in index)}]"
+    raise ValueError(f"{shown} = {boxes[index].tolist()} is no box: its width or height is negative or undefined")

@@ -1,0 +1,171 @@
+"""The terms of DETR-like losses, composed of the losses' kernels: classes, boxes, masks, and a count for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from refloss.detection.engine import Background, Layer, Outcome, Scene, Tensor, Term
+from refloss.dispatch import launcher
+from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
+from refloss.result import Intermediates, LossResult
+
+NONE = -1
+
+
+def labels_of_queries(scene: Scene, background: int) -> np.ndarray:
+    """[B, Q] the class that each query should see, the background where it stands for no object."""
+    labels = np.full((len(scene.targets.counts), scene.queries), background, np.int64)
+    labels[scene.matching.image, scene.matching.query] = scene.targets.labels[scene.objects]
+    return labels
+
+
+def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
+    """Cross-entropy over the classes and one for no object, which has a weight of its own; a weighted mean.
+
+    The matching decides about few queries: all are told that they see no object first, and some are then corrected.
+    """
+
+    def rows(logits: Tensor, labels: np.ndarray, cotangent: float, backend: str) -> LossResult:
+        return rows_cross_entropy(
+            logits.value,
+            labels,
+            class_axis=logits.value.ndim - 1,
+            weight=np.append(np.ones(num_labels), no_object_weight),
+            reduction="none",
+            grad_output=cotangent,
+            grad=logits.gradient is not None,
+            out=logits.gradient,
+            backend=backend,
+        )
+
+    def before(layer: Layer, pairs: int, cotangents: Mapping[str, float], backend: str) -> Background:
+        logits = layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
+        nobody = np.full(logits.value.shape[:2], num_labels)
+        normaliser = pairs + (nobody.size - pairs) * no_object_weight
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result = rows(logits, nobody, np.float64(cotangents["loss_ce"]) / np.float64(normaliser), backend)
+        return Background(np.asarray(result.loss), result.intermediates["lse"], normaliser)
+
+    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+        background = scene.background
+        assert background is not None
+        places = (scene.matching.image, scene.matching.query)
+        logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
+        own = Tensor(logits.value[places], None if logits.gradient is None else logits.gradient[places])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cotangent = np.float64(cotangents["loss_ce"]) / np.float64(background.normaliser)
+        result = rows(own, scene.targets.labels[scene.objects], cotangent, scene.backend)
+        if logits.gradient is not None:
+            logits.gradient[places] = own.gradient
+        background.losses[places] = result.loss
+        run = launcher(scene.backend, "cross_entropy")
+        loss = run.divided(run.exact_sum(background.losses), Fraction(background.normaliser))
+        return Outcome({"loss_ce": loss}, Intermediates({"lse": background.lse}))
+
+    return Term(("loss_ce",), evaluate, before)
+
+
+def focal_classes(num_labels: int, alpha: float) -> Term:
+    """Sigmoid focal loss with γ = 2 of every class; the sum over num_boxes."""
+
+    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+        run = launcher(scene.backend, "one_class")
+        logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
+        # transformers marks a query without an object by class num_labels, and drops the class after the last.
+        background = num_labels if num_labels < logits.value.shape[2] else NONE
+        meant = run.meant(labels_of_queries(scene, background))
+        focus = run.Focus(1.0, 1.0, 2.0) if alpha < 0.0 else run.Focus(alpha, 1.0 - alpha, 2.0)
+        loss = run.one_class(
+            ONE_CLASS_LOOP, *logits, meant, focus, cotangent=cotangents["loss_ce"], divisor=scene.num_boxes
+        )
+        return Outcome({"loss_ce": loss}, Intermediates())
+
+    return Term(("loss_ce",), evaluate)
+
+
+def boxes() -> Term:
+    """L1 distance and 1 − GIoU of the matched boxes; sums over num_boxes."""
+
+    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+        names = ("loss_bbox", "loss_giou")
+        predicted = scene.layer.tensors["pred_boxes"].wanted(any(cotangents[name] != 0.0 for name in names))
+        of_l1, of_giou = (cotangents[name] / scene.num_boxes for name in names)
+        distances = launcher(scene.backend, "boxes").compare(
+            *predicted,
+            scene.rows,
+            scene.targets.boxes[scene.objects],
+            np.array([[of_l1, 0.0, of_giou]]),
+            centered=True,
+        )
+        return Outcome(
+            {
+                "loss_bbox": mean(distances.l1, scene),
+                "loss_giou": mean(distances.giou_loss, scene),
+            },
+            Intermediates({"iou": distances.iou, "giou": distances.giou}),
+        )
+
+    return Term(("loss_bbox", "loss_giou"), evaluate)
+
+
+def mean(values: np.ndarray, scene: Scene) -> np.float64:
+    """Σ values / num_boxes."""
+    run = launcher(scene.backend, "cross_entropy")
+    return np.float64(run.divided(run.exact_sum(values), Fraction(scene.num_boxes)))
+
+
+def cardinality(*, of_softmax: bool) -> Term:
+    """How far the number of queries that see an object is off, a mean over images; it has no gradient."""
+
+    def evaluate(scene: Scene, _: Mapping[str, float]) -> Outcome:
+        run = launcher(scene.backend, "matching")
+        counted = run.counts(scene.layer.tensors["logits"].value, of_softmax=of_softmax)
+        with np.errstate(invalid="ignore"):
+            error = np.abs(counted - scene.targets.counts).sum(dtype=np.float64) / np.float64(len(counted))
+        return Outcome({"cardinality_error": error}, Intermediates())
+
+    return Term(("cardinality_error",), evaluate)
+
+
+def masks() -> Term:
+    """Focal loss (α = 1/4, γ = 2, a mean over pixels) and dice loss of upsampled masks; sums over num_boxes."""
+
+    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+        run = launcher(scene.backend, "masks")
+        predicted = scene.layer.tensors["pred_masks"].wanted(any(cotangent != 0.0 for cotangent in cotangents.values()))
+        target = _matched_masks(scene)
+        pixels = max(1, target[0].size) if len(target) else 1
+        losses = run.compare(
+            *predicted,
+            scene.rows,
+            target,
+            of_focal=cotangents["loss_mask"] / (scene.num_boxes * pixels),
+            of_dice=cotangents["loss_dice"] / scene.num_boxes,
+        )
+        divisor = Fraction(scene.num_boxes)
+        return Outcome(
+            {
+                "loss_mask": run.divided(sum(losses.focal, Fraction(0)), divisor * pixels),
+                "loss_dice": mean(losses.dice, scene),
+            },
+            Intermediates({"dice": losses.dice}),
+        )
+
+    return Term(("loss_mask", "loss_dice"), evaluate)
+
+
+def _matched_masks(scene: Scene) -> np.ndarray:
+    """[M, H, W] the target of each pair, padded with 0 to the largest of all images."""
+    shape = np.max([mask.shape[1:] for mask in scene.targets.masks], axis=0)
+    kinds: set[Any] = {mask.dtype for mask in scene.targets.masks}
+    whole = all(kind.kind in "biu" for kind in kinds)
+    result = np.zeros((len(scene.matching.image), *shape), np.uint8 if whole else np.float64)
+    for pair, (image, number) in enumerate(zip(scene.matching.image, scene.matching.object, strict=True)):
+        mask = scene.targets.masks[image][number]
+        result[pair, : mask.shape[0], : mask.shape[1]] = mask
+    return result

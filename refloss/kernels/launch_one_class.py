@@ -1,0 +1,51 @@
+"""Classification losses of rows with one class on the CPU: from arrays to loops and back."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from refloss import parallel
+from refloss.kernels.launch_cross_entropy import divided
+from refloss.kernels.one_class import Focus, Meant
+from refloss.kernels.rows import elements_of
+from refloss.numerics.sums import LIMBS, UNITS, accumulated, as_pair
+
+BLOCK_ELEMENTS = 1 << 15
+__all__ = ["Focus", "Meant", "meant", "one_class"]
+
+
+def meant(labels: np.ndarray) -> Meant:
+    """Rows' classes without a quality of their own."""
+    return Meant(labels.reshape(-1), np.ones(1), np.zeros(1))
+
+
+def one_class(
+    loop: Any,
+    logits: np.ndarray,
+    gradient: np.ndarray | None,
+    meant: Meant,
+    focus: Focus,
+    *,
+    cotangent: float,
+    divisor: float,
+) -> np.float64:
+    """Σ over all classes of logits [..., C] / divisor; its gradient times the cotangent is written."""
+    classes = logits.shape[-1]
+    source = elements_of(logits)
+    destination = source if gradient is None else elements_of(gradient)
+    coefficient = as_pair(Fraction(cotangent) / Fraction(divisor)) if np.isfinite(cotangent) else (cotangent, 0.0)
+    totals: list[int] = []
+    special: list[float] = []
+
+    def work(first: int, last: int, limbs: np.ndarray) -> None:
+        limbs[:] = 0
+        with_gradient = gradient is not None
+        special.append(loop(source, destination, classes, meant, focus, coefficient, with_gradient, limbs, first, last))
+        totals.append(accumulated(limbs))
+
+    block = max(1, BLOCK_ELEMENTS // max(1, classes))
+    parallel.run_blocks(work, meant.labels.size, block, lambda: np.empty(LIMBS, np.int64))
+    return divided(sum(special) or Fraction(sum(totals), UNITS), Fraction(divisor))

@@ -1,0 +1,55 @@
+"""GIoU loss of pairs of boxes; the derivation is in losses/boxes.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refloss.losses import box_pairs
+from refloss.losses.elementwise import Gradients
+from refloss.result import LossResult
+
+
+def giou(
+    boxes1: Any,
+    boxes2: Any,
+    *,
+    box_format: str = "xyxy",
+    reduction: str = "mean",
+    grad_output: Any = 1.0,
+    grad: Gradients = True,
+    grad_dtype: Any = None,
+    backend: str = "auto",
+) -> LossResult:
+    """1 − GIoU of corresponding boxes, as torchvision.ops.generalized_box_iou_loss without its ε.
+
+    GIoU = I/U − (E − U)/E with I and U the areas of intersection and union, and E that of the smallest
+    box around both. Gradient: losses/boxes.py has it case by case. Held constant: nothing.
+
+    Args:
+        boxes1, boxes2: [..., 4] of one shape; any float dtype and layout.
+        box_format: "xyxy" for corners (x₁, y₁, x₂, y₂), "cxcywh" for centre and size.
+        reduction: "mean", "sum" or "none".
+        grad: True, False, or the names of the inputs whose gradients to compute.
+        grad_output, grad_dtype, backend: as in refloss.cross_entropy.
+
+    Returns:
+        loss, between 0 and 2 a pair. grads: "boxes1" and "boxes2". intermediates: "iou" and "giou" of each pair.
+
+    Edges:
+        At a tie between two coordinates half of the derivative, as torch gives it; boxes that only touch: the
+        derivative as if they overlapped. Two boxes without area: NaN. No boxes: "mean" is NaN.
+
+    Raises:
+        ValueError: a shape or an option that does not fit. TypeError: a dtype that does not.
+    """
+    return box_pairs.evaluate(
+        "giou",
+        boxes1,
+        boxes2,
+        box_format=box_format,
+        reduction=reduction,
+        grad_output=grad_output,
+        grad=grad,
+        grad_dtype=grad_dtype,
+        backend=backend,
+    )
