@@ -13,7 +13,9 @@ import mpmath
 import numba
 import numpy as np
 
+from refloss import jit
 from refloss.numerics import exponential
+from refloss.numerics.pairs import rounded
 from tests.truth import pairs, ulp_errors
 
 PAGE = Path(__file__).parent.parent / "docs" / "numerics.md"
@@ -47,9 +49,34 @@ RANGES = [
     Range("log1p", "around 0", -0.5, 1.0),
     Range("log1p", "near −1", -1.0 + 2.0**-53, -0.5),
     Range("log1p", "large arguments", 1.0, 1e308, logarithmic=True),
+    Range("exp_of_negative", "softmax terms", -60.0, 0.0),
+    Range("exp_of_negative", "subnormal results, underflow", -746.0, -708.0),
+    Range("softplus_of_negative", "near 0", -1.0, 0.0),
+    Range("softplus_of_negative", "confident elements", -700.0, -1.0),
 ]
 
-TRUE_FUNCTIONS = {"exp": mpmath.exp, "log": mpmath.log, "log1p": mpmath.log1p}
+TRUE_FUNCTIONS = {
+    "exp": mpmath.exp,
+    "log": mpmath.log,
+    "log1p": mpmath.log1p,
+    "exp_of_negative": mpmath.exp,
+    "softplus_of_negative": lambda x: mpmath.log1p(mpmath.exp(x)),
+}
+
+
+@jit.scalar
+def _exp_of_negative(x):
+    return rounded(exponential.exp_of_negative(x))
+
+
+@jit.scalar
+def _softplus_of_negative(x):
+    _, _, softplus = exponential.logistic(x)
+    return rounded(softplus)
+
+
+# What kernels make of the pairs that some scalars return.
+OF_PAIRS = {"exp_of_negative": _exp_of_negative, "softplus_of_negative": _softplus_of_negative}
 
 
 @numba.njit
@@ -62,7 +89,8 @@ def _map(function, values):
 
 def evaluate(scalar: str, values: np.ndarray) -> np.ndarray:
     """A scalar of refloss.numerics at many points."""
-    result: np.ndarray = _map(getattr(exponential, scalar), values)
+    function = OF_PAIRS.get(scalar) or getattr(exponential, scalar)
+    result: np.ndarray = _map(function, values)
     return result
 
 

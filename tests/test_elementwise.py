@@ -296,3 +296,58 @@ def test_nll_of_log_probabilities_is_cross_entropy(reduction, dtype):
     expected = np.zeros_like(gradient)
     expected[rows, labels[rows, places], places] = (2.0 * weight / divisor)[labels[rows, places]]
     assert np.array_equal(gradient, expected.astype(DTYPES[dtype]).astype(float))
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_gradients_by_name(name):
+    x, t = inputs_of(name, 50, np.float32)
+    everything = getattr(refloss, name)(x, t, grad_output=-1.5).grads
+    for asked in (*everything, [*everything][::-1], ()):
+        grads = getattr(refloss, name)(x, t, grad_output=-1.5, grad=asked).grads
+        assert set(grads) == ({asked} if isinstance(asked, str) else set(asked))
+        for key, gradient in grads.items():
+            assert gradient.tobytes() == everything[key].tobytes()
+
+
+@pytest.mark.parametrize("asked", ["weight", "Input", ["input", "nobody"]])
+def test_a_gradient_that_does_not_exist_is_an_error(asked):
+    with pytest.raises(ValueError, match="grad is '(weight|Input|nobody)'; expected one of 'input', 'target'"):
+        refloss.mse(np.ones(3), np.ones(3), grad=asked)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_losses_are_computed_when_asked_for(name, reduction):
+    x, t = inputs_of(name, 60, np.float32)
+    result = getattr(refloss, name)(x.reshape(3, 20), t.reshape(3, 20), reduction=reduction)
+    assert "losses" not in result.intermediates
+    expected = getattr(refloss, name)(x, t, reduction="none").loss
+    assert result.intermediates["losses"].tobytes() == expected.tobytes()
+    assert "losses" in result.intermediates
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_probabilities_of_logits(dtype):
+    x, t = inputs_of("bce_with_logits", 60, DTYPES[dtype])
+    with mpmath.workprec(3200):
+        true = pairs([sigmoid(mpmath.mpf(float(a))) for a in x])
+    found = refloss.bce_with_logits(x.reshape(2, 30).T, t.reshape(2, 30).T).intermediates["probabilities"]
+    assert ulp_errors(found.T.reshape(-1), true, "float64").max() <= 2
+    with pytest.raises(KeyError, match="nothing"):
+        refloss.bce_with_logits(x, t).intermediates["nothing"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_soft_target_that_is_nearly_the_probability(dtype):
+    generator = np.random.default_rng(3)
+    x = np.concatenate([generator.standard_normal(300) * 3, generator.standard_normal(100) * 1e-30, [0.0]])
+    x = x.astype(DTYPES[dtype])
+    t = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(DTYPES[dtype])
+    _, slope, _ = truth("bce_with_logits", x, t, mpmath.mpf(3.5))
+    gradient = refloss.bce_with_logits(x, t, reduction="sum", grad_output=3.5).grads["logits"]
+    assert ulp_errors(gradient, slope, dtype).max() <= 0.501
+    # A target of float64 agrees in all its digits; what is left of the difference has an error below 2^-57.
+    t = 1 / (1 + np.exp(-x.astype(np.float64)))
+    _, slope, _ = truth("bce_with_logits", x, t, mpmath.mpf(1))
+    gradient = refloss.bce_with_logits(x, t, reduction="sum", grad_dtype=np.float64).grads["logits"]
+    assert np.abs(gradient - slope.high).max() <= 2.0**-57

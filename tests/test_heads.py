@@ -230,3 +230,53 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+CONFIDENT = np.array([[0.0, 50.0, -3.0], [-np.inf, 2.0, 700.0], [1e-3, 2e-3, -1e4], [-800.0, 0.0, 0.5]], np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_probabilities_are_computed_when_asked_for(dtype):
+    logits = CONFIDENT.astype(dtype)
+    with mpmath.workprec(3000):
+        exact = []
+        for row in logits:
+            terms = [mpmath.exp(mpmath.mpf(float(x))) for x in row]
+            exact.append([term / sum(terms) for term in terms])
+        probabilities = pairs(exact)
+        finite = np.isfinite(logits)
+        logarithms = pairs([[mpmath.log(p) if p else mpmath.mpf(0) for p in row] for row in exact])
+    for result in (
+        refloss.cross_entropy(logits, LABELS, ignore_index=2),
+        refloss.sequence_classification(LABELS, logits, num_labels=3, problem_type="single_label_classification"),
+        refloss.token_classification(logits, LABELS, num_labels=3),
+        refloss.causal_lm(logits, LABELS),
+        refloss.masked_lm(logits, LABELS),
+    ):
+        assert not {"probabilities", "log_probabilities"} & set(result.intermediates)
+        found = result.intermediates["log_probabilities"]
+        assert ulp_errors(found[finite], logarithms.at(finite), "float64").max() <= 2
+        assert (found[~finite] == -np.inf).all()
+        relative = np.abs(result.intermediates["probabilities"] - probabilities.high)
+        # An absolute error of log p is a relative error of p.
+        assert (relative <= 4e-16 * (1 + np.abs(logarithms.high)) * probabilities.high + 5e-324).all()
+
+
+def test_probabilities_of_either_end():
+    result = refloss.question_answering(LOGITS, VALUES, LABELS, LABELS)
+    for side, logits in (("start", LOGITS), ("end", VALUES)):
+        own = refloss.cross_entropy(logits, LABELS).intermediates
+        for name in ("log_probabilities", "probabilities"):
+            assert result.intermediates[f"{side}_{name}"].tobytes() == own[name].tobytes()
+
+
+def test_probabilities_of_classes_on_any_axis():
+    rows = np.moveaxis(IMAGE, 1, -1)
+    found = refloss.cross_entropy(IMAGE, PIXELS[:, :4, :5] % 3).intermediates["probabilities"]
+    own = refloss.cross_entropy(rows.reshape(-1, 3), np.zeros(40, int)).intermediates["probabilities"]
+    assert np.moveaxis(found, 1, -1).tobytes() == own.tobytes()
+
+
+def test_the_number_of_labels_goes_by_its_name():
+    with pytest.raises(ValueError, match="num_labels is 4"):
+        refloss.token_classification(LOGITS, LABELS, num_labels=4)

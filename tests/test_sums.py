@@ -111,15 +111,20 @@ def test_grid_sum_of_softmax_terms(count):
     assert _grid_sum(generator.permutation(terms)) == (high, low)
 
 
+@numba.njit
+def _row_sum(terms):
+    return sums.row_sum(terms)
+
+
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60), st.randoms())
 def test_row_sum_depends_on_the_terms_alone(values, random):
     exact = sum(map(Fraction, values))
-    high, low = sums.row_sum(np.array(values))
+    high, low = _row_sum(np.array(values))
     largest = max(abs(Fraction(value)) for value in values)
     # What falls below the smallest subnormal is lost as well.
     allowed = len(values) * (largest * Fraction(2) ** -72 + Fraction(2) ** -1074)
     assert abs(Fraction(high) + Fraction(low) - exact) <= allowed
-    assert sums.row_sum(np.array(random.sample(values, len(values)))) == (high, low)
+    assert _row_sum(np.array(random.sample(values, len(values)))) == (high, low)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,63 @@ def test_row_sum_depends_on_the_terms_alone(values, random):
     [([], 0.0), ([0.0, -0.0], 0.0), ([np.inf, 1.0], np.inf), ([np.inf, -np.inf], np.nan), ([np.nan, 1.0], np.nan)],
 )
 def test_row_sum_at_the_edges(values, expected):
-    high, low = sums.row_sum(np.array(values, float))
+    high, low = _row_sum(np.array(values, float))
     assert np.array_equal(high, expected, equal_nan=True)
     assert low == 0.0
+
+
+@numba.njit
+def _add_exactly(values, limbs):
+    return sums.add_exactly(values.copy(), limbs)
+
+
+def _added(values, parts=1):
+    """The exact sum of values that enter an accumulator part by part, and of those that are not finite."""
+    limbs = np.zeros(sums.LIMBS, np.int64)
+    special = sum(_add_exactly(part, limbs) for part in np.array_split(np.array(values, float), parts))
+    return Fraction(sums.accumulated(limbs), sums.UNITS), special
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.randoms(), st.integers(1, 5))
+def test_add_exactly_is_exact_in_any_order_and_split(values, random, parts):
+    exact = sum(map(Fraction, values))
+    assert _added(values) == (exact, 0.0)
+    assert _added(random.sample(values, len(values)), parts) == (exact, 0.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [5e-324, -5e-324, 1e-310],
+        [1e308, 1e-308, -1e308],
+        [1.0, 2.0**-60, 2.0**-120, 2.0**-300, 2.0**-1074],
+        [2.0**900, 2.0**-900, -(2.0**900)],
+        [-0.0, 0.0],
+    ],
+)
+def test_add_exactly_of_what_no_grid_holds(values):
+    assert _added(values) == (sum(map(Fraction, values)), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "special"),
+    [([np.inf, 1.0], np.inf), ([-np.inf, 3.0], -np.inf), ([np.inf, -np.inf], np.nan), ([np.nan, 2.0], np.nan)],
+)
+def test_add_exactly_hands_on_what_is_not_finite(values, special):
+    exact, found = _added(values)
+    assert exact == 0
+    assert np.array_equal(found, special, equal_nan=True)
+
+
+@numba.njit
+def _pair_of(values):
+    limbs = np.zeros(sums.LIMBS, np.int64)
+    sums.add_exactly(values.copy(), limbs)
+    return sums.limbs_pair(limbs)
+
+
+@given(st.lists(st.floats(0.0, 1e300), min_size=1, max_size=60))
+def test_limbs_as_a_pair(values):
+    exact = sum(map(Fraction, values))
+    high, low = _pair_of(np.array(values))
+    assert abs(Fraction(high) + Fraction(low) - exact) <= exact * Fraction(2) ** -100 + Fraction(2) ** -1074
