@@ -311,7 +311,7 @@ def test_gradients_by_name(name):
 
 @pytest.mark.parametrize("asked", ["weight", "Input", ["input", "nobody"]])
 def test_a_gradient_that_does_not_exist_is_an_error(asked):
-    with pytest.raises(ValueError, match="grad is '(weight|Input|nobody)'; expected one of 'input', 'target'"):
+    with pytest.raises(ValueError, match=r"grad is '(weight|Input|nobody)'; expected one of 'input', 'target'"):
         refloss.mse(np.ones(3), np.ones(3), grad=asked)
 
 

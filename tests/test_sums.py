@@ -10,18 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refloss.numerics import pairs, sums
+from tests.compiled import compiled
+
+two_sum, two_product = compiled(pairs.two_sum), compiled(pairs.two_product)
+add, multiply, divide = compiled(pairs.add), compiled(pairs.multiply), compiled(pairs.divide)
+row_sum = compiled(sums.row_sum)
 
 moderate = st.floats(-1e100, 1e100, allow_subnormal=False).filter(lambda value: value == 0 or abs(value) > 1e-100)
 
 
 def pair_of(high, low):
-    return pairs.two_sum(high, low * 2.0**-60)
+    return two_sum(high, low * 2.0**-60)
 
 
 @given(moderate, moderate)
 def test_two_sum_and_two_product_lose_nothing(a, b):
-    assert sum(map(Fraction, pairs.two_sum(a, b))) == Fraction(a) + Fraction(b)
-    assert sum(map(Fraction, pairs.two_product(a, b))) == Fraction(a) * Fraction(b)
+    assert sum(map(Fraction, two_sum(a, b))) == Fraction(a) + Fraction(b)
+    assert sum(map(Fraction, two_product(a, b))) == Fraction(a) * Fraction(b)
 
 
 @given(moderate, moderate, moderate, moderate)
@@ -32,22 +37,22 @@ def test_pair_arithmetic_is_good_to_a_hundred_bits(a, a_low, b, b_low):
     def close(result, exact, scale):
         return abs(sum(map(Fraction, result)) - exact) <= scale * Fraction(2) ** -100
 
-    assert close(pairs.multiply(x, y), exact_x * exact_y, abs(exact_x * exact_y))
-    assert close(pairs.add(x, y), exact_x + exact_y, abs(exact_x) + abs(exact_y))
+    assert close(multiply(x, y), exact_x * exact_y, abs(exact_x * exact_y))
+    assert close(add(x, y), exact_x + exact_y, abs(exact_x) + abs(exact_y))
     if exact_y:
-        assert close(pairs.divide(x, y), exact_x / exact_y, abs(exact_x / exact_y))
+        assert close(divide(x, y), exact_x / exact_y, abs(exact_x / exact_y))
 
 
 @pytest.mark.parametrize(
     ("operation", "a", "b", "expected"),
     [
-        (pairs.add, np.inf, 1.0, np.inf),
-        (pairs.add, np.inf, -np.inf, np.nan),
-        (pairs.multiply, np.inf, -2.0, -np.inf),
-        (pairs.multiply, np.inf, 0.0, np.nan),
-        (pairs.divide, 1.0, 0.0, np.inf),
-        (pairs.divide, 1.0, np.inf, 0.0),
-        (pairs.divide, 0.0, 0.0, np.nan),
+        (add, np.inf, 1.0, np.inf),
+        (add, np.inf, -np.inf, np.nan),
+        (multiply, np.inf, -2.0, -np.inf),
+        (multiply, np.inf, 0.0, np.nan),
+        (divide, 1.0, 0.0, np.inf),
+        (divide, 1.0, np.inf, 0.0),
+        (divide, 0.0, 0.0, np.nan),
     ],
 )
 def test_pairs_follow_the_float_rules_where_results_are_not_finite(operation, a, b, expected):
@@ -111,20 +116,15 @@ def test_grid_sum_of_softmax_terms(count):
     assert _grid_sum(generator.permutation(terms)) == (high, low)
 
 
-@numba.njit
-def _row_sum(terms):
-    return sums.row_sum(terms)
-
-
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60), st.randoms())
 def test_row_sum_depends_on_the_terms_alone(values, random):
     exact = sum(map(Fraction, values))
-    high, low = _row_sum(np.array(values))
+    high, low = row_sum(np.array(values))
     largest = max(abs(Fraction(value)) for value in values)
     # What falls below the smallest subnormal is lost as well.
     allowed = len(values) * (largest * Fraction(2) ** -72 + Fraction(2) ** -1074)
     assert abs(Fraction(high) + Fraction(low) - exact) <= allowed
-    assert _row_sum(np.array(random.sample(values, len(values)))) == (high, low)
+    assert row_sum(np.array(random.sample(values, len(values)))) == (high, low)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_row_sum_depends_on_the_terms_alone(values, random):
     [([], 0.0), ([0.0, -0.0], 0.0), ([np.inf, 1.0], np.inf), ([np.inf, -np.inf], np.nan), ([np.nan, 1.0], np.nan)],
 )
 def test_row_sum_at_the_edges(values, expected):
-    high, low = _row_sum(np.array(values, float))
+    high, low = row_sum(np.array(values, float))
     assert np.array_equal(high, expected, equal_nan=True)
     assert low == 0.0
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CLASSES, _QUERIES, _LAYERS = 5, 6, 3
-_CONFIG: dict[str, Any] = {
+CONFIG: dict[str, Any] = {
     "num_labels": _CLASSES,
     "class_cost": 1.0,
     "bbox_cost": 5.0,
@@ -175,7 +175,7 @@ def head_cases(function: str, seed: int, classes: int, *, masks: bool = False, t
         **config: Any,
     ) -> Case:
         inputs = shown.inputs(dtype, masks=masks, text=text, layers=layers, encoder=encoder)
-        parameters: dict[str, Any] = {"config": _CONFIG | {"auxiliary_loss": layers, "two_stage": encoder} | config}
+        parameters: dict[str, Any] = {"config": CONFIG | {"auxiliary_loss": layers, "two_stage": encoder} | config}
         if num_boxes is not None:
             parameters["num_boxes"] = num_boxes
         return Case(f"{function}-{name}", function, inputs, parameters, grad_output)

@@ -131,10 +131,16 @@ def _save_gradient(derivative, weight, cotangent, scalars, buffer, first):
     save(derivative, buffer, first)
 
 
-def loop(name: str, loss: Callable[..., Any]) -> Any:
+@jit.helper
+def _leave(x, t, factor, derivative):
+    pass
+
+
+def loop(name: str, loss: Callable[..., Any], refine: Callable[..., Any] = _leave) -> Any:
     """Compile the loop over a loss's scalar.
 
-    loss(input, target, factor, parameter) is its value as a pair, its derivative for input and that for target.
+    loss(input, target, factor, parameter) is its value as a pair, its derivative for input and that for target;
+    refine(inputs, targets, factors, derivatives) computes those for input again of which too few digits are left.
     """
 
     @jit.helper
@@ -167,6 +173,7 @@ def loop(name: str, loss: Callable[..., Any]) -> Any:
             else:
                 fill_values(x, t, factor, scalars.parameter, values)
             if wanted.input_gradient:
+                refine(x, t, factor, for_input)
                 _save_gradient(for_input, w, cotangent, scalars, outputs.input_gradient, start)
             if wanted.target_gradient:
                 _save_gradient(for_target, w, cotangent, scalars, outputs.target_gradient, start)

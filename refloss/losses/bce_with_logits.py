@@ -13,6 +13,8 @@ and for x < 0 the same with p·t and 1 − t exchanged and the derivative negate
 [0, 1], so that a confident element loses no digit; the usual (1 − t)·x + softplus(−x) cancels there. With p = 1,
 ∂ℓ/∂t is −x exactly.
 
+Where a soft target is nearly σ(x), little is left of 1 − t − u·p·t. Such elements are computed again in pairs.
+
 Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
 """
 
@@ -26,9 +28,21 @@ import numpy as np
 from refloss import arrays, jit
 from refloss.kernels.elementwise import loop
 from refloss.kernels.maps import sigmoids
+from refloss.kernels.refine import exp_accurate, is_close
 from refloss.losses import elementwise
 from refloss.numerics.exponential import logistic
-from refloss.numerics.pairs import fast_two_sum, pair, product, rounded, two_product, two_sum
+from refloss.numerics.pairs import (
+    add,
+    divide,
+    fast_two_sum,
+    multiply,
+    negate,
+    pair,
+    product,
+    rounded,
+    two_product,
+    two_sum,
+)
 from refloss.result import LossResult
 
 
@@ -42,7 +56,7 @@ def _value(x, larger, small):
 
 @jit.scalar
 def _slope(x, larger, smaller, u, inverse):
-    """∂ℓ/∂x = ±(larger − u·smaller)/(1 + u): a pair, because the two terms may agree in most of their digits."""
+    """∂ℓ/∂x = ±(larger − u·smaller)/(1 + u), of pairs: the two terms may agree in many of their digits."""
     taken = product(smaller, u)
     slope = ((larger[0] - taken[0]) + (larger[1] - taken[1])) * inverse
     return slope if x > 0.0 else -slope
@@ -67,8 +81,36 @@ def _loss_with_factor(x, t, factor, parameter):
     return value, _slope(x, larger, smaller, u, inverse), for_target
 
 
-LOOP = loop("bce_with_logits", _loss)
-LOOP_WITH_FACTOR = loop("bce_with_logits_with_factor", _loss_with_factor)
+@jit.helper
+def _accurate_slope(x, t, factor):
+    u = exp_accurate(-abs(x), 0.0)
+    positive, negative = two_product(factor, t), two_sum(1.0, -t)
+    larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
+    slope = rounded(divide(add(larger, negate(multiply(smaller, u))), add(pair(1.0), u)))
+    return slope if x > 0.0 else -slope
+
+
+@jit.scalar
+def _is_refined(x, t, factor, slope):
+    return is_close(slope, 1.0 - t if x > 0.0 else factor * t)
+
+
+@jit.helper
+def _refine(x, t, factor, slopes):
+    """Compute the slopes again of which too little is left."""
+    # Counting them first vectorises, and there are hardly ever any.
+    count = 0
+    for i in range(x.size):
+        count += _is_refined(x[i], t[i], factor[i], slopes[i])
+    if count == 0:
+        return
+    for i in range(x.size):
+        if _is_refined(x[i], t[i], factor[i], slopes[i]):
+            slopes[i] = _accurate_slope(x[i], t[i], factor[i])
+
+
+LOOP = loop("bce_with_logits", _loss, _refine)
+LOOP_WITH_FACTOR = loop("bce_with_logits_with_factor", _loss_with_factor, _refine)
 
 
 def bce_with_logits(

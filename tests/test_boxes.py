@@ -1,0 +1,136 @@
+"""IoU and GIoU of pairs of boxes."""
+
+import mpmath
+import numpy as np
+import pytest
+
+import refloss
+from tests import detection_truth as truth
+from tests.test_elementwise import DTYPES
+from tests.truth import correctly_rounded, ulp_errors
+
+GENERATOR = np.random.default_rng(5)
+CENTERS = np.concatenate([GENERATOR.random((2, 12, 2)), GENERATOR.random((2, 12, 2)) * 0.6 + 0.01], axis=-1)
+CORNERS = np.concatenate([CENTERS[..., :2] - CENTERS[..., 2:] / 2, CENTERS[..., :2] + CENTERS[..., 2:] / 2], axis=-1)
+BOXES = {"xyxy": CORNERS, "cxcywh": CENTERS}
+UNIT = np.array([[0.0, 0.0, 1.0, 1.0]])
+
+
+def definition(name, box_format, cotangents):
+    """Σ c·(1 − overlap) of two arrays of boxes."""
+
+    def loss(arrays):
+        total = mpmath.mpf(0)
+        for a, b, c in zip(arrays["boxes1"], arrays["boxes2"], cotangents, strict=True):
+            either = (a, b) if box_format == "xyxy" else (truth.corners(a), truth.corners(b))
+            total += mpmath.mpf(float(c)) * (1 - truth.overlap(*either)[name == "giou"])
+        return total
+
+    return loss
+
+
+def have_ties(a, b, box_format):
+    """Which boxes share a coordinate with their partner."""
+    if box_format == "cxcywh":
+        a, b = (
+            np.concatenate([x[:, :2] - x[:, 2:] / 2, x[:, :2] + x[:, 2:] / 2], axis=1)
+            for x in (a.astype(float), b.astype(float))
+        )
+    ends = [np.stack([x[:, :2], x[:, 2:]], axis=-1) for x in (a, b)]
+    return (ends[0][..., :, None] == ends[1][..., None, :]).any(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("box_format", BOXES)
+@pytest.mark.parametrize("name", ["iou", "giou"])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_gradients_are_correctly_rounded(name, box_format, dtype):
+    arrays = {
+        key: boxes.astype(DTYPES.get(dtype, np.float64))
+        for key, boxes in zip(("boxes1", "boxes2"), BOXES[box_format], strict=True)
+    }
+    cotangents = GENERATOR.standard_normal(12)
+    result = getattr(refloss, name)(**arrays, box_format=box_format, reduction="none", grad_output=cotangents)
+    for key, gradient in result.grads.items():
+        # Each pair has a gradient of its own, so that a pair's is that of its own loss.
+        true = truth.derivative(definition(name, box_format, cotangents), arrays, key)
+        errors = ulp_errors(gradient, true, dtype)
+        # Coordinates of a coarse format coincide now and then, which a difference does not see.
+        errors = errors[~have_ties(*arrays.values(), box_format)]
+        assert np.mean(correctly_rounded(errors)) >= 0.99999
+        assert errors.max() <= 0.501
+    with mpmath.workprec(300):
+        losses = [
+            truth.value(definition(name, box_format, [1.0]), {k: v[i : i + 1] for k, v in arrays.items()}).high
+            for i in range(12)
+        ]
+    np.testing.assert_allclose(result.loss, losses, rtol=5e-16)
+
+
+def test_boxes_that_fit_keep_their_digits():
+    near = CENTERS[0].astype(np.float32)
+    far = near.copy()
+    far[:, 2] *= np.float32(1 + 2.0**-20)
+    result = refloss.giou(near, far, box_format="cxcywh", reduction="none", grad_output=3.0)
+    arrays = {"boxes1": near, "boxes2": far}
+    for i in range(len(near)):
+        own = {key: boxes[i : i + 1] for key, boxes in arrays.items()}
+        assert ulp_errors(result.loss[i], truth.value(definition("giou", "cxcywh", [1.0]), own), "float64").max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("other", "iou", "giou"),
+    [
+        (UNIT, [0, 0, 0, 0], [0, 0, 0, 0]),  # identical
+        ([[1, 0, 2, 1]], [0, 0, -0.5, 0], [0, 0, -0.5, 0]),  # touching
+        ([[3, 0, 4, 1]], [0, 0, 0, 0], [0.125, -0.125, -0.25 - 0.125, 0.125]),  # apart
+    ],
+)
+def test_kinks(other, iou, giou):
+    other = np.array(other, float)
+    np.testing.assert_array_equal(refloss.iou(UNIT, other).grads["boxes1"][0], iou)
+    if other[0, 0] < 3:
+        np.testing.assert_array_equal(refloss.giou(UNIT, other).grads["boxes1"][0], giou)
+
+
+def test_reductions_and_values():
+    a, b = CORNERS
+    losses = refloss.giou(a, b, reduction="none")
+    total = refloss.giou(a, b, reduction="sum", grad_output=-2.0)
+    mean = refloss.giou(a, b, grad_output=-24.0)
+    np.testing.assert_allclose(total.loss, losses.loss.sum(), rtol=1e-15)
+    np.testing.assert_allclose(mean.loss, losses.loss.mean(), rtol=1e-15)
+    for key in ("boxes1", "boxes2"):
+        np.testing.assert_array_equal(total.grads[key], mean.grads[key])
+        np.testing.assert_allclose(total.grads[key], -2 * losses.grads[key], rtol=1e-14)
+    np.testing.assert_allclose(losses.intermediates["giou"], 1 - losses.loss, atol=1e-15)
+    assert set(refloss.iou(a, b, grad="boxes2").grads) == {"boxes2"}
+
+
+def test_edges():
+    point = np.array([[0.5, 0.5, 0.5, 0.5]])
+    assert np.isnan(refloss.iou(point, point).loss)
+    assert np.isnan(refloss.giou(np.empty((0, 4)), np.empty((0, 4))).loss)
+    assert refloss.giou(np.empty((0, 4)), np.empty((0, 4)), reduction="sum").loss == 0.0
+    strided = np.repeat(CORNERS[0], 2, axis=1)[:, ::2]
+    strided.flags.writeable = False
+    plain = refloss.giou(CORNERS[0].astype(np.float32), CORNERS[1].astype(np.float32))
+    turned = refloss.giou(np.asfortranarray(strided.astype(np.float32)), CORNERS[1].astype(np.float32))
+    assert plain.grads["boxes1"].tobytes() == turned.grads["boxes1"].tobytes()
+    assert refloss.iou(CORNERS[0].reshape(3, 4, 4), CORNERS[1].reshape(3, 4, 4)).grads["boxes1"].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"boxes1": np.ones((3, 5))}, ValueError, "boxes1 has shape (3, 5); expected [..., 4]"),
+        ({"boxes2": np.ones((3, 4))}, ValueError, "boxes2 has shape (3, 4); expected (12, 4), the shape of boxes1"),
+        ({"box_format": "xywh"}, ValueError, "box_format is 'xywh'; expected one of 'xyxy', 'cxcywh'"),
+        ({"reduction": "max"}, ValueError, "reduction is 'max'"),
+        ({"boxes1": np.ones((12, 4), int)}, TypeError, "boxes1 has dtype int64"),
+        ({"grad": "boxes"}, ValueError, "grad is 'boxes'"),
+    ],
+)
+def test_errors(changes, error, message):
+    with pytest.raises(error) as caught:
+        refloss.giou(**{"boxes1": CORNERS[0], "boxes2": CORNERS[1]} | changes)
+    assert str(caught.value).startswith(message)
