@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import refloss
 from refloss import cli
+from refloss.files import nested
+from refloss.golden import corpus
 
 
 @pytest.fixture
@@ -315,3 +317,59 @@ def test_a_file_larger_than_the_memory_allowed(tmp_path):
     gradient = load_tensors(tmp_path / "r.safetensors")["grad.logits"]
     assert gradient.shape == shape
     assert gradient[:4].tobytes() == rows.grads["logits"].tobytes()
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """A file with everything that a head looks at, and its configuration."""
+    case = next(case for case in corpus.corpus({"object_detection"}) if case.id == "object_detection-layers")
+    save_file(dict(case.inputs), tmp_path / "scene.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(case.parameters["config"]))
+    expected = refloss.object_detection(**nested(case.inputs), **case.parameters, grad_output=-0.5)
+    return tmp_path / "scene.safetensors", tmp_path / "config.json", expected
+
+
+def test_compute_reads_all_arrays_from_one_file(run, scene, tmp_path):
+    file, config, expected = scene
+    out = tmp_path / "out.safetensors"
+    status, printed, err = run(
+        "compute", "object_detection", file, "--config", config, "--grad-output", "-0.5", "--out", out
+    )
+    assert (status, err) == (0, "")
+    lines = dict(line.split() for line in printed.splitlines())
+    assert lines.pop("loss") == repr(float(expected.loss))
+    assert lines == {name: repr(float(value)) for name, value in expected.components.items()}
+    tensors = load_file(out)
+    for name, gradient in expected.grads.items():
+        assert tensors[f"grad.{name}"].tobytes() == gradient.tobytes()
+    for name, value in expected.components.items():
+        assert tensors[f"component.{name}"] == value
+    text = config.read_text()
+    assert run("compute", "object_detection", file, "--config", text)[0] == 0
+    separately = ["--logits", file, "--labels", file, "--pred-boxes", file]
+    plain = json.dumps(json.loads(text) | {"auxiliary_loss": False})
+    assert run("compute", "object_detection", *separately, "--config", plain)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing option '--config'"),
+        (["--config", "{"], "--config: not JSON"),
+        (["--config", "[1]"], "No such file"),
+        (["--config", "{}"], "config has no 'num_labels'"),
+        (["--config", "{}", "--labels", "nothing.npy"], "nothing.npy: no such file"),
+    ],
+)
+def test_compute_of_a_head_says_what_is_wrong(run, scene, arguments, message):
+    status, _, err = run("compute", "object_detection", scene[0], *arguments)
+    assert status == 2
+    assert message in err
+
+
+def test_compute_says_what_a_file_lacks(run, scene, tmp_path):
+    save_file({"logits": np.ones((1, 2, 6))}, tmp_path / "half.safetensors")
+    status, _, err = run("compute", "object_detection", tmp_path / "half.safetensors", "--config", scene[1])
+    assert status == 2
+    assert "Missing option '--labels'" in err
+    assert "half.safetensors has no labels" in err
