@@ -117,7 +117,9 @@ def _apply_constant(derivative, coefficient):
 def _apply(derivative, weight, cotangent, inverse_normaliser):
     """derivative ← derivative·weight·cotangent / normaliser."""
     for i in range(derivative.size):
-        high, low = two_product(derivative[i] * weight[i], cotangent[i])
+        weighted, weighted_low = two_product(derivative[i], weight[i])
+        high, low = two_product(weighted, cotangent[i])
+        low = fma(weighted_low, cotangent[i], low)
         result = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
         derivative[i] = result if result == result else high * inverse_normaliser[0]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refloss import jit
+from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp, logistic
 
 
@@ -20,7 +21,7 @@ def _exp(values, results):
 def _sigmoid(values, results):
     for i in range(values.size):
         u, inverse, _ = logistic(values[i])
-        results[i] = inverse if values[i] > 0.0 else u[0] * inverse
+        results[i] = inverse if values[i] > 0.0 else fma(u[0], inverse, u[1] * inverse)
 
 
 def _mapped(kernel: Any, array: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from refloss.kernels.elementwise import loop
 from refloss.kernels.maps import sigmoids
 from refloss.kernels.refine import exp_accurate, is_close
 from refloss.losses import elementwise
+from refloss.numerics.bits import fma
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import (
     add,
@@ -58,7 +59,12 @@ def _value(x, larger, small):
 def _slope(x, larger, smaller, u, inverse):
     """∂ℓ/∂x = ±(larger − u·smaller)/(1 + u), of pairs: the two terms may agree in many of their digits."""
     taken = product(smaller, u)
-    slope = ((larger[0] - taken[0]) + (larger[1] - taken[1])) * inverse
+    high, low = two_sum(larger[0], -taken[0])
+    low += larger[1] - taken[1]
+    whole, whole_low = fast_two_sum(1.0, u[0])
+    slope = high * inverse
+    rest = fma(-slope, whole, high) + fma(-slope, whole_low + u[1], low)
+    slope = fma(rest, inverse, slope)
     return slope if x > 0.0 else -slope
 
 

@@ -222,7 +222,8 @@ def logistic(x):
     whole, bottom, top = 1.0 + u, 2.0 + u, 2.0 * u
     inverse_of_both = 1.0 / (whole * bottom)
     inverse = inverse_of_both * bottom
-    inverse = fma(fma(-inverse, whole, 1.0), inverse, inverse)
+    whole_low = ((1.0 - whole) + u) + u_low
+    inverse = fma(fma(-inverse, whole_low, fma(-inverse, whole, 1.0)), inverse, inverse)
     inverse_bottom = inverse_of_both * whole
     z = top * inverse_bottom
     bottom_low = ((2.0 - bottom) + u) + u_low

@@ -1,0 +1,164 @@
+"""Real models of transformers, tiny and random: every loss that they compute, recorded and replayed on refloss."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.loss.loss_utils import LOSS_MAPPING
+
+from conformance.comparison import scale
+from conformance.detection import INPUTS, Run, double_precision, run_refloss, run_transformers, tolerances
+from conformance.reference import disagreements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PIXELS = 64
+DEEP = ("stage2", "stage3", "stage4")
+EVERY = ("stage1", *DEEP)
+COMMON: dict[str, Any] = {
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "num_queries": 7,
+    "num_labels": 5,
+}
+
+
+def backbone(*stages: str) -> transformers.PretrainedConfig:
+    """A ResNet of a few channels."""
+    sizes = [8, 8, 16, 16]
+    options: dict[str, Any] = {"out_features": list(stages)}
+    return transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=sizes, depths=[1, 1, 1, 1], layer_type="basic", **options
+    )
+
+
+def detr(model: str, configuration: str, *stages: str, **options: Any) -> Callable[[bool], Any]:
+    """A model of the DETR family, with auxiliary losses or without."""
+
+    def build(auxiliary: bool) -> Any:
+        config = getattr(transformers, configuration)(
+            backbone_config=backbone(*stages), auxiliary_loss=auxiliary, **COMMON, **options
+        )
+        return getattr(transformers, model)(config)
+
+    return build
+
+
+def grounding_dino(auxiliary: bool) -> Any:
+    """Grounding DINO with a BERT of one layer; its encoder proposes too."""
+    text = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=12000
+    )
+    deep: dict[str, Any] = {"num_feature_levels": 3, "disable_custom_kernels": True, "max_text_len": 16, "d_model": 32}
+    config = transformers.GroundingDinoConfig(
+        backbone_config=backbone(*DEEP), text_config=text, two_stage=True, auxiliary_loss=auxiliary, **COMMON, **deep
+    )
+    return transformers.GroundingDinoForObjectDetection(config)
+
+
+MODELS: dict[str, Callable[[bool], Any]] = {
+    "DetrForObjectDetection": detr("DetrForObjectDetection", "DetrConfig", "stage4", d_model=32),
+    "DetrForSegmentation": detr("DetrForSegmentation", "DetrConfig", *EVERY, d_model=64),
+    "ConditionalDetrForObjectDetection": detr(
+        "ConditionalDetrForObjectDetection", "ConditionalDetrConfig", "stage4", d_model=32
+    ),
+    "ConditionalDetrForSegmentation": detr(
+        "ConditionalDetrForSegmentation", "ConditionalDetrConfig", *EVERY, d_model=64
+    ),
+    "DabDetrForObjectDetection": detr("DabDetrForObjectDetection", "DabDetrConfig", "stage4", hidden_size=32),
+    "DeformableDetrForObjectDetection": detr(
+        "DeformableDetrForObjectDetection",
+        "DeformableDetrConfig",
+        *DEEP,
+        d_model=32,
+        num_feature_levels=3,
+        disable_custom_kernels=True,
+    ),
+    "GroundingDinoForObjectDetection": grounding_dino,
+}
+
+
+def images(dtype: torch.dtype) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Three images, one of them without objects; classes that the prompt of two has as well."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randn(3, 3, PIXELS, PIXELS, generator=generator, dtype=dtype)
+    labels = []
+    for count in (2, 0, 3):
+        centers = torch.rand(count, 2, generator=generator, dtype=dtype)
+        sizes = 0.1 + 0.4 * torch.rand(count, 2, generator=generator, dtype=dtype)
+        labels.append(
+            {
+                "class_labels": torch.randint(2, (count,), generator=generator),
+                "boxes": torch.cat([centers, sizes], dim=1),
+                "masks": (torch.rand(count, PIXELS, PIXELS, generator=generator) < 0.4).to(dtype),
+            }
+        )
+    return pixels, labels
+
+
+def recorded(name: str, auxiliary: bool, dtype: torch.dtype) -> list[Run]:
+    """The calls of losses that a model makes in one forward pass, with inputs cut off from the model."""
+    runs: list[Run] = []
+
+    def recorder(key: str, loss: Any) -> Any:
+        def record(*given: Any, **options: Any) -> Any:
+            arguments = inspect.signature(loss).bind(*given, **options).arguments
+            arguments |= arguments.pop("kwargs", {})
+            del arguments["device"]
+            present = tuple(each for each in INPUTS if arguments.get(each) is not None)
+            for each in present:
+                arguments[each] = arguments[each].detach().requires_grad_()
+            runs.append(Run(key, arguments, present))
+            return loss(*given, **options)
+
+        return record
+
+    torch.manual_seed(0)
+    model = MODELS[name](auxiliary).to(dtype).eval()
+    pixels, labels = images(dtype)
+    text = {"input_ids": torch.tensor([[101, 3869, 1012, 11420, 1012, 102]] * 3)} if "Grounding" in name else {}
+    with mock.patch.dict(LOSS_MAPPING, {key: recorder(key, loss) for key, loss in LOSS_MAPPING.items()}):
+        model(pixel_values=pixels, labels=labels, **text)
+    return runs
+
+
+@pytest.mark.parametrize("auxiliary", [False, True], ids=["last-layer", "all-layers"])
+@pytest.mark.parametrize("name", MODELS)
+def test_formula(name: str, auxiliary: bool) -> None:
+    with double_precision():
+        runs = recorded(name, auxiliary, torch.float64)
+        expected = [run_transformers(run, -0.75) for run in runs]
+    assert len(runs) == 1
+    for run, (theirs, matchings) in zip(runs, expected, strict=True):
+        ours, result = run_refloss(run, -0.75)
+        tables = [value for name, value in result.intermediates.items() if name.startswith("assignment")]
+        for table, layer in zip(tables, matchings, strict=True):
+            pairs = [(image, *map(int, pair)) for image, own in enumerate(layer) for pair in zip(*own, strict=True)]
+            assert [tuple(row) for row in table.tolist()] == pairs
+        allowed = {
+            key: np.asarray(1e-6 if "cardinality" in key else 1e-11 * scale(value)) for key, value in theirs.items()
+        }
+        lines = disagreements(ours, theirs, allowed)
+        assert not lines, "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_as_shipped(name: str) -> None:
+    for run in recorded(name, True, torch.float32):
+        theirs, matchings = run_transformers(run, -0.75)
+        ours, result = run_refloss(run, -0.75, assignment=matchings)
+        lines = disagreements(theirs, ours, tolerances(run, result, -0.75))
+        assert not lines, "\n".join(lines)
