@@ -5,8 +5,8 @@ Notation of the bounds: u = 2^-24, k roundings of a product or quotient (STEPS),
     boxes    transformers rounds corners: an error of u·(|c| + s/2) in each coordinate. What it does to L1, GIoU and its
              gradient is their derivative, taken here by differences of refloss's float64. Beside it k·u of the terms.
     focal    a·m^2·b with m = 1 − p_t an absolute error of k·u (1 − p_t is a difference), b of k·u·(1 + |x|). So with
-             s = |p − t| and w = p·(1 − p)
-             |δℓ| ≤ a·(2m·δm·b + m²·δb),    |δ∂ℓ| ≤ a·(2m·δm·s + 2·δm·b·w + 2m·δb·w + k·u·(m²·s + 2m·b·w))
+             s = |p − t| and w = p·(1 − p), a difference too and off by k·u·p,
+             |δℓ| ≤ a·(2m·δm·b + m²·δb),    |δ∂ℓ| ≤ a·(2m·δm·s + 2·δm·b·w + 2m·δb·w + 2m·b·k·u·p + k·u·(m²·s + 2m·b·w))
     softmax  conformance.error_model
     dice     sums of P pixels: (k + P)·u of Σp + Σt + 1, above and below the line
     masks    bilinear weights are off by (h + w)·u, so a pixel by δx = (h + w + k)·u·max |x| nearby; it moves p by
@@ -365,6 +365,7 @@ def focal_bounds(x: Array, t: Array, alpha: float, moved: Array | float) -> tupl
         2 * missed * missed_error * distance
         + 2 * missed_error * loss * flat
         + 2 * missed * loss_error * flat
+        + 2 * missed * loss * STEPS * U * p
         + (STEPS * U + moved) * (missed**2 * (distance + flat) + 2 * missed * loss * flat)
     )
     return value, slope, weight * missed**2 * loss
