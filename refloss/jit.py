@@ -29,22 +29,29 @@ def scalar(function: Callable[..., Any]) -> Any:
     return numba.njit(forceinline=True, **_INSIDE)(function)
 
 
-def helper(function: Callable[..., Any]) -> Any:
+def helper(function: Callable[..., Any], name: str = "") -> Any:
     """Compile a function that kernels call once a row or less; LLVM decides whether to inline it."""
-    return numba.njit(**_INSIDE)(function)
+    return numba.njit(**_INSIDE)(_named(function, name))
 
 
 def kernel(function: Callable[..., Any], name: str = "") -> Any:
-    """Compile a loop over arrays, without the interpreter lock and cached on disk.
-
-    A loop that is defined inside another function, over scalars that are handed to it, has to have a name: its place in
-    the cache.
-    """
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    """Compile a loop over arrays, without the interpreter lock and cached on disk."""
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(_named(function, name))
     # Where no folder can be written to, a kernel is compiled anew in each process.
     with contextlib.suppress(RuntimeError):
-        dispatcher._cache = _PackageCache(function, name)
+        dispatcher._cache = _PackageCache(function)
     return dispatcher
+
+
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function that is defined inside another one, over functions that are handed to it, has to have a name.
+
+    Its machine code, and its place in the cache, are called after its qualified name. Two loops that different
+    processes have cached under one name would be linked as one in a third process: the first to come, for both.
+    """
+    if name:
+        function.__qualname__ += f".{name}"
+    return function
 
 
 class _PackageCache(FunctionCache):
@@ -53,10 +60,10 @@ class _PackageCache(FunctionCache):
     Numba looks at the kernel's own file only, and would go on serving a kernel whose scalars have changed elsewhere.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file = IndexDataCacheFile(
-            cache_path=self._cache_path, filename_base=self._impl.filename_base + name, source_stamp=_package_stamp()
+            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_package_stamp()
         )
 
     def _index_key(self, signature: Any, codegen: Any) -> Any:

@@ -7,6 +7,7 @@ what it writes once, and sums the values exactly.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -145,13 +146,13 @@ def loop(name: str, loss: Callable[..., Any], refine: Callable[..., Any] = _leav
     refine(inputs, targets, factors, derivatives) computes those for input again of which too few digits are left.
     """
 
-    @jit.helper
+    @functools.partial(jit.helper, name=name)
     def fill_values(x, t, factor, parameter, values):
         for i in range(values.size):
             value, _, _ = loss(x[i], t[i], factor[i], parameter)
             values[i] = settled(value)
 
-    @jit.helper
+    @functools.partial(jit.helper, name=name)
     def fill_all(x, t, factor, parameter, values, for_input, for_target):
         for i in range(values.size):
             value, for_input[i], for_target[i] = loss(x[i], t[i], factor[i], parameter)

@@ -6,6 +6,7 @@ on blocks of whole rows, with all classes alike, and then puts the few that are 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,12 +48,12 @@ def _scale(derivatives, coefficient):
 def one_class_loop(name: str, other: Callable[..., Any], own: Callable[..., Any]) -> Any:
     """Compile the loop over a loss's scalars: other(x, focus) and own(x, quality, focus)."""
 
-    @jit.helper
+    @functools.partial(jit.helper, name=name)
     def fill(x, focus, values, derivatives):
         for i in range(x.size):
             values[i], derivatives[i] = other(x[i], focus)
 
-    @jit.helper
+    @functools.partial(jit.helper, name=name)
     def place(x, meant, row, place, focus, values, derivatives):
         own_row = row if meant.quality.size > 1 else 0
         quality = (meant.quality[own_row], meant.quality_low[own_row])
