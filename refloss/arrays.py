@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -203,8 +204,11 @@ def wanted_gradients(grad: Any, names: Sequence[str]) -> set[str]:
     """The inputs whose gradients are computed: all for True, none for False, else one by name or several."""
     if isinstance(grad, bool | np.bool_):
         return set(names) if grad else set()
-    asked = [grad] if isinstance(grad, str) else list(grad)
-    return {choice(name, "grad", names) for name in asked}
+    if isinstance(grad, str):
+        return {choice(grad, "grad", names)}
+    if not isinstance(grad, Collection) or isinstance(grad, bytes):
+        raise TypeError(f"grad is {grad!r} of type {type(grad).__name__}; expected a bool, a name or several names")
+    return {choice(name, "grad", names) for name in grad}
 
 
 def float_dtype(value: Any, name: str) -> np.dtype[Any]:

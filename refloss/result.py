@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class Intermediates(dict[str, Any]):
-    """Intermediate values; those in ``later`` are computed when they are first asked for."""
+    """Intermediate values; those in ``later`` are computed when they are first asked for, by ``[name]``.
+
+    Until then they are not among the keys, and a copy or a pickle does not have them.
+    """
 
     def __init__(self, *values: Any, **later: Callable[[], Any]) -> None:
         super().__init__(*values)
@@ -28,6 +31,9 @@ class Intermediates(dict[str, Any]):
         """Take over the values of others."""
         self.update(others)
         self.later.update(others.later)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
 
     def __missing__(self, name: str) -> Any:
         if name not in self.later:

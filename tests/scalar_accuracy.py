@@ -15,8 +15,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.numerics import exponential
-from refloss.numerics.pairs import rounded
-from tests.truth import pairs, ulp_errors
+from tests.truth import Pairs, pairs, ulp_errors
 
 PAGE = Path(__file__).parent.parent / "docs" / "numerics.md"
 BEGIN, END = "<!-- scalars:begin -->\n", "<!-- scalars:end -->"
@@ -50,9 +49,13 @@ RANGES = [
     Range("log1p", "near −1", -1.0 + 2.0**-53, -0.5),
     Range("log1p", "large arguments", 1.0, 1e308, logarithmic=True),
     Range("exp_of_negative", "softmax terms", -60.0, 0.0),
+    Range("exp_of_negative", "small terms", -708.0, -60.0),
     Range("exp_of_negative", "subnormal results, underflow", -746.0, -708.0),
-    Range("softplus_of_negative", "near 0", -1.0, 0.0),
-    Range("softplus_of_negative", "confident elements", -700.0, -1.0),
+    Range("sigmoid_of_positive", "undecided elements", 0.0, 1.0),
+    Range("sigmoid_of_positive", "confident elements", 1.0, 60.0),
+    Range("softplus_of_negative", "undecided elements", -1.0, 0.0),
+    Range("softplus_of_negative", "confident elements", -708.0, -1.0),
+    Range("softplus_of_negative", "subnormal results, underflow", -746.0, -708.0),
 ]
 
 TRUE_FUNCTIONS = {
@@ -60,23 +63,42 @@ TRUE_FUNCTIONS = {
     "log": mpmath.log,
     "log1p": mpmath.log1p,
     "exp_of_negative": mpmath.exp,
+    "sigmoid_of_positive": lambda x: 1 / (1 + mpmath.exp(-x)),
     "softplus_of_negative": lambda x: mpmath.log1p(mpmath.exp(x)),
 }
 
 
 @jit.scalar
+def _log_pair(x):
+    return exponential.log_pair(x, 0.0)
+
+
+@jit.scalar
 def _exp_of_negative(x):
-    return rounded(exponential.exp_of_negative(x))
+    u, _, _ = exponential.logistic(x)
+    return u
+
+
+@jit.scalar
+def _sigmoid_of_positive(x):
+    _, sigmoid, _ = exponential.logistic(x)
+    return sigmoid
 
 
 @jit.scalar
 def _softplus_of_negative(x):
     _, _, softplus = exponential.logistic(x)
-    return rounded(softplus)
+    return softplus
 
 
-# What kernels make of the pairs that some scalars return.
-OF_PAIRS = {"exp_of_negative": _exp_of_negative, "softplus_of_negative": _softplus_of_negative}
+# The three parts of logistic go by what they are; those that are pairs are rounded in the table.
+SCALARS = {
+    "exp": exponential.exp,
+    "log": exponential.log,
+    "log1p": exponential.log1p,
+    "sigmoid_of_positive": _sigmoid_of_positive,
+}
+PAIRS = {"log": _log_pair, "exp_of_negative": _exp_of_negative, "softplus_of_negative": _softplus_of_negative}
 
 
 @numba.njit
@@ -87,10 +109,25 @@ def _map(function, values):
     return result
 
 
+@numba.njit
+def _map_pairs(function, values):
+    high, low = np.empty_like(values), np.empty_like(values)
+    for i in range(values.size):
+        high[i], low[i] = function(values[i])
+    return high, low
+
+
+def evaluate_pair(scalar: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The high and the low part of a scalar of refloss.numerics at many points."""
+    high, low = _map_pairs(PAIRS[scalar], values)
+    return high, low
+
+
 def evaluate(scalar: str, values: np.ndarray) -> np.ndarray:
-    """A scalar of refloss.numerics at many points."""
-    function = OF_PAIRS.get(scalar) or getattr(exponential, scalar)
-    result: np.ndarray = _map(function, values)
+    """A scalar of refloss.numerics at many points; rounded where it is a pair."""
+    if scalar not in SCALARS:
+        return np.add(*evaluate_pair(scalar, values))
+    result: np.ndarray = _map(SCALARS[scalar], values)
     return result
 
 
@@ -104,16 +141,30 @@ def draw(where: Range, count: int) -> np.ndarray:
     return np.concatenate([[where.low, where.high], points])
 
 
+def true_values(where: Range, points: np.ndarray) -> Pairs:
+    """The right results, from mpmath."""
+    with mpmath.workprec(180):
+        function: Any = TRUE_FUNCTIONS[where.scalar]
+        return pairs([function(mpmath.mpf(float(point))) for point in points])
+
+
 def worst_error(where: Range, count: int) -> tuple[float, float]:
     """The largest error in ulp, and the point where it occurs."""
     points = draw(where, count)
-    with mpmath.workprec(180):
-        function: Any = TRUE_FUNCTIONS[where.scalar]
-        true = pairs([function(mpmath.mpf(float(point))) for point in points])
+    true = true_values(where, points)
     got = evaluate(where.scalar, points)
     errors = np.where(np.isinf(true.high), np.where(got == true.high, 0.0, np.inf), 0.0)
     finite = np.isfinite(true.high)
     errors[finite] = ulp_errors(got[finite], true.at(finite), "float64")
+    return float(errors.max()), float(points[errors.argmax()])
+
+
+def worst_pair_error(where: Range, count: int) -> tuple[float, float]:
+    """The largest relative error of a pair, and the point where it occurs."""
+    points = draw(where, count)
+    true = true_values(where, points)
+    high, low = evaluate_pair(where.scalar, points)
+    errors = np.abs(((high - true.high) + (low - np.ldexp(true.low, -true.shift))) / true.high)
     return float(errors.max()), float(points[errors.argmax()])
 
 

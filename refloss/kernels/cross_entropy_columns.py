@@ -18,7 +18,7 @@ from refloss.numerics.exponential import exp_difference
 from refloss.numerics.pairs import add, divide, multiply, pair, rounded
 from refloss.numerics.sums import grid_bits, grid_total
 
-MAX_CLASSES = 64
+MAX_CLASSES = 128
 COLUMNS = 512
 
 

@@ -15,7 +15,7 @@ from refloss.kernels.rows import Rows, any_rows_of, rows_of, tile_buffer, tile_r
 from refloss.numerics.sums import MAX_TERMS, as_pair, exact_sum, rounded
 
 # Elements a thread takes at a time: some tenths of a millisecond of work, so that Python's part does not show.
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 16
 
 
 class Task(NamedTuple):
