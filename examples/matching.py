@@ -131,7 +131,7 @@ def draw_costs(axes: Axes, result: refloss.LossResult) -> None:
 
 def draw(out: Path) -> None:
     """Write the picture; the same bytes each time."""
-    options: dict[str, Any] = {"svg.hashsalt": "refloss", "svg.fonttype": "none", "font.family": "sans-serif"}
+    options: Any = {"svg.hashsalt": "refloss", "svg.fonttype": "none", "font.family": "sans-serif"}
     with mpl.rc_context(options):
         figure = Figure(figsize=(11, 6.2), facecolor="white", layout="constrained")
         scene, costs = figure.subplots(1, 2, width_ratios=(1.75, 1))

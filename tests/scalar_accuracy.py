@@ -164,7 +164,8 @@ def worst_pair_error(where: Range, count: int) -> tuple[float, float]:
     points = draw(where, count)
     true = true_values(where, points)
     high, low = evaluate_pair(where.scalar, points)
-    errors = np.abs(((high - true.high) + (low - np.ldexp(true.low, -true.shift))) / true.high)
+    off = (high - true.high) + (low - np.ldexp(true.low, -true.shift))
+    errors = np.abs(off / np.where(true.high == 0.0, 1.0, true.high))
     return float(errors.max()), float(points[errors.argmax()])
 
 
