@@ -49,13 +49,13 @@ RANGES = [
     Range("log1p", "near −1", -1.0 + 2.0**-53, -0.5),
     Range("log1p", "large arguments", 1.0, 1e308, logarithmic=True),
     Range("exp_of_negative", "softmax terms", -60.0, 0.0),
-    Range("exp_of_negative", "small terms", -708.0, -60.0),
-    Range("exp_of_negative", "subnormal results, underflow", -746.0, -708.0),
+    Range("exp_of_negative", "small terms", -700.0, -60.0),
+    Range("exp_of_negative", "subnormal results, underflow", -746.0, -700.0),
     Range("sigmoid_of_positive", "undecided elements", 0.0, 1.0),
     Range("sigmoid_of_positive", "confident elements", 1.0, 60.0),
     Range("softplus_of_negative", "undecided elements", -1.0, 0.0),
-    Range("softplus_of_negative", "confident elements", -708.0, -1.0),
-    Range("softplus_of_negative", "subnormal results, underflow", -746.0, -708.0),
+    Range("softplus_of_negative", "confident elements", -700.0, -1.0),
+    Range("softplus_of_negative", "subnormal results, underflow", -746.0, -700.0),
 ]
 
 TRUE_FUNCTIONS = {

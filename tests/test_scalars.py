@@ -8,7 +8,7 @@ from tests.scalar_accuracy import PAIRS, RANGES, evaluate, worst_error, worst_pa
 def test_scalars_are_within_one_ulp(where):
     error, point = worst_error(where, 100_000)
     # Within 1 ulp is the promise; subnormal results are rounded a second time.
-    allowed = 0.8 if "underflow" in where.name else (0.75 if where.scalar == "softplus_of_negative" else 0.65)
+    allowed = 0.85 if "underflow" in where.name else (0.75 if where.scalar.endswith("_of_negative") else 0.65)
     assert error <= allowed, f"{where.scalar}({point!r}) is off by {error} ulp"
 
 

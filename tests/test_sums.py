@@ -192,3 +192,39 @@ def test_limbs_as_a_pair(values):
     exact = sum(map(Fraction, values))
     high, low = _pair_of(np.array(values))
     assert abs(Fraction(high) + Fraction(low) - exact) <= exact * Fraction(2) ** -100 + Fraction(2) ** -1074
+
+
+def mixed_magnitudes(count):
+    """Terms that cancel but for their smallest, and do not fit the grids of their largest."""
+    generator = np.random.default_rng(count)
+    large = generator.standard_normal(count) * np.exp2(generator.uniform(-500, 500, count))
+    small = generator.standard_normal(count) * np.exp2(generator.uniform(-1074, -500, count))
+    return generator.permutation(np.concatenate([large, -large, small]))
+
+
+@pytest.mark.parametrize("count", [10, 30_000])
+def test_add_exactly_keeps_what_massive_cancellation_leaves(count):
+    values = mixed_magnitudes(count)
+    assert _added(values, parts=7) == (sum(map(Fraction, values)), 0.0)
+
+
+def test_add_exactly_of_so_many_that_counts_are_large():
+    values = np.full(2**22, np.nextafter(2.0, 0.0))
+    values[::3] = -(2.0**-60)
+    ones = values.size - (values.size + 2) // 3
+    assert _added(values)[0] == ones * Fraction(np.nextafter(2.0, 0.0)) - (values.size - ones) * Fraction(2) ** -60
+
+
+def test_add_exactly_makes_the_same_limbs_in_any_order():
+    values, generator = mixed_magnitudes(1000), np.random.default_rng(0)
+    limbs = np.zeros((3, sums.LIMBS), np.int64)
+    for accumulator in limbs:
+        _add_exactly(generator.permutation(values), accumulator)
+    assert (limbs == limbs[0]).all()
+
+
+def test_add_exactly_adds_to_what_is_there():
+    limbs = np.zeros(sums.LIMBS, np.int64)
+    for values in ([1.0, 2.0**-1074], [], [-1.0], [2.0**1000]):
+        assert _add_exactly(np.array(values, float), limbs) == 0.0
+    assert Fraction(sums.accumulated(limbs), sums.UNITS) == Fraction(2) ** 1000 + Fraction(2) ** -1074
