@@ -1,5 +1,7 @@
 """Losses of corresponding elements: correct rounding against mpmath, derivatives, layouts, edges."""
 
+import copy
+import pickle
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import refloss
+from refloss.result import Intermediates
 from tests.test_derivatives import TOLERANCE, fourth_order
 from tests.test_same_bits import bits, layouts
 from tests.truth import correctly_rounded, pairs, ulp_errors
@@ -302,16 +305,45 @@ def test_nll_of_log_probabilities_is_cross_entropy(reduction, dtype):
 def test_gradients_by_name(name):
     x, t = inputs_of(name, 50, np.float32)
     everything = getattr(refloss, name)(x, t, grad_output=-1.5).grads
-    for asked in (*everything, [*everything][::-1], ()):
+    for asked in (*everything, [*everything][::-1], (), True, np.True_, False, np.False_):
         grads = getattr(refloss, name)(x, t, grad_output=-1.5, grad=asked).grads
-        assert set(grads) == ({asked} if isinstance(asked, str) else set(asked))
+        names = [asked] if isinstance(asked, str) else asked
+        expected = set(names) if isinstance(names, list | tuple) else set(everything if asked else ())
+        assert set(grads) == expected
         for key, gradient in grads.items():
             assert gradient.tobytes() == everything[key].tobytes()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ["mse", "l1", "huber"])
+def test_gradients_of_weights_by_name(name, reduction):
+    x, t = inputs_of(name, 50, np.float32)
+    weight = np.random.default_rng(0).uniform(0.5, 2, 50)
+    loss = getattr(refloss, name)
+    everything = loss(x, t, weight=weight, reduction=reduction)
+    for asked in ("weight", ["target", "weight"]):
+        result = loss(x, t, weight=weight, reduction=reduction, grad=asked)
+        assert set(result.grads) == {"weight", *([] if isinstance(asked, str) else asked)}
+        assert all(gradient.tobytes() == everything.grads[key].tobytes() for key, gradient in result.grads.items())
+        assert np.array_equal(result.loss, everything.loss)
+
+
+def test_a_buffer_is_left_alone_where_its_gradient_is_not_asked_for():
+    out = np.full(3, 7.0)
+    assert set(refloss.mse(np.ones(3), np.zeros(3), grad="target", out=out).grads) == {"target"}
+    assert (out == 7.0).all()
+    assert refloss.mse(np.ones(3), np.zeros(3), grad="input", out=out).grads["input"] is out
 
 
 @pytest.mark.parametrize("asked", ["weight", "Input", ["input", "nobody"]])
 def test_a_gradient_that_does_not_exist_is_an_error(asked):
     with pytest.raises(ValueError, match=r"grad is '(weight|Input|nobody)'; expected one of 'input', 'target'"):
+        refloss.mse(np.ones(3), np.ones(3), grad=asked)
+
+
+@pytest.mark.parametrize("asked", [None, 1, 0.5, b"input"])
+def test_gradients_are_asked_for_by_a_bool_or_by_names(asked):
+    with pytest.raises(TypeError, match=r"grad is .* of type \w+; expected a bool, a name or several names"):
         refloss.mse(np.ones(3), np.ones(3), grad=asked)
 
 
@@ -321,33 +353,129 @@ def test_losses_are_computed_when_asked_for(name, reduction):
     x, t = inputs_of(name, 60, np.float32)
     result = getattr(refloss, name)(x.reshape(3, 20), t.reshape(3, 20), reduction=reduction)
     assert "losses" not in result.intermediates
-    expected = getattr(refloss, name)(x, t, reduction="none").loss
+    expected = getattr(refloss, name)(x.reshape(3, 20), t.reshape(3, 20), reduction="none").loss
     assert result.intermediates["losses"].tobytes() == expected.tobytes()
+    assert result.intermediates["losses"].shape == (3, 20)
     assert "losses" in result.intermediates
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mse", {"weight": 60}),
+        ("huber", {"weight": 60, "delta": 0.4}),
+        ("bce", {"weight": 1}),
+        ("bce_with_logits", {"weight": 60, "pos_weight": 1}),
+        ("kl_div", {"reduction": "batchmean"}),
+    ],
+    ids=str,
+)
+def test_losses_when_asked_for_have_every_option(name, options):
+    x, t = inputs_of(name, 60, np.float32)
+    generator = np.random.default_rng(0)
+    given = {key: generator.random(value) if isinstance(value, int) else value for key, value in options.items()}
+    result = getattr(refloss, name)(x, t, grad_output=-3.0, **given)
+    gradients = {key: gradient.copy() for key, gradient in result.grads.items()}
+    expected = getattr(refloss, name)(x, t, **given | {"reduction": "none"}).loss
+    assert result.intermediates["losses"].tobytes() == expected.tobytes()
+    assert all(np.array_equal(result.grads[key], gradient) for key, gradient in gradients.items())
+
+
+def test_intermediates_that_were_not_asked_for_are_not_among_the_keys():
+    made = []
+    values = Intermediates({"lse": 1.0}, losses=lambda: made.append("losses") or 2.0)
+    assert (len(values), list(values), dict(values.items()), made) == (1, ["lse"], {"lse": 1.0}, [])
+    assert "losses" not in values
+    for copied in (copy.deepcopy(values), pickle.loads(pickle.dumps(values))):
+        assert isinstance(copied, Intermediates)
+        assert copied == {"lse": 1.0}
+        with pytest.raises(KeyError, match="losses"):
+            copied["losses"]
+    renamed = values.renamed("start_", "_0")
+    assert (list(renamed), made) == (["start_lse_0"], [])
+    assert values["losses"] == values["losses"] == renamed["start_losses_0"] == 2.0
+    assert made == ["losses"]
+    assert list(values.items()) == [("lse", 1.0), ("losses", 2.0)]
+    result = refloss.bce_with_logits([0.5], [1.0])
+    assert copy.deepcopy(result).loss == result.loss
+    assert pickle.loads(pickle.dumps(result)).grads == result.grads
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
 def test_probabilities_of_logits(dtype):
-    x, t = inputs_of("bce_with_logits", 60, DTYPES[dtype])
+    x, t = inputs_of("bce_with_logits", 600, DTYPES.get(dtype, np.float64))
     with mpmath.workprec(3200):
         true = pairs([sigmoid(mpmath.mpf(float(a))) for a in x])
-    found = refloss.bce_with_logits(x.reshape(2, 30).T, t.reshape(2, 30).T).intermediates["probabilities"]
-    assert ulp_errors(found.T.reshape(-1), true, "float64").max() <= 2
+    found = refloss.bce_with_logits(x.reshape(20, 30).T, t.reshape(20, 30).T).intermediates["probabilities"]
+    assert ulp_errors(found.T.reshape(-1), true, "float64").max() <= 1.5
+    ends = refloss.bce_with_logits([-np.inf, np.inf, np.nan], [0.0, 1.0, 0.0], reduction="sum")
+    assert np.array_equal(ends.intermediates["probabilities"], [0.0, 1.0, np.nan], equal_nan=True)
     with pytest.raises(KeyError, match="nothing"):
-        refloss.bce_with_logits(x, t).intermediates["nothing"]
+        ends.intermediates["nothing"]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_soft_target_that_is_nearly_the_probability(dtype):
+def agreeing(dtype, factor):
+    """Logits, and targets for which the slope is 0 but for their rounding."""
     generator = np.random.default_rng(3)
-    x = np.concatenate([generator.standard_normal(300) * 3, generator.standard_normal(100) * 1e-30, [0.0]])
-    x = x.astype(DTYPES[dtype])
-    t = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(DTYPES[dtype])
-    _, slope, _ = truth("bce_with_logits", x, t, mpmath.mpf(3.5))
-    gradient = refloss.bce_with_logits(x, t, reduction="sum", grad_output=3.5).grads["logits"]
-    assert ulp_errors(gradient, slope, dtype).max() <= 0.501
-    # A target of float64 agrees in all its digits; what is left of the difference has an error below 2^-57.
-    t = 1 / (1 + np.exp(-x.astype(np.float64)))
-    _, slope, _ = truth("bce_with_logits", x, t, mpmath.mpf(1))
-    gradient = refloss.bce_with_logits(x, t, reduction="sum", grad_dtype=np.float64).grads["logits"]
-    assert np.abs(gradient - slope.high).max() <= 2.0**-57
+    scale = generator.choice([0.3, 3.0, 8.0, 40.0, 1e-30], 20_000)
+    x = np.concatenate([generator.standard_normal(20_000) * scale, [0.0, 1e-45, -1e-45, 1e-38]]).astype(dtype)
+    with np.errstate(over="ignore"):
+        return x, (1 / (1 + factor * np.exp(-x.astype(np.float64))))
+
+
+def slope(x, t, factor):
+    with mpmath.workprec(400):
+        numbers = [(mpmath.mpf(float(a)), mpmath.mpf(float(b))) for a, b in zip(x, t, strict=True)]
+        terms = [((1 - b) * sigmoid(a), factor * b * sigmoid(-a)) for a, b in numbers]
+        return pairs([a - b for a, b in terms]), pairs([max(pair) for pair in terms])
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_soft_target_that_is_nearly_the_probability(dtype, factor):
+    x, t = agreeing(DTYPES[dtype], factor)
+    t = t.astype(DTYPES[dtype])
+    true, _ = slope(x, t, factor)
+    pos_weight = None if factor == 1.0 else factor
+    for output in DTYPES:
+        gradient = refloss.bce_with_logits(
+            x, t, pos_weight=pos_weight, reduction="sum", grad="logits", grad_dtype=DTYPES[output]
+        ).grads["logits"]
+        errors = ulp_errors(gradient, true, output)
+        assert np.mean(correctly_rounded(errors)) >= 0.99999
+        assert errors.max() <= 0.501
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_digits_of_a_float64_gradient_where_a_soft_target_is_nearly_the_probability(dtype, factor):
+    x, t = agreeing(dtype, factor)
+    true, terms = slope(x, t, factor)
+    gradient = refloss.bce_with_logits(
+        x, t, pos_weight=np.float64(factor), reduction="sum", grad="logits", grad_dtype="float64"
+    ).grads["logits"]
+    # What is left of less than 2^-18 is computed again; above, float64 has digits enough for every other format.
+    left = np.abs(true.high) / terms.high
+    assert (left < 2.0**-18).sum() > 1000
+    assert ulp_errors(gradient, true, "float64")[left < 2.0**-18].max() <= 2
+    errors = np.abs((gradient - true.high) - np.ldexp(true.low, -true.shift))
+    assert (errors <= 2.0**-36 * np.abs(true.high)).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_float64_gradients_of_hard_targets_are_within_two_ulp(weighted):
+    generator = np.random.default_rng(8)
+    x = generator.standard_normal(8000) * generator.choice([0.5, 3.0, 20.0, 200.0], 8000)
+    t, cotangent = generator.integers(2, size=8000), generator.standard_normal(8000)
+    weight = generator.uniform(0.1, 3, 8000) if weighted else np.ones(8000)
+    with mpmath.workprec(200):
+        logits = [mpmath.mpf(float(a)) for a in x]
+        slopes = [-sigmoid(-a) if b else sigmoid(a) for a, b in zip(logits, t, strict=True)]
+        factors = [mpmath.mpf(float(w)) * mpmath.mpf(float(c)) for w, c in zip(weight, cotangent, strict=True)]
+        each = pairs([a * b for a, b in zip(slopes, factors, strict=True)])
+        alike = pairs([mpmath.mpf(-1.7) * a / 8000 for a in slopes])
+    given = weight if weighted else None
+    result = refloss.bce_with_logits(x, t.astype(float), given, reduction="none", grad_output=cotangent)
+    assert ulp_errors(result.grads["logits"], each, "float64").max() <= 2
+    result = refloss.bce_with_logits(x, t.astype(float), grad_output=-1.7)
+    assert ulp_errors(result.grads["logits"], alike, "float64").max() <= 2

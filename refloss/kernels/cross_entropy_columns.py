@@ -1,6 +1,7 @@
 """Cross-entropy of many short rows: a vector of rows at a time, instead of a vector of classes.
 
-For pixels and tokens with few classes. The classes are the outer loop and neighbouring rows the inner one; the
+For pixels and tokens with few classes. The classes are the outer loop and neighbouring rows the inner one. Where the
+classes of a row are neighbours in memory and not very few, only what comes once a row is done for a vector of rows. The
 scalars are those of kernels.softmax, and sums do not depend on order, so the bits are those of label_rows.
 """
 
@@ -11,21 +12,28 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, save
-from refloss.kernels.softmax import split_class
+from refloss.kernels.rows import load, load_rows, save, save_rows
+from refloss.kernels.softmax import scan, split_class
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_difference
+from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 from refloss.numerics.pairs import add, divide, multiply, pair, rounded
 from refloss.numerics.sums import grid_bits, grid_total
 
 MAX_CLASSES = 128
 COLUMNS = 512
+# From this many classes on, a vector of classes is well filled.
+ROW_CLASSES = 16
+_VECTOR = 8
+# So many rows of classes stay in the nearest caches.
+ROWS = 64
 
 
 class Lanes(NamedTuple):
     """One thread's buffers: a value for each of COLUMNS rows, and for each of their classes."""
 
-    terms: np.ndarray  # [C, COLUMNS]
+    terms: np.ndarray  # [C, COLUMNS], or as many [COLUMNS, C], with C rounded up to whole vectors
+    block: np.ndarray  # [ROWS·C], rows as they are in memory
     labels: np.ndarray  # -1 where ignored
     weights: np.ndarray
     coefficients: np.ndarray  # [2, COLUMNS], pairs
@@ -48,7 +56,8 @@ def new_lanes(classes: int) -> Lanes:
         return np.empty(COLUMNS, np.int64)
 
     return Lanes(
-        terms=floats(classes),
+        terms=floats(-(-classes // _VECTOR) * _VECTOR),
+        block=np.empty(ROWS * classes),
         labels=integers(),
         weights=floats(),
         coefficients=floats(2),
@@ -134,25 +143,99 @@ def _finish_class(row, c, labels, high, low, own):
         row[k] = own[k] if labels[k] == c else (0.0 if labels[k] < 0 else value)
 
 
+@jit.helper
+def _load_columns(logits, lanes, start, count):
+    """Class by class: exponentials relative to the largest of the others, and their sums."""
+    chosen, references = lanes.labels[:count], lanes.references[:count]
+    for c in range(logits.classes):
+        row = lanes.terms[c][:count]
+        load(logits, start, row, c * logits.class_stride)
+        _take_maximum(row, c, chosen, lanes.logits[:count], references, lanes.overflow[:count])
+    for c in range(logits.classes):
+        _take_exponentials(lanes.terms[c][:count], c, chosen, references, lanes.coarse[:count], lanes.fine[:count])
+
+
+@jit.helper
+def _save_columns(gradient, lanes, start, count):
+    for c in range(gradient.classes):
+        row = lanes.terms[c][:count]
+        _finish_class(
+            row, c, lanes.labels[:count], lanes.factors[0][:count], lanes.factors[1][:count], lanes.own[:count]
+        )
+        save(row, gradient, start, c * gradient.class_stride)
+
+
+@jit.helper
+def _exponentials(x, reference):
+    """e^(x − reference) in place; the sums of their bits on the grids."""
+    coarse = 0
+    fine = 0
+    for i in range(x.size):
+        term = exp_difference(x[i], reference)
+        x[i] = term
+        coarse_bits, fine_bits = grid_bits(term)
+        coarse += coarse_bits
+        fine += fine_bits
+    return coarse, fine
+
+
+@jit.helper
+def _load_rows(logits, lanes, start, count, width):
+    """The same row by row, where a row's classes are neighbours; rows are filled up to a width with no class."""
+    terms = lanes.terms.reshape(-1)
+    load_rows(logits, start, count, lanes.block)
+    for k in range(count):
+        x = terms[k * width : (k + 1) * width]
+        x[: logits.classes] = lanes.block[k * logits.classes : (k + 1) * logits.classes]
+        x[logits.classes :] = -np.inf
+        label = lanes.labels[k]
+        if label >= 0:
+            lanes.logits[k] = x[label]
+            x[label] = -np.inf
+        highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
+        reference = from_ordinal(highest, x)
+        sound = largest == infinity_bits(x) and reference < np.inf and lanes.logits[k] < np.inf
+        lanes.references[k] = reference
+        lanes.overflow[k] = 0.0 if sound else np.inf
+        lanes.coarse[k], lanes.fine[k] = _exponentials(x, reference if reference > -np.inf else 0.0)
+
+
+@jit.helper
+def _scale(terms, high, low, row):
+    for i in range(row.size):
+        row[i] = fma(terms[i], high, terms[i] * low)
+
+
+@jit.helper
+def _save_rows(gradient, lanes, start, count, width):
+    terms = lanes.terms.reshape(-1)
+    for k in range(count):
+        row = lanes.block[k * gradient.classes : (k + 1) * gradient.classes]
+        if lanes.labels[k] < 0:
+            row[:] = 0.0
+        else:
+            _scale(terms[k * width : (k + 1) * width], lanes.factors[0, k], lanes.factors[1, k], row)
+            row[lanes.labels[k]] = lanes.own[k]
+    save_rows(lanes.block, gradient, start, count)
+
+
 @jit.kernel
 def label_columns(logits, gradient, labels, terms, output, lanes, first, last, with_gradient):
     """Rows first ... last with class labels, without smoothing."""
-    for start in range(first, last, COLUMNS):
-        count = min(COLUMNS, last - start)
+    width = lanes.terms.shape[0]
+    by_rows = logits.class_stride == 1 and logits.classes >= ROW_CLASSES
+    step = ROWS if by_rows else COLUMNS
+    for start in range(first, last, step):
+        count = min(step, last - start)
         stop = start + count
         _prepare(labels, terms, lanes, start, count)
-        chosen = lanes.labels[:count]
-        references = lanes.references[:count]
-        for c in range(logits.classes):
-            row = lanes.terms[c][:count]
-            load(logits, start, row, c * logits.class_stride)
-            _take_maximum(row, c, chosen, lanes.logits[:count], references, lanes.overflow[:count])
-        for c in range(logits.classes):
-            _take_exponentials(lanes.terms[c][:count], c, chosen, references, lanes.coarse[:count], lanes.fine[:count])
+        if by_rows:
+            _load_rows(logits, lanes, start, count, width)
+        else:
+            _load_columns(logits, lanes, start, count)
         losses, nlls, lses = output.loss[start:stop], output.nll[start:stop], output.lse[start:stop]
-        _split_all(lanes, count, logits.classes, losses, nlls, lses)
-        if with_gradient:
-            for c in range(logits.classes):
-                row = lanes.terms[c][:count]
-                _finish_class(row, c, chosen, lanes.factors[0][:count], lanes.factors[1][:count], lanes.own[:count])
-                save(row, gradient, start, c * gradient.class_stride)
+        _split_all(lanes, count, width if by_rows else logits.classes, losses, nlls, lses)
+        if with_gradient and by_rows:
+            _save_rows(gradient, lanes, start, count, width)
+        elif with_gradient:
+            _save_columns(gradient, lanes, start, count)

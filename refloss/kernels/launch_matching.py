@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from refloss.detection.targets import Targets
 
 BLOCK_QUERIES = 256
+# Rows of a count that are looked at together: few enough for the nearest caches.
+COUNT_QUERIES = 32
 _KINDS = {"softmax": SOFTMAX, "focal": FOCAL, "label_maps": LABEL_MAPS}
 
 
@@ -78,8 +80,10 @@ def counts(logits: np.ndarray, *, of_softmax: bool) -> np.ndarray:
     counted = np.empty(logits.shape[:2], np.bool_)
     rows = any_rows_of(logits, 2)
 
-    def work(first: int, last: int, _: None) -> None:
-        count_objects(rows, of_softmax, counted.reshape(-1), first, last)
+    flat = counted.reshape(-1)
 
-    parallel.run_blocks(work, counted.size, BLOCK_QUERIES, lambda: None)
+    def work(first: int, last: int, block: np.ndarray) -> None:
+        count_objects(rows, of_softmax, flat, block, first, last)
+
+    parallel.run_blocks(work, counted.size, 4 * BLOCK_QUERIES, lambda: np.empty(COUNT_QUERIES * logits.shape[2]))
     return np.asarray(np.count_nonzero(counted, axis=1))

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, load_strided, row_offset
+from refloss.kernels.rows import load, load_rows
+from refloss.kernels.softmax import scan
 from refloss.losses.sigmoid_focal import log_probability, power
-from refloss.numerics.bits import float64_bits, fma
+from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
-from refloss.numerics.formats import INFINITY_BITS, from_ordinal, magnitude_bits, ordinal
+from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 from refloss.numerics.pairs import rounded
 
 SOFTMAX, FOCAL, LABEL_MAPS = 0, 1, 2
@@ -166,27 +167,26 @@ def match_costs(logits, boxes, lse, objects, weights, queries, scratch, costs, f
 @jit.helper
 def _highest(x):
     """The largest element, and whether one is NaN."""
-    highest = float64_bits(-np.inf) ^ (2**63 - 1)
-    largest = 0
-    for i in range(x.size):
-        here, size = ordinal(x[i]), magnitude_bits(x[i])
-        highest = here if here > highest else highest
-        largest = size if size > largest else largest
-    return from_ordinal(highest, x), largest > INFINITY_BITS
+    highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
+    return from_ordinal(highest, x), largest > infinity_bits(x)
 
 
 @jit.kernel
-def count_objects(logits, of_softmax, counted, first, last):
+def count_objects(logits, of_softmax, counted, block, first, last):
     """Whether a query sees an object: its best class is not the last one, or has a probability above 1/2."""
-    x = np.empty(logits.classes)
-    for row in range(first, last):
-        load_strided(logits, row_offset(logits, row), logits.class_stride, x)
-        best, undefined = _highest(x[: x.size - 1] if of_softmax else x)
-        # A NaN is the largest of all for an argmax, and above no threshold.
-        if of_softmax:
-            counted[row] = undefined or best >= x[x.size - 1]
-        else:
-            counted[row] = not undefined and best > 0.0
+    size = logits.classes
+    step = block.size // size
+    for start in range(first, last, step):
+        count = min(step, last - start)
+        load_rows(logits, start, count, block)
+        for k in range(count):
+            x = block[k * size : (k + 1) * size]
+            best, undefined = _highest(x[: size - 1] if of_softmax else x)
+            # A NaN is the largest of all for an argmax, and above no threshold.
+            if of_softmax:
+                counted[start + k] = undefined or best >= x[size - 1]
+            else:
+                counted[start + k] = not undefined and best > 0.0
 
 
 @jit.scalar

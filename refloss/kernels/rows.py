@@ -221,6 +221,34 @@ def save(row, rows, first, place=0):
 
 
 @jit.helper
+def _is_block(rows):
+    """Whether rows follow each other in memory without a gap."""
+    return rows.shape.size == 1 and rows.strides[0] == rows.classes and rows.class_stride == 1
+
+
+@jit.helper
+def load_rows(rows, first, count, block):
+    """Rows first ... first + count of any format, one after the other, as float64."""
+    size = rows.classes
+    if _is_block(rows):
+        load_strided(rows, row_offset(rows, first), 1, block[: count * size])
+        return
+    for k in range(count):
+        load_strided(rows, row_offset(rows, first + k), rows.class_stride, block[k * size : (k + 1) * size])
+
+
+@jit.helper
+def save_rows(block, rows, first, count):
+    """Rows of float64, one after the other, rounded, to rows first ... first + count of any format."""
+    size = rows.classes
+    if _is_block(rows):
+        save_strided(block[: count * size], rows, row_offset(rows, first), 1)
+        return
+    for k in range(count):
+        save_strided(block[k * size : (k + 1) * size], rows, row_offset(rows, first + k), rows.class_stride)
+
+
+@jit.helper
 def gather(rows, first, count, tile):
     """Copy rows first ... first + count into a tile, if they are not contiguous."""
     if tile.shape[0] == 0:

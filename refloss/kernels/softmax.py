@@ -52,7 +52,7 @@ class Split(NamedTuple):
 
 
 @jit.scalar
-def _scan(x, highest, largest):
+def scan(x, highest, largest):
     """The highest ordinal and the largest magnitude of x, starting from given ones."""
     for i in range(x.size):
         here = ordinal(x[i])
@@ -66,9 +66,9 @@ def _scan(x, highest, largest):
 def highest_excluding(x, excluded):
     """The largest element but for one index, and whether no element at all is NaN or +inf."""
     start = lowest_ordinal(x)
-    highest, largest = _scan(x[: max(excluded, 0)], start, infinity_bits(x))
-    highest, largest = _scan(x[excluded + 1 :], highest, largest)
-    overall, largest = _scan(x[max(excluded, 0) : excluded + 1], highest, largest)
+    highest, largest = scan(x[: max(excluded, 0)], start, infinity_bits(x))
+    highest, largest = scan(x[excluded + 1 :], highest, largest)
+    overall, largest = scan(x[max(excluded, 0) : excluded + 1], highest, largest)
     sound = largest == infinity_bits(x) and overall < infinity_bits(x)
     return widen(from_ordinal(highest, x)), sound
 
