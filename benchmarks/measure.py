@@ -29,10 +29,11 @@ Answer = TypeVar("Answer")
 
 
 class Timing(NamedTuple):
-    """Seconds: the median, and the distance between the quartiles."""
+    """Seconds: the median, the distance between the quartiles, the fastest."""
 
     median: float
     spread: float
+    fastest: float
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, Timing]:
@@ -57,7 +58,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS)
 
 def _timing(seconds: list[float]) -> Timing:
     lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Timing(median, upper - lower)
+    return Timing(median, upper - lower, min(seconds))
 
 
 def in_fresh_process(

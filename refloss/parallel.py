@@ -71,8 +71,10 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
     finally:
         # Reached early on an exception such as KeyboardInterrupt: let the others finish their block and no more.
         stop.set()
-        wait(futures)
-    for future in futures:
+        # Whoever has not woken up by now is not waited for.
+        started = [future for future in futures if not future.cancel()]
+        wait(started)
+    for future in started:
         future.result()
 
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
@@ -235,7 +236,7 @@ def test_bad_input(call, error, message):
 CONFIDENT = np.array([[0.0, 50.0, -3.0], [-np.inf, 2.0, 700.0], [1e-3, 2e-3, -1e4], [-800.0, 0.0, 0.5]], np.float32)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 def test_probabilities_are_computed_when_asked_for(dtype):
     logits = CONFIDENT.astype(dtype)
     with mpmath.workprec(3000):
@@ -277,6 +278,23 @@ def test_probabilities_of_classes_on_any_axis():
     assert np.moveaxis(found, 1, -1).tobytes() == own.tobytes()
 
 
-def test_the_number_of_labels_goes_by_its_name():
-    with pytest.raises(ValueError, match="num_labels is 4"):
-        refloss.token_classification(LOGITS, LABELS, num_labels=4)
+@pytest.mark.parametrize(
+    ("labels", "num_labels", "error", "message"),
+    [
+        (LABELS, 4, ValueError, r"logits has shape \(4, 3\) and num_labels is 4; expected a row for each of labels"),
+        (LABELS, "3", TypeError, "num_labels is '3' of type str; expected an integer"),
+        ([2, 7, 1, 1], 3, ValueError, r"labels\[1\] = 7 is outside \[0, 3\) and is not ignore_index -100"),
+    ],
+)
+def test_token_classification_calls_its_arguments_by_their_names(labels, num_labels, error, message):
+    for given in ({"num_labels": num_labels}, {"config": {"num_labels": num_labels}}):
+        with pytest.raises(error, match=message):
+            refloss.token_classification(LOGITS, labels, **given)
+
+
+def test_probabilities_of_rows_that_are_not_finite():
+    logits = np.array([[np.nan, 1.0], [-np.inf, -np.inf], [0.0, -np.inf]])
+    intermediates = refloss.cross_entropy(logits, [0, 0, 0]).intermediates
+    for name, last in (("probabilities", [1.0, 0.0]), ("log_probabilities", [0.0, -np.inf])):
+        assert np.isnan(intermediates[name][:2]).all()
+        assert np.array_equal(intermediates[name][2], last)
