@@ -113,13 +113,20 @@ def double_precision() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def run_transformers(run: Run, cotangents: Mapping[str, float] | float) -> tuple[Outcome, list[Any]]:
+class Matched(NamedTuple):
+    """What transformers matched in a layer: for each image its pairs and the costs that decided."""
+
+    pairs: list[Any]
+    costs: list[Array]
+
+
+def run_transformers(run: Run, cotangents: Mapping[str, float] | float) -> tuple[Outcome, list[Matched]]:
     """Loss, components, gradients; and the matching of each layer in the order in which it was made."""
-    matchings: list[Any] = []
+    solved: list[Any] = []
 
     def solve(costs: Any) -> Any:
-        matchings.append(linear_sum_assignment(costs))
-        return matchings[-1]
+        solved.append((linear_sum_assignment(costs), array(torch.as_tensor(costs))))
+        return solved[-1][0]
 
     modules = ("loss_for_object_detection", "loss_deformable_detr", "loss_grounding_dino")
     arguments = dict(run.arguments) | {"device": "cpu", "config": copy.copy(run.arguments["config"])}
@@ -139,7 +146,8 @@ def run_transformers(run: Run, cotangents: Mapping[str, float] | float) -> tuple
     for name, value, grad in zip(run.differentiable, inputs, grads, strict=True):
         outcome[f"grad.{name}"] = array(torch.zeros_like(value) if grad is None else grad)
     images = len(run.arguments["labels"])
-    return outcome, [matchings[first : first + images] for first in range(0, len(matchings), images)]
+    layers = [solved[first : first + images] for first in range(0, len(solved), images)]
+    return outcome, [Matched([pairs for pairs, _ in layer], [costs for _, costs in layer]) for layer in layers]
 
 
 @contextmanager
@@ -163,6 +171,23 @@ def run_refloss(run: Run, cotangents: Any, assignment: Any = None) -> tuple[Outc
         **{f"grad.{name}": value.astype(np.float64) for name, value in result.grads.items()},
     }
     return outcome, result
+
+
+def matching_disagreements(result: refloss.LossResult, theirs: list[Matched], tolerance: float) -> list[str]:
+    """Costs and assignments of all layers; IoU and GIoU of the pairs are checked by the components.
+
+    transformers rounds 1 − p to float64 before it takes log(1 − p + 10^-8).
+    """
+    values, lines = result.intermediates, []
+    of_logarithm = 0.0 if "lse" in values else 2.0**-53 / 1e-8
+    for (suffix, _, _, _), matched in zip(layers_of(result), theirs, strict=True):
+        table = [(image, *map(int, pair)) for image, own in enumerate(matched.pairs) for pair in zip(*own, strict=True)]
+        if [tuple(row) for row in values[f"assignment{suffix}"].tolist()] != table:
+            lines.append(f"assignment{suffix} is {values[f'assignment{suffix}'].tolist()} instead of {table}")
+        costs = np.concatenate(matched.costs, axis=1)
+        if not np.allclose(values[f"cost_matrix{suffix}"], costs, rtol=tolerance, atol=tolerance + of_logarithm):
+            lines.append(f"cost_matrix{suffix} is off by {np.abs(values[f'cost_matrix{suffix}'] - costs).max()}")
+    return lines
 
 
 def layers_of(result: refloss.LossResult) -> Iterator[tuple[str, str, str, Any]]:
