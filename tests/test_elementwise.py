@@ -477,6 +477,7 @@ def test_float64_gradients_of_hard_targets_are_within_two_ulp(weighted):
         alike = pairs([mpmath.mpf(-1.7) * a / 8000 for a in slopes])
     given = weight if weighted else None
     result = refloss.bce_with_logits(x, t.astype(float), given, reduction="none", grad_output=cotangent)
-    assert ulp_errors(result.grads["logits"], each, "float64").max() <= 2
+    # The promise is 2; a rounding between the factors would exceed 1.5.
+    assert ulp_errors(result.grads["logits"], each, "float64").max() <= 1.5
     result = refloss.bce_with_logits(x, t.astype(float), grad_output=-1.7)
-    assert ulp_errors(result.grads["logits"], alike, "float64").max() <= 2
+    assert ulp_errors(result.grads["logits"], alike, "float64").max() <= 1.5
