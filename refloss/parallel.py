@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from refloss.arrays import integer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _limit: list[int] = []
 _progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("progress", default=None)
@@ -38,8 +38,11 @@ def set_num_threads(count: int) -> None:
 
 
 @contextlib.contextmanager
-def progress(report: Callable[[int, int], None]) -> Iterator[None]:
-    """Call report(rows done since the last call, rows in all) as the blocks of a loss are finished."""
+def progress(report: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Call report(rows done since the last call, rows in all) as the blocks of a loss are finished.
+
+    The rows of a head that matches are its layers.
+    """
     token = _progress.set(report)
     try:
         yield
@@ -76,6 +79,25 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
         wait(started)
     for future in started:
         future.result()
+
+
+def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """function of every item, several at a time; an exception is that of the first item which has one."""
+    results: list[Any] = [None] * len(items)
+    errors: dict[int, Exception] = {}
+
+    def work(first: int, last: int, _: None) -> None:
+        for i in range(first, last):
+            try:
+                with progress(None):
+                    results[i] = function(items[i])
+            except Exception as error:
+                errors[i] = error
+
+    run_blocks(work, len(items), 1, lambda: None)
+    if errors:
+        raise errors[min(errors)]
+    return results
 
 
 @functools.lru_cache(maxsize=1)

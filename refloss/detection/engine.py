@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refloss import arrays
+from refloss import arrays, parallel
 from refloss.detection import matching as pairing
 from refloss.detection.matching import KEY, Matcher, Matching
 from refloss.detection.targets import Targets, check_boxes
@@ -148,8 +148,8 @@ def run(
     all_alike = _Run(head, targets, cotangents, normaliser(options.num_boxes, targets), given, options.backend)
     components: dict[str, Any] = {}
     intermediates = Intermediates()
-    for layer in layers:
-        outcome = _run_layer(all_alike, layer)
+    outcomes = parallel.each(functools.partial(_run_layer, all_alike), layers)
+    for layer, outcome in zip(layers, outcomes, strict=True):
         components.update({name + layer.suffix: value for name, value in outcome.components.items()})
         intermediates.include(outcome.intermediates.renamed(suffix=layer.suffix))
     loss = _total(components, weights)

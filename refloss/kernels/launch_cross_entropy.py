@@ -11,11 +11,11 @@ import numpy as np
 from refloss import parallel
 from refloss.kernels.cross_entropy import Output, Scratch, Terms, label_rows, probability_rows
 from refloss.kernels.cross_entropy_columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
-from refloss.kernels.rows import Rows, any_rows_of, rows_of, tile_buffer, tile_rows
+from refloss.kernels.rows import any_rows_of, rows_of, tile_buffer, tile_rows
 from refloss.numerics.sums import MAX_TERMS, as_pair, exact_sum, rounded
 
 # Elements a thread takes at a time: some tenths of a millisecond of work, so that Python's part does not show.
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 17
 
 
 class Task(NamedTuple):
@@ -47,13 +47,15 @@ class Answer(NamedTuple):
 
 def cross_entropy(task: Task) -> Answer:
     """Run a task; gradients are written into the task's buffers."""
-    logits = rows_of(task.logits, task.class_axis)
-    if logits.classes > MAX_TERMS:
-        raise ValueError(f"logits has {logits.classes} classes; expected at most {MAX_TERMS}")
+    classes = task.logits.shape[task.class_axis]
+    if classes > MAX_TERMS:
+        raise ValueError(f"logits has {classes} classes; expected at most {MAX_TERMS}")
     count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
     output = Output(np.empty(count), np.empty(count), np.empty(count))
     normaliser = _normaliser(task, count)
-    _run(task, logits, _terms(task, logits.classes, normaliser), output, count)
+    terms = _terms(task, classes, normaliser)
+    in_columns = _has_labels(task) and not terms.smooth and classes <= MAX_CLASSES
+    (_run_columns if in_columns else _run)(task, terms, output, count)
     return Answer(_reduced(task, output.loss, normaliser), output.nll, output.lse)
 
 
@@ -82,9 +84,11 @@ def label_normaliser(labels: np.ndarray, weight: np.ndarray | None, ignore_index
 def _terms(task: Task, classes: int, normaliser: Fraction | float) -> Terms:
     weight = np.ones(classes) if task.weight is None else task.weight
     smoothing = Fraction(task.label_smoothing)
+    # A label without smoothing asks for the weight of its own class only.
+    needs_total = smoothing > 0 or not _has_labels(task)
     return Terms(
         weight=weight,
-        weight_total=as_pair(exact_sum(weight)),
+        weight_total=as_pair(exact_sum(weight)) if needs_total else (0.0, 0.0),
         keep=as_pair(1 - smoothing),
         uniform=as_pair(smoothing / max(classes, 1)),
         smooth=task.label_smoothing > 0.0,
@@ -95,13 +99,11 @@ def _terms(task: Task, classes: int, normaliser: Fraction | float) -> Terms:
     )
 
 
-def _run(task: Task, logits: Rows, terms: Terms, output: Output, count: int) -> None:
+def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
+    logits = rows_of(task.logits, task.class_axis)
     # Without a gradient to write, a kernel still wants an argument of its type.
-    gradient = rows_of(task.logits if task.gradient is None else task.gradient, task.class_axis)
+    gradient = logits if task.gradient is None else rows_of(task.gradient, task.class_axis)
     has_labels = _has_labels(task)
-    if has_labels and not terms.smooth and logits.classes <= MAX_CLASSES:
-        _run_columns(task, terms, output, count)
-        return
     arrays = [logits, gradient]
     if not has_labels:
         target = rows_of(task.target, task.class_axis)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from refloss.detection.targets import Targets
 
 BLOCK_QUERIES = 256
+# Blocks that a thread takes at a time.
+CALL_BLOCKS = 8
 # Rows of a count that are looked at together: few enough for the nearest caches.
 COUNT_QUERIES = 32
 _KINDS = {"softmax": SOFTMAX, "focal": FOCAL, "label_maps": LABEL_MAPS}
@@ -71,7 +73,7 @@ def costs(logits: np.ndarray, boxes: np.ndarray, lse: np.ndarray, objects: Objec
         match_costs(rows, box_rows, lse, objects, weights, queries, buffers, result, first, last)
 
     if result.size:
-        parallel.run_blocks(work, lse.size, block, scratch)
+        parallel.run_blocks(work, lse.size, CALL_BLOCKS * block, scratch)
     return result.T
 
 
@@ -85,5 +87,7 @@ def counts(logits: np.ndarray, *, of_softmax: bool) -> np.ndarray:
     def work(first: int, last: int, block: np.ndarray) -> None:
         count_objects(rows, of_softmax, flat, block, first, last)
 
-    parallel.run_blocks(work, counted.size, 4 * BLOCK_QUERIES, lambda: np.empty(COUNT_QUERIES * logits.shape[2]))
+    parallel.run_blocks(
+        work, counted.size, CALL_BLOCKS * BLOCK_QUERIES, lambda: np.empty(COUNT_QUERIES * logits.shape[2])
+    )
     return np.asarray(np.count_nonzero(counted, axis=1))

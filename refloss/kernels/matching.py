@@ -133,7 +133,7 @@ def match_costs(logits, boxes, lse, objects, weights, queries, scratch, costs, f
     start = first
     while start < last:
         image, query = start // queries, start % queries
-        count = min(queries - query, last - start)
+        count = min(queries - query, last - start, scratch.logits.size)
         x, own = scratch.logits[:count], scratch.of_class[:count]
         if objects.offsets[image] < objects.offsets[image + 1]:
             for k in range(4):
