@@ -90,4 +90,4 @@ def mask_layer(inputs: Inputs, pred_masks: Any, sizes: dict[str, int]) -> Layer:
     array = inputs.add("pred_masks", pred_masks, "B", "Q", "h", "w", shape={"B": sizes["B"], "Q": sizes["Q"]})
     if 0 in array.shape[2:]:
         raise ValueError(f"pred_masks has shape {array.shape}; expected masks with pixels")
-    return inputs.layer("", "logits", "pred_boxes", terms=(terms.masks(),), others=("pred_masks",))
+    return inputs.layer("", "logits", "pred_boxes", others=("pred_masks",), terms=(terms.masks(),))

@@ -1,6 +1,6 @@
 """Match, then terms, layer by layer: the engine of every DETR-like head.
 
-A head is a matcher, the terms of its layers, and the weights of their components in the total. Each term computes
+Layers are matched and evaluated several at a time. A head is a matcher, the terms of its layers, and the weights of their components in the total. Each term computes
 components and adds their vector-Jacobian products to the gradients of a layer's inputs; no two terms write to the same
 element.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from refloss.detection.matching import KEY, Matcher, Matching
 from refloss.detection.targets import Targets, check_boxes
 from refloss.numerics.sums import rounded
 from refloss.result import Intermediates, LossResult
+
+if TYPE_CHECKING:
+    from refloss.detection.inputs import Inputs
+
+UNION = "_union"
 
 
 class Tensor(NamedTuple):
@@ -45,6 +50,8 @@ class Layer(NamedTuple):
     names: Mapping[str, str]  # the same by the names that the caller gave them, for errors
     counts: bool = True  # whether it is part of the total
     terms: tuple[Term, ...] = ()  # beside those of every layer
+    matching: Matching | None = None  # where nothing is to be matched: denoising queries know their objects
+    repeats: int = 1  # how often it shows every object, which num_boxes is multiplied by
 
 
 class Scene(NamedTuple):
@@ -56,6 +63,7 @@ class Scene(NamedTuple):
     num_boxes: float
     backend: str
     background: Background | None
+    shared: dict[str, Any]  # what a term leaves for those that come after it
 
     @property
     def queries(self) -> int:
@@ -97,6 +105,7 @@ class Term(NamedTuple):
     components: tuple[str, ...]
     evaluate: Callable[[Scene, Mapping[str, float]], Outcome]
     before: Callable[[Layer, int, Mapping[str, float], str], Background] | None = None
+    of_union: bool = False  # whether it takes the union of all layers' matchings, where the head makes one
 
 
 class Head(NamedTuple):
@@ -105,6 +114,8 @@ class Head(NamedTuple):
     matcher: Matcher
     terms: tuple[Term, ...]
     weights: Mapping[str, float]
+    weighted: bool = False  # whether components are reported times their weights
+    union: Callable[[list[Matching], Targets], Matching] | None = None  # of the layers' matchings
 
 
 class Options(NamedTuple):
@@ -116,9 +127,9 @@ class Options(NamedTuple):
     backend: str
 
 
-def normaliser(num_boxes: Any, targets: Targets) -> float:
-    """The number of objects, or what the caller has averaged over ranks; at least 1."""
-    count = float(len(targets.labels)) if num_boxes is None else arrays.number(num_boxes, "num_boxes")
+def normaliser(num_boxes: Any, targets: Targets, groups: int) -> float:
+    """How many objects all groups of queries see, or what the caller has averaged over ranks; at least 1."""
+    count = float(groups * len(targets.labels)) if num_boxes is None else arrays.number(num_boxes, "num_boxes")
     if not np.isfinite(count):
         raise ValueError(f"num_boxes is {count}; expected a finite number")
     return max(count, 1.0)
@@ -135,68 +146,110 @@ class _Run(NamedTuple):
     backend: str
 
 
-def run(
-    head: Head, layers: list[Layer], targets: Targets, grads: dict[str, np.ndarray], options: Options
-) -> LossResult:
-    """The weighted sum of the components of all layers; gradients go into the layers' tensors, which grads names."""
+class _Matched(NamedTuple):
+    """A layer whose matching is known."""
+
+    scene: Scene
+    terms: tuple[tuple[Term, Mapping[str, float]], ...]  # with the cotangents of their components
+    intermediates: Intermediates
+
+
+def run(head: Head, layers: list[Layer], targets: Targets, inputs: Inputs, options: Options) -> LossResult:
+    """The weighted sum of the components of all layers; gradients go into the layers' tensors, which are of inputs."""
     pairing.check_matcher(head.matcher)
     weights = _weights(head, layers)
-    cotangents = _cotangents(options.grad_output, weights)
-    given = pairing.given_matchings(options.assignment, [layer.suffix for layer in layers])
+    cotangents = _cotangents(options.grad_output, weights, head.weighted)
+    suffixes = [layer.suffix for layer in layers if layer.matching is None]
+    given = pairing.given_matchings(options.assignment, suffixes, () if head.union is None else (UNION,))
     for layer in layers:
         check_boxes(layer.tensors["pred_boxes"].value, layer.names["pred_boxes"])
-    all_alike = _Run(head, targets, cotangents, normaliser(options.num_boxes, targets), given, options.backend)
-    components: dict[str, Any] = {}
+    num_boxes = normaliser(options.num_boxes, targets, head.matcher.groups)
+    alike = _Run(head, targets, cotangents, num_boxes, given, options.backend)
+    matched = parallel.each(functools.partial(_match, alike), layers)
     intermediates = Intermediates()
-    outcomes = parallel.each(functools.partial(_run_layer, all_alike), layers)
-    for layer, outcome in zip(layers, outcomes, strict=True):
-        components.update({name + layer.suffix: value for name, value in outcome.components.items()})
-        intermediates.include(outcome.intermediates.renamed(suffix=layer.suffix))
+    union = None if head.union is None else _union(alike, matched, intermediates)
+    components: dict[str, Any] = {}
+    for own, outcome in zip(matched, parallel.each(functools.partial(_evaluate, union), matched), strict=True):
+        suffix = own.scene.layer.suffix
+        components.update({name + suffix: value for name, value in outcome.components.items()})
+        intermediates.include(outcome.intermediates.renamed(suffix=suffix))
     loss = _total(components, weights)
-    return LossResult(loss=loss, grads=grads, components=components, intermediates=intermediates)
+    if head.weighted:
+        components = {name: np.float64(weights[name]) * value for name, value in components.items()}
+    return LossResult(loss=loss, grads=inputs.grads, components=components, intermediates=intermediates)
 
 
-def _run_layer(run: _Run, layer: Layer) -> Outcome:
-    """Match a layer's queries with the objects, then compute its terms."""
-    terms = (*run.head.terms, *layer.terms)
-    cotangents = [{name: run.cotangents[name + layer.suffix] for name in term.components} for term in terms]
+def _match(run: _Run, layer: Layer) -> _Matched:
+    """Match a layer's queries with the objects, after what its terms do before."""
+    terms = tuple(
+        (term, {name: run.cotangents[name + layer.suffix] for name in term.components})
+        for term in (*run.head.terms, *layer.terms)
+    )
     queries = layer.tensors["logits"].value.shape[1]
-    matching = None
+    matching = layer.matching
     if layer.suffix in run.given:
         matching = pairing.read_matching(run.given[layer.suffix], KEY + layer.suffix, queries, run.targets)
-    pairs = int(np.minimum(run.targets.counts, queries).sum()) if matching is None else len(matching.query)
+    groups = run.head.matcher.groups
+    pairs = groups * int(np.minimum(run.targets.counts, queries // groups).sum())
+    pairs = pairs if matching is None else len(matching.query)
     background = None
-    for term, own in zip(terms, cotangents, strict=True):
+    for term, own in terms:
         if term.before is not None:
             background = term.before(layer, pairs, own, run.backend)
-    matching, intermediates = _matched(run, layer, matching, None if background is None else background.lse)
-    scene = Scene(layer, run.targets, matching, run.num_boxes, run.backend, background)
-    components: dict[str, Any] = {}
-    for term, own in zip(terms, cotangents, strict=True):
-        outcome = term.evaluate(scene, own)
-        components.update(outcome.components)
-        intermediates.update(outcome.intermediates)
-    return Outcome(components, intermediates)
+    num_boxes = run.num_boxes * layer.repeats
+    intermediates = Intermediates({"num_boxes": np.float64(num_boxes)})
+    if layer.matching is None:
+        matching = _matched(run, layer, matching, None if background is None else background.lse, intermediates)
+    assert matching is not None
+    intermediates[KEY] = matching.table()
+    scene = Scene(layer, run.targets, matching, num_boxes, run.backend, background, {})
+    return _Matched(scene, terms, intermediates)
 
 
 def _matched(
-    run: _Run, layer: Layer, matching: Matching | None, lse: np.ndarray | None
-) -> tuple[Matching, Intermediates]:
+    run: _Run, layer: Layer, matching: Matching | None, lse: np.ndarray | None, intermediates: Intermediates
+) -> Matching:
     """The matching of least cost unless there is one already, and how it came about."""
     logits, boxes = layer.tensors["logits"].value, layer.tensors["pred_boxes"].value
     cost = functools.partial(pairing.costs, run.head.matcher, logits, boxes, run.targets, lse, run.backend)
-    intermediates = Intermediates({"num_boxes": np.float64(run.num_boxes)})
+    groups = run.head.matcher.groups
     if matching is None:
         intermediates["cost_matrix"] = cost()
-        matching = pairing.match(intermediates["cost_matrix"], run.targets)
+        matching = pairing.match(intermediates["cost_matrix"], run.targets, groups)
     else:
         intermediates.later["cost_matrix"] = cost
-    intermediates[KEY] = matching.table()
     found = matching
     intermediates.later["margin"] = lambda: pairing.margins(
-        intermediates["cost_matrix"], found, run.targets, run.backend
+        intermediates["cost_matrix"], found, run.targets, groups, run.backend
     )
-    return matching, intermediates
+    return matching
+
+
+def _union(run: _Run, matched: list[_Matched], intermediates: Intermediates) -> Matching:
+    """The union of the matchings of all layers that were matched, or the caller's."""
+    assert run.head.union is not None
+    name = KEY + UNION
+    scenes = [own.scene for own in matched if own.scene.layer.matching is None]
+    if UNION in run.given:
+        union = pairing.read_matching(run.given[UNION], name, min(scene.queries for scene in scenes), run.targets)
+    else:
+        union = run.head.union([scene.matching for scene in scenes], run.targets)
+    pairing.check_queries(union, name, min(scene.queries for scene in scenes))
+    intermediates.update({name: union.table(), "num_boxes" + UNION: np.float64(max(len(union.query), 1))})
+    return union
+
+
+def _evaluate(union: Matching | None, matched: _Matched) -> Outcome:
+    """The terms of a layer."""
+    scene, of_union = matched.scene, matched.scene
+    if union is not None and scene.layer.matching is None:
+        of_union = scene._replace(matching=union, num_boxes=float(max(len(union.query), 1)), shared={})
+    components: dict[str, Any] = {}
+    for term, cotangents in matched.terms:
+        outcome = term.evaluate(of_union if term.of_union else scene, cotangents)
+        components.update(outcome.components)
+        matched.intermediates.update(outcome.intermediates)
+    return Outcome(components, matched.intermediates)
 
 
 def _weights(head: Head, layers: list[Layer]) -> dict[str, float]:
@@ -209,15 +262,18 @@ def _weights(head: Head, layers: list[Layer]) -> dict[str, float]:
     }
 
 
-def _cotangents(grad_output: Any, weights: dict[str, float]) -> dict[str, float]:
-    """The cotangent of every component: of the total, or the caller's own."""
+def _cotangents(grad_output: Any, weights: dict[str, float], weighted: bool) -> dict[str, float]:
+    """The cotangent of every component before it is weighted: of the total, or the caller's own."""
     if not isinstance(grad_output, Mapping):
         total = arrays.number(grad_output, "grad_output")
         return {name: total * weight for name, weight in weights.items()}
     unknown = [name for name in grad_output if name not in weights]
     if unknown:
         raise ValueError(f"grad_output has {unknown[0]!r}; expected components: {', '.join(weights)}")
-    return {name: arrays.number(grad_output.get(name, 0.0), f"grad_output[{name!r}]") for name in weights}
+    return {
+        name: arrays.number(grad_output.get(name, 0.0), f"grad_output[{name!r}]") * (weight if weighted else 1.0)
+        for name, weight in weights.items()
+    }
 
 
 def _total(components: dict[str, Any], weights: dict[str, float]) -> np.float64:

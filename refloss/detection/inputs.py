@@ -17,10 +17,16 @@ class Inputs:
     def __init__(self, *, grad: bool, grad_dtype: Any) -> None:
         self._grad = bool(grad)
         self._grad_dtype = grad_dtype
+        self._outside: dict[str, np.ndarray] = {}
         self.tensors: dict[str, Tensor] = {}
 
-    def add(self, name: str, value: Any, *axes: str, shape: Mapping[str, int] | None = None) -> np.ndarray:
-        """Take an array whose axes are named, unless its shape has no effect; shape holds sizes that are known."""
+    def add(
+        self, name: str, value: Any, *axes: str, shape: Mapping[str, int] | None = None, clamp: bool = False
+    ) -> np.ndarray:
+        """Take an array whose axes are named, unless its shape has no effect; shape holds sizes that are known.
+
+        One that is clamped to [0, 1] has no gradient outside.
+        """
         if isinstance(value, list | tuple):
             value = np.stack([arrays.as_array(part, f"{name}[{i}]") for i, part in enumerate(value)])
         array = arrays.float_array(value, name)
@@ -34,13 +40,20 @@ class Inputs:
         if self._grad:
             dtype = array.dtype if self._grad_dtype is None else arrays.float_dtype(self._grad_dtype, "grad_dtype")
             gradient = np.zeros(array.shape, dtype)
+        if clamp:
+            self._outside[name] = (array < 0) | (array > 1)
+            array = np.clip(array, array.dtype.type(0), array.dtype.type(1))
         self.tensors[name] = Tensor(array, gradient)
         return array
 
     @property
     def grads(self) -> dict[str, np.ndarray]:
         """The gradient of every input; empty if they are not wanted."""
-        return {name: tensor.gradient for name, tensor in self.tensors.items() if tensor.gradient is not None}
+        found = {name: tensor.gradient for name, tensor in self.tensors.items() if tensor.gradient is not None}
+        for name, outside in self._outside.items():
+            if name in found:
+                found[name][outside] = 0
+        return found
 
     def layer(
         self,
@@ -48,20 +61,32 @@ class Inputs:
         logits: str,
         boxes: str,
         *,
+        others: tuple[str, ...] = (),
         index: Any = None,
         counts: bool = True,
         terms: tuple[Term, ...] = (),
-        others: tuple[str, ...] = (),
     ) -> Layer:
-        """A layer of two inputs, or of their parts at an index, and of others as they are."""
-        sources = {"logits": logits, "pred_boxes": boxes}
+        """A layer of inputs, or of their parts at an index."""
+        sources = {"logits": logits, "pred_boxes": boxes, **{name: name for name in others}}
         tensors = {key: self.tensors[name] for key, name in sources.items()}
         names = dict(sources)
         if index is not None:
             tensors = {key: tensor.part(index) for key, tensor in tensors.items()}
-            names = {key: f"{name}[{index}]" for key, name in sources.items()}
-        tensors.update({name: self.tensors[name] for name in others})
+            names = {key: f"{name}[{_shown(index)}]" for key, name in sources.items()}
         return Layer(suffix, tensors, names, counts, terms)
+
+
+def _shown(index: Any) -> str:
+    """An index as one writes it."""
+    if not isinstance(index, tuple):
+        index = (index,)
+    parts = [
+        f"{'' if part.start is None else part.start}:{'' if part.stop is None else part.stop}"
+        if isinstance(part, slice)
+        else str(part)
+        for part in index
+    ]
+    return ", ".join(parts)
 
 
 def required(value: Any, name: str, because: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ class Matcher(NamedTuple):
     alpha: float = 0.25
     gamma: float = 2.0
     maps: tuple[np.ndarray, ...] = ()  # [K, C] of each image, for "label_maps"
+    groups: int = 1  # parts of the queries that are matched each on its own
 
 
 class Matching(NamedTuple):
@@ -65,15 +67,17 @@ def costs(
     return np.asarray(run.costs(logits, boxes, lse.reshape(-1), objects, weights))
 
 
-def match(cost: np.ndarray, targets: Targets) -> Matching:
-    """The assignment of least cost, image by image; queries in order, as SciPy and transformers give it."""
+def match(cost: np.ndarray, targets: Targets, groups: int = 1) -> Matching:
+    """The assignment of least cost, image by image and group by group; queries in order, as SciPy has it."""
     # Imported here: it takes longer than refloss itself.
     from scipy.optimize import linear_sum_assignment
 
+    size = len(cost) // groups
     pairs = []
-    for image, (first, last) in enumerate(zip(targets.offsets, targets.offsets[1:], strict=False)):
-        query, chosen = linear_sum_assignment(cost[:, first:last])
-        pairs.append((np.full(len(query), image), query, chosen))
+    for image, (first, last) in enumerate(itertools.pairwise(targets.offsets)):
+        for start in range(0, groups * size, max(size, 1)):
+            query, chosen = linear_sum_assignment(cost[start : start + size, first:last])
+            pairs.append((np.full(len(query), image), start + query, chosen))
     return _joined(pairs)
 
 
@@ -83,25 +87,40 @@ def _joined(pairs: list[tuple[Any, Any, Any]]) -> Matching:
     return Matching(*(np.concatenate(column).astype(np.int64) for column in columns))
 
 
-def margins(cost: np.ndarray, matching: Matching, targets: Targets, backend: str) -> np.ndarray:
+def margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int, backend: str) -> np.ndarray:
     """[B] how much worse the next best assignment of an image is; negative if this one is not the best."""
-    run = launcher(backend, "matching")
-    best = match(cost, targets)
+    best = match(cost, targets, groups)
+    size = len(cost) // groups
     result = np.empty(len(targets.counts))
-    for image, (first, last) in enumerate(zip(targets.offsets, targets.offsets[1:], strict=False)):
-        own, mine, other = cost[:, first:last], matching.image == image, best.image == image
-        query, chosen = matching.query[mine], matching.object[mine]
-        gap = own[best.query[other], best.object[other]].sum() - own[query, chosen].sum()
-        result[image] = gap if gap < 0 else run.margin(own, query, chosen)
+    for image, (first, last) in enumerate(itertools.pairwise(targets.offsets)):
+        gaps = [
+            _gap(cost[start : start + size, first:last], *(_part(each, image, start, size) for each in (matching, best)))
+            for start in range(0, groups * size, max(size, 1))
+        ]
+        result[image] = sum(gap for gap, _ in gaps)
+        if result[image] >= 0.0:
+            run = launcher(backend, "matching")
+            result[image] = min((run.margin(*parts) for _, parts in gaps), default=np.inf)
     return result
 
 
-def given_matchings(assignment: Any, suffixes: list[str]) -> dict[str, Any]:
+def _part(matching: Matching, image: int, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of an image whose queries are in a group, counted from its first query."""
+    own = (matching.image == image) & (matching.query >= start) & (matching.query < start + size)
+    return matching.query[own] - start, matching.object[own]
+
+
+def _gap(cost: np.ndarray, pairs: tuple[np.ndarray, ...], best: tuple[np.ndarray, ...]) -> tuple[float, Any]:
+    """What the best assignment costs more, at most 0; and costs, queries and objects."""
+    return float(cost[best].sum() - cost[pairs].sum()), (cost, *pairs)
+
+
+def given_matchings(assignment: Any, suffixes: list[str], also: tuple[str, ...] = ()) -> dict[str, Any]:
     """The caller's matching for each layer by its suffix: from intermediates, or in the order of the layers."""
     if assignment is None:
         return {}
     if isinstance(assignment, Mapping):
-        return {suffix: assignment[KEY + suffix] for suffix in suffixes if KEY + suffix in assignment}
+        return {suffix: assignment[KEY + suffix] for suffix in (*suffixes, *also) if KEY + suffix in assignment}
     layers = list(assignment)
     if len(layers) != len(suffixes):
         order = ", ".join(repr(KEY + suffix) for suffix in suffixes)
@@ -135,14 +154,20 @@ def _indices(part: Any, name: str) -> np.ndarray:
     return array.reshape(-1)
 
 
+def check_queries(matching: Matching, name: str, queries: int) -> None:
+    """Raise unless every query exists."""
+    _check_range(matching.query, queries, name, "query")
+
+
+def _check_range(part: np.ndarray, limit: int, name: str, what: str) -> None:
+    wrong = np.flatnonzero((part < 0) | (part >= limit))
+    if wrong.size:
+        raise ValueError(f"{name}: {what} {part[wrong[0]]} of pair {wrong[0]} is outside [0, {limit})")
+
+
 def _check(matching: Matching, name: str, queries: int, targets: Targets) -> None:
-    for part, limit, what in (
-        (matching.image, len(targets.counts), "image"),
-        (matching.query, queries, "query"),
-    ):
-        wrong = np.flatnonzero((part < 0) | (part >= limit))
-        if wrong.size:
-            raise ValueError(f"{name}: {what} {part[wrong[0]]} of pair {wrong[0]} is outside [0, {limit})")
+    _check_range(matching.image, len(targets.counts), name, "image")
+    check_queries(matching, name, queries)
     counts = targets.counts[matching.image]
     wrong = np.flatnonzero((matching.object < 0) | (matching.object >= counts))
     if wrong.size:

@@ -57,7 +57,7 @@ def deformable_detr_object_detection(
     head = Head(detr.matcher(config, "focal"), _terms(config), detr.box_weights(config))
     targets = read_targets(labels, sizes["B"], [detr.class_count(config)] * sizes["B"])
     options = Options(grad_output, assignment, num_boxes, backend)
-    return engine.run(head, [detr.last_layer(inputs), *auxiliary], targets, inputs.grads, options)
+    return engine.run(head, [detr.last_layer(inputs), *auxiliary], targets, inputs, options)
 
 
 def deformable_detr_segmentation(
@@ -101,7 +101,7 @@ def deformable_detr_segmentation(
     targets = read_targets(labels, sizes["B"], [detr.class_count(config)] * sizes["B"], with_masks=True)
     options = Options(grad_output, assignment, num_boxes, backend)
     layers = [detr.mask_layer(inputs, pred_masks, sizes), *auxiliary]
-    return engine.run(head, layers, targets, inputs.grads, options)
+    return engine.run(head, layers, targets, inputs, options)
 
 
 def _terms(config: Any) -> tuple[engine.Term, ...]:

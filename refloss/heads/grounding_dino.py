@@ -88,7 +88,7 @@ def grounding_dino_object_detection(
         weights=detr.box_weights(config, CLASS_WEIGHT),
     )
     options = Options(grad_output, assignment, num_boxes, backend)
-    return engine.run(head, layers, targets, inputs.grads, options)
+    return engine.run(head, layers, targets, inputs, options)
 
 
 def _encoder_layer(

@@ -91,4 +91,4 @@ def object_detection(
     )
     targets = read_targets(labels, sizes["B"], [classes] * sizes["B"])
     options = Options(grad_output, assignment, num_boxes, backend)
-    return engine.run(head, [detr.last_layer(inputs), *auxiliary], targets, inputs.grads, options)
+    return engine.run(head, [detr.last_layer(inputs), *auxiliary], targets, inputs, options)

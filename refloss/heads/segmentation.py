@@ -69,4 +69,4 @@ def segmentation(
     targets = read_targets(labels, sizes["B"], [classes] * sizes["B"], with_masks=True)
     options = Options(grad_output, assignment, num_boxes, backend)
     layers = [detr.mask_layer(inputs, pred_masks, sizes), *auxiliary]
-    return engine.run(head, layers, targets, inputs.grads, options)
+    return engine.run(head, layers, targets, inputs, options)

@@ -45,8 +45,8 @@ def objects(targets: Targets, matcher: Matcher) -> Objects:
 
 def weights(matcher: Matcher, largest: float) -> Weights:
     """What a cost is made of, as a kernel reads it; the largest stands for what is not finite."""
-    kind, of_class, of_bbox, of_giou, alpha, gamma, _ = matcher
-    return Weights(_KINDS[kind], of_class, of_bbox, of_giou, alpha, gamma, largest)
+    of_class, of_bbox, of_giou = matcher.of_class, matcher.of_bbox, matcher.of_giou
+    return Weights(_KINDS[matcher.kind], of_class, of_bbox, of_giou, matcher.alpha, matcher.gamma, largest)
 
 
 def margin(costs: np.ndarray, queries: np.ndarray, objects: np.ndarray) -> float:
