@@ -91,6 +91,9 @@ def prepared(key: str, inputs: Mapping[str, Array], config: Mapping[str, Any], d
     arguments = nested(flat)
     if "label_maps" in arguments:
         arguments["label_maps"] = tuple(arguments["label_maps"])
+    if "denoising_meta_values" in arguments:
+        meta = arguments["denoising_meta_values"]
+        meta |= {"dn_num_group": int(meta["dn_num_group"]), "dn_num_split": meta["dn_num_split"].tolist()}
     differentiable = tuple(name for name in INPUTS if name in arguments)
     for name in differentiable:
         arguments[name].requires_grad_()

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refloss.heads.causal_lm import causal_lm
+    from refloss.heads.d_fine import d_fine_object_detection
     from refloss.heads.deformable_detr import deformable_detr_object_detection, deformable_detr_segmentation
+    from refloss.heads.deimv2 import deimv2_object_detection
     from refloss.heads.grounding_dino import grounding_dino_object_detection
+    from refloss.heads.lw_detr import lw_detr_object_detection
     from refloss.heads.mapping import LOSS_MAPPING
     from refloss.heads.masked_lm import masked_lm
     from refloss.heads.object_detection import object_detection
     from refloss.heads.question_answering import question_answering
+    from refloss.heads.rt_detr import rt_detr_object_detection
     from refloss.heads.segmentation import segmentation
     from refloss.heads.semantic_segmentation import semantic_segmentation
     from refloss.heads.sequence_classification import sequence_classification
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from refloss.losses.nll import nll
     from refloss.losses.sigmoid_focal import sigmoid_focal
     from refloss.losses.smooth_l1 import smooth_l1
+    from refloss.losses.varifocal import varifocal
     from refloss.parallel import get_num_threads, set_num_threads
     from refloss.result import LossResult
 
@@ -42,8 +47,10 @@ __all__ = [
     "bce_with_logits",
     "causal_lm",
     "cross_entropy",
+    "d_fine_object_detection",
     "deformable_detr_object_detection",
     "deformable_detr_segmentation",
+    "deimv2_object_detection",
     "dice",
     "get_num_threads",
     "giou",
@@ -52,11 +59,13 @@ __all__ = [
     "iou",
     "kl_div",
     "l1",
+    "lw_detr_object_detection",
     "masked_lm",
     "mse",
     "nll",
     "object_detection",
     "question_answering",
+    "rt_detr_object_detection",
     "segmentation",
     "semantic_segmentation",
     "sequence_classification",
@@ -64,6 +73,7 @@ __all__ = [
     "sigmoid_focal",
     "smooth_l1",
     "token_classification",
+    "varifocal",
 ]
 
 # Where each name lives, if not in a module of its own name: losses bring in Numba, so each is imported when first used.
@@ -82,6 +92,7 @@ _HOMES = {
     "deformable_detr_segmentation": "refloss.heads.deformable_detr",
     "grounding_dino_object_detection": "refloss.heads.grounding_dino",
     "LOSS_MAPPING": "refloss.heads.mapping",
+    **{f"{name}_object_detection": f"refloss.heads.{name}" for name in ("d_fine", "deimv2", "lw_detr", "rt_detr")},
     "LossResult": "refloss.result",
     "get_num_threads": "refloss.parallel",
     "set_num_threads": "refloss.parallel",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refloss.heads.causal_lm import causal_lm
+from refloss.heads.d_fine import d_fine_object_detection
 from refloss.heads.deformable_detr import deformable_detr_object_detection, deformable_detr_segmentation
+from refloss.heads.deimv2 import deimv2_object_detection
 from refloss.heads.grounding_dino import grounding_dino_object_detection
+from refloss.heads.lw_detr import lw_detr_object_detection
 from refloss.heads.masked_lm import masked_lm
 from refloss.heads.object_detection import object_detection
 from refloss.heads.question_answering import question_answering
+from refloss.heads.rt_detr import rt_detr_object_detection
 from refloss.heads.segmentation import segmentation
 from refloss.heads.semantic_segmentation import semantic_segmentation
 from refloss.heads.sequence_classification import sequence_classification
@@ -27,6 +31,7 @@ from refloss.losses.mse import mse
 from refloss.losses.nll import nll
 from refloss.losses.sigmoid_focal import sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1
+from refloss.losses.varifocal import varifocal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,20 +62,30 @@ _BOXES = ("boxes1", "boxes2")
 _BOX_OPTIONS: dict[str, type] = {"box_format": str, **_REDUCTION}
 _LAYERS = ("outputs_class", "outputs_coord")
 _ENCODER = ("encoder_logits", "encoder_pred_boxes")
+_PROPOSALS = (*_LAYERS, "enc_topk_logits", "enc_topk_bboxes")
+_CORNERS = ("predicted_corners", "initial_reference_points")
 _MATCHED: dict[str, type] = {"config": dict, "num_boxes": float}
 
 
-def _detection(call: Callable[..., Any], *, masks: bool = False, text: bool = False) -> Function:
+def _detection(
+    call: Callable[..., Any],
+    *,
+    masks: bool = False,
+    text: bool = False,
+    layers: tuple[str, ...] = _LAYERS,
+    noise: bool = False,
+) -> Function:
     required = ("logits", "labels", "pred_boxes", *(("pred_masks",) if masks else ()))
     maps = ("label_maps",) if text else ()
-    optional = (*_LAYERS, *(_ENCODER if text else ()))
+    optional = (*layers, *(_ENCODER if text else ()))
+    queries = ("denoising_meta_values",) if noise else ()
     return Function(
         call,
         (*required, *maps, *(("text_mask",) if text else ())),
-        optional,
+        (*optional, *queries),
         (*(name for name in required if name != "labels"), *optional),
         _MATCHED,
-        nested=("labels", *maps),
+        nested=("labels", *maps, *queries),
     )
 
 
@@ -80,6 +95,12 @@ _DETECTION = {
     "deformable_detr_object_detection": _detection(deformable_detr_object_detection),
     "deformable_detr_segmentation": _detection(deformable_detr_segmentation, masks=True),
     "grounding_dino_object_detection": _detection(grounding_dino_object_detection, text=True),
+    "rt_detr_object_detection": _detection(rt_detr_object_detection, layers=_PROPOSALS, noise=True),
+    "d_fine_object_detection": _detection(d_fine_object_detection, layers=(*_PROPOSALS, *_CORNERS), noise=True),
+    "deimv2_object_detection": _detection(deimv2_object_detection, layers=(*_PROPOSALS, *_CORNERS), noise=True),
+    "lw_detr_object_detection": _detection(
+        lw_detr_object_detection, layers=(*_LAYERS, "enc_outputs_class", "enc_outputs_coord")
+    ),
 }
 
 FUNCTIONS: dict[str, Function] = {
@@ -97,6 +118,13 @@ FUNCTIONS: dict[str, Function] = {
         ("inputs", "targets"),
         (),
         ("inputs", "targets"),
+        {"num_boxes": float, "alpha": float, "gamma": float, **_REDUCTION},
+    ),
+    "varifocal": Function(
+        varifocal,
+        ("inputs", "targets"),
+        (),
+        ("inputs",),
         {"num_boxes": float, "alpha": float, "gamma": float, **_REDUCTION},
     ),
     "dice": Function(dice, ("inputs", "targets"), (), ("inputs", "targets"), {"num_boxes": float, **_REDUCTION}),

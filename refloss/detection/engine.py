@@ -1,8 +1,8 @@
 """Match, then terms, layer by layer: the engine of every DETR-like head.
 
-Layers are matched and evaluated several at a time. A head is a matcher, the terms of its layers, and the weights of their components in the total. Each term computes
-components and adds their vector-Jacobian products to the gradients of a layer's inputs; no two terms write to the same
-element.
+Layers are matched and evaluated several at a time. A head is a matcher, the terms of its layers, and the weights of
+their components in the total. Each term computes components and adds their vector-Jacobian products to the gradients of
+a layer's inputs; no two terms write to the same element.
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int,
     result = np.empty(len(targets.counts))
     for image, (first, last) in enumerate(itertools.pairwise(targets.offsets)):
         gaps = [
-            _gap(cost[start : start + size, first:last], *(_part(each, image, start, size) for each in (matching, best)))
+            _gap(
+                cost[start : start + size, first:last], *(_part(each, image, start, size) for each in (matching, best))
+            )
             for start in range(0, groups * size, max(size, 1))
         ]
         result[image] = sum(gap for gap, _ in gaps)

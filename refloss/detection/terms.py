@@ -15,6 +15,7 @@ from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
 from refloss.result import Intermediates, LossResult
 
 NONE = -1
+_OVERLAPS = "overlaps"
 
 
 def labels_of_queries(scene: Scene, background: int) -> np.ndarray:
@@ -88,20 +89,33 @@ def focal_classes(num_labels: int, alpha: float) -> Term:
     return Term(("loss_ce",), evaluate)
 
 
-def boxes() -> Term:
+def quality_classes(component: str, loop: Any, focus: tuple[float, float, float]) -> Term:
+    """A sigmoid loss of every class in which the IoU of a query's box matters; the sum over num_boxes."""
+
+    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+        run = launcher(scene.backend, "one_class")
+        logits = scene.layer.tensors["logits"].wanted(cotangents[component] != 0.0)
+        distances = overlaps(scene)
+        qualities = np.zeros((2, len(scene.targets.counts) * scene.queries))
+        qualities[:, scene.rows] = distances.iou, distances.iou_low
+        meant = run.meant(labels_of_queries(scene, NONE), *qualities)
+        loss = run.one_class(
+            loop, *logits, meant, run.Focus(*focus), cotangent=cotangents[component], divisor=scene.num_boxes
+        )
+        return Outcome({component: loss}, Intermediates())
+
+    return Term((component,), evaluate)
+
+
+def boxes(*, of_union: bool = False) -> Term:
     """L1 distance and 1 − GIoU of the matched boxes; sums over num_boxes."""
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         names = ("loss_bbox", "loss_giou")
         predicted = scene.layer.tensors["pred_boxes"].wanted(any(cotangents[name] != 0.0 for name in names))
         of_l1, of_giou = (cotangents[name] / scene.num_boxes for name in names)
-        distances = launcher(scene.backend, "boxes").compare(
-            *predicted,
-            scene.rows,
-            scene.targets.boxes[scene.objects],
-            np.array([[of_l1, 0.0, of_giou]]),
-            centered=True,
-        )
+        distances = _compared(scene, predicted, of_l1, of_giou)
+        scene.shared[_OVERLAPS] = distances
         return Outcome(
             {
                 "loss_bbox": mean(distances.l1, scene),
@@ -110,7 +124,25 @@ def boxes() -> Term:
             Intermediates({"iou": distances.iou, "giou": distances.giou}),
         )
 
-    return Term(("loss_bbox", "loss_giou"), evaluate)
+    return Term(("loss_bbox", "loss_giou"), evaluate, of_union=of_union)
+
+
+def overlaps(scene: Scene) -> Any:
+    """L1 distances, IoU and GIoU of the matched boxes."""
+    if _OVERLAPS not in scene.shared:
+        predicted = scene.layer.tensors["pred_boxes"].wanted(False)
+        scene.shared[_OVERLAPS] = _compared(scene, predicted, 0.0, 0.0)
+    return scene.shared[_OVERLAPS]
+
+
+def _compared(scene: Scene, predicted: Tensor, of_l1: float, of_giou: float) -> Any:
+    return launcher(scene.backend, "boxes").compare(
+        *predicted,
+        scene.rows,
+        scene.targets.boxes[scene.objects],
+        np.array([[of_l1, 0.0, of_giou]]),
+        centered=True,
+    )
 
 
 def mean(values: np.ndarray, scene: Scene) -> np.float64:

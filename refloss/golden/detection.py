@@ -29,6 +29,31 @@ CONFIG: dict[str, Any] = {
     "dice_loss_coefficient": 1.5,
 }
 
+LAYERED_CONFIG: dict[str, Any] = {
+    "num_labels": _CLASSES,
+    "matcher_class_cost": 2.0,
+    "matcher_bbox_cost": 5.0,
+    "matcher_giou_cost": 2.0,
+    "matcher_alpha": 0.25,
+    "matcher_gamma": 2.0,
+    "use_focal_loss": True,
+    "auxiliary_loss": True,
+    "focal_loss_alpha": 0.75,
+    "focal_loss_gamma": 2.0,
+    "weight_loss_vfl": 1.0,
+    "weight_loss_mal": 1.0,
+    "weight_loss_bbox": 5.0,
+    "weight_loss_giou": 2.0,
+    "weight_loss_fgl": 0.15,
+    "weight_loss_ddf": 1.5,
+    "eos_coefficient": 1e-4,
+    "max_num_bins": 8,
+    "reg_scale": 4.0,
+    "up": 0.5,
+    "mal_alpha": None,
+    "use_dense_one_to_one": True,
+}
+
 
 def _boxes(source: Source, *shape: int) -> np.ndarray:
     """Centres and sizes; coordinates of some 20 bits, so that every format but the 16-bit ones holds them."""
@@ -197,6 +222,154 @@ def head_cases(function: str, seed: int, classes: int, *, masks: bool = False, t
     return [*cases, case("encoder", layers=True, encoder=True)] if text else cases
 
 
+def varifocal_cases() -> list[Case]:
+    """Varifocal loss."""
+    source = Source(35)
+    logits = source.normal(4, 7) * 4.0
+    targets = (source.uniform(4, 7) * (source.uniform(4, 7) < 0.4)).astype(np.float32)
+
+    def case(name: str, dtype: Any = np.float32, grad_output: Any = -2.0, **parameters: Any) -> Case:
+        inputs = {"inputs": logits.astype(dtype), "targets": targets}
+        return Case(f"varifocal-{name}", "varifocal", inputs, parameters, grad_output)
+
+    return [
+        *(case(name, dtype) for name, dtype in DTYPES.items()),
+        case("sum", reduction="sum", num_boxes=3.0),
+        case("none", reduction="none", grad_output=source.normal(4, 7)),
+        case("other-focus", alpha=0.25, gamma=1.5, grad_output=0.5),
+    ]
+
+
+class _Layers:
+    """Predictions of all layers for some images, the first queries for denoising, and what the images show."""
+
+    groups, known = 2, 12
+
+    def __init__(self, seed: int, counts: tuple[int, ...] = (3, 0, 2)) -> None:
+        source, images = Source(seed), len(counts)
+        shape = (images, _LAYERS, self.known + _QUERIES)
+        bins = LAYERED_CONFIG["max_num_bins"] + 1
+        self.logits = source.normal(*shape, _CLASSES) * 2.0
+        self.boxes = _boxes(source, *shape)
+        self.corners = source.normal(*shape, 4 * bins)
+        self.references = _boxes(source, *shape)
+        self.proposals = source.normal(images, _QUERIES, _CLASSES), _boxes(source, images, _QUERIES)
+        self.labels = [
+            {"class_labels": source.integers(_CLASSES, count), "boxes": _boxes(source, count).astype(np.float32)}
+            for count in counts
+        ]
+        step = self.known // self.groups
+        self.meta = {
+            "dn_positive_idx": [
+                np.concatenate([step * group + np.arange(count) for group in range(self.groups)]) for count in counts
+            ],
+            "dn_num_group": np.array(self.groups),
+            "dn_num_split": np.array([self.known, _QUERIES]),
+        }
+
+    def inputs(self, dtype: Any, *, layers: bool, noise: bool, corners: bool) -> dict[str, np.ndarray]:
+        """The arguments by name; lists are taken apart."""
+        own = slice(0 if noise else self.known, None)
+        arguments: dict[str, Any] = {
+            "logits": self.logits[:, -1, own],
+            "pred_boxes": self.boxes[:, -1, own],
+        }
+        if layers:
+            arguments |= {"outputs_class": self.logits[:, :, own], "outputs_coord": self.boxes[:, :, own]}
+            arguments |= dict(zip(("enc_topk_logits", "enc_topk_bboxes"), self.proposals, strict=True))
+        if layers and corners:
+            arguments["predicted_corners"] = self.corners[:, :, own]
+            arguments["initial_reference_points"] = self.references[:, :, own]
+        arguments = {name: value.astype(dtype) for name, value in arguments.items()}
+        arguments["labels"] = self.labels
+        if noise:
+            arguments["denoising_meta_values"] = self.meta
+        return {key: part for name, value in arguments.items() for key, part in flattened(name, value).items()}
+
+
+def layered_cases(function: str, seed: int, *, corners: bool = False) -> list[Case]:
+    """The cases of a head that follows RT-DETR."""
+    scene = _Layers(seed)
+
+    def case(
+        name: str,
+        shown: _Layers = scene,
+        dtype: Any = np.float32,
+        grad_output: float = -1.5,
+        *,
+        layers: bool = True,
+        noise: bool = True,
+        num_boxes: float | None = None,
+        **config: Any,
+    ) -> Case:
+        inputs = shown.inputs(dtype, layers=layers, noise=noise, corners=corners)
+        parameters: dict[str, Any] = {"config": LAYERED_CONFIG | {"auxiliary_loss": layers} | config}
+        if num_boxes is not None:
+            parameters["num_boxes"] = num_boxes
+        return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
+
+    outside = _Layers(seed + 1)
+    outside.boxes[..., 0] += 0.6
+    outside.boxes[..., 1] -= 0.6
+    taught = _Layers(seed + 2)
+    taught.corners[:, 0] = taught.corners[:, -1] + 1e-3 * taught.corners[:, 0]
+    taught.corners[:, 1] = taught.corners[:, -1]
+    own = [
+        case("outside", outside, grad_output=0.75),
+        case("nearly-taught", taught, noise=False),
+        case("wide-bins", up=4.0, reg_scale=8.0, noise=False),
+    ]
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        case("last-layer", layers=False, noise=False),
+        case("last-layer-denoising", layers=False),
+        case("no-denoising", noise=False, grad_output=0.75),
+        case("no-objects", _Layers(seed + 3, (0, 0))),
+        case("more-objects-than-queries", _Layers(seed + 4, (8, 1)), noise=False),
+        case("softmax-costs", noise=False, use_focal_loss=False),
+        case("num-boxes", num_boxes=2.5),
+        case("other-focus", noise=False, focal_loss_alpha=0.25, focal_loss_gamma=1.5, mal_alpha=0.5),
+        *(own if corners else []),
+        *([case("one-to-one", use_dense_one_to_one=False)] if function.startswith("deim") else []),
+    ]
+
+
+def grouped_cases(function: str, seed: int) -> list[Case]:
+    """The cases of a head whose queries are matched in groups."""
+    scene = _Scene(seed, _CLASSES)
+
+    def case(
+        name: str,
+        shown: _Scene = scene,
+        dtype: Any = np.float32,
+        grad_output: float = -1.5,
+        *,
+        layers: bool = True,
+        num_boxes: float | None = None,
+        **config: Any,
+    ) -> Case:
+        inputs = shown.inputs(dtype, masks=False, text=False, layers=layers, encoder=False)
+        inputs["enc_outputs_class"] = (shown.logits[0] * 0.5).astype(dtype)
+        inputs["enc_outputs_coord"] = shown.boxes[1].astype(dtype)
+        own = {"auxiliary_loss": layers, "group_detr": 2, "class_loss_coefficient": 1.5} | config
+        parameters: dict[str, Any] = {"config": CONFIG | own}
+        if num_boxes is not None:
+            parameters["num_boxes"] = num_boxes
+        return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
+
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        case("last-layer", layers=False),
+        case("one-group", group_detr=1, grad_output=0.75),
+        case("groups-with-a-rest", group_detr=4),
+        case("fewer-weights", decoder_layers=2),
+        case("no-objects", _Scene(seed + 2, _CLASSES, (0, 0))),
+        case("more-objects-than-queries", _Scene(seed + 3, _CLASSES, (4, 1))),
+        case("num-boxes", num_boxes=2.5),
+        case("other-focus", focal_alpha=0.75),
+    ]
+
+
 BUILDERS: dict[str, Callable[[], list[Case]]] = {
     "sigmoid_focal": focal_cases,
     "dice": dice_cases,
@@ -207,4 +380,9 @@ BUILDERS: dict[str, Callable[[], list[Case]]] = {
     "deformable_detr_object_detection": lambda: head_cases("deformable_detr_object_detection", 60, _CLASSES),
     "deformable_detr_segmentation": lambda: head_cases("deformable_detr_segmentation", 70, _CLASSES, masks=True),
     "grounding_dino_object_detection": lambda: head_cases("grounding_dino_object_detection", 80, 8, text=True),
+    "varifocal": varifocal_cases,
+    "rt_detr_object_detection": lambda: layered_cases("rt_detr_object_detection", 90),
+    "d_fine_object_detection": lambda: layered_cases("d_fine_object_detection", 100, corners=True),
+    "deimv2_object_detection": lambda: layered_cases("deimv2_object_detection", 110, corners=True),
+    "lw_detr_object_detection": lambda: grouped_cases("lw_detr_object_detection", 120),
 }

@@ -17,9 +17,10 @@ BLOCK_ELEMENTS = 1 << 15
 __all__ = ["Focus", "Meant", "meant", "one_class"]
 
 
-def meant(labels: np.ndarray) -> Meant:
-    """Rows' classes without a quality of their own."""
-    return Meant(labels.reshape(-1), np.ones(1), np.zeros(1))
+def meant(labels: np.ndarray, quality: np.ndarray | None = None, quality_low: np.ndarray | None = None) -> Meant:
+    """Rows' classes, and how good each row is, a pair; all alike unless it is given."""
+    high, low = np.ones(1) if quality is None else quality, np.zeros(1) if quality_low is None else quality_low
+    return Meant(labels.reshape(-1), high, low)
 
 
 def one_class(

@@ -24,7 +24,7 @@ NONE = -1
 
 
 class Meant(NamedTuple):
-    """The class of each row, NONE for none, and how good it is: a pair in [0, 1], of each row or of all alike."""
+    """The class of each row, NONE for none, and its box's quality: a pair in [0, 1], of each row or of all alike."""
 
     labels: np.ndarray  # [R] int64
     quality: np.ndarray  # [R] or [1] float64

@@ -46,6 +46,9 @@ from refloss.numerics.pairs import (
 )
 from refloss.result import LossResult
 
+# e^−|x| of a logit beyond this is 0.
+_NOTHING = 746.0
+
 
 @jit.scalar
 def _value(x, larger, small):
@@ -69,7 +72,8 @@ def _slope(x, larger, smaller, u, inverse):
 
 
 @jit.scalar
-def _loss(x, t, factor, parameter):
+def unweighted(x, t, factor, parameter):
+    """ℓ as a pair and its derivatives for p = 1; where little is left of ∂ℓ/∂x, accurate_slope is better."""
     u, inverse, small = logistic(x)
     positive, negative = (t, 0.0), fast_two_sum(1.0, -t)
     larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
@@ -88,12 +92,20 @@ def _loss_with_factor(x, t, factor, parameter):
 
 
 @jit.helper
-def _accurate_slope(x, t, factor):
-    u = exp_accurate(-abs(x), 0.0)
-    positive, negative = two_product(factor, t), two_sum(1.0, -t)
+def accurate_slope(x, positive, negative):
+    """∂ℓ/∂x for the pairs p·t and 1 − t, however close they make it to 0."""
+    u = exp_accurate(-abs(x), 0.0) if abs(x) < _NOTHING else pair(0.0 if x == x else x)
     larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
     slope = rounded(divide(add(larger, negate(multiply(smaller, u))), add(pair(1.0), u)))
     return slope if x > 0.0 else -slope
+
+
+@jit.helper
+def soft_target(x, target):
+    """ℓ and ∂ℓ/∂x for a target that is a pair; x finite."""
+    _, _, small = logistic(x)
+    negative = add(pair(1.0), negate(target))
+    return rounded(_value(x, negative if x > 0.0 else target, small)), accurate_slope(x, target, negative)
 
 
 @jit.scalar
@@ -112,10 +124,10 @@ def _refine(x, t, factor, slopes):
         return
     for i in range(x.size):
         if _is_refined(x[i], t[i], factor[i], slopes[i]):
-            slopes[i] = _accurate_slope(x[i], t[i], factor[i])
+            slopes[i] = accurate_slope(x[i], two_product(factor[i], t[i]), two_sum(1.0, -t[i]))
 
 
-LOOP = loop("bce_with_logits", _loss, _refine)
+LOOP = loop("bce_with_logits", unweighted, _refine)
 LOOP_WITH_FACTOR = loop("bce_with_logits_with_factor", _loss_with_factor, _refine)
 
 

@@ -40,10 +40,16 @@ _FARTHEST = 2.0**60
 
 
 @jit.scalar
+def power_pair(logarithm, exponent):
+    """e^(exponent·logarithm) of a pair ≤ 0, for exponents ≥ 0, as a pair."""
+    high, low = two_product(logarithm[0], exponent)
+    return exp_of_negative(high, fma(logarithm[1], exponent, low))
+
+
+@jit.scalar
 def power(logarithm, exponent):
     """e^(exponent·logarithm) of a pair ≤ 0, for exponents ≥ 0."""
-    high, low = two_product(logarithm[0], exponent)
-    return rounded(exp_of_negative(high, fma(logarithm[1], exponent, low)))
+    return rounded(power_pair(logarithm, exponent))
 
 
 @jit.scalar
@@ -55,7 +61,7 @@ def log_probability(x, softplus):
 
 
 @jit.scalar
-def _absent(x, alpha, gamma):
+def absent(x, alpha, gamma):
     """Value and derivative for a target of 0."""
     u, inverse, small = logistic(x)
     above = x > 0.0
@@ -67,12 +73,12 @@ def _absent(x, alpha, gamma):
 
 @jit.scalar
 def _other(x, focus):
-    return _absent(x, focus.other, focus.gamma)
+    return absent(x, focus.other, focus.gamma)
 
 
 @jit.scalar
 def _own(x, quality, focus):
-    value, derivative = _absent(-x, focus.own, focus.gamma)
+    value, derivative = absent(-x, focus.own, focus.gamma)
     return value, -derivative
 
 

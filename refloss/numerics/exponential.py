@@ -241,3 +241,14 @@ def log1p(x):
     if x == -1.0:
         return -np.inf
     return x if x > -1.0 else np.nan
+
+
+@jit.scalar
+def excess(z):
+    """e^z − 1 and e^z − 1 − z, without loss for small z."""
+    bounded = 710.0 if z > 710.0 else (-746.0 if z < -746.0 else z)
+    leading, tail, n = _exp_reduced(bounded, 0.0)
+    whole = scale(leading + tail, n)
+    small = z * z * _exp_series(z)
+    near = n == 0
+    return z + small if near else whole - 1.0, small if near else (whole - 1.0) - z

@@ -1,0 +1,116 @@
+"""The terms of edges that are distributions over bins: losses/fine_grained.py and losses/distillation.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss.detection.engine import Outcome, Scene, Tensor, Term
+from refloss.detection.terms import mean, overlaps
+from refloss.dispatch import launcher
+from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.losses.distillation import TEMPERATURE
+from refloss.losses.fine_grained import edge_offsets, mixtures, offsets
+from refloss.result import Intermediates
+
+EDGES = 4
+
+
+class Bins(NamedTuple):
+    """How an edge's offset from its reference is divided."""
+
+    last: int
+    up: float
+    reg_scale: float
+
+
+class Teacher(NamedTuple):
+    """The last layer, as the others look at it."""
+
+    corners: np.ndarray  # [B, Q, 4, bins + 1]
+    rows: Any
+    highest: np.ndarray  # [B, Q] its highest probability of a class
+
+
+def by_edge(corners: Tensor) -> Tensor:
+    """Corners [B, Q, 4·(bins + 1)] as [B, Q, 4, bins + 1], without a copy."""
+    images, queries, size = corners.value.shape
+    shape = (images, queries, EDGES, size // EDGES)
+    return Tensor(corners.value.reshape(shape), None if corners.gradient is None else corners.gradient.reshape(shape))
+
+
+def teacher(corners: np.ndarray, logits: np.ndarray, backend: str) -> Teacher:
+    """What the last layer teaches."""
+    run = launcher(backend, "distillation")
+    own = by_edge(Tensor(corners, None)).value
+    return Teacher(own, run.teacher(own), run.highest(logits))
+
+
+def local(bins: Bins, teacher: Teacher) -> Term:
+    """Fine-grained localisation, a sum over num_boxes, and distillation; gradients of a layer's corners."""
+
+    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+        wanted = any(cotangent != 0.0 for cotangent in cotangents.values())
+        corners = by_edge(scene.layer.tensors["predicted_corners"].wanted(wanted))
+        fine, own = _fine_grained(scene, corners, bins, cotangents["loss_fgl"])
+        distilled = _distillation(scene, corners, teacher, own, cotangents["loss_ddf"])
+        return Outcome({"loss_fgl": fine, "loss_ddf": distilled}, Intermediates())
+
+    return Term(("loss_fgl", "loss_ddf"), evaluate, of_union=True)
+
+
+def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -> tuple[np.float64, np.ndarray]:
+    """The loss, and the gradient of the matched queries' edges [M·4, bins + 1]."""
+    places = (scene.matching.image, scene.matching.query)
+    references = scene.layer.tensors["initial_reference_points"].value[places].astype(np.float64)
+    distances = edge_offsets(references, scene.targets.boxes[scene.objects], bins.reg_scale)
+    target = mixtures(distances, offsets(*bins)).reshape(-1, bins.last + 1)
+    weights = np.repeat(overlaps(scene).iou, EDGES)
+    result = rows_cross_entropy(
+        corners.value[places].reshape(target.shape),
+        target,
+        class_axis=1,
+        reduction="none",
+        grad_output=weights * (cotangent / scene.num_boxes),
+        grad=corners.gradient is not None,
+        grad_dtype=np.float64,
+        backend=scene.backend,
+    )
+    gradient = result.grads.get("logits", np.empty((0, bins.last + 1)))
+    return mean(weights * np.asarray(result.loss), scene), gradient
+
+
+def _distillation(scene: Scene, corners: Tensor, teacher: Teacher, others: np.ndarray, cotangent: float) -> np.float64:
+    """The loss; its gradient and the other term's are written."""
+    run = launcher(scene.backend, "distillation")
+    places = (scene.matching.image, scene.matching.query)
+    shares = _shares(teacher.highest.shape, places)
+    shares[places] *= overlaps(scene).iou
+    matched = np.zeros(shares.shape, np.bool_)
+    matched[places] = True
+    np.multiply(shares, teacher.highest, out=shares, where=~matched)
+    # transformers: a layer that is its own teacher has nothing to learn.
+    if np.array_equal(corners.value, teacher.corners):
+        shares[:] = 0.0
+    at = np.full((*shares.shape, EDGES), -1)
+    at[places] = np.arange(len(scene.matching.query) * EDGES).reshape(-1, EDGES)
+    weights = np.repeat(shares * TEMPERATURE**2, EDGES)
+    coefficients = np.repeat(shares * (TEMPERATURE * cotangent), EDGES)
+    if corners.gradient is None or not len(others):
+        at[:] = -1
+    wanted = run.Wanted(weights, coefficients, at.reshape(-1), others)
+    return np.float64(run.total(run.distillation(*corners, teacher.rows, wanted)))
+
+
+def _shares(shape: tuple[int, ...], places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """[B, Q] what an edge of each query counts: both kinds are averaged, and weighted by roots of their numbers."""
+    matched, every = len(places[0]), shape[0] * shape[1]
+    numbers = np.array([every - matched, matched]) * EDGES
+    roots = np.sqrt(numbers * (1.0 / max(shape[0], 1)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_others, of_matched = np.where(numbers > 0, roots / roots.sum() / numbers, 0.0)
+    shares = np.full(shape, of_others)
+    shares[places] = of_matched
+    return shares

@@ -1,0 +1,81 @@
+"""Object detection as in D-FINE: RT-DETR's terms, and edges of boxes as distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refloss.detection import detr, rt_detr, terms
+from refloss.detection.engine import Options
+from refloss.detection.inputs import Inputs
+from refloss.detection.rt_detr import Predictions, Recipe
+from refloss.losses.varifocal import ONE_CLASS_LOOP
+from refloss.result import LossResult
+
+
+def d_fine_object_detection(
+    logits: Any,
+    labels: Any,
+    pred_boxes: Any,
+    config: Any,
+    outputs_class: Any = None,
+    outputs_coord: Any = None,
+    enc_topk_logits: Any = None,
+    enc_topk_bboxes: Any = None,
+    denoising_meta_values: Any = None,
+    predicted_corners: Any = None,
+    initial_reference_points: Any = None,
+    *,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    assignment: Any = None,
+    num_boxes: Any = None,
+    backend: str = "auto",
+    **ignored: Any,
+) -> LossResult:
+    """Varifocal classes, boxes and distributions of edges, as transformers' DFineForObjectDetectionLoss.
+
+    As refloss.rt_detr_object_detection, with all predicted boxes clamped to [0, 1] (no gradient outside), and for the
+    layers before the last and for denoising queries
+
+    - loss_fgl: losses/fine_grained.py of the matched queries' edges; the sum over num_boxes
+    - loss_ddf: losses/distillation.py of all queries' edges, their teacher being the last layer's with the same kind of
+      queries; 0 for a layer that is its own teacher
+
+    Held constant, besides what is there: reference points, the mixture of two bins that a target is, the IoU that
+    weighs it, the teacher's corners and logits.
+
+    Args:
+        config: with max_num_bins (even), reg_scale, up, weight_loss_fgl and weight_loss_ddf as well.
+        predicted_corners: [B, L, Q, 4·(max_num_bins + 1)]: logits for the left, top, right and bottom edges.
+        initial_reference_points: [B, L, Q, 4], centre and size. Both required by auxiliary_loss, else without effect.
+        The others are as in refloss.rt_detr_object_detection.
+
+    Returns:
+        As refloss.rt_detr_object_detection; the gradient of initial_reference_points is 0.
+
+    Edges:
+        As refloss.rt_detr_object_detection. A target beyond the first or the last offset is that bin alone. No matched
+        query: loss_fgl is 0, loss_ddf the average of the others.
+
+    Raises:
+        As refloss.rt_detr_object_detection.
+    """
+    given = Predictions(
+        logits,
+        pred_boxes,
+        outputs_class,
+        outputs_coord,
+        enc_topk_logits,
+        enc_topk_bboxes,
+        predicted_corners,
+        initial_reference_points,
+    )
+    alpha, gamma = (detr.coefficient(config, f"focal_loss_{name}") for name in ("alpha", "gamma"))
+    recipe = Recipe(
+        classes=terms.quality_classes("loss_vfl", ONE_CLASS_LOOP, (1.0, alpha, gamma)),
+        weights=("vfl", "bbox", "giou", "fgl", "ddf"),
+        bins=rt_detr.bins(config),
+    )
+    inputs, options = Inputs(grad=grad, grad_dtype=grad_dtype), Options(grad_output, assignment, num_boxes, backend)
+    return rt_detr.evaluate(inputs, given, labels, config, denoising_meta_values, recipe, options)

@@ -1,0 +1,99 @@
+"""Object detection as in DEIMv2: D-FINE's terms with a matching-aware loss, and a union of all layers' matchings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss.detection import detr, rt_detr, terms
+from refloss.detection.engine import Options
+from refloss.detection.inputs import Inputs
+from refloss.detection.matching import Matching
+from refloss.detection.rt_detr import Predictions, Recipe
+from refloss.detection.targets import Targets
+from refloss.heads.configuration import read
+from refloss.losses.matching_aware import ONE_CLASS_LOOP
+from refloss.result import LossResult
+
+
+def deimv2_object_detection(
+    logits: Any,
+    labels: Any,
+    pred_boxes: Any,
+    config: Any,
+    outputs_class: Any = None,
+    outputs_coord: Any = None,
+    enc_topk_logits: Any = None,
+    enc_topk_bboxes: Any = None,
+    denoising_meta_values: Any = None,
+    predicted_corners: Any = None,
+    initial_reference_points: Any = None,
+    *,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    assignment: Any = None,
+    num_boxes: Any = None,
+    backend: str = "auto",
+    **ignored: Any,
+) -> LossResult:
+    """Matching-aware classes, boxes and distributions of edges, as transformers' Deimv2ForObjectDetectionLoss.
+
+    As refloss.d_fine_object_detection, with loss_mal (losses/matching_aware.py) in the place of loss_vfl.
+
+    With use_dense_one_to_one, boxes and edges of all matched layers take one matching, the union of theirs: an image's
+    pairs of query and object in the order of how many layers made them, of which each query keeps its first; equally
+    many go by the smaller query and object. (transformers leaves their order to an unstable sort.) Their num_boxes is
+    the number of pairs, at least 1. Classes, and denoising queries, keep their own matchings.
+
+    Without auxiliary_loss, denoising queries are not dropped from the last layer; so it is in transformers.
+
+    Args:
+        config: as there, with weight_loss_mal in the place of weight_loss_vfl, and mal_alpha (None counts as 1) in that
+            of focal_loss_alpha, and use_dense_one_to_one.
+        assignment: a mapping may have "assignment_union".
+        num_boxes: does not affect what is divided by the number of pairs in the union.
+        The others are as in refloss.d_fine_object_detection.
+
+    Returns:
+        As refloss.d_fine_object_detection; with use_dense_one_to_one "assignment_union" and "num_boxes_union" are
+        among the intermediates.
+
+    Edges:
+        As refloss.d_fine_object_detection, but a meant class counts however bad its box is.
+
+    Raises:
+        As refloss.d_fine_object_detection; with use_dense_one_to_one also if a query of the union is not among the
+        encoder's proposals.
+    """
+    given = Predictions(
+        logits,
+        pred_boxes,
+        outputs_class,
+        outputs_coord,
+        enc_topk_logits,
+        enc_topk_bboxes,
+        predicted_corners,
+        initial_reference_points,
+    )
+    alpha = 1.0 if read(config, "mal_alpha") is None else detr.coefficient(config, "mal_alpha")
+    gamma = detr.coefficient(config, "focal_loss_gamma")
+    recipe = Recipe(
+        classes=terms.quality_classes("loss_mal", ONE_CLASS_LOOP, (1.0, alpha, gamma)),
+        weights=("mal", "bbox", "giou", "fgl", "ddf"),
+        bins=rt_detr.bins(config),
+        union=_union if read(config, "use_dense_one_to_one") else None,
+        drops_with_layers=True,
+    )
+    inputs, options = Inputs(grad=grad, grad_dtype=grad_dtype), Options(grad_output, assignment, num_boxes, backend)
+    return rt_detr.evaluate(inputs, given, labels, config, denoising_meta_values, recipe, options)
+
+
+def _union(matchings: list[Matching], targets: Targets) -> Matching:
+    """Of all pairs, for each query the one that most layers made."""
+    table = np.concatenate([matching.table() for matching in matchings])
+    pairs, counts = np.unique(table, axis=0, return_counts=True)
+    pairs = pairs[np.lexsort((-counts, pairs[:, 0]))]
+    _, first = np.unique(pairs[:, :2], axis=0, return_index=True)
+    return Matching(*pairs[np.sort(first)].T)

@@ -1,0 +1,96 @@
+"""Object detection as in LW-DETR and RF-DETR: IoU-aware classes, groups of queries, the encoder's proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from refloss import arrays
+from refloss.detection import detr, engine, terms
+from refloss.detection.engine import Head, Layer, Options
+from refloss.detection.inputs import Inputs, required
+from refloss.detection.targets import read_targets
+from refloss.heads.configuration import read
+from refloss.losses.iou_aware_bce import ONE_CLASS_LOOP
+from refloss.result import LossResult
+
+GAMMA = 2.0
+
+
+def lw_detr_object_detection(
+    logits: Any,
+    labels: Any,
+    pred_boxes: Any,
+    config: Any,
+    outputs_class: Any = None,
+    outputs_coord: Any = None,
+    enc_outputs_class: Any = None,
+    enc_outputs_coord: Any = None,
+    *,
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    assignment: Any = None,
+    num_boxes: Any = None,
+    backend: str = "auto",
+    **ignored: Any,
+) -> LossResult:
+    """Matching by groups, then IoU-aware classes and boxes, as transformers' LwDetrForObjectDetectionLoss.
+
+    As refloss.deformable_detr_object_detection, but for
+
+    - the matching: the queries are config.group_detr groups of Q // group_detr, each of which is matched with all
+      objects (a rest of queries with none); num_boxes is group_detr times as large
+    - loss_ce: losses/iou_aware_bce.py with α = focal_alpha and γ = 2 of every query and class; the sum over num_boxes;
+      its weight in the total is class_loss_coefficient
+    - the encoder's proposals as one more layer, in as many groups, whose components end in "_enc"
+
+    Held constant, besides the matching and num_boxes: the quality of matched queries.
+
+    Args:
+        logits: [B, Q, K] with K of at least num_labels.
+        config: with group_detr, class_loss_coefficient and focal_alpha.
+        enc_outputs_class, enc_outputs_coord: [B, P, K] and [B, P, 4]; required.
+        num_boxes: what losses are divided by, all groups together.
+        The others are as in refloss.object_detection.
+
+    Returns:
+        As refloss.deformable_detr_object_detection; the encoder's layer comes last. grads: also "enc_outputs_class" and
+        "enc_outputs_coord". "margin" is that of the group which has the smallest.
+
+    Edges:
+        As refloss.deformable_detr_object_detection. A matched box that does not touch its object has quality 0.01.
+
+    Raises:
+        As refloss.object_detection.
+    """
+    inputs, classes = Inputs(grad=grad, grad_dtype=grad_dtype), detr.class_count(config)
+    sizes = detr.add_predictions(inputs, logits, pred_boxes, minimum=classes)
+    layers = [detr.last_layer(inputs), *detr.auxiliary_layers(inputs, config, outputs_class, outputs_coord, sizes)]
+    layers.append(_encoder_layer(inputs, enc_outputs_class, enc_outputs_coord, sizes))
+    groups = arrays.integer(read(config, "group_detr"), "config.group_detr")
+    if groups < 1:
+        raise ValueError(f"config.group_detr is {groups}; expected at least 1")
+    alpha = detr.coefficient(config, "focal_alpha")
+    head = Head(
+        matcher=detr.matcher(config, "focal")._replace(groups=groups),
+        terms=(
+            terms.boxes(),
+            terms.quality_classes("loss_ce", ONE_CLASS_LOOP, (alpha, 1.0, GAMMA)),
+            terms.cardinality(of_softmax=False),
+        ),
+        weights=detr.box_weights(config, detr.coefficient(config, "class_loss_coefficient")),
+    )
+    targets = read_targets(labels, sizes["B"], [classes] * sizes["B"])
+    return engine.run(head, layers, targets, inputs, Options(grad_output, assignment, num_boxes, backend))
+
+
+def _encoder_layer(inputs: Inputs, logits: Any, boxes: Any, sizes: Mapping[str, int]) -> Layer:
+    """The encoder's proposals."""
+    given = {"enc_outputs_class": logits, "enc_outputs_coord": boxes}
+    for name, value in given.items():
+        required(value, name, "they are matched as well")
+    shape = {"B": sizes["B"], "C": sizes["C"], "4": 4}
+    shape["P"] = inputs.add("enc_outputs_class", logits, "B", "P", "C", shape=shape).shape[1]
+    inputs.add("enc_outputs_coord", boxes, "B", "P", "4", shape=shape)
+    return inputs.layer("_enc", *given)

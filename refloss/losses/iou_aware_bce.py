@@ -1,0 +1,54 @@
+"""IoU-aware binary cross-entropy.
+
+With p = σ(x), softplus(x) = log(1 + e^x), and where the class is meant, the box's IoU q and the quality
+w = max(p^α·q^(1 − α), 0.01),
+
+    meant      ℓ = −w·log p − (1 − w)·log(1 − p) = softplus(x) − w·x,      ∂ℓ/∂x = p − w
+    not meant  ℓ = −p^γ·log(1 − p) = p^γ·softplus(x),                      ∂ℓ/∂x = p^γ·(p + γ·(1 − p)·softplus(x))
+
+Held constant: the quality w, with the p in it. Not held: the weight p^γ of a class that is not meant, which is where
+the second term comes from. Such a class is that of losses/sigmoid_focal.py with a target of 0 and a weight of 1.
+
+Counterpart: LwDetrImageLoss.loss_labels in transformers, γ = 2. Source: Cai et al., "Align-DETR", 2023, as used by
+Chen et al., "LW-DETR: A Transformer Replacement to YOLO for Real-Time Detection", 2024.
+"""
+
+from __future__ import annotations
+
+from refloss import jit
+from refloss.kernels.one_class import one_class_loop
+from refloss.losses.bce_with_logits import soft_target
+from refloss.losses.sigmoid_focal import absent, log_probability, power_pair
+from refloss.numerics.exponential import log_pair, logistic
+from refloss.numerics.pairs import add, multiply, pair, two_sum
+
+LEAST_QUALITY = 0.01
+
+
+@jit.helper
+def _quality(x, iou, alpha):
+    """w as a pair."""
+    rest = two_sum(1.0, -alpha)
+    if iou[0] == 0.0 and rest[0] > 0.0:
+        return pair(LEAST_QUALITY)
+    _, _, small = logistic(x)
+    logarithm = multiply(pair(alpha), log_probability(x, small))
+    if rest[0] != 0.0:
+        logarithm = add(logarithm, multiply(rest, log_pair(iou[0], iou[1])))
+    quality = power_pair(logarithm, 1.0)
+    # NaN is handed on.
+    return pair(LEAST_QUALITY) if quality[0] < LEAST_QUALITY else quality
+
+
+@jit.scalar
+def _other(x, focus):
+    return absent(x, focus.other, focus.gamma)
+
+
+@jit.helper
+def _own(x, iou, focus):
+    quality = _quality(x, iou, focus.own) if iou[0] == iou[0] else iou
+    return soft_target(x, quality)
+
+
+ONE_CLASS_LOOP = one_class_loop("iou_aware_bce", _other, _own)

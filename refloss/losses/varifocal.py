@@ -1,0 +1,143 @@
+"""Varifocal loss: binary cross-entropy with the quality of a box as its target.
+
+With p = σ(x), the quality q in [0, 1] of the box where the class is meant, softplus(x) = log(1 + e^x) and the binary
+cross-entropy b(x, t) = softplus(x) − t·x,
+
+    meant      ℓ = q·b(x, q),              ∂ℓ/∂x = q·(p − q)
+    not meant  ℓ = α·p^γ·softplus(x),      ∂ℓ/∂x = α·p^γ·p
+
+Held constant: the quality, and the weight α·p^γ, although it depends on x: the focal factor only says how much an
+element matters. (That of losses/sigmoid_focal.py is differentiated.) So the derivative is not the slope of the value,
+and differences must hold the weight too.
+
+p^γ is e^(γ·log p) with log p a pair; p − q is computed in pairs.
+
+Counterparts: RTDetrLoss.loss_labels_vfl in transformers, where the quality is an IoU. Source: Zhang et al.,
+"VarifocalNet: An IoU-aware Dense Object Detector", 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refloss import arrays, jit
+from refloss.kernels.elementwise import loop
+from refloss.kernels.one_class import one_class_loop
+from refloss.kernels.refine import is_close
+from refloss.losses import elementwise
+from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
+from refloss.losses.sigmoid_focal import REDUCTIONS, log_probability, power
+from refloss.numerics.exponential import logistic
+from refloss.numerics.pairs import rounded, two_sum
+from refloss.result import LossResult
+
+
+@jit.scalar
+def detached_focal(x, alpha, gamma):
+    """Value and derivative where the class is not meant: the weight α·p^γ is constant."""
+    u, inverse, small = logistic(x)
+    above = x > 0.0
+    weight = alpha * power(log_probability(x, small), gamma)
+    loss = (small[0] + (x if above else 0.0)) + small[1]
+    return weight * loss, weight * (inverse if above else u[0] * inverse)
+
+
+@jit.scalar
+def _other(x, focus):
+    return detached_focal(x, focus.other, focus.gamma)
+
+
+@jit.helper
+def _own(x, quality, focus):
+    value, derivative = soft_target(x, quality)
+    return quality[0] * value, quality[0] * derivative
+
+
+ONE_CLASS_LOOP = one_class_loop("varifocal", _other, _own)
+
+
+@jit.scalar
+def _loss(x, t, alpha, gamma):
+    absent, absent_slope = detached_focal(x, alpha, gamma)
+    value, slope, _ = unweighted(x, t, 1.0, 0.0)
+    meant = t > 0.0
+    return (t * rounded(value) if meant else absent, 0.0), t * slope if meant else absent_slope, 0.0
+
+
+@jit.helper
+def _refine(x, t, alpha, slopes):
+    """Compute the slopes again of which too little is left."""
+    for i in range(x.size):
+        if t[i] > 0.0 and is_close(slopes[i], t[i] * (1.0 - t[i] if x[i] > 0.0 else t[i])):
+            slopes[i] = t[i] * accurate_slope(x[i], (t[i], 0.0), two_sum(1.0, -t[i]))
+
+
+LOOP = loop("varifocal", _loss, _refine)
+
+
+def varifocal(
+    inputs: Any,
+    targets: Any,
+    num_boxes: float = 1.0,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    *,
+    reduction: str = "mean",
+    grad_output: Any = 1.0,
+    grad: bool = True,
+    grad_dtype: Any = None,
+    out: np.ndarray | None = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Varifocal loss of logits against the quality of their boxes.
+
+    With p = σ(x): ℓ = −q·(q·log p + (1 − q)·log(1 − p)) where the target q > 0, and −α·p^γ·log(1 − p) where it is 0.
+    "mean" averages over axis 1, adds up the rest and divides by num_boxes, as refloss.sigmoid_focal; "sum" divides the
+    sum by num_boxes; "none" gives every element. Gradient: ∂ℓ/∂x = q·(p − q) and α·p^γ·p. Held constant: targets and
+    the weights q and α·p^γ.
+
+    Args:
+        inputs: logits; any float dtype and layout, [N, K, ...] for "mean".
+        targets: of the same shape, in [0, 1]: the quality (IoU) for the class that is meant, 0 elsewhere.
+        num_boxes: what the loss is divided by.
+        alpha: weight of what is not meant.
+        gamma: exponent of its probability, at least 0.
+        reduction: "mean", "sum" or "none".
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
+
+    Returns:
+        loss in nats. grads: "inputs". intermediates: "losses" of the elements, when asked for.
+
+    Edges:
+        A logit of −inf with target 0 has loss 0 and gradient 0. No elements along axis 1: "mean" is NaN.
+
+    Raises:
+        ValueError: a shape, a range, an option or a buffer that does not fit. TypeError: a dtype that does not.
+    """
+    arrays.choice(reduction, "reduction", REDUCTIONS)
+    x, t = arrays.float_array(inputs, "inputs"), arrays.float_array(targets, "targets")
+    divisor = arrays.number(num_boxes, "num_boxes")
+    if reduction == "mean":
+        if x.ndim < 2:
+            raise ValueError(f"inputs has shape {x.shape}; expected [N, K, ...] for reduction 'mean'")
+        divisor *= x.shape[1]
+    arrays.check_shape(t, x.shape, "targets", "the shape of inputs")
+    arrays.check_range(t, 0.0, 1.0, "targets")
+    exponent = arrays.number(gamma, "gamma")
+    if not exponent >= 0.0:
+        raise ValueError(f"gamma is {exponent}; expected a number of at least 0")
+    return elementwise.evaluate(
+        LOOP,
+        {"inputs": x, "targets": t},
+        parameter=exponent,
+        factor=np.broadcast_to(np.float64(arrays.number(alpha, "alpha")), x.shape),
+        reduction="none" if reduction == "none" else "mean",
+        divisor=divisor,
+        grad_output=grad_output,
+        grad="inputs" if grad else [],
+        grad_dtype=grad_dtype,
+        out=out,
+        backend=backend,
+    )
