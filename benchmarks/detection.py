@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TRANSFORMERS, VALUE = "transformers, PyTorch eager", "refloss, grad=False"
 LAYERS, OBJECTS = 6, 7
+# Denoising queries beside the others, in groups of as many that stand for objects as do not.
+DENOISING, BINS = 98, 32
 COLUMNS = ("head", "implementation", "ms", "quartiles apart", "fastest", "time / refloss", "aim", "holds")
 TOLERANCE = 1e-3
 
@@ -44,11 +46,14 @@ SCENES = {
     "DETR": Scene("ForObjectDetection", 16, 300, 91, None, 4.0),
     "Deformable DETR": Scene("DeformableDetrForObjectDetection", 16, 300, 90, None, 4.0),
     "DETR with masks": Scene("ForSegmentation", 4, 100, 91, ((100, 125), (400, 500)), 2.0),
+    "RT-DETR": Scene("RTDetrForObjectDetection", 16, 300, 80, None, 4.0),
+    "D-FINE": Scene("DFineForObjectDetection", 16, 300, 80, None, 4.0),
 }
+LAYERED = ("RTDetrForObjectDetection", "DFineForObjectDetection")
 
 
 def configuration(labels: int) -> SimpleNamespace:
-    """DETR's own weights."""
+    """The models' own weights."""
     return SimpleNamespace(
         num_labels=labels,
         class_cost=1.0,
@@ -62,28 +67,37 @@ def configuration(labels: int) -> SimpleNamespace:
         giou_loss_coefficient=2.0,
         mask_loss_coefficient=1.0,
         dice_loss_coefficient=1.0,
+        matcher_class_cost=2.0,
+        matcher_bbox_cost=5.0,
+        matcher_giou_cost=2.0,
+        matcher_alpha=0.25,
+        matcher_gamma=2.0,
+        use_focal_loss=True,
+        focal_loss_alpha=0.75,
+        focal_loss_gamma=2.0,
+        weight_loss_vfl=1.0,
+        weight_loss_bbox=5.0,
+        weight_loss_giou=2.0,
+        weight_loss_fgl=0.15,
+        weight_loss_ddf=1.5,
+        max_num_bins=BINS,
+        reg_scale=4.0,
+        up=0.5,
     )
 
 
-def arguments(scene: Scene) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]], SimpleNamespace]:
+def _boxes(generator: np.random.Generator, *axes: int) -> np.ndarray:
+    sizes = 0.02 + 0.4 * generator.random((*axes, 2))
+    return np.concatenate([generator.random((*axes, 2)), sizes], axis=-1).astype(np.float32)
+
+
+def arguments(scene: Scene) -> tuple[dict[str, Any], list[dict[str, np.ndarray]], SimpleNamespace]:
     """Predictions, labels and configuration."""
     generator = np.random.default_rng(0)
     labels_of = scene.classes - (scene.key in ("ForObjectDetection", "ForSegmentation"))
-    shape = (LAYERS, scene.images, scene.queries)
-
-    def boxes(*axes: int) -> np.ndarray:
-        sizes = 0.02 + 0.4 * generator.random((*axes, 2))
-        return np.concatenate([generator.random((*axes, 2)), sizes], axis=-1).astype(np.float32)
-
-    classes, coordinates = 2 * generator.standard_normal((*shape, scene.classes), np.float32), boxes(*shape)
-    predictions = {
-        "logits": classes[-1].copy(),
-        "pred_boxes": coordinates[-1].copy(),
-        "outputs_class": classes,
-        "outputs_coord": coordinates,
-    }
+    predictions = (_layered if scene.key in LAYERED else _stacked)(scene, generator)
     labels = [
-        {"class_labels": generator.integers(labels_of, size=OBJECTS), "boxes": boxes(OBJECTS)}
+        {"class_labels": generator.integers(labels_of, size=OBJECTS), "boxes": _boxes(generator, OBJECTS)}
         for _ in range(scene.images)
     ]
     if scene.masks is not None:
@@ -95,6 +109,43 @@ def arguments(scene: Scene) -> tuple[dict[str, np.ndarray], list[dict[str, np.nd
     return predictions, labels, configuration(labels_of)
 
 
+def _stacked(scene: Scene, generator: np.random.Generator) -> dict[str, Any]:
+    """Predictions as DETR has them, layers first."""
+    shape = (LAYERS, scene.images, scene.queries)
+    classes, coordinates = 2 * generator.standard_normal((*shape, scene.classes), np.float32), _boxes(generator, *shape)
+    return {
+        "logits": classes[-1].copy(),
+        "pred_boxes": coordinates[-1].copy(),
+        "outputs_class": classes,
+        "outputs_coord": coordinates,
+    }
+
+
+def _layered(scene: Scene, generator: np.random.Generator) -> dict[str, Any]:
+    """Predictions as RT-DETR has them, images first, with denoising queries."""
+    shape = (scene.images, LAYERS, DENOISING + scene.queries)
+    classes, coordinates = 2 * generator.standard_normal((*shape, scene.classes), np.float32), _boxes(generator, *shape)
+    groups = DENOISING // (2 * OBJECTS)
+    positive = (2 * OBJECTS * np.arange(groups)[:, None] + np.arange(OBJECTS)).reshape(-1)
+    predictions: dict[str, Any] = {
+        "logits": classes[:, -1].copy(),
+        "pred_boxes": coordinates[:, -1].copy(),
+        "outputs_class": classes,
+        "outputs_coord": coordinates,
+        "enc_topk_logits": 2 * generator.standard_normal((scene.images, scene.queries, scene.classes), np.float32),
+        "enc_topk_bboxes": _boxes(generator, scene.images, scene.queries),
+        "denoising_meta_values": {
+            "dn_positive_idx": [positive] * scene.images,
+            "dn_num_group": groups,
+            "dn_num_split": [DENOISING, scene.queries],
+        },
+    }
+    if scene.key == "DFineForObjectDetection":
+        predictions["predicted_corners"] = generator.standard_normal((*shape, 4 * (BINS + 1)), np.float32)
+        predictions["initial_reference_points"] = _boxes(generator, *shape)
+    return predictions
+
+
 def calls(name: str) -> dict[str, Callable[[], Any]]:
     """A head by refloss, by transformers, and by refloss without gradients."""
     import torch
@@ -102,13 +153,17 @@ def calls(name: str) -> dict[str, Callable[[], Any]]:
 
     scene = SCENES[name]
     predictions, labels, config = arguments(scene)
-    tensors = {key: torch_tensor(value).requires_grad_() for key, value in predictions.items()}
+    given: dict[str, Any] = {
+        key: torch_tensor(value) for key, value in predictions.items() if isinstance(value, np.ndarray)
+    }
+    tensors = {key: value.requires_grad_() for key, value in given.items() if key != "initial_reference_points"}
+    given |= {key: _as_torch(value) for key, value in predictions.items() if key not in given}
     targets = [{key: torch.tensor(value) for key, value in own.items()} for own in labels]
     mapping: Mapping[str, Any] = LOSS_MAPPING
 
     def theirs() -> tuple[Any, Any]:
-        loss, _, _ = mapping[scene.key](**tensors, labels=targets, config=config, device="cpu")
-        return loss.detach(), torch.autograd.grad(loss, list(tensors.values()))
+        loss, _, _ = mapping[scene.key](**given, labels=targets, config=config, device="cpu")
+        return loss.detach(), dict(zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True))
 
     def ours(grad: bool = True) -> refloss.LossResult:
         result: refloss.LossResult = refloss.LOSS_MAPPING[scene.key](
@@ -119,13 +174,19 @@ def calls(name: str) -> dict[str, Callable[[], Any]]:
     return {REFLOSS: ours, TRANSFORMERS: theirs, VALUE: lambda: ours(grad=False)}
 
 
+def _as_torch(meta: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    return meta | {"dn_positive_idx": [torch.tensor(queries) for queries in meta["dn_positive_idx"]]}
+
+
 def check(implementations: Mapping[str, Callable[[], Any]]) -> None:
     """Refuse to time calls that do not compute the same."""
     result = implementations[REFLOSS]()
     loss, grads = implementations[TRANSFORMERS]()
     distances = [
-        np.abs(theirs.numpy() - own).max() / np.abs(own).max()
-        for theirs, own in zip(grads, result.grads.values(), strict=True)
+        np.abs(theirs.numpy() - result.grads[name]).max() / np.abs(result.grads[name]).max()
+        for name, theirs in grads.items()
     ]
     if abs(float(loss) - result.loss) > TOLERANCE * result.loss or max(distances) > TOLERANCE:
         raise ValueError(f"loss {float(loss)} and {result.loss}, gradients {distances} of the largest apart")
@@ -134,9 +195,6 @@ def check(implementations: Mapping[str, Callable[[], Any]]) -> None:
 def times(name: str) -> dict[str, Timing]:
     """Timings of everyone who computes a head."""
     implementations = calls(name)
-    result = implementations[REFLOSS]()
-    order = list(result.grads)
-    assert order[:2] == ["logits", "pred_boxes"]
     check(implementations)
     return interleaved(implementations)
 
