@@ -6,13 +6,11 @@ import inspect
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import transformers
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from conformance.comparison import scale
 from conformance.detection import (
     INPUTS,
     Run,
@@ -23,6 +21,7 @@ from conformance.detection import (
     tolerances,
 )
 from conformance.reference import disagreements
+from conformance.test_detection import COSTS, TOLERANCE, allowed_in_float64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +59,7 @@ def detr(model: str, configuration: str, *stages: str, **options: Any) -> Callab
         config = getattr(transformers, configuration)(
             backbone_config=backbone(*stages), auxiliary_loss=auxiliary, **COMMON, **options
         )
-        return getattr(transformers, model)(config)
+        return getattr(transformers, model)(config).eval()
 
     return build
 
@@ -74,7 +73,57 @@ def grounding_dino(auxiliary: bool) -> Any:
     config = transformers.GroundingDinoConfig(
         backbone_config=backbone(*DEEP), text_config=text, two_stage=True, auxiliary_loss=auxiliary, **COMMON, **deep
     )
-    return transformers.GroundingDinoForObjectDetection(config)
+    model: Any = transformers.GroundingDinoForObjectDetection(config)
+    return model.eval()
+
+
+SMALL: dict[str, Any] = {"d_model": 32, "decoder_ffn_dim": 16, "decoder_layers": 3, "num_labels": 5}
+
+
+def rt_detr(model: str, denoising: int = 12, **options: Any) -> Callable[[bool], Any]:
+    """A model that follows RT-DETR, in training: with denoising queries and a batch's own statistics."""
+
+    def build(auxiliary: bool) -> Any:
+        config = getattr(transformers, f"{model}Config")(
+            backbone_config=backbone(*DEEP),
+            encoder_hidden_dim=32,
+            encoder_in_channels=[8, 16, 16],
+            encoder_ffn_dim=16,
+            encoder_attention_heads=4,
+            decoder_in_channels=[32, 32, 32],
+            decoder_attention_heads=4,
+            num_denoising=denoising,
+            num_queries=7,
+            auxiliary_loss=auxiliary,
+            **SMALL,
+            **options,
+        )
+        return getattr(transformers, f"{model}ForObjectDetection")(config).train()
+
+    return build
+
+
+def lw_detr(model: str, vision: str, windows: dict[str, Any]) -> Callable[[bool], Any]:
+    """A model that follows LW-DETR, in training: with three groups of queries."""
+
+    def build(auxiliary: bool) -> Any:
+        shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16}
+        config = getattr(transformers, f"{model}Config")(
+            backbone_config=getattr(transformers, vision)(
+                image_size=PIXELS, out_features=["stage1", "stage2"], **shape, **windows
+            ),
+            projector_scale_factors=[1.0],
+            decoder_self_attention_heads=4,
+            decoder_cross_attention_heads=4,
+            num_queries=4,
+            group_detr=3,
+            dropout=0.0,
+            auxiliary_loss=auxiliary,
+            **SMALL,
+        )
+        return getattr(transformers, f"{model}ForObjectDetection")(config).train()
+
+    return build
 
 
 MODELS: dict[str, Callable[[bool], Any]] = {
@@ -96,6 +145,17 @@ MODELS: dict[str, Callable[[bool], Any]] = {
         disable_custom_kernels=True,
     ),
     "GroundingDinoForObjectDetection": grounding_dino,
+    "RTDetrForObjectDetection": rt_detr("RTDetr"),
+    "RTDetrForObjectDetection, no denoising": rt_detr("RTDetr", 0),
+    "RTDetrV2ForObjectDetection": rt_detr("RTDetrV2"),
+    "DFineForObjectDetection": rt_detr("DFine"),
+    "DFineForObjectDetection, no denoising": rt_detr("DFine", 0),
+    "Deimv2ForObjectDetection": rt_detr("Deimv2"),
+    "Deimv2ForObjectDetection, one to one": rt_detr("Deimv2", use_dense_one_to_one=False),
+    "LwDetrForObjectDetection": lw_detr(
+        "LwDetr", "LwDetrViTConfig", {"pretrain_image_size": PIXELS, "num_windows": 4, "window_block_indices": [0]}
+    ),
+    "RfDetrForObjectDetection": lw_detr("RfDetr", "RfDetrDinov2Config", {"num_windows": 2}),
 }
 
 
@@ -135,7 +195,7 @@ def recorded(name: str, auxiliary: bool, dtype: torch.dtype) -> list[Run]:
         return record
 
     torch.manual_seed(0)
-    model = MODELS[name](auxiliary).to(dtype).eval()
+    model = MODELS[name](auxiliary).to(dtype)
     pixels, labels = images(dtype)
     text = {"input_ids": torch.tensor([[101, 3869, 1012, 11420, 1012, 102]] * 3)} if "Grounding" in name else {}
     with mock.patch.dict(LOSS_MAPPING, {key: recorder(key, loss) for key, loss in LOSS_MAPPING.items()}):
@@ -152,10 +212,8 @@ def test_formula(name: str, auxiliary: bool) -> None:
     assert len(runs) == 1
     for run, (theirs, matchings) in zip(runs, expected, strict=True):
         ours, result = run_refloss(run, -0.75)
-        allowed = {
-            key: np.asarray(1e-6 if "cardinality" in key else 1e-11 * scale(value)) for key, value in theirs.items()
-        }
-        lines = disagreements(ours, theirs, allowed) + matching_disagreements(result, matchings, 1e-11)
+        lines = disagreements(ours, theirs, allowed_in_float64(theirs))
+        lines += matching_disagreements(result, matchings, COSTS.get(run.key, TOLERANCE))
         assert not lines, "\n".join(lines)
 
 

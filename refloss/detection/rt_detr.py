@@ -123,24 +123,30 @@ def _add_predictions(inputs: Inputs, given: Predictions, classes: int, *, clamp:
 
 
 def _add_layers(inputs: Inputs, given: Predictions, sizes: Mapping[str, int], bins: Bins | None) -> int:
-    """Take the predictions of all layers and of the encoder; how many layers there are."""
-    has_corners = bins is not None
-    for name in Predictions._fields[2:] if has_corners else Predictions._fields[2:6]:
+    """Take the predictions of all layers and of the encoder; how many layers there are.
+
+    D-FINE's models give more layers of classes and boxes than of corners: the first ones go together.
+    """
+    for name in Predictions._fields[2:] if bins is not None else Predictions._fields[2:6]:
         required(getattr(given, name), name, "config.auxiliary_loss is set")
-    shape = {**sizes, "4": 4}
-    shape["L"] = inputs.add("outputs_class", given.outputs_class, "B", "L", "Q", "C", shape=shape).shape[1]
-    if shape["L"] == 0:
-        raise ValueError("outputs_class has no layers")
-    inputs.add("outputs_coord", given.outputs_coord, "B", "L", "Q", "4", shape=shape, clamp=has_corners)
+    shape, clamp = {**sizes, "4": 4}, bins is not None
+    added = [
+        inputs.add("outputs_class", given.outputs_class, "B", "L", "Q", "C", shape=shape),
+        inputs.add("outputs_coord", given.outputs_coord, "B", "L", "Q", "4", shape=shape, clamp=clamp),
+    ]
     if bins is not None:
-        corners = {**shape, "N": localization.EDGES * (bins.last + 1)}
-        inputs.add("predicted_corners", given.predicted_corners, "B", "L", "Q", "N", shape=corners)
-        inputs.add("initial_reference_points", given.initial_reference_points, "B", "L", "Q", "4", shape=shape)
-    shape["P"] = inputs.add(
-        "enc_topk_logits", given.enc_topk_logits, "B", "P", "C", shape={"B": sizes["B"], "C": sizes["C"]}
-    ).shape[1]
-    inputs.add("enc_topk_bboxes", given.enc_topk_bboxes, "B", "P", "4", shape=shape, clamp=has_corners)
-    return shape["L"]
+        shape["N"] = localization.EDGES * (bins.last + 1)
+        added += [
+            inputs.add("predicted_corners", given.predicted_corners, "B", "L", "Q", "N", shape=shape),
+            inputs.add("initial_reference_points", given.initial_reference_points, "B", "L", "Q", "4", shape=shape),
+        ]
+    count = min(int(array.shape[1]) for array in added)
+    if count == 0:
+        raise ValueError("outputs_class and what goes with it have no layers")
+    del shape["Q"]
+    shape["P"] = inputs.add("enc_topk_logits", given.enc_topk_logits, "B", "P", "C", shape=shape).shape[1]
+    inputs.add("enc_topk_bboxes", given.enc_topk_bboxes, "B", "P", "4", shape=shape, clamp=clamp)
+    return count
 
 
 def _add_unused(inputs: Inputs, given: Predictions) -> None:
