@@ -68,14 +68,16 @@ def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -
     distances = edge_offsets(references, scene.targets.boxes[scene.objects], bins.reg_scale)
     target = mixtures(distances, offsets(*bins)).reshape(-1, bins.last + 1)
     weights = np.repeat(overlaps(scene).iou, EDGES)
+    logits = corners.value[places].reshape(target.shape).astype(np.float64)
+    # A bin of probability 0 that is not asked for costs nothing: 0·inf would be NaN.
+    logits[np.isneginf(logits) & (target == 0.0)] = np.finfo(np.float64).min
     result = rows_cross_entropy(
-        corners.value[places].reshape(target.shape),
+        logits,
         target,
         class_axis=1,
         reduction="none",
         grad_output=weights * (cotangent / scene.num_boxes),
         grad=corners.gradient is not None,
-        grad_dtype=np.float64,
         backend=scene.backend,
     )
     gradient = result.grads.get("logits", np.empty((0, bins.last + 1)))
