@@ -254,7 +254,7 @@ def tolerances(run: Run, result: refloss.LossResult, cotangent: float) -> Outcom
     counted = run.arguments["config"].decoder_layers - 1
     for suffix, classes, boxes, index in layers_of(result):
         counts = suffix in ("", "_enc") or int(suffix[1:]) < counted
-        layer = _Layer(run, result, suffix, classes, boxes, index, cotangent if counts else 0.0)
+        layer = Layer(run, result, suffix, classes, boxes, index, cotangent if counts else 0.0)
         own = layer.bounds()
         for name in ("logits", "pred_boxes", "pred_masks"):
             source = {"logits": classes, "pred_boxes": boxes}.get(name, name)
@@ -268,17 +268,25 @@ def tolerances(run: Run, result: refloss.LossResult, cotangent: float) -> Outcom
     return bounds | {"loss": np.asarray(total + STEPS * U * size)}
 
 
-class _Layer:
+class Layer:
     """A layer's values in float64, and the bounds of its components and gradients."""
 
     def __init__(
-        self, run: Run, result: refloss.LossResult, suffix: str, classes: str, boxes: str, index: Any, cotangent: float
+        self,
+        run: Run,
+        result: refloss.LossResult,
+        suffix: str,
+        classes: str,
+        boxes: str,
+        index: Any,
+        cotangent: float,
+        weights: dict[str, float] | None = None,
     ) -> None:
         self.run, self.suffix, self.cotangent = run, suffix, cotangent
         self.logits, self.boxes = (array(run.arguments[name])[index] for name in (classes, boxes))
         self.table = result.intermediates[f"assignment{suffix}"]
         self.num_boxes = float(result.intermediates[f"num_boxes{suffix}"])
-        self.weights = weights_of(run)
+        self.weights = weights_of(run) if weights is None else weights
 
     def bounds(self) -> dict[str, Any]:
         """By the names of components and of a layer's inputs."""
@@ -301,9 +309,7 @@ class _Layer:
         moved = np.zeros((2, *mine.shape))
         values = np.zeros(len(mine))
         for k in range(4):
-            rounding = U * (
-                np.abs(mine[:, k % 2]) + mine[:, k % 2 + 2] / 2 + np.abs(others[:, k % 2]) + others[:, k % 2 + 2]
-            )
+            rounding = roundings(mine, others)[:, k]
             step = np.zeros(4)
             step[k] = 1e-7
             ends = _giou(mine + step, others), _giou(mine - step, others)
@@ -403,6 +409,12 @@ class _Layer:
             "loss_mask": (value.sum() + (STEPS + pixels) * U * sizes.sum()) / pixels / self.num_boxes,
             "loss_dice": (4 * off).sum() / self.num_boxes,
         }
+
+
+def roundings(mine: Array, others: Array) -> Array:
+    """What float32 makes of each coordinate when it computes corners."""
+    sizes = np.abs(mine[:, :2]) + mine[:, 2:] / 2 + np.abs(others[:, :2]) + others[:, 2:]
+    return U * np.tile(sizes, 2)
 
 
 def _giou(mine: Array, others: Array) -> refloss.LossResult:

@@ -18,10 +18,9 @@ from conformance.detection import (
     matching_disagreements,
     run_refloss,
     run_transformers,
-    tolerances,
 )
 from conformance.reference import disagreements
-from conformance.test_detection import COSTS, TOLERANCE, allowed_in_float64
+from conformance.test_detection import COSTS, TOLERANCE, allowed_in_float64, bounds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,5 +221,5 @@ def test_as_shipped(name: str) -> None:
     for run in recorded(name, True, torch.float32):
         theirs, matchings = run_transformers(run, -0.75)
         ours, result = run_refloss(run, -0.75, assignment=[matched.pairs for matched in matchings])
-        lines = disagreements(theirs, ours, tolerances(run, result, -0.75))
+        lines = disagreements(theirs, ours, bounds_of(run)(run, result, -0.75))
         assert not lines, "\n".join(lines)

@@ -13,7 +13,6 @@ from refloss.detection.matching import Matching
 from refloss.files import nested
 from refloss.golden.detection import BUILDERS
 from refloss.heads.deimv2 import _union
-from refloss.heads.mapping import LOSS_MAPPING
 from tests import detection_truth as truth
 from tests import layered_truth as layered
 from tests.test_detection import best_and_next, changed
@@ -179,9 +178,9 @@ def test_gradients_of_edges_are_correctly_rounded(head, name):
             errors = ulp_errors(found, pairs(expected), "float32")
             fine *= mpmath.mpf(config["weight_loss_fgl"]) / num_boxes
             distilled *= config["weight_loss_ddf"]
-            assert ulp_errors(result.components[f"loss_fgl{suffix}"], pairs(fine), "float64") <= 16
-            assert ulp_errors(result.components[f"loss_ddf{suffix}"], pairs(distilled), "float64") <= 64
-        assert np.mean(correctly_rounded(errors)) >= 0.9999, (suffix, errors.max())
+            assert ulp_errors(result.components[f"loss_fgl{suffix}"], pairs(fine), "float64") <= 3
+            assert ulp_errors(result.components[f"loss_ddf{suffix}"], pairs(distilled), "float64") <= 3
+        assert np.mean(correctly_rounded(errors)) >= 0.99999, (suffix, errors.max())
         assert errors.max() <= 0.501
 
 
@@ -516,17 +515,3 @@ def test_varifocal_reductions_and_errors():
         refloss.varifocal(x, t, gamma=-1)
     with pytest.raises(ValueError, match=r"targets\[0, 0\] = 2"):
         refloss.varifocal(x, t * 0 + 2)
-
-
-MISSING = {
-    "ForCTC",
-    "ParakeetForRNNT",
-    "ParakeetForTDT",
-    "PocketTTSForConditionalGeneration",
-    "GradiumPhononTTSForConditionalGeneration",
-    "RfDetrForInstanceSegmentation",
-}
-
-
-def test_keys_that_are_still_missing_are_not_there():
-    assert not MISSING & set(LOSS_MAPPING)
