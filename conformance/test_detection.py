@@ -134,22 +134,38 @@ EDGES: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-@pytest.mark.parametrize("key", ["ForObjectDetection", "DeformableDetrForObjectDetection", "ForSegmentation"])
+EDGE_KEYS = (
+    "ForObjectDetection",
+    "DeformableDetrForObjectDetection",
+    "ForSegmentation",
+    "RTDetrForObjectDetection",
+    "DFineForObjectDetection",
+    "Deimv2ForObjectDetection",
+    "LwDetrForObjectDetection",
+)
+# Where transformers multiplies 0 by an infinite logarithm.
+UNDEFINED = ("DeformableDetrForObjectDetection", "LwDetrForObjectDetection")
+
+
+@pytest.mark.parametrize("key", EDGE_KEYS)
 @pytest.mark.parametrize("edge", EDGES)
 def test_edges(key: str, edge: str) -> None:
     run = plain_case(key)
     EDGES[edge](run.arguments)
     with double_precision():
         expected, matchings = run_transformers(run, -1.5)
-    found, result = run_refloss(run, -1.5)
-    lines = matching_disagreements(result, matchings, TOLERANCE)
-    assert not lines, "\n".join(lines)
+    found, result = run_refloss(run, -1.5, assignment=[matched.pairs for matched in matchings])
+    if key not in COSTS or "huge" not in edge:
+        # transformers' float32 costs of huge boxes are noise.
+        found, result = run_refloss(run, -1.5)
+        lines = matching_disagreements(result, matchings, COSTS.get(key, TOLERANCE))
+        assert not lines, "\n".join(lines)
     for name, values in expected.items():
         allowed = max(ABSOLUTE.get(name, 0.0), 1e-11 * scale(values))
         if name == "grad.logits" and "infinite" in edge:
-            # torch has NaN for the focal loss of an element of -inf, whose loss is 0.
+            # torch has NaN for an element of -inf whose loss is 0.
             values[~np.isfinite(values)] = found[name][~np.isfinite(values)]
-        if "infinite" in edge and key == "DeformableDetrForObjectDetection" and name in ("loss", "component.loss_ce"):
+        if "infinite" in edge and key in UNDEFINED and name in ("loss", "component.loss_ce"):
             assert np.isnan(values)
             assert np.isfinite(found[name])
             continue
