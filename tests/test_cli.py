@@ -319,22 +319,27 @@ def test_a_file_larger_than_the_memory_allowed(tmp_path):
     assert gradient[:4].tobytes() == rows.grads["logits"].tobytes()
 
 
-@pytest.fixture
-def scene(tmp_path):
+def scene_of(tmp_path, head, name):
     """A file with everything that a head looks at, and its configuration."""
-    case = next(case for case in corpus.corpus({"object_detection"}) if case.id == "object_detection-layers")
+    case = next(case for case in corpus.corpus({head}) if case.id == f"{head}-{name}")
     save_file(dict(case.inputs), tmp_path / "scene.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(case.parameters["config"]))
-    expected = refloss.object_detection(**nested(case.inputs), **case.parameters, grad_output=-0.5)
+    expected = getattr(refloss, head)(**nested(case.inputs), **case.parameters, grad_output=-0.5)
     return tmp_path / "scene.safetensors", tmp_path / "config.json", expected
 
 
-def test_compute_reads_all_arrays_from_one_file(run, scene, tmp_path):
-    file, config, expected = scene
+@pytest.fixture
+def scene(tmp_path):
+    return scene_of(tmp_path, "object_detection", "layers")
+
+
+@pytest.mark.parametrize(
+    ("head", "name"), [("object_detection", "layers"), ("deimv2_object_detection", "float32")], ids=["detr", "deimv2"]
+)
+def test_compute_reads_all_arrays_from_one_file(run, tmp_path, head, name):
+    file, config, expected = scene_of(tmp_path, head, name)
     out = tmp_path / "out.safetensors"
-    status, printed, err = run(
-        "compute", "object_detection", file, "--config", config, "--grad-output", "-0.5", "--out", out
-    )
+    status, printed, err = run("compute", head, file, "--config", config, "--grad-output", "-0.5", "--out", out)
     assert (status, err) == (0, "")
     lines = dict(line.split() for line in printed.splitlines())
     assert lines.pop("loss") == repr(float(expected.loss))
@@ -345,7 +350,12 @@ def test_compute_reads_all_arrays_from_one_file(run, scene, tmp_path):
     for name, value in expected.components.items():
         assert tensors[f"component.{name}"] == value
     text = config.read_text()
-    assert run("compute", "object_detection", file, "--config", text)[0] == 0
+    assert run("compute", head, file, "--config", text)[0] == 0
+
+
+def test_compute_takes_one_file_for_several_arguments(run, scene):
+    file, config, _ = scene
+    text = config.read_text()
     separately = ["--logits", file, "--labels", file, "--pred-boxes", file]
     plain = json.dumps(json.loads(text) | {"auxiliary_loss": False})
     assert run("compute", "object_detection", *separately, "--config", plain)[0] == 0
