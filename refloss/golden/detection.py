@@ -226,10 +226,18 @@ def varifocal_cases() -> list[Case]:
     """Varifocal loss."""
     source = Source(35)
     logits = source.normal(4, 7) * 4.0
-    targets = (source.uniform(4, 7) * (source.uniform(4, 7) < 0.4)).astype(np.float32)
+    meant = source.uniform(4, 7) < 0.4
+    targets = (source.uniform(4, 7) * meant).astype(np.float32)
 
-    def case(name: str, dtype: Any = np.float32, grad_output: Any = -2.0, **parameters: Any) -> Case:
-        inputs = {"inputs": logits.astype(dtype), "targets": targets}
+    def case(
+        name: str,
+        dtype: Any = np.float32,
+        grad_output: Any = -2.0,
+        x: np.ndarray = logits,
+        t: np.ndarray = targets,
+        **parameters: Any,
+    ) -> Case:
+        inputs = {"inputs": x.astype(dtype), "targets": t.astype(np.float32)}
         return Case(f"varifocal-{name}", "varifocal", inputs, parameters, grad_output)
 
     return [
@@ -237,6 +245,13 @@ def varifocal_cases() -> list[Case]:
         case("sum", reduction="sum", num_boxes=3.0),
         case("none", reduction="none", grad_output=source.normal(4, 7)),
         case("other-focus", alpha=0.25, gamma=1.5, grad_output=0.5),
+        case("no-focus", alpha=1.0, gamma=0.0),
+        case("nothing-meant", t=np.zeros((4, 7)), grad_output=0.25),
+        case("perfect-boxes", t=meant, grad_output=-0.75),
+        # The gradient where a class has learnt its quality is what float32 cannot tell from 0.
+        case("learnt", x=np.where(meant, np.log(targets / (1.0 - targets) + ~meant), logits), grad_output=1e3),
+        case("confident", x=logits * 25.0, grad_output=1e3),
+        case("trailing-axes", x=logits.reshape(2, 2, 7), t=targets.reshape(2, 2, 7)),
     ]
 
 
