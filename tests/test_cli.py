@@ -334,10 +334,10 @@ def scene(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "name"), [("object_detection", "layers"), ("deimv2_object_detection", "float32")], ids=["detr", "deimv2"]
+    ("head", "case"), [("object_detection", "layers"), ("deimv2_object_detection", "float32")], ids=["detr", "deimv2"]
 )
-def test_compute_reads_all_arrays_from_one_file(run, tmp_path, head, name):
-    file, config, expected = scene_of(tmp_path, head, name)
+def test_compute_reads_all_arrays_from_one_file(run, tmp_path, head, case):
+    file, config, expected = scene_of(tmp_path, head, case)
     out = tmp_path / "out.safetensors"
     status, printed, err = run("compute", head, file, "--config", config, "--grad-output", "-0.5", "--out", out)
     assert (status, err) == (0, "")
