@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 from refloss.arrays import choice
@@ -11,10 +13,39 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 BACKENDS = ("auto", "cpu", "cuda")
+_INSTALL = "install it with pip install 'refloss[cuda13]' (or 'refloss[cuda12]' for drivers of CUDA 12)"
+
+
+def chosen(backend: str, *, on_gpu: bool = False) -> str:
+    """The backend that is meant: for "auto" CUDA where an input lives on a GPU, else the CPU."""
+    if choice(backend, "backend", BACKENDS) == "auto":
+        return "cuda" if on_gpu else "cpu"
+    return backend
 
 
 def launcher(backend: str, family: str) -> ModuleType:
     """The module that runs a family of kernels on a backend; imported here, because it brings in Numba."""
-    if choice(backend, "backend", BACKENDS) == "cuda":
-        raise RuntimeError("backend='cuda': this version of refloss has no CUDA kernels; use backend='cpu'")
-    return importlib.import_module(f"refloss.kernels.launch_{family}")
+    if chosen(backend) == "cpu":
+        return importlib.import_module(f"refloss.kernels.launch_{family}")
+    _check_cuda()
+    return importlib.import_module(f"refloss.kernels.cuda.{family}")
+
+
+@functools.cache
+def _check_cuda() -> None:
+    """Raise unless there is a GPU that kernels can be compiled for and run on."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise RuntimeError(f"backend='cuda' needs the package numba-cuda; {_INSTALL}")
+    from numba import cuda
+
+    if cuda.config.ENABLE_CUDASIM:
+        return
+    if not cuda.is_available():
+        reason = " ".join(str(cuda.cuda_error() or "no GPU was found").split())
+        raise RuntimeError(f"backend='cuda' needs an NVIDIA GPU and its driver: {reason}; use backend='cpu' without")
+    try:
+        from numba.cuda.cudadrv import nvvm
+
+        nvvm.NVVM()
+    except Exception as error:
+        raise RuntimeError(f"backend='cuda' needs the CUDA toolkit's NVVM ({error}); {_INSTALL}") from error

@@ -1,7 +1,8 @@
 """Every Numba option of refloss, in one place.
 
 Kernels are compiled on first use for the types they meet and kept on disk. Scalars are inlined into the kernels that
-call them, so they need no cache entry of their own. There is no fastmath anywhere: the bits of a result are part of the
+call them, so they need no cache entry of their own; CUDA kernels call the same scalars, which Numba compiles for the
+GPU then. There is no fastmath anywhere: the bits of a result are part of the
 contract, and LLVM may only vectorise what keeps them.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numba
+from numba.core import config
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 if TYPE_CHECKING:
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 
 
 # What is only called from compiled code needs no way in from Python, and compiles a fifth faster without; Python must
-# not call it.
-_INSIDE: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# not call it, unless CUDA is simulated: then kernels are Python.
+_INSIDE: dict[str, Any] = {
+    "error_model": "numpy",
+    "no_cpython_wrapper": not getattr(config, "ENABLE_CUDASIM", False),
+    "no_cfunc_wrapper": True,
+}
 
 
 def scalar(function: Callable[..., Any]) -> Any:

@@ -13,8 +13,14 @@ import numpy as np
 from refloss import jit
 from refloss.kernels.refine import is_close, refine
 from refloss.kernels.rows import gather, row, scatter
-from refloss.kernels.softmax import find, highest_excluding, split_softmax, store_difference, store_scaled
-from refloss.numerics.bits import fma
+from refloss.kernels.softmax import (
+    difference,
+    find,
+    highest_excluding,
+    split_softmax,
+    store_difference,
+    store_scaled,
+)
 from refloss.numerics.formats import store, widen
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
 from refloss.numerics.sums import row_sum
@@ -57,8 +63,8 @@ class Scratch(NamedTuple):
 
 
 @jit.helper
-def _coefficient(terms, index):
-    """The row's cotangent over the normaliser."""
+def coefficient_of(terms, index):
+    """A row's cotangent over the normaliser, a pair."""
     cotangent = terms.cotangent[index if terms.cotangent.size > 1 else 0]
     return divide(pair(cotangent), terms.normaliser)
 
@@ -72,32 +78,40 @@ def _distance_sum(x, maximum, weight, products):
 
 
 @jit.helper
-def _likelihood(split, total, x, weight, products):
-    """Σ_j weight_j·(lse − x_j) for weights that sum to a total, a pair."""
-    return add(multiply(total, split.log_total), _distance_sum(x, split.maximum, weight, products))
-
-
-@jit.helper
-def _label_loss(split, label, x, terms, products):
-    if not split.defined:
-        return np.nan
+def label_loss(split, label, terms, distances):
+    """The loss of a row that is defined; distances are Σ w_j·(maximum − x_j), a pair, for smoothing."""
     loss = multiply(pair(terms.weight[label]), split.nll)
     if terms.smooth:
-        spread = _likelihood(split, terms.weight_total, x, terms.weight, products)
+        spread = add(multiply(terms.weight_total, split.log_total), distances)
         loss = add(multiply(terms.keep, loss), multiply(terms.uniform, spread))
     return rounded(loss)
 
 
 @jit.helper
-def _label_gradient(split, label, x, terms, coefficient, exponentials, gradient):
+def label_factors(split, label, terms, coefficient):
+    """Without smoothing: what multiplies the exponentials, a pair, and the gradient at the label."""
     weight = pair(terms.weight[label])
-    if not terms.smooth:
-        store_scaled(exponentials, multiply(coefficient, multiply(weight, split.term)), gradient)
-        store(gradient, label, -rounded(multiply(coefficient, multiply(weight, split.rest))))
-        return
+    own = -rounded(multiply(coefficient, multiply(weight, split.rest)))
+    return multiply(coefficient, multiply(weight, split.term)), own
+
+
+@jit.helper
+def smoothed_masses(split, label, terms):
+    """With smoothing: Q, q of the label, and Q·p − q at the label; pairs."""
+    weight = pair(terms.weight[label])
     total = add(multiply(terms.keep, weight), multiply(terms.uniform, terms.weight_total))
     own = add(multiply(terms.keep, weight), multiply(terms.uniform, weight))
-    mine = add(multiply(total, split.share), negate(own))
+    return total, own, add(multiply(total, split.share), negate(own))
+
+
+@jit.helper
+def _label_gradient(split, label, x, terms, coefficient, exponentials, gradient):
+    if not terms.smooth:
+        factor, value = label_factors(split, label, terms, coefficient)
+        store_scaled(exponentials, factor, gradient)
+        store(gradient, label, value)
+        return
+    total, own, mine = smoothed_masses(split, label, terms)
     factor = multiply(coefficient, multiply(total, split.term))
     close = store_difference(exponentials, factor, terms.weight, multiply(coefficient, terms.uniform), gradient)
     store(gradient, label, rounded(multiply(coefficient, mine)))
@@ -129,7 +143,11 @@ def label_rows(logits, gradient, labels, terms, output, scratch, first, last, ti
             split = split_softmax(x, -1 if ignored else label, scratch.exponentials)
             output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
             output.nll[index] = 0.0 if ignored else rounded(split.nll)
-            output.loss[index] = 0.0 if ignored else _label_loss(split, label, x, terms, scratch.products)
+            distances = pair(0.0)
+            if terms.smooth and split.defined and not ignored:
+                distances = _distance_sum(x, split.maximum, terms.weight, scratch.products)
+            loss = label_loss(split, label, terms, distances) if split.defined and not ignored else np.nan
+            output.loss[index] = 0.0 if ignored else loss
             if not with_gradient:
                 continue
             g = row(gradient, index, scratch.gradient, k)
@@ -138,15 +156,21 @@ def label_rows(logits, gradient, labels, terms, output, scratch, first, last, ti
             elif not split.defined:
                 _fill(g, np.nan)
             else:
-                _label_gradient(split, label, x, terms, _coefficient(terms, index), scratch.exponentials, g)
+                _label_gradient(split, label, x, terms, coefficient_of(terms, index), scratch.exponentials, g)
         if with_gradient:
             scatter(scratch.gradient, gradient, start, count)
 
 
 @jit.scalar
-def _target_mass(target, weight, terms):
+def target_mass(target, weight, terms):
     """q_j = w_j·(keep·t_j + uniform), a pair."""
     return multiply(add(multiply(terms.keep, pair(target)), terms.uniform), pair(weight))
+
+
+@jit.helper
+def _likelihood(split, total, x, weight, products):
+    """Σ_j weight_j·(lse − x_j) for weights that sum to a total, a pair."""
+    return add(multiply(total, split.log_total), _distance_sum(x, split.maximum, weight, products))
 
 
 @jit.helper
@@ -154,31 +178,36 @@ def _probability_gradient(split, x, target, total, terms, coefficient, exponenti
     factor = multiply(coefficient, multiply(total, split.term))
     close = 0
     for i in range(target.size):
-        taken, taken_low = multiply(coefficient, _target_mass(widen(target[i]), terms.weight[i], terms))
-        value = fma(exponentials[i], factor[0], -taken) + fma(exponentials[i], factor[1], -taken_low)
-        close += 1 if is_close(value, taken) else 0
+        taken = multiply(coefficient, target_mass(widen(target[i]), terms.weight[i], terms))
+        value = difference(exponentials[i], factor, taken)
+        close += 1 if is_close(value, taken[0]) else 0
         store(gradient, i, value)
     for i in range(target.size):
         # The class that was split off, and any that is its equal: the order of classes must not show.
         if widen(x[i]) == split.maximum:
-            own = _target_mass(widen(target[i]), terms.weight[i], terms)
+            own = target_mass(widen(target[i]), terms.weight[i], terms)
             mine = add(multiply(total, split.share), negate(own))
             close += 1 if is_close(mine[0], own[0]) else 0
             store(gradient, i, rounded(multiply(coefficient, mine)))
     if close > 0:
         mass, mass_low = np.empty(x.size), np.empty(x.size)
         for i in range(x.size):
-            mass[i], mass_low[i] = _target_mass(widen(target[i]), terms.weight[i], terms)
+            mass[i], mass_low[i] = target_mass(widen(target[i]), terms.weight[i], terms)
         refine(x, split, total, coefficient, mass, mass_low, gradient)
+
+
+@jit.scalar
+def target_slope(factor, weight, log_total, below):
+    """∂/∂t_j = c·keep·w_j·(lse − x_j), from how far x_j is below the maximum."""
+    return factor * weight * (log_total + below)
 
 
 @jit.helper
 def _target_gradient(split, x, terms, coefficient, gradient):
-    """∂/∂t_j = c·keep·w_j·(lse − x_j)."""
     factor = rounded(multiply(coefficient, terms.keep))
     log_total = rounded(split.log_total)
     for i in range(x.size):
-        store(gradient, i, factor * terms.weight[i] * (log_total + (split.maximum - widen(x[i]))))
+        store(gradient, i, target_slope(factor, terms.weight[i], log_total, split.maximum - widen(x[i])))
 
 
 @jit.helper
@@ -195,7 +224,7 @@ def _probability_loss(split, x, target, terms, scratch):
         mass[i] = widen(target[i]) * terms.weight[i]
     total = add(multiply(terms.keep, row_sum(mass)), multiply(terms.uniform, terms.weight_total))
     for i in range(target.size):
-        mass[i] = rounded(_target_mass(widen(target[i]), terms.weight[i], terms))
+        mass[i] = rounded(target_mass(widen(target[i]), terms.weight[i], terms))
     return rounded(_likelihood(split, total, x, mass, scratch.products)), rounded(likelihood), total
 
 
@@ -224,7 +253,7 @@ def probability_rows(
                 continue
             g = row(gradient, index, scratch.gradient, k)
             target_g = row(target_gradient, index, scratch.target_gradient, k)
-            coefficient = _coefficient(terms, index)
+            coefficient = coefficient_of(terms, index)
             if split.defined:
                 _probability_gradient(split, x, target, total, terms, coefficient, scratch.exponentials, g)
                 _target_gradient(split, x, terms, coefficient, target_g)

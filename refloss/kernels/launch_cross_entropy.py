@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from refloss.kernels.cross_entropy import Output, Scratch, Terms, label_rows, pr
 from refloss.kernels.cross_entropy_columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
 from refloss.kernels.rows import any_rows_of, rows_of, tile_buffer, tile_rows
 from refloss.numerics.sums import MAX_TERMS, as_pair, exact_sum, rounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Elements a thread takes at a time: some tenths of a millisecond of work, so that Python's part does not show.
 BLOCK_ELEMENTS = 1 << 17
@@ -47,6 +50,11 @@ class Answer(NamedTuple):
 
 def cross_entropy(task: Task) -> Answer:
     """Run a task; gradients are written into the task's buffers."""
+    return evaluate(task, _run)
+
+
+def evaluate(task: Task, run: Callable[[Task, Terms, Output, int], None]) -> Answer:
+    """Run a task's rows, and what comes before and after them."""
     classes = task.logits.shape[task.class_axis]
     if classes > MAX_TERMS:
         raise ValueError(f"logits has {classes} classes; expected at most {MAX_TERMS}")
@@ -54,12 +62,12 @@ def cross_entropy(task: Task) -> Answer:
     output = Output(np.empty(count), np.empty(count), np.empty(count))
     normaliser = _normaliser(task, count)
     terms = _terms(task, classes, normaliser)
-    in_columns = _has_labels(task) and not terms.smooth and classes <= MAX_CLASSES
-    (_run_columns if in_columns else _run)(task, terms, output, count)
+    run(task, terms, output, count)
     return Answer(_reduced(task, output.loss, normaliser), output.nll, output.lse)
 
 
-def _has_labels(task: Task) -> bool:
+def has_labels(task: Task) -> bool:
+    """Whether the target of a task are labels, not probabilities."""
     return task.target.dtype.kind == "i"
 
 
@@ -69,7 +77,7 @@ def _normaliser(task: Task, count: int) -> Fraction | float:
         return Fraction(1)
     if task.reduction == "sum":
         return Fraction(task.divisor) if np.isfinite(task.divisor) else task.divisor
-    if not _has_labels(task):
+    if not has_labels(task):
         return Fraction(count)
     return label_normaliser(task.target, task.weight, task.ignore_index)
 
@@ -85,7 +93,7 @@ def _terms(task: Task, classes: int, normaliser: Fraction | float) -> Terms:
     weight = np.ones(classes) if task.weight is None else task.weight
     smoothing = Fraction(task.label_smoothing)
     # A label without smoothing asks for the weight of its own class only.
-    needs_total = smoothing > 0 or not _has_labels(task)
+    needs_total = smoothing > 0 or not has_labels(task)
     return Terms(
         weight=weight,
         weight_total=as_pair(exact_sum(weight)) if needs_total else (0.0, 0.0),
@@ -100,12 +108,17 @@ def _terms(task: Task, classes: int, normaliser: Fraction | float) -> Terms:
 
 
 def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
+    in_columns = has_labels(task) and not terms.smooth and task.logits.shape[task.class_axis] <= MAX_CLASSES
+    (_run_columns if in_columns else _run_rows)(task, terms, output, count)
+
+
+def _run_rows(task: Task, terms: Terms, output: Output, count: int) -> None:
     logits = rows_of(task.logits, task.class_axis)
     # Without a gradient to write, a kernel still wants an argument of its type.
     gradient = logits if task.gradient is None else rows_of(task.gradient, task.class_axis)
-    has_labels = _has_labels(task)
+    by_label = has_labels(task)
     arrays = [logits, gradient]
-    if not has_labels:
+    if not by_label:
         target = rows_of(task.target, task.class_axis)
         arrays += [target, target if task.target_gradient is None else rows_of(task.target_gradient, task.class_axis)]
     tile = max(tile_rows(rows) for rows in arrays)
@@ -113,7 +126,7 @@ def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
     def scratch() -> Scratch:
         tiles = [tile_buffer(rows, tile) for rows in arrays]
         row = np.empty(logits.classes)
-        needs_products = terms.smooth or not has_labels
+        needs_products = terms.smooth or not by_label
         return Scratch(
             logits=tiles[0],
             gradient=tiles[1],
@@ -121,12 +134,12 @@ def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
             target_gradient=tiles[-1],
             exponentials=row,
             products=np.empty(logits.classes if needs_products else 0),
-            mass=np.empty(0 if has_labels else logits.classes),
+            mass=np.empty(0 if by_label else logits.classes),
         )
 
     def work(first: int, last: int, buffers: Scratch) -> None:
         with_gradient = task.gradient is not None
-        if has_labels:
+        if by_label:
             label_rows(logits, gradient, task.target, terms, output, buffers, first, last, tile, with_gradient)
         else:
             probability_rows(*arrays, terms, output, buffers, first, last, tile, with_gradient)

@@ -49,9 +49,17 @@ def exp_accurate(high, low):
 
 
 @jit.helper
-def _term(logit, maximum):
+def accurate_term(logit, maximum):
+    """e^(logit − maximum) as a pair."""
     high, low = two_sum(logit, -maximum)
     return exp_accurate(high, low) if high > -746.0 else pair(0.0)
+
+
+@jit.scalar
+def split_term(high):
+    """A number in [0, 1] as its first bits and the rest: thirty at a time, so that the grids of a sum take them all."""
+    top = (high + 1.5 * 2.0**22) - 1.5 * 2.0**22
+    return top, high - top
 
 
 @jit.helper
@@ -60,11 +68,8 @@ def _total(x, maximum):
     high, low = np.empty(x.size), np.empty(x.size)
     rest = np.empty(x.size)
     for i in range(x.size):
-        high[i], low[i] = _term(widen(x[i]), maximum)
-        # Thirty bits at a time, so that the grids of row_sum take all of them.
-        top = (high[i] + 1.5 * 2.0**22) - 1.5 * 2.0**22
-        rest[i] = high[i] - top
-        high[i] = top
+        term, low[i] = accurate_term(widen(x[i]), maximum)
+        high[i], rest[i] = split_term(term)
     return add(row_sum(high), add(row_sum(rest), row_sum(low)))
 
 
@@ -75,13 +80,20 @@ def is_close(value, taken):
 
 
 @jit.helper
+def refined(logit, maximum, whole, total, coefficient, taken):
+    """Whether total·p − taken is to be computed again for a logit, and coefficient times it; whole is Σ e^(x_j − max)."""
+    share = divide(accurate_term(logit, maximum), whole)
+    value = add(multiply(total, share), negate(taken))
+    nothing = abs(value[0]) < NOTHING * abs(taken[0])
+    wanted = is_close(value[0], taken[0]) and share[0] < 1.0 - SURE
+    return wanted, 0.0 if nothing else rounded(multiply(coefficient, value))
+
+
+@jit.helper
 def refine(x, split, total, coefficient, mass, mass_low, gradient):
     """Compute the elements of a row's gradient again where Q·p_j and q_j = mass_j are close; total is Q."""
     whole = _total(x, split.maximum) if x.size <= ACCURATE_CLASSES else split.total
     for i in range(x.size):
-        taken = (mass[i], mass_low[i])
-        share = divide(_term(widen(x[i]), split.maximum), whole)
-        value = add(multiply(total, share), negate(taken))
-        if is_close(value[0], taken[0]) and share[0] < 1.0 - SURE:
-            nothing = abs(value[0]) < NOTHING * abs(taken[0])
-            store(gradient, i, 0.0 if nothing else rounded(multiply(coefficient, value)))
+        wanted, value = refined(widen(x[i]), split.maximum, whole, total, coefficient, (mass[i], mass_low[i]))
+        if wanted:
+            store(gradient, i, value)

@@ -111,6 +111,14 @@ def exponentials_excluding(x, excluded, reference, terms):
 
 
 @jit.scalar
+def undefined_split(sound, maximum):
+    """The split of a row with NaN or +inf, or with nothing but −inf."""
+    none, undefined = pair(0.0), pair(np.nan)
+    lse = maximum if sound else np.nan
+    return Split(False, lse, undefined, none, undefined, undefined, undefined, undefined)
+
+
+@jit.scalar
 def _scaled(value, n):
     return scale(value[0], n), scale(value[1], n)
 
@@ -154,17 +162,27 @@ def split_softmax(x, k, terms):
     logit = widen(x[k]) if k >= 0 else -np.inf
     maximum = max(reference, logit)
     if not sound or maximum == -np.inf:
-        none, undefined = pair(0.0), pair(np.nan)
-        lse = maximum if sound else np.nan
-        return Split(False, lse, undefined, none, undefined, undefined, undefined, undefined)
+        return undefined_split(sound, maximum)
     return split_class(logit, reference, exponentials_excluding(x, k, reference, terms))
+
+
+@jit.scalar
+def times(term, factor):
+    """term·factor for a pair."""
+    return fma(term, factor[0], term * factor[1])
+
+
+@jit.scalar
+def difference(term, factor, taken):
+    """factor·term − taken for pairs."""
+    return fma(term, factor[0], -taken[0]) + fma(term, factor[1], -taken[1])
 
 
 @jit.scalar
 def store_scaled(terms, factor, gradient):
     """gradient_j = factor·terms_j, rounded once."""
     for i in range(terms.size):
-        store(gradient, i, fma(terms[i], factor[0], terms[i] * factor[1]))
+        store(gradient, i, times(terms[i], factor))
 
 
 @jit.scalar
@@ -172,8 +190,8 @@ def store_difference(terms, factor, weight, amount, gradient):
     """gradient_j = factor·terms_j − amount·weight_j; how many of them are close to 0."""
     close = 0
     for i in range(terms.size):
-        taken, taken_low = multiply(amount, pair(weight[i]))
-        value = fma(terms[i], factor[0], -taken) + fma(terms[i], factor[1], -taken_low)
-        close += 1 if is_close(value, taken) else 0
+        taken = multiply(amount, pair(weight[i]))
+        value = difference(terms[i], factor, taken)
+        close += 1 if is_close(value, taken[0]) else 0
         store(gradient, i, value)
     return close

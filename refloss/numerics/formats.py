@@ -87,31 +87,26 @@ def _widen(element):
     return lambda element: np.float64(element)
 
 
-def store(array, index, value):
-    """Round a float64 into an element of an array of any format."""
+def as_element(array, value):
+    """A float64 rounded to the format of an array."""
     raise TypeError("compiled code only")
 
 
-@overload(store, jit_options={"forceinline": True})
-def _store(array, index, value):
+@overload(as_element, jit_options={"forceinline": True})
+def _as_element(array, value):
     if array.dtype == types.int16:
+        return lambda array, value: _round_to_bfloat16(value)
+    if array.dtype == types.uint16:
+        return lambda array, value: _round_to_float16(value)
+    if array.dtype == types.float32:
+        return lambda array, value: np.float32(value)
+    return lambda array, value: value
 
-        def put(array, index, value):
-            array[index] = _round_to_bfloat16(value)
-    elif array.dtype == types.uint16:
 
-        def put(array, index, value):
-            array[index] = _round_to_float16(value)
-    elif array.dtype == types.float32:
-
-        def put(array, index, value):
-            array[index] = np.float32(value)
-    else:
-
-        def put(array, index, value):
-            array[index] = value
-
-    return put
+@jit.scalar
+def store(array, index, value):
+    """Round a float64 into an element of an array of any format."""
+    array[index] = as_element(array, value)
 
 
 def _integer(element: types.Type) -> types.Type:
@@ -183,3 +178,33 @@ def infinity_bits(typing_context: Any, array: Any) -> Any:
 def lowest_ordinal(typing_context: Any, array: Any) -> Any:
     """The ordinal of −inf in an array's format."""
     return _constant_of(array, -_infinity_bits(array.dtype) - 1)
+
+
+@jit.scalar
+def read(array, index):
+    """An element of an array of any format, as float64."""
+    return widen(array[index])
+
+
+@jit.scalar
+def ordinal_at(array, index):
+    """The ordinal of an element, as int64."""
+    return np.int64(ordinal(array[index]))
+
+
+@jit.scalar
+def magnitude_at(array, index):
+    """The bits of an element without its sign, as int64."""
+    return np.int64(magnitude_bits(array[index]))
+
+
+@jit.scalar
+def bounds(array):
+    """The ordinal of −inf and the bits of +inf in an array's format, as int64."""
+    return np.int64(lowest_ordinal(array)), np.int64(infinity_bits(array))
+
+
+@jit.scalar
+def value_of(place, array):
+    """The float64 equal to the element with this ordinal."""
+    return widen(from_ordinal(place, array))

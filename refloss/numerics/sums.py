@@ -32,7 +32,7 @@ _LIMB_MASK = (1 << LIMB_BITS) - 1
 # An accumulator counts in units of 1 / UNITS.
 UNITS = 2**1074
 # Magic constants stay normal numbers within these exponents.
-_GRID_EXPONENTS = 900
+GRID_EXPONENTS = 900
 # A deposit adds less than 2^33 to a limb, so this many leave room for the sign.
 _DEPOSITS = 2**29
 
@@ -50,6 +50,13 @@ def grid_bits(term):
     coarse, rest = grid_step(term, COARSE_MAGIC)
     fine, _ = grid_step(rest, FINE_MAGIC)
     return coarse, fine
+
+
+@jit.scalar
+def grid_counts(term):
+    """A term in [-1, 1] as counts of units on both grids; sums of them are for grid_total with terms = 0."""
+    coarse, fine = grid_bits(term)
+    return coarse - float64_bits(COARSE_MAGIC), fine - float64_bits(FINE_MAGIC)
 
 
 @jit.helper
@@ -97,6 +104,22 @@ def row_sum(terms):
     return scale(high, exponent), scale(low, exponent)
 
 
+@jit.scalar
+def exponent_of(value):
+    """The least exponent with |value| < 2^exponent, above 1023 for what is not finite; −1022 for 0."""
+    return (magnitude_bits(value) >> 52) - 1022
+
+
+@jit.scalar
+def mantissa_of(value):
+    """A finite value as magnitude·2^(place − 1074), and whether it is negative."""
+    bits = float64_bits(value)
+    exponent = (bits >> 52) & 0x7FF
+    mantissa = bits & ((1 << 52) - 1)
+    normal = exponent > 0
+    return (mantissa | (1 << 52)) if normal else mantissa, bits < 0, exponent - 1 if normal else exponent
+
+
 @jit.helper
 def _deposit_units(magnitude, negative, place, limbs):
     """Add magnitude·2^(place − 1074), or take it away."""
@@ -115,15 +138,28 @@ def _deposit(values, limbs):
     """Add float64 values to the accumulator; true if all of them were finite."""
     finite = True
     for value in values:
-        bits = float64_bits(value)
-        exponent = (bits >> 52) & 0x7FF
-        finite &= exponent < 0x7FF
-        mantissa = bits & ((1 << 52) - 1)
-        if exponent > 0:
-            mantissa |= 1 << 52
-            exponent -= 1
-        _deposit_units(mantissa, bits < 0, exponent, limbs)
+        finite &= magnitude_bits(value) < INFINITY_BITS
+        magnitude, negative, place = mantissa_of(value)
+        _deposit_units(magnitude, negative, place, limbs)
     return finite
+
+
+@jit.scalar
+def counts_below(value, exponent):
+    """Counts of a value below 2^exponent on three grids, and what is left of it; |exponent| ≤ 900."""
+    shift = exponent << 52
+    coarse_magic = float64_from_bits(float64_bits(COARSE_MAGIC) + shift)
+    fine_magic = float64_from_bits(float64_bits(FINE_MAGIC) + shift)
+    finest_magic = float64_from_bits(float64_bits(FINEST_MAGIC) + shift)
+    coarse, rest = grid_step(value, coarse_magic)
+    fine, rest = grid_step(rest, fine_magic)
+    finest, rest = grid_step(rest, finest_magic)
+    return (
+        coarse - float64_bits(coarse_magic),
+        fine - float64_bits(fine_magic),
+        finest - float64_bits(finest_magic),
+        rest,
+    )
 
 
 @jit.helper
@@ -166,7 +202,7 @@ def add_exactly(values, limbs):
         return special
     exponent = (largest >> 52) - 1022
     left = largest != 0
-    while left and abs(exponent) < _GRID_EXPONENTS:
+    while left and abs(exponent) < GRID_EXPONENTS:
         coarse, fine, finest, left = _counted(values, exponent)
         for count, unit in ((coarse, -36), (fine, -72), (finest, -108)):
             _deposit_units(abs(count), count < 0, 1074 + exponent + unit, limbs)

@@ -1,0 +1,322 @@
+"""Arrays on a GPU: recognised, taken in and handed out without a copy, by DLPack and __cuda_array_interface__.
+
+Nothing here touches a GPU; refloss.kernels.cuda does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import inspect
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+import ml_dtypes
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# DLPack's device types: CUDA's own memory, and memory that CUDA manages between the GPU and the host.
+_CUDA_DEVICES = (2, 13)
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_LAYOUT_FUNCTIONS = (np.moveaxis, np.broadcast_to, np.may_share_memory, np.shape, np.ndim, np.size, np.reshape)
+
+
+class Resident(np.ndarray):
+    """The layout of an array whose memory is on a GPU, for the arithmetic of shapes and strides.
+
+    It can be sliced, reshaped and transposed as any array, but not read: its address means nothing to the host.
+    """
+
+    owner: Any = None  # keeps the memory alive
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.owner = getattr(source, "owner", None)
+
+    __array_ufunc__ = None
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Any:
+        if function not in _LAYOUT_FUNCTIONS:
+            raise TypeError(f"refloss: {function.__name__} of an array that lives on a GPU")
+        return super().__array_function__(function, types, arguments, keywords)
+
+    def __repr__(self) -> str:
+        return f"Resident(shape={self.shape}, dtype={self.dtype})"
+
+    __str__ = __repr__
+
+
+class _Address:
+    """What NumPy makes an array of that it must not read."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: Any) -> None:
+        typestr = f"|V{dtype.itemsize}" if dtype == _BFLOAT16 else dtype.str
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": shape,
+            "strides": strides,
+            "typestr": typestr,
+            "version": 3,
+        }
+
+
+def resident(
+    address: int, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None = None, *, owner: Any
+) -> Resident:
+    """The layout of device memory at an address; strides are in bytes."""
+    array = np.asarray(_Address(address, shape, strides, dtype)).view(dtype).view(Resident)
+    array.owner = owner
+    return array
+
+
+def resident_of(array: Any) -> Resident | None:
+    """The array on a GPU whose memory this is a view of, if there is one."""
+    while array is not None:
+        if isinstance(array, Resident):
+            return array
+        array = getattr(array, "base", None) if isinstance(array, np.ndarray) else getattr(array, "array", None)
+    return None
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Whether an argument, or a part of it, lives on a GPU."""
+    if value is None or isinstance(value, np.ndarray | np.generic | int | float | str):
+        return False
+    if isinstance(value, dict):
+        return any(is_on_gpu(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return any(is_on_gpu(part) for part in value)
+    return hasattr(value, "__cuda_array_interface__") or _device_type(value) in _CUDA_DEVICES
+
+
+def _device_type(value: Any) -> int:
+    if not (hasattr(value, "__dlpack_device__") and hasattr(value, "__dlpack__")):
+        return 0
+    return int(value.__dlpack_device__()[0])
+
+
+# The structs of dlpack.h, version 0: https://dmlc.github.io/dlpack/latest/c_api.html
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _DLManagedTensor(ctypes.Structure):
+    pass
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_DLManagedTensor))
+_DLManagedTensor._fields_ = (("tensor", _DLTensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+
+_CODES = {0: "i", 1: "u", 2: "f", 6: "b"}
+_BFLOAT_CODE = 4
+_NAME = b"dltensor"
+
+
+def _api(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of Python's C API; prototypes of its own, so that nobody else's declarations matter."""
+    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
+
+
+_capsule_pointer = _api("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+_new_capsule = _api("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_is_capsule = _api("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+_raw_pointer = _api("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+
+
+def imported(value: Any, name: str) -> Resident:
+    """An array on a GPU, without a copy; its memory stays alive as long as the result."""
+    for settle in ("detach", "resolve_conj", "resolve_neg"):
+        value = getattr(value, settle)() if hasattr(value, settle) else value
+    if _device_type(value) in _CUDA_DEVICES:
+        # Stream 1 is CUDA's default stream, which kernels are launched on.
+        return _from_capsule(value.__dlpack__(stream=1), name)
+    interface = value.__cuda_array_interface__
+    if interface.get("mask") is not None:
+        raise TypeError(f"{name}: an array with a mask cannot be taken in")
+    dtype = np.dtype(interface["typestr"])
+    dtype = _BFLOAT16 if dtype == np.dtype("V2") else dtype
+    array = resident(interface["data"][0], tuple(interface["shape"]), dtype, interface.get("strides"), owner=value)
+    if interface.get("stream") is not None:
+        from numba import cuda
+
+        cuda.external_stream(interface["stream"]).synchronize()
+    return array
+
+
+def _from_capsule(capsule: Any, name: str) -> Resident:
+    tensor = _DLManagedTensor.from_address(_capsule_pointer(capsule, _NAME)).tensor
+    if tensor.code == _BFLOAT_CODE and tensor.bits == 16:
+        dtype = _BFLOAT16
+    elif tensor.code in _CODES and tensor.lanes == 1:
+        dtype = np.dtype(f"{_CODES[tensor.code]}{tensor.bits // 8}")
+    else:
+        raise TypeError(f"{name} has DLPack type {tensor.code} of {tensor.bits} bits; expected floats or integers")
+    shape = tuple(tensor.shape[: tensor.ndim])
+    strides = tuple(step * dtype.itemsize for step in tensor.strides[: tensor.ndim]) if tensor.strides else None
+    # A capsule that nobody renames frees its memory when it is collected.
+    return resident((tensor.data or 0) + tensor.byte_offset, shape, dtype, strides, owner=capsule)
+
+
+class _Exported(NamedTuple):
+    """What lives as long as a consumer of a capsule needs it."""
+
+    owner: Any
+    managed: Any
+    shape: Any
+    strides: Any
+
+
+_exported: dict[int, _Exported] = {}
+
+
+@_Deleter
+def _release(managed: Any) -> None:
+    _exported.pop(ctypes.addressof(managed.contents), None)
+
+
+@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+def _collect(capsule: int) -> None:
+    """A capsule is gone; if nobody took what it held, neither is needed any more."""
+    if _is_capsule(capsule, _NAME):
+        _exported.pop(_raw_pointer(capsule, _NAME), None)
+
+
+class DeviceArray:
+    """A gradient on a GPU. CuPy, PyTorch, JAX and Numba take it without a copy; np.asarray copies it to the host."""
+
+    def __init__(self, layout: Resident) -> None:
+        self._layout = layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+        return self._layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its float format."""
+        return self._layout.dtype
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return self._layout.ndim
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return self._layout.size
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        interface = self._layout.__array_interface__
+        typestr = "|V2" if self.dtype == _BFLOAT16 else interface["typestr"]
+        wanted = {key: interface[key] for key in ("data", "shape", "strides")}
+        # Kernels run on CUDA's default stream, 1 in this protocol.
+        return wanted | {"typestr": typestr, "version": 3, "stream": 1}
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (_CUDA_DEVICES[0], 0)
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        """A capsule; the default stream orders itself before all others, and legacy streams wait for it."""
+        layout = self._layout
+        axes = ctypes.c_int64 * max(1, layout.ndim)
+        shape = axes(*layout.shape)
+        strides = axes(*(step // layout.itemsize for step in layout.strides))
+        managed = _DLManagedTensor()
+        tensor = managed.tensor
+        tensor.data = layout.__array_interface__["data"][0]
+        tensor.device_type, tensor.device_id = self.__dlpack_device__()
+        tensor.ndim = layout.ndim
+        tensor.code = _BFLOAT_CODE if layout.dtype == _BFLOAT16 else 2
+        tensor.bits, tensor.lanes = 8 * layout.itemsize, 1
+        tensor.shape, tensor.strides = shape, strides
+        managed.deleter = _release
+        address = ctypes.addressof(managed)
+        _exported[address] = _Exported(layout, managed, shape, strides)
+        return _new_capsule(address, _NAME, ctypes.cast(_collect, ctypes.c_void_p))
+
+    def copy_to_host(self) -> np.ndarray:
+        """A copy of it as a NumPy array."""
+        from refloss.kernels.cuda.runtime import to_host
+
+        return to_host(self._layout)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("an array on a GPU has to be copied to the host")
+        host = self.copy_to_host()
+        return host if dtype is None else host.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a loss take arrays on a GPU: backend="auto" then means "cuda", and gradients of what is there are there.
+
+    The arguments that are named stay where they are; all others are small, and are copied to the host.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+            if not any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
+                return function(*arguments, **keywords)
+            return _call_on_gpu(function, stays, arguments, keywords)
+
+        return call
+
+    return decorate
+
+
+def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments: Any, keywords: Any) -> Any:
+    from refloss.dispatch import chosen
+
+    bound = inspect.signature(function).bind(*arguments, **keywords).arguments
+    named = {name: value for name, value in bound.items() if not isinstance(value, dict) or name != "ignored"}
+    named |= bound.get("ignored", {})
+    backend = named["backend"] = chosen(named.get("backend", "auto"), on_gpu=True)
+    there = {name for name, value in named.items() if is_on_gpu(value)}
+    for name in there:
+        stay = backend == "cuda" and name in stays
+        named[name] = imported(named[name], name) if stay else _copied_to_host(named[name], name)
+    result = function(**named)
+    if backend == "cuda":
+        result.grads.update({name: _on_gpu(result.grads[name]) for name in there if name in result.grads})
+    return result
+
+
+def _copied_to_host(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied_to_host(part, f"{name}[{key!r}]") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied_to_host(part, f"{name}[{i}]") for i, part in enumerate(value)]
+    if not is_on_gpu(value):
+        return value
+    from refloss.kernels.cuda.runtime import to_host
+
+    return to_host(imported(value, name))
+
+
+def _on_gpu(gradient: np.ndarray) -> DeviceArray:
+    from refloss.kernels.cuda.runtime import to_device
+
+    return DeviceArray(gradient if isinstance(gradient, Resident) else to_device(gradient))

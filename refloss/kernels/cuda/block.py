@@ -1,0 +1,81 @@
+"""What the threads of a block do together: sums and maxima of integers, and sums of a row, of the CPU's very bits.
+
+All of them are of integers, so that neither the size of a block nor the order of its threads shows in a result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cuda, int64
+
+from refloss.kernels.cuda.runtime import LARGEST_BLOCK
+from refloss.numerics.exponential import scale
+from refloss.numerics.sums import exponent_of, grid_counts, grid_total
+
+WARP = 32
+_UNDEFINED = 1025  # the exponent of what is not finite
+
+
+@cuda.jit(device=True)
+def block_sum(value):
+    """The sum of every thread's integer, known to all."""
+    room = cuda.shared.array(LARGEST_BLOCK, int64)
+    lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
+    cuda.syncthreads()
+    room[lane] = value
+    cuda.syncthreads()
+    if lane < WARP:
+        for i in range(lane + WARP, lanes, WARP):
+            value += room[i]
+        room[lane] = value
+    cuda.syncthreads()
+    total = np.int64(0)
+    for i in range(WARP if WARP < lanes else lanes):
+        total += room[i]
+    return total
+
+
+@cuda.jit(device=True)
+def block_max(value):
+    """The largest of every thread's integer, known to all."""
+    room = cuda.shared.array(LARGEST_BLOCK, int64)
+    lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
+    cuda.syncthreads()
+    room[lane] = value
+    cuda.syncthreads()
+    if lane < WARP:
+        for i in range(lane + WARP, lanes, WARP):
+            value = room[i] if room[i] > value else value
+        room[lane] = value
+    cuda.syncthreads()
+    largest = room[0]
+    for i in range(1, WARP if WARP < lanes else lanes):
+        largest = room[i] if room[i] > largest else largest
+    return largest
+
+
+@cuda.jit(device=True)
+def row_sum(terms):
+    """numerics.sums.row_sum of a row that the block's threads have just written."""
+    lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
+    cuda.syncthreads()
+    largest = -_UNDEFINED
+    for i in range(lane, terms.size, lanes):
+        here = exponent_of(terms[i])
+        largest = here if here > largest else largest
+    largest = block_max(largest)
+    if largest >= _UNDEFINED:
+        # In the order of the row: what becomes of infinities and NaN does not depend on it.
+        special = 0.0
+        for i in range(terms.size):
+            special += terms[i] if exponent_of(terms[i]) >= _UNDEFINED else 0.0
+        return special, 0.0
+    largest = -1022 if largest < -1022 else largest
+    coarse, fine = np.int64(0), np.int64(0)
+    for i in range(lane, terms.size, lanes):
+        coarse_count, fine_count = grid_counts(scale(terms[i], -largest))
+        coarse += coarse_count
+        fine += fine_count
+    coarse, fine = block_sum(coarse), block_sum(fine)
+    high, low = grid_total(coarse, fine, 0)
+    return scale(high, largest), scale(low, largest)
