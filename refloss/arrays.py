@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from refloss import device
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -29,12 +31,10 @@ _DLPACK_DTYPE_OFFSET = 20
 def as_array(value: Any, name: str) -> np.ndarray:
     """An array of any framework as a NumPy array, without a copy where its memory can be shared."""
     if isinstance(value, np.ndarray):
-        return np.asarray(value)
+        return value if isinstance(value, device.Resident) else np.asarray(value)
     # What a torch tensor is apart from its memory: a node of a graph, a lazy conjugate or negative.
     for settle in ("detach", "resolve_conj", "resolve_neg"):
         value = getattr(value, settle)() if hasattr(value, settle) else value
-    if hasattr(value, "__cuda_array_interface__"):
-        raise ValueError(f"{name} lives on a GPU; refloss reads CPU arrays: copy it to the host first")
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         return _from_dlpack(value, name)
     try:
@@ -55,8 +55,8 @@ class _Relabelled:
         self.value = value
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        device: tuple[int, int] = self.value.__dlpack_device__()
-        return device
+        place: tuple[int, int] = self.value.__dlpack_device__()
+        return place
 
     def __dlpack__(self, **_: Any) -> Any:
         capsule = self.value.__dlpack__()
@@ -78,10 +78,10 @@ def _dlpack_dtype(capsule: Any) -> tuple[ctypes.c_uint8, ctypes.c_uint8]:
 
 
 def _from_dlpack(value: Any, name: str) -> np.ndarray:
-    device = int(value.__dlpack_device__()[0])
-    if device not in _CPU_DEVICES:
+    kind = int(value.__dlpack_device__()[0])
+    if kind not in _CPU_DEVICES:
         raise ValueError(
-            f"{name} lives on DLPack device type {device}; refloss reads CPU arrays: copy it to the host first"
+            f"{name} lives on DLPack device type {kind}; refloss reads arrays on the CPU and on CUDA: copy it first"
         )
     relabelled = _Relabelled(value)
     try:
@@ -101,7 +101,11 @@ def float_array(value: Any, name: str) -> np.ndarray:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     whole = all(stride % array.itemsize == 0 for stride in array.strides)
-    return array if whole and array.flags.aligned else array.copy()
+    if whole and array.flags.aligned:
+        return array
+    if isinstance(array, device.Resident):
+        raise ValueError(f"{name} has strides {array.strides}; expected whole elements for an array on a GPU")
+    return array.copy()
 
 
 def is_float(array: np.ndarray) -> bool:
@@ -228,7 +232,7 @@ def gradient_buffer(
     """Where a gradient goes: a fresh array, or the caller's own, apart from every input; None if it is not wanted."""
     dtype = like.dtype if grad_dtype is None else float_dtype(grad_dtype, "grad_dtype")
     if out is None:
-        return np.empty(like.shape, dtype) if wanted else None
+        return device.empty(like.shape, dtype, like=like) if wanted else None
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out is a {type(out).__name__}; expected a NumPy array")
     check_shape(out, like.shape, "out", f"the shape of {name}")

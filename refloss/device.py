@@ -34,12 +34,16 @@ class Resident(np.ndarray):
     def __array_finalize__(self, source: Any) -> None:
         self.owner = getattr(source, "owner", None)
 
-    __array_ufunc__ = None
+    __array_ufunc__ = None  # type: ignore[assignment]
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, keywords: Any) -> Any:
         if function not in _LAYOUT_FUNCTIONS:
             raise TypeError(f"refloss: {function.__name__} of an array that lives on a GPU")
         return super().__array_function__(function, types, arguments, keywords)
+
+    def reshape(self, *shape: Any, order: Any = "C", **_: Any) -> Any:
+        """The same memory in another shape; what would need a copy is an error."""
+        return super().reshape(*shape, order=order, copy=False)
 
     def __repr__(self) -> str:
         return f"Resident(shape={self.shape}, dtype={self.dtype})"
@@ -181,12 +185,12 @@ class _Exported(NamedTuple):
 _exported: dict[int, _Exported] = {}
 
 
-@_Deleter
+@_Deleter  # type: ignore[untyped-decorator]
 def _release(managed: Any) -> None:
     _exported.pop(ctypes.addressof(managed.contents), None)
 
 
-@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)  # type: ignore[untyped-decorator]
 def _collect(capsule: int) -> None:
     """A capsule is gone; if nobody took what it held, neither is needed any more."""
     if _is_capsule(capsule, _NAME):
@@ -280,7 +284,8 @@ def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]
         def call(*arguments: P.args, **keywords: P.kwargs) -> R:
             if not any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
                 return function(*arguments, **keywords)
-            return _call_on_gpu(function, stays, arguments, keywords)
+            result: R = _call_on_gpu(function, stays, arguments, keywords)
+            return result
 
         return call
 
@@ -290,17 +295,22 @@ def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]
 def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments: Any, keywords: Any) -> Any:
     from refloss.dispatch import chosen
 
-    bound = inspect.signature(function).bind(*arguments, **keywords).arguments
-    named = {name: value for name, value in bound.items() if not isinstance(value, dict) or name != "ignored"}
-    named |= bound.get("ignored", {})
+    signature = inspect.signature(function)
+    named = signature.bind(*arguments, **keywords).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(name, {})
     backend = named["backend"] = chosen(named.get("backend", "auto"), on_gpu=True)
     there = {name for name, value in named.items() if is_on_gpu(value)}
+    if "out" in there and (backend == "cpu" or "out" not in stays):
+        raise ValueError("out lives on a GPU; expected a NumPy array for this loss and backend")
     for name in there:
         stay = backend == "cuda" and name in stays
         named[name] = imported(named[name], name) if stay else _copied_to_host(named[name], name)
     result = function(**named)
-    if backend == "cuda":
-        result.grads.update({name: _on_gpu(result.grads[name]) for name in there if name in result.grads})
+    for name, gradient in result.grads.items():
+        if backend == "cuda" and (name in there or isinstance(gradient, Resident)):
+            result.grads[name] = _on_gpu(gradient)
     return result
 
 
@@ -309,11 +319,25 @@ def _copied_to_host(value: Any, name: str) -> Any:
         return {key: _copied_to_host(part, f"{name}[{key!r}]") for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_copied_to_host(part, f"{name}[{i}]") for i, part in enumerate(value)]
-    if not is_on_gpu(value):
-        return value
+    return host(imported(value, name)) if is_on_gpu(value) else value
+
+
+def host(array: np.ndarray) -> np.ndarray:
+    """An array that the host can read: a copy of one that lives on a GPU."""
+    if not isinstance(array, Resident):
+        return array
     from refloss.kernels.cuda.runtime import to_host
 
-    return to_host(imported(value, name))
+    return to_host(array)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], *, like: np.ndarray) -> np.ndarray:
+    """New memory where another array lives."""
+    if not isinstance(like, Resident):
+        return np.empty(shape, dtype)
+    from refloss.kernels.cuda.runtime import allocate
+
+    return allocate(shape, dtype)
 
 
 def _on_gpu(gradient: np.ndarray) -> DeviceArray:

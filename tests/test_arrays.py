@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -51,10 +50,6 @@ class Detachable(Producer):
         return Producer(self.array)
 
 
-class OnDevice:
-    __cuda_array_interface__: ClassVar[dict[str, int]] = {}
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("wrap", [Producer, Convertible, Detachable])
 def test_protocols(wrap, dtype):
@@ -88,16 +83,10 @@ def test_subclasses_and_scalars_of_numpy():
     assert result.loss == refloss.cross_entropy(VALUES, LABELS, label_smoothing=0.5).loss
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (OnDevice(), "logits lives on a GPU"),
-        (Producer(VALUES, device=(2, 0)), "logits lives on DLPack device type 2"),
-    ],
-)
-def test_arrays_on_a_device_are_refused(value, message):
-    with pytest.raises(ValueError, match=message):
-        refloss.cross_entropy(value, LABELS)
+def test_arrays_on_another_device_are_refused():
+    # ROCm's own memory; what becomes of CUDA's is in tests/test_cuda.py.
+    with pytest.raises(ValueError, match="logits lives on DLPack device type 10; refloss reads arrays on the CPU"):
+        refloss.cross_entropy(Producer(VALUES, device=(10, 0)), LABELS)
 
 
 def test_producers_that_fail_are_named():

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays
 from refloss.heads.language import token_loss, token_rows
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays("logits", "out")
 def causal_lm(
     logits: Any,
     labels: Any,

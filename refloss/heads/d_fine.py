@@ -8,10 +8,12 @@ from refloss.detection import detr, rt_detr, terms
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
+from refloss.device import accepts_gpu_arrays
 from refloss.losses.varifocal import ONE_CLASS_LOOP
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays()
 def d_fine_object_detection(
     logits: Any,
     labels: Any,

@@ -12,11 +12,13 @@ from refloss.detection.inputs import Inputs
 from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.detection.targets import Targets
+from refloss.device import accepts_gpu_arrays
 from refloss.heads.configuration import read
 from refloss.losses.matching_aware import ONE_CLASS_LOOP
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays()
 def deimv2_object_detection(
     logits: Any,
     labels: Any,

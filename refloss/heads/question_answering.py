@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays
 from refloss.heads.masked_lm import masked_lm
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays()
 def question_answering(
     start_logits: Any,
     end_logits: Any,

@@ -8,9 +8,11 @@ from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
+from refloss.device import accepts_gpu_arrays
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays()
 def segmentation(
     logits: Any,
     labels: Any,

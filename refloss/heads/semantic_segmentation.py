@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays
 from refloss.dispatch import launcher
 from refloss.losses.cross_entropy import rows_cross_entropy
 from refloss.result import Intermediates, LossResult
 
 
+@accepts_gpu_arrays()
 def semantic_segmentation(
     logits: Any,
     labels: Any,
@@ -95,8 +97,8 @@ def _images(
 ) -> dict[str, np.ndarray]:
     """Image by image, so that upsampled logits of one image are all that is held: "lse" and "nll" of every pixel."""
     run = launcher(backend, "resample")
-    upsampled = np.empty((x.shape[1], *labels.shape[1:]))
-    cotangents = np.empty(upsampled.shape if gradient is not None else 0)
+    upsampled = run.new_planes((x.shape[1], *labels.shape[1:]))
+    cotangents = run.new_planes(upsampled.shape if gradient is not None else (0,))
     rows = {"lse": np.empty(labels.shape), "nll": np.empty(labels.shape)}
     for i in range(x.shape[0]):
         run.resample(x[i], upsampled)

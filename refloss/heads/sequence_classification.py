@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays
 from refloss.heads import configuration
 from refloss.heads.language import token_loss, token_rows
 from refloss.losses.bce_with_logits import bce_with_logits
@@ -20,6 +21,7 @@ class ProblemTypeError(ValueError, RuntimeError):
     """A problem type that does not exist; transformers raises a RuntimeError."""
 
 
+@accepts_gpu_arrays()
 def sequence_classification(
     labels: Any,
     pooled_logits: Any,

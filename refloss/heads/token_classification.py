@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays
 from refloss.heads import configuration
 from refloss.heads.language import token_loss, token_rows
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays("logits", "out")
 def token_classification(
     logits: Any,
     labels: Any,

@@ -45,7 +45,7 @@ def _axis_gradient(a, b, axis, low, high, of_l1, centered, gradient):
 
 
 @jit.helper
-def _compare(a, b, coefficients, centered, distances, index, gradient):
+def compare_boxes(a, b, coefficients, centered, distances, index, gradient):
     """A pair of boxes: its distances, and the gradient for the first."""
     x = side(interval(a[0], a[2], centered), interval(b[0], b[2], centered))
     y = side(interval(a[1], a[3], centered), interval(b[1], b[3], centered))
@@ -75,6 +75,6 @@ def box_pairs(boxes, gradient, rows, others, coefficients, centered, distances, 
     for p in range(first, last):
         load_strided(boxes, row_offset(boxes, rows[p]), boxes.class_stride, box)
         shared = coefficients[p if coefficients.shape[0] > 1 else 0]
-        _compare(box, others[p], shared, centered, distances, p, result)
+        compare_boxes(box, others[p], shared, centered, distances, p, result)
         if with_gradient:
             save_strided(result, gradient, row_offset(gradient, rows[p]), gradient.class_stride)

@@ -38,6 +38,18 @@ class Wanted(NamedTuple):
     others: np.ndarray  # [P, C] float64, added to the gradient before it is rounded
 
 
+@jit.scalar
+def larger(value, highest):
+    """The larger of two, NaN if the first one is."""
+    return value if value > highest or value != value else highest
+
+
+@jit.scalar
+def softened(value, highest):
+    """e^((value − highest)/T)."""
+    return exp((value - highest) / TEMPERATURE)
+
+
 @jit.helper
 def _softmax(logits, probabilities, highest, total):
     """softmax(logits/T) class by class, [C, n]."""
@@ -46,11 +58,11 @@ def _softmax(logits, probabilities, highest, total):
     for c in range(logits.shape[0]):
         row = logits[c]
         for k in range(row.size):
-            highest[k] = row[k] if row[k] > highest[k] or row[k] != row[k] else highest[k]
+            highest[k] = larger(row[k], highest[k])
     for c in range(logits.shape[0]):
         row, out = logits[c], probabilities[c]
         for k in range(row.size):
-            out[k] = exp((row[k] - highest[k]) / TEMPERATURE)
+            out[k] = softened(row[k], highest[k])
             total[k] += out[k]
     for c in range(logits.shape[0]):
         out = probabilities[c]
@@ -69,6 +81,13 @@ def teach(logits, teacher, room, first, last):
         _softmax(teacher.logits[:, start:stop], teacher.probabilities[:, start:stop], highest, total)
 
 
+@jit.scalar
+def probability(x):
+    """σ(x)."""
+    u, inverse, _ = logistic(x)
+    return inverse if x > 0.0 else u[0] * inverse
+
+
 @jit.kernel
 def highest_probabilities(logits, result, block, first, last):
     """σ of the largest logit of each row; NaN if there is one."""
@@ -80,52 +99,68 @@ def highest_probabilities(logits, result, block, first, last):
         for k in range(count):
             x = block[k * size : (k + 1) * size]
             highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
-            x = from_ordinal(highest, x)
-            u, inverse, _ = logistic(x)
-            result[start + k] = (inverse if x > 0.0 else u[0] * inverse) if largest <= infinity_bits(block) else np.nan
+            result[start + k] = probability(from_ordinal(highest, x)) if largest <= infinity_bits(block) else np.nan
+
+
+@jit.scalar
+def with_mean(x, y, t, mean):
+    """(x − y)/T, and the mean with t times that."""
+    far = (x - y) / TEMPERATURE
+    return far, fma(t, far, mean)
 
 
 @jit.helper
 def _add_means(x, y, t, means):
-    """x ← (x − y)/T, means += t·x."""
     for k in range(x.size):
-        x[k] = (x[k] - y[k]) / TEMPERATURE
-        means[k] = fma(t[k], x[k], means[k])
+        x[k], means[k] = with_mean(x[k], y[k], t[k], means[k])
+
+
+@jit.scalar
+def with_excess(far, t, mean, total):
+    """t·(e^z − 1), and the total with t·φ(z), z = far − mean."""
+    growth, beyond = excess(far - mean)
+    return t * growth, fma(t, beyond, total)
 
 
 @jit.helper
 def _add_excess(x, t, means, totals):
-    """x ← t·(e^z − 1), totals += t·φ(z), z = x − mean."""
     for k in range(x.size):
-        growth, beyond = excess(x[k] - means[k])
-        x[k] = t[k] * growth
-        totals[k] = fma(t[k], beyond, totals[k])
+        x[k], totals[k] = with_excess(x[k], t[k], means[k], totals[k])
+
+
+@jit.scalar
+def divergence_of(total):
+    """KL(t ‖ s) from Φ, and 1/(1 + Φ)."""
+    return log1p(total), 1.0 / (1.0 + total)
+
+
+@jit.scalar
+def slope(growth, t, total, inverse, coefficient):
+    """coefficient·(s − t) from t·(e^z − 1)."""
+    return coefficient * (fma(-t, total, growth) * inverse)
 
 
 @jit.helper
 def _slopes(x, t, totals, inverses, coefficients):
-    """x ← coefficient·(s − t)."""
     for k in range(x.size):
-        x[k] = coefficients[k] * (fma(-t[k], totals[k], x[k]) * inverses[k])
+        x[k] = slope(x[k], t[k], totals[k], inverses[k], coefficients[k])
 
 
 @jit.helper
-def _plain(logits, row, y, t, x):
-    """KL(t ‖ s) of a row, by what it is; s − t into x."""
-    load_strided(logits, row_offset(logits, row), logits.class_stride, x)
+def plain_divergence(x, y, t):
+    """KL(t ‖ s) of a row, by what it is; x becomes s − t."""
     highest, best = -np.inf, -np.inf
     for c in range(x.size):
-        highest = x[c] if x[c] > highest or x[c] != x[c] else highest
-        best = y[c] if y[c] > best or y[c] != y[c] else best
+        highest, best = larger(x[c], highest), larger(y[c], best)
     total, below = 0.0, 0.0
     for c in range(x.size):
-        total += exp((x[c] - highest) / TEMPERATURE)
-        below += exp((y[c] - best) / TEMPERATURE)
+        total += softened(x[c], highest)
+        below += softened(y[c], best)
     divergence = log(total) - log(below)
     for c in range(x.size):
         if t[c] != 0.0:
             divergence += t[c] * (((y[c] - best) - (x[c] - highest)) / TEMPERATURE)
-        x[c] = exp((x[c] - highest) / TEMPERATURE) / total - t[c]
+        x[c] = softened(x[c], highest) / total - t[c]
     return divergence
 
 
@@ -143,14 +178,12 @@ def _divergences(logits, teacher, start, lanes, room, values):
     for c in range(logits.classes):
         _add_excess(lanes[c, : values.size], teacher.probabilities[c, start:stop], means, totals)
     for k in range(values.size):
-        values[k] = log1p(totals[k])
-        inverses[k] = 1.0 / (1.0 + totals[k])
+        values[k], inverses[k] = divergence_of(totals[k])
     for k in range(values.size):
         if not totals[k] < LARGEST:
             row = np.empty(logits.classes)
-            values[k] = _plain(
-                logits, start + k, teacher.logits[:, start + k], teacher.probabilities[:, start + k], row
-            )
+            load_strided(logits, row_offset(logits, start + k), logits.class_stride, row)
+            values[k] = plain_divergence(row, teacher.logits[:, start + k], teacher.probabilities[:, start + k])
             lanes[: row.size, k] = row
             totals[k], inverses[k] = 0.0, 1.0
 

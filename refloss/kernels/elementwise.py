@@ -106,23 +106,34 @@ def _multiply(values, weight):
         values[i] *= weight[i]
 
 
+@jit.scalar
+def times_constant(derivative, coefficient):
+    """derivative·coefficient for a pair."""
+    result = fma(derivative, coefficient[0], derivative * coefficient[1])
+    # An infinite derivative has no low part to speak of.
+    return result if result == result else derivative * coefficient[0]
+
+
+@jit.scalar
+def times_all(derivative, weight, cotangent, inverse_normaliser):
+    """derivative·weight·cotangent / normaliser."""
+    weighted, weighted_low = two_product(derivative, weight)
+    high, low = two_product(weighted, cotangent)
+    low = fma(weighted_low, cotangent, low)
+    result = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
+    return result if result == result else high * inverse_normaliser[0]
+
+
 @jit.helper
 def _apply_constant(derivative, coefficient):
     for i in range(derivative.size):
-        result = fma(derivative[i], coefficient[0], derivative[i] * coefficient[1])
-        # An infinite derivative has no low part to speak of.
-        derivative[i] = result if result == result else derivative[i] * coefficient[0]
+        derivative[i] = times_constant(derivative[i], coefficient)
 
 
 @jit.helper
 def _apply(derivative, weight, cotangent, inverse_normaliser):
-    """derivative ← derivative·weight·cotangent / normaliser."""
     for i in range(derivative.size):
-        weighted, weighted_low = two_product(derivative[i], weight[i])
-        high, low = two_product(weighted, cotangent[i])
-        low = fma(weighted_low, cotangent[i], low)
-        result = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
-        derivative[i] = result if result == result else high * inverse_normaliser[0]
+        derivative[i] = times_all(derivative[i], weight[i], cotangent[i], inverse_normaliser)
 
 
 @jit.helper
@@ -134,25 +145,33 @@ def _save_gradient(derivative, weight, cotangent, scalars, buffer, first):
     save(derivative, buffer, first)
 
 
-@jit.helper
-def _leave(x, t, factor, derivative):
-    pass
+class Loop(NamedTuple):
+    """A loss's scalars, which each device makes a loop of.
 
-
-def loop(name: str, loss: Callable[..., Any], refine: Callable[..., Any] = _leave) -> Any:
-    """Compile the loop over a loss's scalar.
-
-    loss(input, target, factor, parameter) is its value as a pair, its derivative for input and that for target;
-    refine(inputs, targets, factors, derivatives) computes those for input again of which too few digits are left.
+    loss(input, target, factor, parameter) is its value as a pair, its derivative for input and that for target. Where
+    is_close(input, target, factor, derivative), too few digits are left of the one for input, and
+    accurate(input, target, factor) computes it again.
     """
 
-    @functools.partial(jit.helper, name=name)
+    name: str
+    loss: Callable[..., Any]
+    is_close: Callable[..., Any] | None = None
+    accurate: Callable[..., Any] | None = None
+
+
+@functools.cache
+def compiled(loop: Loop) -> Any:
+    """The loop on the CPU."""
+    loss = loop.loss
+    refine = _refinement(loop)
+
+    @functools.partial(jit.helper, name=loop.name)
     def fill_values(x, t, factor, parameter, values):
         for i in range(values.size):
             value, _, _ = loss(x[i], t[i], factor[i], parameter)
             values[i] = settled(value)
 
-    @functools.partial(jit.helper, name=name)
+    @functools.partial(jit.helper, name=loop.name)
     def fill_all(x, t, factor, parameter, values, for_input, for_target):
         for i in range(values.size):
             value, for_input[i], for_target[i] = loss(x[i], t[i], factor[i], parameter)
@@ -191,4 +210,30 @@ def loop(name: str, loss: Callable[..., Any], refine: Callable[..., Any] = _leav
                 special += add_exactly(values, limbs)
         return special
 
-    return jit.kernel(evaluate, name)
+    return jit.kernel(evaluate, loop.name)
+
+
+@jit.helper
+def _leave(x, t, factor, derivative):
+    pass
+
+
+def _refinement(loop: Loop) -> Any:
+    """What computes derivatives again."""
+    if loop.is_close is None or loop.accurate is None:
+        return _leave
+    is_close, accurate = loop.is_close, loop.accurate
+
+    @functools.partial(jit.helper, name=loop.name)
+    def refine(x, t, factor, derivative):
+        # Counting them first vectorises, and there are hardly ever any.
+        count = 0
+        for i in range(x.size):
+            count += 1 if is_close(x[i], t[i], factor[i], derivative[i]) else 0
+        if count == 0:
+            return
+        for i in range(x.size):
+            if is_close(x[i], t[i], factor[i], derivative[i]):
+                derivative[i] = accurate(x[i], t[i], factor[i])
+
+    return refine

@@ -34,19 +34,7 @@ def compare(
     of_dice: float,
 ) -> MaskLosses:
     """Planes rows [P] of [..., h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
-    height, width = planes.shape[-2:]
-    resized = targets.shape[1:]
-    task = Task(
-        rows=rows,
-        targets=targets,
-        target_totals=_totals(targets),
-        vertical=axis(height, resized[0]),
-        horizontal=axis(width, resized[1]),
-        height=height,
-        width=width,
-        of_focal=of_focal,
-        of_dice=of_dice,
-    )
+    task = new_task(planes, rows, targets, of_focal=of_focal, of_dice=of_dice)
     source = elements_of(planes)
     destination = source if gradient is None else elements_of(gradient)
     focal, dice = np.empty(len(rows)), np.empty(len(rows))
@@ -54,11 +42,11 @@ def compare(
 
     def scratch() -> Scratch:
         return Scratch(
-            line=np.empty(width),
-            wide=np.empty((height, resized[1])),
-            pixels=np.empty((4, resized[1])),
-            slopes=np.empty(resized),
-            flatness=np.empty(resized),
+            line=np.empty(task.width),
+            wide=np.empty((task.height, targets.shape[2])),
+            pixels=np.empty((4, targets.shape[2])),
+            slopes=np.empty(targets.shape[1:]),
+            flatness=np.empty(targets.shape[1:]),
         )
 
     def work(first: int, last: int, buffers: Scratch) -> None:
@@ -68,6 +56,22 @@ def compare(
     parallel.run_blocks(work, len(rows), 1, scratch)
     sums = [Fraction(accumulated(limbs[p]), UNITS) if focal[p] == 0.0 else focal[p] for p in range(len(rows))]
     return MaskLosses(sums, dice)
+
+
+def new_task(planes: np.ndarray, rows: np.ndarray, targets: np.ndarray, *, of_focal: float, of_dice: float) -> Task:
+    """What compare is asked for."""
+    height, width = planes.shape[-2:]
+    return Task(
+        rows=rows,
+        targets=targets,
+        target_totals=_totals(targets),
+        vertical=axis(height, targets.shape[1]),
+        horizontal=axis(width, targets.shape[2]),
+        height=height,
+        width=width,
+        of_focal=of_focal,
+        of_dice=of_dice,
+    )
 
 
 def _totals(targets: np.ndarray) -> np.ndarray:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
 from refloss import parallel
 from refloss.kernels.launch_cross_entropy import divided
-from refloss.kernels.one_class import Focus, Meant
+from refloss.kernels.one_class import Focus, Meant, OneClassLoop, compiled, made
 from refloss.kernels.rows import elements_of
 from refloss.numerics.sums import LIMBS, UNITS, accumulated, as_pair
 
@@ -23,8 +22,13 @@ def meant(labels: np.ndarray, quality: np.ndarray | None = None, quality_low: np
     return Meant(labels.reshape(-1), high, low)
 
 
+def coefficient_of(cotangent: float, divisor: float) -> tuple[float, float]:
+    """cotangent / divisor, which every derivative is multiplied by, as a pair."""
+    return as_pair(Fraction(cotangent) / Fraction(divisor)) if np.isfinite(cotangent) else (cotangent, 0.0)
+
+
 def one_class(
-    loop: Any,
+    loop: OneClassLoop,
     logits: np.ndarray,
     gradient: np.ndarray | None,
     meant: Meant,
@@ -37,14 +41,15 @@ def one_class(
     classes = logits.shape[-1]
     source = elements_of(logits)
     destination = source if gradient is None else elements_of(gradient)
-    coefficient = as_pair(Fraction(cotangent) / Fraction(divisor)) if np.isfinite(cotangent) else (cotangent, 0.0)
+    evaluate, coefficient = made(loop, compiled), coefficient_of(cotangent, divisor)
     totals: list[int] = []
     special: list[float] = []
 
     def work(first: int, last: int, limbs: np.ndarray) -> None:
         limbs[:] = 0
         with_gradient = gradient is not None
-        special.append(loop(source, destination, classes, meant, focus, coefficient, with_gradient, limbs, first, last))
+        scalars = (meant, focus, coefficient, with_gradient)
+        special.append(evaluate(source, destination, classes, *scalars, limbs, first, last))
         totals.append(accumulated(limbs))
 
     block = max(1, BLOCK_ELEMENTS // max(1, classes))

@@ -9,6 +9,11 @@ from refloss.kernels.resample import axis, resample_planes, spread_planes
 from refloss.kernels.rows import elements_of
 
 
+def new_planes(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for what is resampled, float64."""
+    return np.empty(shape)
+
+
 def resample(planes: np.ndarray, resized: np.ndarray) -> None:
     """Planes [P, h, w] resampled into float64 [P, H, W]."""
     _, height, width = planes.shape

@@ -53,7 +53,7 @@ def dice_terms(total, target_total, missed):
 
 
 @jit.scalar
-def _pixel(x, t):
+def pixel(x, t):
     """Focal loss with γ = 2, its derivative, p·(1 − p), the missed probability, p."""
     u, inverse, small = logistic(x)
     above = x > 0.0
@@ -70,13 +70,27 @@ def _pixel(x, t):
 @jit.helper
 def _pixels(x, targets, losses, slopes, flatness, missed, probability):
     for i in range(x.size):
-        losses[i], slopes[i], flatness[i], missed[i], probability[i] = _pixel(x[i], np.float64(targets[i]))
+        losses[i], slopes[i], flatness[i], missed[i], probability[i] = pixel(x[i], np.float64(targets[i]))
+
+
+@jit.scalar
+def pixel_slope(slope, flatness, t, of_focal, constant, factor):
+    """The derivative of both losses."""
+    return fma(of_focal, slope, flatness * fma(factor, t, constant))
 
 
 @jit.helper
 def _combine(slopes, flatness, targets, of_focal, constant, factor, row):
     for i in range(row.size):
-        row[i] = fma(of_focal, slopes[i], flatness[i] * fma(factor, np.float64(targets[i]), constant))
+        row[i] = pixel_slope(slopes[i], flatness[i], np.float64(targets[i]), of_focal, constant, factor)
+
+
+@jit.helper
+def mask_dice(total, target_total, missed, of_dice, special):
+    """A mask's dice loss, and constant and factor of its derivative: p·(1 − p)·(factor·t + constant)."""
+    bottom, loss = dice_terms(total, pair(target_total), missed)
+    constant = rounded(divide(multiply(pair(of_dice), add(pair(1.0), negate(loss))), bottom)) + special
+    return rounded(loss) + special, constant, rounded(divide(pair(-2.0 * of_dice), bottom))
 
 
 @jit.kernel
@@ -97,13 +111,11 @@ def mask_pairs(planes, gradient, task, scratch, focal, dice, limbs, with_gradien
             coarse += more_coarse
             fine += more_fine
         total = grid_total(coarse, fine, task.targets[p].size)
-        bottom, loss = dice_terms(total, pair(task.target_totals[p]), limbs_pair(sums))
-        dice[p] = rounded(loss) + special
+        loss, constant, factor = mask_dice(total, task.target_totals[p], limbs_pair(sums), task.of_dice, special)
+        dice[p] = loss
         focal[p] = special
         if not with_gradient:
             continue
-        constant = rounded(divide(multiply(pair(task.of_dice), add(pair(1.0), negate(loss))), bottom)) + special
-        factor = rounded(divide(pair(-2.0 * task.of_dice), bottom))
         scratch.wide[:] = 0.0
         for y in range(task.targets.shape[1]):
             _combine(scratch.slopes[y], scratch.flatness[y], task.targets[p, y], task.of_focal, constant, factor, row)
@@ -111,14 +123,19 @@ def mask_pairs(planes, gradient, task, scratch, focal, dice, limbs, with_gradien
         narrow_plane(scratch.wide, task.horizontal, scratch.line, gradient, task.rows[p])
 
 
+@jit.scalar
+def probability(x, t):
+    """p and what is missed of an element."""
+    u, inverse, _ = logistic(x)
+    above = x > 0.0
+    missed = fma(1.0 - t if above else t, 1.0, u[0] * (t if above else 1.0 - t)) * inverse
+    return inverse if above else u[0] * inverse, missed
+
+
 @jit.helper
 def _probabilities(x, t, p, missed):
-    """p and what is missed of each element."""
     for i in range(x.size):
-        u, inverse, _ = logistic(x[i])
-        above = x[i] > 0.0
-        p[i] = inverse if above else u[0] * inverse
-        missed[i] = fma(1.0 - t[i] if above else t[i], 1.0, u[0] * (t[i] if above else 1.0 - t[i])) * inverse
+        p[i], missed[i] = probability(x[i], t[i])
 
 
 @jit.helper
@@ -135,6 +152,14 @@ def _probability_pair(x):
     bottom = add(pair(1.0), u)
     larger, smaller = divide(pair(1.0), bottom), divide(u, bottom)
     return (larger, smaller) if x > 0.0 else (smaller, larger)
+
+
+@jit.helper
+def dice_slopes(x, t, loss, bottom, cotangent):
+    """The gradient of an element and of its target."""
+    above, below = _probability_pair(x)
+    slope = multiply(_dice_slope(loss, bottom, pair(t), cotangent), multiply(above, below))
+    return rounded(slope), rounded(_dice_slope(loss, bottom, above, cotangent))
 
 
 @jit.kernel
@@ -157,10 +182,7 @@ def dice_masks(inputs, targets, count, cotangents, gradient, target_gradient, wa
         if not (wanted[0] or wanted[1]):
             continue
         for i in range(count):
-            above, below = _probability_pair(x[i])
-            slope = _dice_slope(loss, bottom, pair(t[i]), cotangent)
-            p[i] = rounded(multiply(slope, multiply(above, below)))
-            missed[i] = rounded(_dice_slope(loss, bottom, above, cotangent))
+            p[i], missed[i] = dice_slopes(x[i], t[i], loss, bottom, cotangent)
         if wanted[0]:
             save(p, gradient, n * count)
         if wanted[1]:

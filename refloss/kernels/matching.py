@@ -60,7 +60,8 @@ class Scratch(NamedTuple):
 
 
 @jit.scalar
-def _focal_cost(x, alpha, gamma):
+def focal_cost(x, alpha, gamma):
+    """f(x)."""
     u, inverse, small = logistic(x)
     above = x > 0.0
     p, q = (inverse if above else u[0] * inverse), (u[0] * inverse if above else inverse)
@@ -70,19 +71,31 @@ def _focal_cost(x, alpha, gamma):
     return positive - negative if x == x else x
 
 
+@jit.scalar
+def softmax_cost(x, lse):
+    """−p."""
+    difference = x - lse
+    # A row without a softmax has no lse: exp_of_negative would make a number of NaN.
+    probability, _ = exp_of_negative(difference)
+    return -probability if difference == difference else difference
+
+
+@jit.scalar
+def with_map(cost, focus, share):
+    """cost + share·focus, for one class of a label map."""
+    return fma(focus, share, cost)
+
+
 @jit.helper
 def _focal_costs(logits, alpha, gamma, costs):
     for i in range(costs.size):
-        costs[i] = _focal_cost(logits[i], alpha, gamma)
+        costs[i] = focal_cost(logits[i], alpha, gamma)
 
 
 @jit.helper
 def _softmax_costs(logits, lse, costs):
     for i in range(costs.size):
-        difference = logits[i] - lse[i]
-        # A row without a softmax has no lse: exp_of_negative would make a number of NaN.
-        probability, _ = exp_of_negative(difference)
-        costs[i] = -probability if difference == difference else difference
+        costs[i] = softmax_cost(logits[i], lse[i])
 
 
 @jit.helper
@@ -92,7 +105,7 @@ def _map_costs(foci, label_map, costs):
         if label_map[c] != 0.0:
             row = foci[c]
             for i in range(costs.size):
-                costs[i] = fma(row[i], label_map[c], costs[i])
+                costs[i] = with_map(costs[i], row[i], label_map[c])
 
 
 @jit.scalar
@@ -104,21 +117,30 @@ def _lengths(a, a_size, b, b_size):
     return (high - low if high > low else 0.0), greatest - least
 
 
+@jit.scalar
+def whole_cost(of_class, x, y, width, height, target, weights):
+    """The cost of a box on top of that of its class; the target's four numbers are a tuple."""
+    area = target[2] * target[3]
+    distance = ((abs(x - target[0]) + abs(y - target[1])) + abs(width - target[2])) + abs(height - target[3])
+    common_width, around_width = _lengths(x, width, target[0], target[2])
+    common_height, around_height = _lengths(y, height, target[1], target[3])
+    common, around = common_width * common_height, around_width * around_height
+    union = fma(width, height, fma(-common_width, common_height, area))
+    giou = common / union - (around - union) / around
+    cost = fma(weights.of_giou, -giou, fma(weights.of_bbox, distance, weights.of_class * of_class))
+    return cost if abs(cost) < np.inf else weights.largest
+
+
+@jit.helper
+def box_of(boxes, n):
+    """The four numbers of a box."""
+    return boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3]
+
+
 @jit.helper
 def _add_box_costs(x, y, width, height, target, weights, costs):
-    """Costs of boxes on top of those of classes."""
-    area = target[2] * target[3]
     for i in range(costs.size):
-        distance = ((abs(x[i] - target[0]) + abs(y[i] - target[1])) + abs(width[i] - target[2])) + abs(
-            height[i] - target[3]
-        )
-        common_width, around_width = _lengths(x[i], width[i], target[0], target[2])
-        common_height, around_height = _lengths(y[i], height[i], target[1], target[3])
-        common, around = common_width * common_height, around_width * around_height
-        union = fma(width[i], height[i], fma(-common_width, common_height, area))
-        giou = common / union - (around - union) / around
-        cost = fma(weights.of_giou, -giou, fma(weights.of_bbox, distance, weights.of_class * costs[i]))
-        costs[i] = cost if abs(cost) < np.inf else weights.largest
+        costs[i] = whole_cost(costs[i], x[i], y[i], width[i], height[i], target, weights)
 
 
 @jit.helper
@@ -156,12 +178,19 @@ def match_costs(logits, boxes, lse, objects, weights, queries, scratch, costs, f
                 scratch.boxes[1],
                 scratch.boxes[2],
                 scratch.boxes[3],
-                objects.boxes[n],
+                box_of(objects.boxes, n),
                 weights,
                 own,
             )
             costs[n, query : query + count] = own
         start += count
+
+
+@jit.scalar
+def sees_object(best, undefined, last, of_softmax):
+    """Whether a query sees an object, by its best class; undefined if that has NaN among the logits."""
+    # A NaN is the largest of all for an argmax, and above no threshold.
+    return (undefined or best >= last) if of_softmax else (not undefined and best > 0.0)
 
 
 @jit.helper
@@ -182,11 +211,7 @@ def count_objects(logits, of_softmax, counted, block, first, last):
         for k in range(count):
             x = block[k * size : (k + 1) * size]
             best, undefined = _highest(x[: size - 1] if of_softmax else x)
-            # A NaN is the largest of all for an argmax, and above no threshold.
-            if of_softmax:
-                counted[start + k] = undefined or best >= x[size - 1]
-            else:
-                counted[start + k] = not undefined and best > 0.0
+            counted[start + k] = sees_object(best, undefined, x[size - 1], of_softmax)
 
 
 @jit.scalar

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from refloss import jit
@@ -9,18 +11,40 @@ from refloss.kernels.rows import load, save
 from refloss.numerics.pairs import divide, multiply, pair, rounded
 
 
+class Terms(NamedTuple):
+    """What a row's loss is made of."""
+
+    labels: np.ndarray  # [R] int64
+    weight: np.ndarray  # [C]
+    cotangent: np.ndarray  # [R] or [1]
+    normaliser: tuple[float, float]
+    ignore_index: int
+
+
+@jit.scalar
+def value_at_label(x, weight):
+    """−w_y·x_y."""
+    return -weight * x
+
+
+@jit.helper
+def slope_at_label(terms, index):
+    """The gradient of a row at its label."""
+    cotangent = terms.cotangent[index if terms.cotangent.size > 1 else 0]
+    return -rounded(multiply(divide(pair(cotangent), terms.normaliser), pair(terms.weight[terms.labels[index]])))
+
+
 @jit.kernel
-def nll_rows(rows, gradient, labels, weight, cotangent, normaliser, ignore_index, loss, with_gradient):
+def nll_rows(rows, gradient, terms, loss, with_gradient):
     """loss_r = −w_y·x_y; its gradient at y, where the gradient is 0 elsewhere already."""
     element = np.empty(1)
-    for index in range(labels.size):
-        label = labels[index]
-        if label == ignore_index:
+    for index in range(loss.size):
+        label = terms.labels[index]
+        if label == terms.ignore_index:
             loss[index] = 0.0
             continue
         load(rows, index, element, label * rows.class_stride)
-        loss[index] = -weight[label] * element[0]
+        loss[index] = value_at_label(element[0], terms.weight[label])
         if with_gradient:
-            coefficient = divide(pair(cotangent[index if cotangent.size > 1 else 0]), normaliser)
-            element[0] = -rounded(multiply(coefficient, pair(weight[label])))
+            element[0] = slope_at_label(terms, index)
             save(element, gradient, index, label * gradient.class_stride)

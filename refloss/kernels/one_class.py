@@ -7,7 +7,9 @@ on blocks of whole rows, with all classes alike, and then puts the few that are 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +18,9 @@ from refloss.kernels.rows import load, save
 from refloss.numerics.bits import fma
 from refloss.numerics.sums import add_exactly
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 BLOCK = 2048
 NONE = -1
+_making = threading.Lock()
 
 
 class Meant(NamedTuple):
@@ -39,14 +39,47 @@ class Focus(NamedTuple):
     gamma: float
 
 
+class OneClassLoop(NamedTuple):
+    """A loss's scalars, which each device makes a loop of: other(x, focus) and own(x, quality, focus)."""
+
+    name: str
+    other: Callable[..., Any]
+    own: Callable[..., Any]
+
+
+def made(loop: OneClassLoop, make: Callable[[OneClassLoop], Any]) -> Any:
+    """What a device makes of a loop, made once: the layers of a head ask for it at the same time."""
+    with _making:
+        return _made(loop, make)
+
+
+@functools.cache
+def _made(loop: OneClassLoop, make: Callable[[OneClassLoop], Any]) -> Any:
+    return make(loop)
+
+
+@jit.scalar
+def times(derivative, coefficient):
+    """derivative·coefficient for a pair."""
+    return fma(derivative, coefficient[0], derivative * coefficient[1])
+
+
+@jit.helper
+def quality_of(meant, row):
+    """How good a row is, a pair."""
+    own_row = row if meant.quality.size > 1 else 0
+    return meant.quality[own_row], meant.quality_low[own_row]
+
+
 @jit.helper
 def _scale(derivatives, coefficient):
     for i in range(derivatives.size):
-        derivatives[i] = fma(derivatives[i], coefficient[0], derivatives[i] * coefficient[1])
+        derivatives[i] = times(derivatives[i], coefficient)
 
 
-def one_class_loop(name: str, other: Callable[..., Any], own: Callable[..., Any]) -> Any:
-    """Compile the loop over a loss's scalars: other(x, focus) and own(x, quality, focus)."""
+def compiled(loop: OneClassLoop) -> Any:
+    """The loop on the CPU."""
+    name, other, own = loop
 
     @functools.partial(jit.helper, name=name)
     def fill(x, focus, values, derivatives):
@@ -55,9 +88,7 @@ def one_class_loop(name: str, other: Callable[..., Any], own: Callable[..., Any]
 
     @functools.partial(jit.helper, name=name)
     def place(x, meant, row, place, focus, values, derivatives):
-        own_row = row if meant.quality.size > 1 else 0
-        quality = (meant.quality[own_row], meant.quality_low[own_row])
-        values[place], derivatives[place] = own(x[place], quality, focus)
+        values[place], derivatives[place] = own(x[place], quality_of(meant, row), focus)
 
     def evaluate(logits, gradient, classes, meant, focus, coefficient, with_gradient, limbs, first, last):
         """Write the gradient of rows first ... last and add to the limbs; the sum of what is not finite."""

@@ -81,7 +81,7 @@ def is_close(value, taken):
 
 @jit.helper
 def refined(logit, maximum, whole, total, coefficient, taken):
-    """Whether total·p − taken is to be computed again for a logit, and coefficient times it; whole is Σ e^(x_j − max)."""
+    """Whether total·p − taken is to be computed again, and coefficient times it; whole is Σ e^(x_j − maximum)."""
     share = divide(accurate_term(logit, maximum), whole)
     value = add(multiply(total, share), negate(taken))
     nothing = abs(value[0]) < NOTHING * abs(taken[0])

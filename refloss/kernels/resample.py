@@ -33,6 +33,18 @@ def axis(size: int, resized: int) -> Axis:
     return Axis(first, np.minimum(first + 1, max(size - 1, 0)), weight)
 
 
+@jit.scalar
+def between(low, high, weight):
+    """An output between two elements, the weight being the second's."""
+    return low * (1.0 - weight) + high * weight
+
+
+@jit.scalar
+def with_share(total, value, weight):
+    """A total with what an output hands back to an element."""
+    return total + value * weight
+
+
 @jit.helper
 def widen_plane(planes, plane, horizontal, line, wide):
     """A plane, resampled along its lines."""
@@ -40,14 +52,13 @@ def widen_plane(planes, plane, horizontal, line, wide):
         load(planes, (plane * wide.shape[0] + y) * line.size, line)
         target = wide[y]
         for x in range(target.size):
-            weight = horizontal.weight[x]
-            target[x] = line[horizontal.first[x]] * (1.0 - weight) + line[horizontal.second[x]] * weight
+            target[x] = between(line[horizontal.first[x]], line[horizontal.second[x]], horizontal.weight[x])
 
 
 @jit.helper
 def _between(low, high, weight, row):
     for i in range(row.size):
-        row[i] = low[i] * (1.0 - weight) + high[i] * weight
+        row[i] = between(low[i], high[i], weight)
 
 
 @jit.helper
@@ -70,7 +81,7 @@ def resample_planes(planes, vertical, horizontal, height, width, resized, first,
 @jit.helper
 def _add_scaled(row, weight, total):
     for i in range(row.size):
-        total[i] += row[i] * weight
+        total[i] = with_share(total[i], row[i], weight)
 
 
 @jit.helper
@@ -87,8 +98,9 @@ def narrow_plane(wide, horizontal, line, planes, plane):
         line[:] = 0.0
         source = wide[y]
         for x in range(source.size):
-            line[horizontal.first[x]] += source[x] * (1.0 - horizontal.weight[x])
-            line[horizontal.second[x]] += source[x] * horizontal.weight[x]
+            first, second, weight = horizontal.first[x], horizontal.second[x], horizontal.weight[x]
+            line[first] = with_share(line[first], source[x], 1.0 - weight)
+            line[second] = with_share(line[second], source[x], weight)
         save(line, planes, (plane * wide.shape[0] + y) * line.size)
 
 

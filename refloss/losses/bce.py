@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
 from refloss.losses import elementwise
 from refloss.numerics.exponential import log, log1p
 from refloss.numerics.pairs import pair, product, two_sum
@@ -37,9 +38,10 @@ def _loss(x, t, factor, parameter):
     return (high, low + (for_positive[1] + for_negative[1])), for_input, for_target
 
 
-LOOP = loop("bce", _loss)
+LOOP = Loop("bce", _loss)
 
 
+@accepts_gpu_arrays()
 def bce(
     input: Any,  # noqa: A002
     target: Any,

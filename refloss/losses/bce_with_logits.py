@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
 from refloss.kernels.maps import sigmoids
 from refloss.kernels.refine import exp_accurate, is_close
 from refloss.losses import elementwise
@@ -109,28 +110,20 @@ def soft_target(x, target):
 
 
 @jit.scalar
-def _is_refined(x, t, factor, slope):
+def _is_close(x, t, factor, slope):
     return is_close(slope, 1.0 - t if x > 0.0 else factor * t)
 
 
 @jit.helper
-def _refine(x, t, factor, slopes):
-    """Compute the slopes again of which too little is left."""
-    # Counting them first vectorises, and there are hardly ever any.
-    count = 0
-    for i in range(x.size):
-        count += _is_refined(x[i], t[i], factor[i], slopes[i])
-    if count == 0:
-        return
-    for i in range(x.size):
-        if _is_refined(x[i], t[i], factor[i], slopes[i]):
-            slopes[i] = accurate_slope(x[i], two_product(factor[i], t[i]), two_sum(1.0, -t[i]))
+def _accurate(x, t, factor):
+    return accurate_slope(x, two_product(factor, t), two_sum(1.0, -t))
 
 
-LOOP = loop("bce_with_logits", unweighted, _refine)
-LOOP_WITH_FACTOR = loop("bce_with_logits_with_factor", _loss_with_factor, _refine)
+LOOP = Loop("bce_with_logits", unweighted, _is_close, _accurate)
+LOOP_WITH_FACTOR = Loop("bce_with_logits_with_factor", _loss_with_factor, _is_close, _accurate)
 
 
+@accepts_gpu_arrays("logits", "target", "out")
 def bce_with_logits(
     logits: Any,
     target: Any,

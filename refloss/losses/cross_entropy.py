@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays, host
 from refloss.dispatch import launcher
 from refloss.kernels.maps import exponentials
 from refloss.result import Intermediates, LossResult
@@ -39,6 +40,7 @@ from refloss.result import Intermediates, LossResult
 REDUCTIONS = ("mean", "sum", "none")
 
 
+@accepts_gpu_arrays("logits", "out")
 def cross_entropy(
     logits: Any,
     target: Any,
@@ -170,7 +172,7 @@ def rows_cross_entropy(
 
 def log_probabilities(logits: np.ndarray, class_axis: int, backend: str = "auto") -> np.ndarray:
     """log softmax(x)_j = (x_j − max x) − log Σ e^(x_k − max x), float64: two terms of one sign, so none is lost."""
-    x = np.moveaxis(np.asarray(logits, np.float64), class_axis, -1)
+    x = np.moveaxis(np.asarray(host(logits), np.float64), class_axis, -1)
     largest = np.argmax(x, axis=-1)
     # The loss of the largest class is the second term.
     result = rows_cross_entropy(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays
 from refloss.dispatch import launcher
 from refloss.losses.elementwise import Gradients
 from refloss.result import Intermediates, LossResult
@@ -25,6 +26,7 @@ from refloss.result import Intermediates, LossResult
 REDUCTIONS = ("sum", "none")
 
 
+@accepts_gpu_arrays()
 def dice(
     inputs: Any,
     targets: Any,

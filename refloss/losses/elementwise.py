@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import empty
 from refloss.dispatch import launcher
 from refloss.result import Intermediates, LossResult
 
@@ -43,7 +44,7 @@ def evaluate(
         input_name: arrays.gradient_buffer(
             x, grad_dtype, out, input_name, t, weight, factor, wanted=input_name in wanted
         ),
-        target_name: np.empty(t.shape, t.dtype) if target_name in wanted else None,
+        target_name: empty(t.shape, t.dtype, like=t) if target_name in wanted else None,
         "weight": np.empty(weight.shape, weight.dtype) if weight is not None and "weight" in wanted else None,
     }
     task = run.Task(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from refloss.device import accepts_gpu_arrays
 from refloss.losses import box_pairs
 from refloss.losses.elementwise import Gradients
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays()
 def giou(
     boxes1: Any,
     boxes2: Any,

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import pair, product, two_sum
 from refloss.result import LossResult
@@ -35,9 +36,10 @@ def _loss(x, t, factor, parameter):
     return _value(high, low, parameter), slope, -slope
 
 
-LOOP = loop("huber", _loss)
+LOOP = Loop("huber", _loss)
 
 
+@accepts_gpu_arrays("input", "target", "out")
 def huber(
     input: Any,  # noqa: A002
     target: Any,

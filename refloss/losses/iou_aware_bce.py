@@ -16,7 +16,7 @@ Chen et al., "LW-DETR: A Transformer Replacement to YOLO for Real-Time Detection
 from __future__ import annotations
 
 from refloss import jit
-from refloss.kernels.one_class import one_class_loop
+from refloss.kernels.one_class import OneClassLoop
 from refloss.losses.bce_with_logits import soft_target
 from refloss.losses.sigmoid_focal import absent, log_probability, power_pair
 from refloss.numerics.exponential import log_pair, logistic
@@ -51,4 +51,4 @@ def _own(x, iou, focus):
     return soft_target(x, quality)
 
 
-ONE_CLASS_LOOP = one_class_loop("iou_aware_bce", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("iou_aware_bce", _other, _own)

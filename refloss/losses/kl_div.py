@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
 from refloss.losses import elementwise
 from refloss.numerics.exponential import exp, exp_pair, log_pair, scale
 from refloss.numerics.pairs import pair, product, rounded, two_sum
@@ -47,9 +48,10 @@ def _loss(x, t, factor, parameter):
     return _loss_of_log_target(x, t) if parameter > 0.0 else _loss_of_target(x, t)
 
 
-LOOP = loop("kl_div", _loss)
+LOOP = Loop("kl_div", _loss)
 
 
+@accepts_gpu_arrays("input", "target", "out")
 def kl_div(
     input: Any,  # noqa: A002
     target: Any,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import two_sum
 from refloss.result import LossResult
@@ -26,9 +27,10 @@ def _loss(x, t, factor, parameter):
     return (-high if negative else high, -low if negative else low), slope, -slope
 
 
-LOOP = loop("l1", _loss)
+LOOP = Loop("l1", _loss)
 
 
+@accepts_gpu_arrays("input", "target", "out")
 def l1(
     input: Any,  # noqa: A002
     target: Any,

@@ -15,7 +15,7 @@ with Improved Matching for Fast Convergence", 2025.
 from __future__ import annotations
 
 from refloss import jit
-from refloss.kernels.one_class import one_class_loop
+from refloss.kernels.one_class import OneClassLoop
 from refloss.losses.bce_with_logits import soft_target
 from refloss.losses.sigmoid_focal import power_pair
 from refloss.losses.varifocal import detached_focal
@@ -35,4 +35,4 @@ def _own(x, quality, focus):
     return soft_target(x, (target, 0.0))
 
 
-ONE_CLASS_LOOP = one_class_loop("matching_aware", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("matching_aware", _other, _own)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import product, two_sum
 from refloss.result import LossResult
@@ -22,9 +23,10 @@ def _loss(x, t, factor, parameter):
     return product(difference, difference), 2.0 * difference[0], -2.0 * difference[0]
 
 
-LOOP = loop("mse", _loss)
+LOOP = Loop("mse", _loss)
 
 
+@accepts_gpu_arrays("input", "target", "out")
 def mse(
     input: Any,  # noqa: A002
     target: Any,

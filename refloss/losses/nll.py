@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.device import accepts_gpu_arrays
 from refloss.dispatch import launcher
 from refloss.losses.cross_entropy import REDUCTIONS, class_weight
 from refloss.result import LossResult
 
 
+@accepts_gpu_arrays()
 def nll(
     input: Any,  # noqa: A002
     target: Any,
@@ -64,5 +66,5 @@ def nll(
     run = launcher(backend, "nll")
     cotangent = arrays.cotangent(grad_output, row_shape if reduction == "none" else ())
     gradient = arrays.gradient_buffer(x, grad_dtype, out, "input", labels, factors, wanted=grad)
-    loss = run.nll(x, labels, class_axis, factors, ignore_index, reduction, cotangent, gradient)
+    loss = run.nll(run.Task(x, labels, class_axis, factors, ignore_index, reduction, cotangent, gradient))
     return LossResult(loss=loss, grads={} if gradient is None else {"input": gradient})

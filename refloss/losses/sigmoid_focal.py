@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
-from refloss.kernels.one_class import one_class_loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
+from refloss.kernels.one_class import OneClassLoop
 from refloss.losses import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
@@ -82,7 +83,7 @@ def _own(x, quality, focus):
     return value, -derivative
 
 
-ONE_CLASS_LOOP = one_class_loop("sigmoid_focal", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("sigmoid_focal", _other, _own)
 
 
 @jit.scalar
@@ -111,9 +112,10 @@ def _loss(x, t, alpha, gamma):
     return (value, 0.0), (derivative if x <= 0.0 else -derivative), for_target
 
 
-LOOP = loop("sigmoid_focal", _loss)
+LOOP = Loop("sigmoid_focal", _loss)
 
 
+@accepts_gpu_arrays()
 def sigmoid_focal(
     inputs: Any,
     targets: Any,

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import divide, pair, product, two_sum
 from refloss.result import LossResult
@@ -36,9 +37,10 @@ def _loss(x, t, factor, parameter):
     return _value(d, low, parameter), slope, -slope
 
 
-LOOP = loop("smooth_l1", _loss)
+LOOP = Loop("smooth_l1", _loss)
 
 
+@accepts_gpu_arrays("input", "target", "out")
 def smooth_l1(
     input: Any,  # noqa: A002
     target: Any,

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import loop
-from refloss.kernels.one_class import one_class_loop
+from refloss.device import accepts_gpu_arrays
+from refloss.kernels.elementwise import Loop
+from refloss.kernels.one_class import OneClassLoop
 from refloss.kernels.refine import is_close
 from refloss.losses import elementwise
 from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
@@ -55,7 +56,7 @@ def _own(x, quality, focus):
     return quality[0] * value, quality[0] * derivative
 
 
-ONE_CLASS_LOOP = one_class_loop("varifocal", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("varifocal", _other, _own)
 
 
 @jit.scalar
@@ -66,17 +67,20 @@ def _loss(x, t, alpha, gamma):
     return (t * rounded(value) if meant else absent, 0.0), t * slope if meant else absent_slope, 0.0
 
 
+@jit.scalar
+def _is_close(x, t, alpha, slope):
+    return t > 0.0 and is_close(slope, t * (1.0 - t if x > 0.0 else t))
+
+
 @jit.helper
-def _refine(x, t, alpha, slopes):
-    """Compute the slopes again of which too little is left."""
-    for i in range(x.size):
-        if t[i] > 0.0 and is_close(slopes[i], t[i] * (1.0 - t[i] if x[i] > 0.0 else t[i])):
-            slopes[i] = t[i] * accurate_slope(x[i], (t[i], 0.0), two_sum(1.0, -t[i]))
+def _accurate(x, t, alpha):
+    return t * accurate_slope(x, (t, 0.0), two_sum(1.0, -t))
 
 
-LOOP = loop("varifocal", _loss, _refine)
+LOOP = Loop("varifocal", _loss, _is_close, _accurate)
 
 
+@accepts_gpu_arrays()
 def varifocal(
     inputs: Any,
     targets: Any,

@@ -120,17 +120,24 @@ def mantissa_of(value):
     return (mantissa | (1 << 52)) if normal else mantissa, bits < 0, exponent - 1 if normal else exponent
 
 
-@jit.helper
-def _deposit_units(magnitude, negative, place, limbs):
-    """Add magnitude·2^(place − 1074), or take it away."""
-    limb = place >> 5
+@jit.scalar
+def limb_parts(magnitude, negative, place):
+    """magnitude·2^(place − 1074), or minus that, as the first limb that it concerns, and what three limbs get."""
     shift = place & 31
     sign = -1 if negative else 1
     low = (magnitude & _LIMB_MASK) << shift
     high = (magnitude >> LIMB_BITS) << shift
-    limbs[limb] += sign * (low & _LIMB_MASK)
-    limbs[limb + 1] += sign * ((low >> LIMB_BITS) + (high & _LIMB_MASK))
-    limbs[limb + 2] += sign * (high >> LIMB_BITS)
+    middle = (low >> LIMB_BITS) + (high & _LIMB_MASK)
+    return place >> 5, sign * (low & _LIMB_MASK), sign * middle, sign * (high >> LIMB_BITS)
+
+
+@jit.helper
+def _deposit_units(magnitude, negative, place, limbs):
+    """Add magnitude·2^(place − 1074), or take it away."""
+    limb, low, middle, high = limb_parts(magnitude, negative, place)
+    limbs[limb] += low
+    limbs[limb + 1] += middle
+    limbs[limb + 2] += high
 
 
 @jit.kernel

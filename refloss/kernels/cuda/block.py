@@ -1,14 +1,15 @@
 """What the threads of a block do together: sums and maxima of integers, and sums of a row, of the CPU's very bits.
 
-All of them are of integers, so that neither the size of a block nor the order of its threads shows in a result.
+All of them are of integers, so that neither the size of a block nor the order of its threads shows in a result. Their
+room is shared memory of LARGEST_BLOCK int64, the kernel's own: numba.cuda links a function that had some twice where it
+is called on two levels.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import cuda, int64
+from numba import cuda
 
-from refloss.kernels.cuda.runtime import LARGEST_BLOCK
 from refloss.numerics.exponential import scale
 from refloss.numerics.sums import exponent_of, grid_counts, grid_total
 
@@ -17,9 +18,8 @@ _UNDEFINED = 1025  # the exponent of what is not finite
 
 
 @cuda.jit(device=True)
-def block_sum(value):
+def block_sum(value, room):
     """The sum of every thread's integer, known to all."""
-    room = cuda.shared.array(LARGEST_BLOCK, int64)
     lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
     cuda.syncthreads()
     room[lane] = value
@@ -30,15 +30,14 @@ def block_sum(value):
         room[lane] = value
     cuda.syncthreads()
     total = np.int64(0)
-    for i in range(WARP if WARP < lanes else lanes):
+    for i in range(WARP if lanes > WARP else lanes):
         total += room[i]
     return total
 
 
 @cuda.jit(device=True)
-def block_max(value):
+def block_max(value, room):
     """The largest of every thread's integer, known to all."""
-    room = cuda.shared.array(LARGEST_BLOCK, int64)
     lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
     cuda.syncthreads()
     room[lane] = value
@@ -49,13 +48,13 @@ def block_max(value):
         room[lane] = value
     cuda.syncthreads()
     largest = room[0]
-    for i in range(1, WARP if WARP < lanes else lanes):
+    for i in range(1, WARP if lanes > WARP else lanes):
         largest = room[i] if room[i] > largest else largest
     return largest
 
 
 @cuda.jit(device=True)
-def row_sum(terms):
+def row_sum(terms, room):
     """numerics.sums.row_sum of a row that the block's threads have just written."""
     lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
     cuda.syncthreads()
@@ -63,12 +62,13 @@ def row_sum(terms):
     for i in range(lane, terms.size, lanes):
         here = exponent_of(terms[i])
         largest = here if here > largest else largest
-    largest = block_max(largest)
+    largest = block_max(largest, room)
     if largest >= _UNDEFINED:
         # In the order of the row: what becomes of infinities and NaN does not depend on it.
         special = 0.0
         for i in range(terms.size):
             special += terms[i] if exponent_of(terms[i]) >= _UNDEFINED else 0.0
+        cuda.syncthreads()
         return special, 0.0
     largest = -1022 if largest < -1022 else largest
     coarse, fine = np.int64(0), np.int64(0)
@@ -76,6 +76,6 @@ def row_sum(terms):
         coarse_count, fine_count = grid_counts(scale(terms[i], -largest))
         coarse += coarse_count
         fine += fine_count
-    coarse, fine = block_sum(coarse), block_sum(fine)
+    coarse, fine = block_sum(coarse, room), block_sum(fine, room)
     high, low = grid_total(coarse, fine, 0)
     return scale(high, largest), scale(low, largest)

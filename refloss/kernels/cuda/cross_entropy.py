@@ -10,14 +10,15 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import cuda, float64
+from numba import cuda, float64, int64
 
 from refloss.kernels import launch_cross_entropy as host
 from refloss.kernels.cross_entropy import Output, Terms, coefficient_of, label_factors, label_loss
 from refloss.kernels.cross_entropy_columns import MAX_CLASSES
 from refloss.kernels.cuda import runtime, soft_rows
 from refloss.kernels.cuda.block import block_max, block_sum
-from refloss.kernels.launch_cross_entropy import Answer, Task, divided, exact_sum, label_normaliser, total
+from refloss.kernels.cuda.runtime import LARGEST_BLOCK
+from refloss.kernels.launch_cross_entropy import Answer, Task, divided, label_normaliser, total
 from refloss.kernels.rows import Rows, row_offset
 from refloss.kernels.softmax import split_class, times, undefined_split
 from refloss.numerics.chunks import (
@@ -34,7 +35,7 @@ from refloss.numerics.chunks import (
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.formats import bounds, read, store, value_of
 from refloss.numerics.pairs import add, pair, rounded
-from refloss.numerics.sums import grid_counts, grid_total
+from refloss.numerics.sums import exact_sum, grid_counts, grid_total
 
 __all__ = ["Answer", "Task", "cross_entropy", "divided", "exact_sum", "label_normaliser", "total"]
 
@@ -50,11 +51,11 @@ _ELEMENTS = 16
 @cuda.jit(device=True)
 def _split(logit, place, logits, coarse, fine):
     """The split of a row from the ordinal of its largest other logit and the sums of their exponentials."""
-    lowest, infinity = bounds(logits.memory)
+    _, infinity = bounds(logits.memory)
     sound = place < infinity
     reference = value_of(place, logits.memory) if sound else -np.inf
-    if not sound or (reference == -np.inf and not logit > -np.inf) or logit != logit or logit == np.inf:
-        return undefined_split(sound and logit < np.inf, -np.inf)
+    if not sound or (reference == -np.inf and logit == -np.inf):
+        return undefined_split(sound, -np.inf)
     return split_class(logit, reference, grid_total(coarse, fine, 0) if reference > -np.inf else (0.0, 0.0))
 
 
@@ -73,12 +74,13 @@ def _finish(split, label, ignored, index, terms, output):
     return label_factors(split, label, terms, coefficient_of(terms, index))
 
 
+@functools.cache
 def _block_rows(in_chunks: bool) -> Any:
     """The kernel for rows of any length, in chunks where memory allows it, else element by element."""
     load, save = (load_chunk, save_chunk) if in_chunks else (load_one, save_one)
 
     @cuda.jit(device=True)
-    def largest(logits, start, label, width):
+    def largest(logits, start, label, width, room):
         """The ordinal of the largest logit but the label's; of the block."""
         memory, stride = logits.memory, logits.class_stride
         lowest, infinity = bounds(memory)
@@ -91,10 +93,10 @@ def _block_rows(in_chunks: bool) -> Any:
                     highest = place
                 if magnitude > infinity or place >= infinity:
                     highest = _UNSOUND
-        return block_max(highest)
+        return block_max(highest, room)
 
     @cuda.jit(device=True)
-    def sums(logits, start, label, width, reference):
+    def sums(logits, start, label, width, reference, room):
         """The sums of the others' exponentials on the grids; of the block."""
         memory, stride = logits.memory, logits.class_stride
         coarse, fine = np.int64(0), np.int64(0)
@@ -105,7 +107,7 @@ def _block_rows(in_chunks: bool) -> Any:
                 if c + k != label:
                     coarse += counts[0]
                     fine += counts[1]
-        return block_sum(coarse), block_sum(fine)
+        return block_sum(coarse, room), block_sum(fine, room)
 
     @cuda.jit(device=True)
     def write(logits, start, gradient, to, label, width, reference, factor, own):
@@ -126,16 +128,17 @@ def _block_rows(in_chunks: bool) -> Any:
     @cuda.jit
     def label_rows(logits, gradient, labels, terms, output, with_gradient):
         """A block for each row."""
+        room = cuda.shared.array(LARGEST_BLOCK, int64)
         shared = cuda.shared.array(3, float64)
         width = chunk_size(logits.memory) if in_chunks else 1
         for index in range(cuda.blockIdx.x, labels.size, cuda.gridDim.x):
             start = row_offset(logits, index)
             ignored = labels[index] == terms.ignore_index
             label = -1 if ignored else labels[index]
-            highest = largest(logits, start, label, width)
+            highest = largest(logits, start, label, width, room)
             lowest, infinity = bounds(logits.memory)
             reference = value_of(highest, logits.memory) if lowest < highest < infinity else 0.0
-            coarse, fine = sums(logits, start, label, width, reference)
+            coarse, fine = sums(logits, start, label, width, reference, room)
             if cuda.threadIdx.x == 0:
                 logit = read(logits.memory, start + label * logits.class_stride) if label >= 0 else -np.inf
                 split = _split(logit, highest, logits, coarse, fine)
@@ -151,9 +154,6 @@ def _block_rows(in_chunks: bool) -> Any:
             cuda.syncthreads()
 
     return label_rows
-
-
-_chunk_rows = functools.cache(_block_rows)
 
 
 @cuda.jit
@@ -197,13 +197,14 @@ def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
     logits = runtime.rows_on_device(task.logits, task.class_axis)
     written = None if task.gradient is None else runtime.Gradient(task.gradient)
     gradient = logits if written is None else runtime.rows_on_device(written.array, task.class_axis)
-    results = Output(*(runtime.Array(values.shape, values.dtype) for values in output))
+    arrays: Any = [runtime.Array(values.shape, values.dtype) for values in output]
+    results = Output(*arrays)
     if host.has_labels(task) and not terms.smooth:
         kernel, blocks, threads = _plan(logits, gradient, count)
         runtime.launch(kernel, blocks, threads, logits, gradient, task.target, terms, results, written is not None)
     else:
         soft_rows.run(task, terms, logits, gradient, results, count)
-    for result, values in zip(results, output, strict=True):
+    for result, values in zip(arrays, output, strict=True):
         result.download(values)
     if written is not None:
         written.finish()
@@ -216,7 +217,7 @@ def _plan(logits: Rows, gradient: Rows, count: int) -> tuple[Any, int, int]:
     in_chunks = _is_aligned(logits) and _is_aligned(gradient) and logits.memory.dtype == gradient.memory.dtype
     width = BYTES // logits.memory.itemsize if in_chunks else 1
     threads = min(_LARGE_BLOCK, max(32, -(-logits.classes // (_ELEMENTS * width)) * 32))
-    return _chunk_rows(in_chunks), blocks_at_work(logits, threads, count), threads
+    return _block_rows(in_chunks), blocks_at_work(logits, threads, count), threads
 
 
 def blocks_at_work(logits: Rows, threads: int, count: int) -> int:
@@ -229,6 +230,10 @@ def blocks_at_work(logits: Rows, threads: int, count: int) -> int:
 def _is_aligned(rows: Rows) -> bool:
     """Whether all of its rows are whole chunks of memory."""
     item = rows.memory.itemsize
-    steps = [rows.origin, rows.classes, *(stride for stride, size in zip(rows.strides, rows.shape, strict=True) if size > 1)]
+    steps = [
+        rows.origin,
+        rows.classes,
+        *(stride for stride, size in zip(rows.strides, rows.shape, strict=True) if size > 1),
+    ]
     address = rows.memory.__array_interface__["data"][0] if runtime.is_resident(rows.memory) else 0
     return rows.class_stride == 1 and address % BYTES == 0 and all(step * item % BYTES == 0 for step in steps)

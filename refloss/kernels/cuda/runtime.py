@@ -228,7 +228,7 @@ def _copy_in(destination: np.ndarray, source: np.ndarray) -> None:
 def _origin(array: np.ndarray) -> int:
     """The element that an array begins with, in the vector of memory that it lies in."""
     steps = [(size - 1) * stride // array.itemsize for size, stride in zip(array.shape, array.strides, strict=True)]
-    return -sum(step for step in steps if step < 0)
+    return int(-sum(step for step in steps if step < 0))
 
 
 def _pointer(array: np.ndarray) -> int:

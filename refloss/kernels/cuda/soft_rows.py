@@ -5,10 +5,10 @@ Their sums have terms of any size, so every block has rows of its own in memory 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numba import cuda
+from numba import cuda, int64
 
 from refloss.kernels.cross_entropy import (
     Output,
@@ -21,6 +21,7 @@ from refloss.kernels.cross_entropy import (
 )
 from refloss.kernels.cuda import runtime
 from refloss.kernels.cuda.block import block_max, block_sum, row_sum
+from refloss.kernels.cuda.runtime import LARGEST_BLOCK
 from refloss.kernels.launch_cross_entropy import has_labels
 from refloss.kernels.refine import ACCURATE_CLASSES, accurate_term, is_close, refined, split_term
 from refloss.kernels.rows import Rows, row_offset
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from refloss.kernels.launch_cross_entropy import Task
 
 _BLOCK = 256
-# What all blocks' rows may take together.
-_ROOM_BYTES = 1 << 28
+# What the lines of all blocks may take together.
+_LINES_BYTES = 1 << 28
 
 
-class Room(NamedTuple):
+class Lines(NamedTuple):
     """Rows of float64 [G, C] for each block of the grid."""
 
     products: np.ndarray
@@ -47,7 +48,7 @@ class Room(NamedTuple):
 
 
 @cuda.jit(device=True)
-def _split_row(logits, start, k):
+def _split_row(logits, start, k, room):
     """The split of a row into class k and the rest, known to all threads, as kernels.softmax.split_softmax."""
     memory, stride = logits.memory, logits.class_stride
     lowest, infinity = bounds(memory)
@@ -58,8 +59,8 @@ def _split_row(logits, start, k):
             highest = place
         if place >= infinity or magnitude_at(memory, start + c * stride) > infinity:
             unsound = np.int64(1)
-    sound = block_max(unsound) == 0
-    reference = value_of(block_max(highest), memory) if sound else -np.inf
+    sound = block_max(unsound, room) == 0
+    reference = value_of(block_max(highest, room), memory) if sound else -np.inf
     logit = read(memory, start + k * stride) if k >= 0 else -np.inf
     coarse, fine = np.int64(0), np.int64(0)
     if reference > -np.inf:
@@ -68,7 +69,7 @@ def _split_row(logits, start, k):
                 counts = grid_counts(exp_difference(read(memory, start + c * stride), reference))
                 coarse += counts[0]
                 fine += counts[1]
-    coarse, fine = block_sum(coarse), block_sum(fine)
+    coarse, fine = block_sum(coarse, room), block_sum(fine, room)
     if not sound or (reference == -np.inf and logit == -np.inf):
         return undefined_split(sound, -np.inf), 0.0
     others = grid_total(coarse, fine, 0) if reference > -np.inf else (0.0, 0.0)
@@ -84,7 +85,7 @@ def _term(logits, start, c, k, reference):
 
 
 @cuda.jit(device=True)
-def _find(logits, start):
+def _find(logits, start, room):
     """The first class with the largest logit, or −1."""
     memory, stride = logits.memory, logits.class_stride
     lowest, _ = bounds(memory)
@@ -92,35 +93,35 @@ def _find(logits, start):
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         place = ordinal_at(memory, start + c * stride)
         highest = place if place > highest else highest
-    largest = value_of(block_max(highest), memory)
+    largest = value_of(block_max(highest, room), memory)
     # The first of them has the largest distance from the end.
     left = np.int64(-1)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         if read(memory, start + c * stride) == largest and logits.classes - c > left:
             left = np.int64(logits.classes - c)
-    left = block_max(left)
+    left = block_max(left, room)
     return logits.classes - left if left > 0 else -1
 
 
 @cuda.jit(device=True)
-def _distance_sum(logits, start, maximum, weight, products):
+def _distance_sum(logits, start, maximum, weight, products, room):
     """Σ weight_j·(maximum − x_j), a pair."""
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         products[c] = weight[c] * (maximum - read(logits.memory, start + c * logits.class_stride))
-    return row_sum(products)
+    return row_sum(products, room)
 
 
 @cuda.jit(device=True)
-def _accurate_total(logits, start, split, room):
+def _accurate_total(logits, start, split, lines, room):
     """Σ e^(x_j − maximum), a pair, as kernels.refine knows it."""
     if logits.classes > ACCURATE_CLASSES:
         return split.total
-    high, rest, low = room
+    high, rest, low = lines
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         term = accurate_term(read(logits.memory, start + c * logits.class_stride), split.maximum)
         parts = split_term(term[0])
         high[c], rest[c], low[c] = parts[0], parts[1], term[1]
-    return add(row_sum(high), add(row_sum(rest), row_sum(low)))
+    return add(row_sum(high, room), add(row_sum(rest, room), row_sum(low, room)))
 
 
 @cuda.jit(device=True)
@@ -130,7 +131,7 @@ def _fill(gradient, to, value):
 
 
 @cuda.jit(device=True)
-def _smoothed_gradient(logits, start, gradient, to, label, split, reference, terms, coefficient, room):
+def _smoothed_gradient(logits, start, gradient, to, label, split, reference, terms, coefficient, lines, room):
     total, own, mine = smoothed_masses(split, label, terms)
     factor, amount = multiply(coefficient, multiply(total, split.term)), multiply(coefficient, terms.uniform)
     close = np.int64(1) if is_close(mine[0], own[0]) else np.int64(0)
@@ -141,9 +142,9 @@ def _smoothed_gradient(logits, start, gradient, to, label, split, reference, ter
             close = np.int64(1)
         value = rounded(multiply(coefficient, mine)) if c == label else value
         store(gradient.memory, to + c * gradient.class_stride, value)
-    if block_max(close) == 0:
+    if block_max(close, room) == 0:
         return
-    whole = _accurate_total(logits, start, split, room)
+    whole = _accurate_total(logits, start, split, lines, room)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         mass = own if c == label else multiply(terms.uniform, pair(terms.weight[c]))
         logit = read(logits.memory, start + c * logits.class_stride)
@@ -153,17 +154,18 @@ def _smoothed_gradient(logits, start, gradient, to, label, split, reference, ter
 
 
 @cuda.jit
-def smoothed_rows(logits, gradient, labels, terms, output, room, with_gradient):
+def smoothed_rows(logits, gradient, labels, terms, output, lines, with_gradient):
     """Rows with class labels and label smoothing."""
-    own_room = (room.products[cuda.blockIdx.x], room.mass[cuda.blockIdx.x], room.rest[cuda.blockIdx.x])
+    room = cuda.shared.array(LARGEST_BLOCK, int64)
+    own_lines = (lines.products[cuda.blockIdx.x], lines.mass[cuda.blockIdx.x], lines.rest[cuda.blockIdx.x])
     for index in range(cuda.blockIdx.x, labels.size, cuda.gridDim.x):
         start, to = row_offset(logits, index), row_offset(gradient, index)
         ignored = labels[index] == terms.ignore_index
         label = -1 if ignored else labels[index]
-        split, reference = _split_row(logits, start, label)
+        split, reference = _split_row(logits, start, label, room)
         loss = 0.0 if ignored else np.nan
         if split.defined and not ignored:
-            distances = _distance_sum(logits, start, split.maximum, terms.weight, own_room[0])
+            distances = _distance_sum(logits, start, split.maximum, terms.weight, own_lines[0], room)
             loss = label_loss(split, label, terms, distances)
         if cuda.threadIdx.x == 0:
             output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
@@ -174,36 +176,38 @@ def smoothed_rows(logits, gradient, labels, terms, output, room, with_gradient):
                 _fill(gradient, to, 0.0 if ignored else np.nan)
             else:
                 coefficient = coefficient_of(terms, index)
-                _smoothed_gradient(logits, start, gradient, to, label, split, reference, terms, coefficient, own_room)
+                _smoothed_gradient(
+                    logits, start, gradient, to, label, split, reference, terms, coefficient, own_lines, room
+                )
         cuda.syncthreads()
 
 
 @cuda.jit(device=True)
-def _probability_loss(logits, start, targets, at, split, terms, room):
+def _probability_loss(logits, start, targets, at, split, terms, lines, room):
     """The row's loss, its likelihood without weights or smoothing, and Q = Σ q_j as a pair."""
-    products, mass = room[0], room[1]
+    products, mass = lines[0], lines[1]
     memory, stride = targets.memory, targets.class_stride
     for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
         mass[c] = read(memory, at + c * stride)
-    total = row_sum(mass)
-    distances = _distance_sum(logits, start, split.maximum, mass, products)
+    total = row_sum(mass, room)
+    distances = _distance_sum(logits, start, split.maximum, mass, products, room)
     likelihood = rounded(add(multiply(total, split.log_total), distances))
     if not (terms.weighted or terms.smooth):
         return likelihood, likelihood, total
     cuda.syncthreads()
     for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
         mass[c] = read(memory, at + c * stride) * terms.weight[c]
-    total = add(multiply(terms.keep, row_sum(mass)), multiply(terms.uniform, terms.weight_total))
+    total = add(multiply(terms.keep, row_sum(mass, room)), multiply(terms.uniform, terms.weight_total))
     cuda.syncthreads()
     for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
         mass[c] = rounded(target_mass(read(memory, at + c * stride), terms.weight[c], terms))
-    distances = _distance_sum(logits, start, split.maximum, mass, products)
+    distances = _distance_sum(logits, start, split.maximum, mass, products, room)
     return rounded(add(multiply(total, split.log_total), distances)), likelihood, total
 
 
 @cuda.jit(device=True)
 def _probability_gradient(
-    logits, start, targets, at, gradient, to, split, top, reference, total, terms, coefficient, room
+    logits, start, targets, at, gradient, to, split, top, reference, total, terms, coefficient, lines, room
 ):
     factor, close = multiply(coefficient, multiply(total, split.term)), np.int64(0)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
@@ -218,9 +222,9 @@ def _probability_gradient(
             value = rounded(multiply(coefficient, mine))
         close = np.int64(1) if near else close
         store(gradient.memory, to + c * gradient.class_stride, value)
-    if block_max(close) == 0:
+    if block_max(close, room) == 0:
         return
-    whole = _accurate_total(logits, start, split, room)
+    whole = _accurate_total(logits, start, split, lines, room)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         mass = target_mass(read(targets.memory, at + c * targets.class_stride), terms.weight[c], terms)
         logit = read(logits.memory, start + c * logits.class_stride)
@@ -239,17 +243,18 @@ def _target_gradient(logits, start, gradient, to, split, terms, coefficient):
 
 
 @cuda.jit
-def probability_rows(logits, gradient, targets, target_gradient, count, terms, output, room, with_gradient):
+def probability_rows(logits, gradient, targets, target_gradient, count, terms, output, lines, with_gradient):
     """Rows with class probabilities."""
-    own_room = (room.products[cuda.blockIdx.x], room.mass[cuda.blockIdx.x], room.rest[cuda.blockIdx.x])
+    room = cuda.shared.array(LARGEST_BLOCK, int64)
+    own_lines = (lines.products[cuda.blockIdx.x], lines.mass[cuda.blockIdx.x], lines.rest[cuda.blockIdx.x])
     for index in range(cuda.blockIdx.x, count, cuda.gridDim.x):
         start, at = row_offset(logits, index), row_offset(targets, index)
         to, to_target = row_offset(gradient, index), row_offset(target_gradient, index)
-        top = _find(logits, start)
-        split, reference = _split_row(logits, start, top)
+        top = _find(logits, start, room)
+        split, reference = _split_row(logits, start, top, room)
         loss, likelihood, total = np.nan, np.nan, (np.nan, 0.0)
         if split.defined:
-            loss, likelihood, total = _probability_loss(logits, start, targets, at, split, terms, own_room)
+            loss, likelihood, total = _probability_loss(logits, start, targets, at, split, terms, own_lines, room)
         if cuda.threadIdx.x == 0:
             output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
             output.nll[index] = likelihood
@@ -260,7 +265,20 @@ def probability_rows(logits, gradient, targets, target_gradient, count, terms, o
         elif with_gradient:
             coefficient = coefficient_of(terms, index)
             _probability_gradient(
-                logits, start, targets, at, gradient, to, split, top, reference, total, terms, coefficient, own_room
+                logits,
+                start,
+                targets,
+                at,
+                gradient,
+                to,
+                split,
+                top,
+                reference,
+                total,
+                terms,
+                coefficient,
+                own_lines,
+                room,
             )
             _target_gradient(logits, start, target_gradient, to_target, split, terms, coefficient)
         cuda.syncthreads()
@@ -269,20 +287,21 @@ def probability_rows(logits, gradient, targets, target_gradient, count, terms, o
 def run(task: Task, terms: Terms, logits: Rows, gradient: Rows, output: Output, count: int) -> None:
     """Run a task whose terms are smooth or whose target are probabilities."""
     classes = logits.classes
-    blocks = max(1, min(count, 2 * runtime.processors(), _ROOM_BYTES // (8 * len(Room._fields) * max(1, classes))))
-    room = Room(*(runtime.Array((blocks, classes), np.float64) for _ in Room._fields))
+    blocks = max(1, min(count, 2 * runtime.processors(), _LINES_BYTES // (8 * len(Lines._fields) * max(1, classes))))
+    arrays: Any = [runtime.Array((blocks, classes), np.float64) for _ in Lines._fields]
+    lines = Lines(*arrays)
     threads = min(_BLOCK, -(-max(1, classes) // 32) * 32)
     blocks = min(blocks, count)
     with_gradient = task.gradient is not None
     if has_labels(task):
         runtime.launch(
-            smoothed_rows, blocks, threads, logits, gradient, task.target, terms, output, room, with_gradient
+            smoothed_rows, blocks, threads, logits, gradient, task.target, terms, output, lines, with_gradient
         )
         return
     targets = runtime.rows_on_device(task.target, task.class_axis)
     written = None if task.target_gradient is None else runtime.Gradient(task.target_gradient)
     target_gradient = targets if written is None else runtime.rows_on_device(written.array, task.class_axis)
-    arguments = (targets, target_gradient, count, terms, output, room, with_gradient)
+    arguments = (targets, target_gradient, count, terms, output, lines, with_gradient)
     runtime.launch(probability_rows, blocks, threads, logits, gradient, *arguments)
     if written is not None:
         written.finish()

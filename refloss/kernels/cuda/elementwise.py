@@ -1,0 +1,110 @@
+"""Elementwise losses on a GPU: the loop of kernels.elementwise, a thread for every element."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import cuda
+
+from refloss.kernels import launch_elementwise as host
+from refloss.kernels.cuda import runtime
+from refloss.kernels.cuda.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
+from refloss.kernels.elementwise import Loop, Outputs, times_all, times_constant
+from refloss.kernels.launch_elementwise import Pass, Task
+from refloss.kernels.rows import row_offset
+from refloss.numerics.formats import read, store
+from refloss.numerics.pairs import settled
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+__all__ = ["Task", "elementwise"]
+
+_BLOCK = 256
+
+
+@cuda.jit(device=True)
+def _load(rows, index):
+    return read(rows.memory, row_offset(rows, index))
+
+
+@cuda.jit(device=True)
+def _save_gradient(derivative, weight, cotangent, scalars, rows, index):
+    if scalars.coefficient[0] != 0.0:
+        value = times_constant(derivative, scalars.coefficient)
+    else:
+        value = times_all(derivative, weight, cotangent, scalars.inverse_normaliser)
+    store(rows.memory, row_offset(rows, index), value)
+
+
+def _refinement(loop: Loop) -> Any:
+    """What computes a derivative again of which too few digits are left."""
+    is_close, accurate = loop.is_close, loop.accurate
+    if is_close is None or accurate is None:
+
+        @cuda.jit(device=True)
+        def refined(_x, _t, _factor, slope):
+            return slope
+    else:
+
+        @cuda.jit(device=True)
+        def refined(x, t, factor, slope):
+            return accurate(x, t, factor) if is_close(x, t, factor, slope) else slope
+
+    return refined
+
+
+@functools.cache
+def _kernel(loop: Loop) -> Any:
+    """The kernel of a loss."""
+    loss, refined = loop.loss, _refinement(loop)
+
+    @cuda.jit
+    def kernel(inputs, outputs, wanted, scalars, totals, count):
+        state, own = new_state(), block_totals()
+        for index in range(cuda.grid(1), count, cuda.gridsize(1)):
+            x, t, factor = _load(inputs.input, index), _load(inputs.target, index), _load(inputs.factor, index)
+            weight, cotangent = _load(inputs.weight, index), _load(inputs.cotangent, index)
+            value, for_input, for_target = loss(x, t, factor, scalars.parameter)
+            value = settled(value)
+            if wanted.input_gradient:
+                slope = refined(x, t, factor, for_input)
+                _save_gradient(slope, weight, cotangent, scalars, outputs.input_gradient, index)
+            if wanted.target_gradient:
+                _save_gradient(for_target, weight, cotangent, scalars, outputs.target_gradient, index)
+            if wanted.weight_gradient:
+                _save_gradient(value - scalars.mean, 1.0, cotangent, scalars, outputs.weight_gradient, index)
+            value = value * weight if scalars.weighted else value
+            if wanted.loss:
+                store(outputs.loss.memory, row_offset(outputs.loss, index), value)
+            if wanted.total:
+                state = add_value(value, state, own)
+        merge(state, own, totals)
+
+    return kernel
+
+
+def elementwise(task: Task) -> np.float64 | np.ndarray:
+    """Run a task: the reduced loss; gradients are written into the task's buffers."""
+    return host.evaluate(task, _run)
+
+
+def _elements(array: np.ndarray) -> Any:
+    return runtime.rows_on_device(array, array.ndim)
+
+
+def _run(this: Pass) -> Fraction | float:
+    task = this.task
+    written = [None if buffer is None else runtime.Gradient(buffer) for buffer in this.buffers]
+    stand_in = np.empty(task.input.shape[:0])
+    outputs = Outputs(*(_elements(stand_in if own is None else own.array) for own in written))
+    totals, count = new_totals(), task.input.size
+    inputs = host.inputs_of(task, _elements)
+    blocks = runtime.grid(count, _BLOCK)
+    runtime.launch(_kernel(task.loop), blocks, _BLOCK, inputs, outputs, this.wanted, this.scalars, totals, count)
+    for own in written:
+        if own is not None:
+            own.finish()
+    return exact_total(totals)

@@ -1,0 +1,165 @@
+"""The CUDA backend: under Numba's simulator, without what it needs, and on a GPU where there is one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import refloss
+from refloss import dispatch
+from refloss.golden import corpus
+from tests.cuda_cases import assert_case_has_the_cpu_s_bits, assert_same_bits, assert_same_result
+
+HERE = Path(__file__).parent
+LOGITS, LABELS = np.zeros((2, 3), np.float32), np.array([0, 2])
+DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def has_gpu():
+    if importlib.util.find_spec("numba_cuda") is None:
+        return False
+    from numba import cuda
+
+    return bool(cuda.is_available())
+
+
+HAS_GPU = has_gpu()
+on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no NVIDIA GPU")]
+
+
+@pytest.fixture
+def unchecked():
+    """What is found out about the GPU is remembered; tests of it begin, and leave, without a memory."""
+    dispatch._check_cuda.cache_clear()
+    yield
+    dispatch._check_cuda.cache_clear()
+
+
+def test_simulated():
+    """All of tests/simulated, in a process of its own."""
+    pytest.importorskip("numba_cuda")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / "simulated")]
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=HERE.parent)
+    print(run.stdout[-6000:], run.stderr[-2000:])
+    assert run.returncode == 0
+
+
+def test_a_backend_that_does_not_exist():
+    with pytest.raises(ValueError, match="backend is 'gpu'; expected one of 'auto', 'cpu', 'cuda'"):
+        refloss.cross_entropy(LOGITS, LABELS, backend="gpu")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_without_the_package(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "numba_cuda" else find(name, *rest)
+    )
+    with pytest.raises(RuntimeError, match=r"needs the package numba-cuda; install it with .*refloss\[cuda13"):
+        refloss.cross_entropy(LOGITS, LABELS, backend="cuda")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_without_a_gpu():
+    pytest.importorskip("numba_cuda")
+    for call in (
+        lambda: refloss.cross_entropy(LOGITS, LABELS, backend="cuda"),
+        lambda: refloss.mse(LOGITS, LOGITS, backend="cuda"),
+        lambda: refloss.nll(LOGITS, LABELS, backend="cuda"),
+        lambda: refloss.giou(np.ones((1, 4)), np.ones((1, 4)), backend="cuda"),
+    ):
+        with pytest.raises(RuntimeError, match=r"needs an NVIDIA GPU and its driver: .*; use backend='cpu' without"):
+            call()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_auto_does_not_fall_back_for_an_array_on_a_gpu():
+    pytest.importorskip("numba_cuda")
+
+    class OnDevice:
+        __cuda_array_interface__ = LOGITS.__array_interface__
+
+    with pytest.raises(RuntimeError, match="needs an NVIDIA GPU and its driver"):
+        refloss.cross_entropy(OnDevice(), LABELS)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_without_a_toolkit(monkeypatch):
+    pytest.importorskip("numba_cuda")
+    from numba import cuda
+    from numba.cuda.cudadrv import nvvm
+
+    class Missing:
+        def __init__(self):
+            raise OSError("libnvvm.so was not found")
+
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nvvm, "NVVM", Missing)
+    with pytest.raises(RuntimeError, match=r"the CUDA toolkit's NVVM .*libnvvm.so was not found.*; install it"):
+        refloss.cross_entropy(LOGITS, LABELS, backend="cuda")
+
+
+def test_too_little_device_memory(monkeypatch):
+    pytest.importorskip("numba_cuda")
+    from types import SimpleNamespace
+
+    from numba import cuda
+    from numba.cuda.cudadrv.driver import CudaAPIError
+
+    from refloss.kernels.cuda import runtime
+
+    def exhausted(*_):
+        raise CudaAPIError(2, "CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(cuda, "device_array", exhausted)
+    monkeypatch.setattr(cuda, "current_context", lambda: SimpleNamespace(get_memory_info=lambda: (5, 9)))
+    with pytest.raises(MemoryError, match="no room for 4000 bytes; 5 of the GPU's 9 bytes are free: use smaller"):
+        runtime.allocate((10, 100), np.float32)
+
+
+class TestOnAGPU:
+    pytestmark = on_a_gpu
+
+    @pytest.mark.parametrize("function", corpus.functions())
+    def test_golden_cases_have_the_cpu_s_bits(self, function):
+        for case in corpus.corpus({function}):
+            assert_case_has_the_cpu_s_bits(case)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("classes", [5, 128, 4096, 50257, 128256])
+    def test_rows_of_all_lengths(self, dtype, classes):
+        generator = np.random.default_rng(classes)
+        logits = (generator.standard_normal((37, classes)) * 5).astype(DTYPES[dtype])
+        labels = generator.integers(classes, size=37)
+        labels[::7] = -100
+        for options in ({}, {"label_smoothing": 0.1}):
+            results = [
+                refloss.cross_entropy(logits, labels, grad_output=-1.5, backend=backend, **options)
+                for backend in ("cuda", "cpu")
+            ]
+            assert_same_result(*results)
+
+    def test_large_elementwise_losses(self):
+        generator = np.random.default_rng(0)
+        x, t = generator.standard_normal((2, 1 << 22)).astype(np.float32)
+        for call in (refloss.mse, refloss.bce_with_logits):
+            assert_same_result(*(call(x, t, grad_output=3.0, backend=backend) for backend in ("cuda", "cpu")))
+
+    def test_arrays_stay_on_the_gpu(self):
+        from numba import cuda
+
+        logits = np.random.default_rng(0).standard_normal((64, 1000)).astype(np.float32)
+        labels = np.arange(64)
+        there = cuda.to_device(logits)
+        result = refloss.cross_entropy(there, labels)
+        taken = cuda.as_cuda_array(result.grads["logits"])
+        assert_same_bits(taken.copy_to_host(), refloss.cross_entropy(logits, labels).grads["logits"], "gradient")
+        assert_same_bits(there.copy_to_host(), logits, "logits")
