@@ -43,7 +43,17 @@ def unchecked():
 def test_simulated():
     """All of tests/simulated, in a process of its own."""
     pytest.importorskip("numba_cuda")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / "simulated")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        str(HERE / "simulated"),
+    ]
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=HERE.parent)
     print(run.stdout[-6000:], run.stderr[-2000:])
