@@ -6,16 +6,10 @@ Nothing here touches a GPU; refloss.kernels.cuda does.
 from __future__ import annotations
 
 import ctypes
-import functools
-import inspect
-import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # DLPack's device types: CUDA's own memory, and memory that CUDA manages between the GPU and the host.
 _CUDA_DEVICES = (2, 13)
@@ -269,59 +263,6 @@ class DeviceArray:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a loss take arrays on a GPU: backend="auto" then means "cuda", and gradients of what is there are there.
-
-    The arguments that are named stay where they are; all others are small, and are copied to the host.
-    """
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def call(*arguments: P.args, **keywords: P.kwargs) -> R:
-            if not any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
-                return function(*arguments, **keywords)
-            result: R = _call_on_gpu(function, stays, arguments, keywords)
-            return result
-
-        return call
-
-    return decorate
-
-
-def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments: Any, keywords: Any) -> Any:
-    from refloss.dispatch import chosen
-
-    signature = inspect.signature(function)
-    named = signature.bind(*arguments, **keywords).arguments
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named |= named.pop(name, {})
-    backend = named["backend"] = chosen(named.get("backend", "auto"), on_gpu=True)
-    there = {name for name, value in named.items() if is_on_gpu(value)}
-    if "out" in there and (backend == "cpu" or "out" not in stays):
-        raise ValueError("out lives on a GPU; expected a NumPy array for this loss and backend")
-    for name in there:
-        stay = backend == "cuda" and name in stays
-        named[name] = imported(named[name], name) if stay else _copied_to_host(named[name], name)
-    result = function(**named)
-    for name, gradient in result.grads.items():
-        if backend == "cuda" and (name in there or isinstance(gradient, Resident)):
-            result.grads[name] = _on_gpu(gradient)
-    return result
-
-
-def _copied_to_host(value: Any, name: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied_to_host(part, f"{name}[{key!r}]") for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copied_to_host(part, f"{name}[{i}]") for i, part in enumerate(value)]
-    return host(imported(value, name)) if is_on_gpu(value) else value
-
-
 def host(array: np.ndarray) -> np.ndarray:
     """An array that the host can read: a copy of one that lives on a GPU."""
     if not isinstance(array, Resident):
@@ -338,9 +279,3 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], *, like: np.ndarray) -> 
     from refloss.kernels.cuda.runtime import allocate
 
     return allocate(shape, dtype)
-
-
-def _on_gpu(gradient: np.ndarray) -> DeviceArray:
-    from refloss.kernels.cuda.runtime import to_device
-
-    return DeviceArray(gradient if isinstance(gradient, Resident) else to_device(gradient))

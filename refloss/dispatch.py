@@ -27,12 +27,12 @@ def launcher(backend: str, family: str) -> ModuleType:
     """The module that runs a family of kernels on a backend; imported here, because it brings in Numba."""
     if chosen(backend) == "cpu":
         return importlib.import_module(f"refloss.kernels.launch_{family}")
-    _check_cuda()
+    require_cuda()
     return importlib.import_module(f"refloss.kernels.cuda.{family}")
 
 
 @functools.cache
-def _check_cuda() -> None:
+def require_cuda() -> None:
     """Raise unless there is a GPU that kernels can be compiled for and run on."""
     if importlib.util.find_spec("numba_cuda") is None:
         raise RuntimeError(f"backend='cuda' needs the package numba-cuda; {_INSTALL}")

@@ -35,9 +35,9 @@ on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no NVIDIA G
 @pytest.fixture
 def unchecked():
     """What is found out about the GPU is remembered; tests of it begin, and leave, without a memory."""
-    dispatch._check_cuda.cache_clear()
+    dispatch.require_cuda.cache_clear()
     yield
-    dispatch._check_cuda.cache_clear()
+    dispatch.require_cuda.cache_clear()
 
 
 def test_simulated():

@@ -419,7 +419,7 @@ def test_errors(change, message):
             "config: class_cost, bbox_cost and giou_cost are all 0",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_errors_of_text(change, error, message):
     arguments = scene("grounding_dino_object_detection")

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from refloss.kernels.cuda.cross_entropy import short_rows  # noqa: E402
 from refloss.registry import FUNCTIONS  # noqa: E402
 
 CAPABILITIES = ((8, 0), (9, 0))
+FORMATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class Compilation(NamedTuple):
@@ -46,7 +48,7 @@ def recorded():
 
     current = [""]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "_check_cuda", lambda: None)
+        patch.setattr(dispatch, "require_cuda", lambda: None)
         patch.setattr(runtime, "SIMULATED", True)
         patch.setattr(runtime, "_allocated", lambda shape, dtype: np.zeros(shape, runtime.element_type(dtype)))
         patch.setattr(runtime, "launch", note)
@@ -70,21 +72,15 @@ def long_rows():
             yield Case(f"{layout}-{name}", "cross_entropy", inputs, {}, 1.0)
 
 
+@pytest.fixture(scope="module")
 def chosen():
-    """One compilation of each kernel, and of those that read and write rows of logits one in each format."""
-    first, every = {}, []
+    """By function: one compilation of each kernel, and of those that read and write rows of logits one a format."""
+    first, by_function = {}, {}
     for compilation in compilations():
         rows = compilation.kernel.py_func.__name__ in ("label_rows", "short_rows", "probability_rows")
         if rows or first.setdefault(compilation.kernel, compilation) is compilation:
-            every.append(compilation)
-    return every
-
-
-def name_of(compilation):
-    return f"{compilation.kernel.py_func.__name__}-{compilation.case}"
-
-
-COMPILATIONS = chosen()
+            by_function.setdefault(compilation.case.partition("-")[0], []).append(compilation)
+    return by_function
 
 
 def ptx_of(compilation):
@@ -115,30 +111,35 @@ def assembled(ptx, capability):
     return log.decode()
 
 
-@pytest.mark.parametrize("compilation", COMPILATIONS, ids=name_of)
-def test_a_kernel_compiles_to_exact_arithmetic_without_libdevice_or_spills(compilation):
-    for ptx, capability in zip(ptx_of(compilation), CAPABILITIES, strict=True):
-        assert f".target sm_{capability[0]}{capability[1]}" in ptx
-        # Without a rounding mode the assembler may contract products and sums.
-        assert not re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)", ptx)
-        assert not re.findall(r"\b(?:approx|ftz)\b", ptx)
-        assert not re.findall(r"__nv_(?:exp|log|pow|sqrt|fma)\w*", ptx)
-        log = assembled(ptx, capability)
-        assert set(re.findall(r"(\d+) bytes spill (?:stores|loads)", log)) == {"0"}
-        assert int(re.search(r"[uU]sed (\d+) registers", log)[1]) <= 255
+@pytest.mark.parametrize("function", [*corpus.functions(), "chunks", "elements"])
+def test_kernels_compile_to_exact_arithmetic_without_libdevice_or_spills(chosen, function):
+    for compilation in chosen.get(function, ()):
+        for ptx, capability in zip(ptx_of(compilation), CAPABILITIES, strict=True):
+            assert f".target sm_{capability[0]}{capability[1]}" in ptx
+            # Without a rounding mode the assembler may contract products and sums.
+            assert not re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)", ptx)
+            assert not re.findall(r"\b(?:approx|ftz)\b", ptx)
+            assert not re.findall(r"__nv_(?:exp|log|pow|sqrt|fma)\w*", ptx)
+            log = assembled(ptx, capability)
+            assert set(re.findall(r"(\d+) bytes spill (?:stores|loads)", log)) == {"0"}
+            if function == "chunks":
+                # Maxima, sums and gradients each have a loop that reads sixteen bytes at a time; one writes them.
+                assert len(re.findall(r"ld\.global(?:\.nc)?\.v2\.[ub]64", ptx)) >= 3
+                assert len(re.findall(r"st\.global\.v2\.[ub]64", ptx)) >= 1
 
 
-@pytest.mark.parametrize("compilation", [c for c in COMPILATIONS if c.case.startswith("chunks")], ids=name_of)
-def test_rows_in_chunks_are_read_and_written_sixteen_bytes_at_a_time(compilation):
-    for ptx in ptx_of(compilation):
-        # Maxima, sums and gradients each have a loop that reads; one writes.
-        assert len(re.findall(r"ld\.global(?:\.nc)?\.v2\.[ub]64", ptx)) >= 3
-        assert len(re.findall(r"st\.global\.v2\.[ub]64", ptx)) >= 1
+def test_every_kernel_is_among_them(chosen):
+    """Whatever is a kernel in the CUDA modules has been compiled above."""
+    compiled = {compilation.kernel.py_func.__name__ for own in chosen.values() for compilation in own}
+    for module in Path(runtime.__file__).parent.glob("*.py"):
+        kernels = re.findall(r"@cuda\.jit\n *def (\w+)", module.read_text())
+        assert set(kernels) <= compiled, module.name
+    assert len(chosen["chunks"]) == len(chosen["elements"]) == len(FORMATS)
 
 
-def test_without_exact_arithmetic_products_and_sums_are_contracted():
+def test_without_exact_arithmetic_products_and_sums_are_contracted(chosen):
     """What the check above would miss if it could not fail."""
-    compilation = next(c for c in COMPILATIONS if c.kernel.py_func is short_rows.py_func)
+    compilation = next(c for own in chosen.values() for c in own if c.kernel.py_func is short_rows.py_func)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
         ptx, _ = cuda.compile_ptx(compilation.kernel.py_func, compilation.types, cc=(9, 0))

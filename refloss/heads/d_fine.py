@@ -8,8 +8,8 @@ from refloss.detection import detr, rt_detr, terms
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
-from refloss.device import accepts_gpu_arrays
 from refloss.losses.varifocal import ONE_CLASS_LOOP
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

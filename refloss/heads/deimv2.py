@@ -12,9 +12,9 @@ from refloss.detection.inputs import Inputs
 from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.detection.targets import Targets
-from refloss.device import accepts_gpu_arrays
 from refloss.heads.configuration import read
 from refloss.losses.matching_aware import ONE_CLASS_LOOP
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

@@ -12,9 +12,9 @@ from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Layer, Options, Outcome, Scene, Term
 from refloss.detection.inputs import Inputs, required
 from refloss.detection.targets import read_targets
-from refloss.device import accepts_gpu_arrays
 from refloss.heads.configuration import read
 from refloss.losses.sigmoid_focal import sigmoid_focal
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
 CLASS_WEIGHT = 2.0

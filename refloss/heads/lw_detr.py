@@ -10,9 +10,9 @@ from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Layer, Options
 from refloss.detection.inputs import Inputs, required
 from refloss.detection.targets import read_targets
-from refloss.device import accepts_gpu_arrays
 from refloss.heads.configuration import read
 from refloss.losses.iou_aware_bce import ONE_CLASS_LOOP
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 GAMMA = 2.0

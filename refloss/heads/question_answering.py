@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.device import accepts_gpu_arrays
 from refloss.heads.masked_lm import masked_lm
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

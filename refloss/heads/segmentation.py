@@ -8,7 +8,7 @@ from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
-from refloss.device import accepts_gpu_arrays
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.device import accepts_gpu_arrays
 from refloss.dispatch import launcher
 from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
 

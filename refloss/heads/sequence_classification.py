@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.device import accepts_gpu_arrays
 from refloss.heads import configuration
 from refloss.heads.language import token_loss, token_rows
 from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.mse import mse
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")

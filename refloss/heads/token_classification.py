@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.device import accepts_gpu_arrays
 from refloss.heads import configuration
 from refloss.heads.language import token_loss, token_rows
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

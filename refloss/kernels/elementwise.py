@@ -15,7 +15,7 @@ import numpy as np
 from refloss import jit
 from refloss.kernels.rows import AnyRows, load, save
 from refloss.numerics.bits import fma
-from refloss.numerics.pairs import settled, two_product
+from refloss.numerics.pairs import settled, times, two_product
 from refloss.numerics.sums import add_exactly
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _multiply(values, weight):
 @jit.scalar
 def times_constant(derivative, coefficient):
     """derivative·coefficient for a pair."""
-    result = fma(derivative, coefficient[0], derivative * coefficient[1])
+    result = times(derivative, coefficient)
     # An infinite derivative has no low part to speak of.
     return result if result == result else derivative * coefficient[0]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import load, save
-from refloss.numerics.bits import fma
+from refloss.numerics.pairs import times
 from refloss.numerics.sums import add_exactly
 
 BLOCK = 2048
@@ -56,12 +56,6 @@ def made(loop: OneClassLoop, make: Callable[[OneClassLoop], Any]) -> Any:
 @functools.cache
 def _made(loop: OneClassLoop, make: Callable[[OneClassLoop], Any]) -> Any:
     return make(loop)
-
-
-@jit.scalar
-def times(derivative, coefficient):
-    """derivative·coefficient for a pair."""
-    return fma(derivative, coefficient[0], derivative * coefficient[1])
 
 
 @jit.helper

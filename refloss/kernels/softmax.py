@@ -34,7 +34,7 @@ from refloss.numerics.formats import (
     store,
     widen,
 )
-from refloss.numerics.pairs import add, divide, multiply, pair, two_sum
+from refloss.numerics.pairs import add, divide, multiply, pair, times, two_sum
 from refloss.numerics.sums import grid_bits, grid_total
 
 
@@ -164,12 +164,6 @@ def split_softmax(x, k, terms):
     if not sound or maximum == -np.inf:
         return undefined_split(sound, maximum)
     return split_class(logit, reference, exponentials_excluding(x, k, reference, terms))
-
-
-@jit.scalar
-def times(term, factor):
-    """term·factor for a pair."""
-    return fma(term, factor[0], term * factor[1])
 
 
 @jit.scalar

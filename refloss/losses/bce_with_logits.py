@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.device import accepts_gpu_arrays
 from refloss.kernels.elementwise import Loop
 from refloss.kernels.maps import sigmoids
 from refloss.kernels.refine import exp_accurate, is_close
@@ -45,6 +44,7 @@ from refloss.numerics.pairs import (
     two_product,
     two_sum,
 )
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 # e^−|x| of a logit beyond this is 0.

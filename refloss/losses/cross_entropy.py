@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.device import accepts_gpu_arrays, host
+from refloss.device import host
 from refloss.dispatch import launcher
 from refloss.kernels.maps import exponentials
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
 REDUCTIONS = ("mean", "sum", "none")

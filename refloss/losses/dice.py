@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.device import accepts_gpu_arrays
 from refloss.dispatch import launcher
 from refloss.losses.elementwise import Gradients
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
 REDUCTIONS = ("sum", "none")

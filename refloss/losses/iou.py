@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from refloss.device import accepts_gpu_arrays
 from refloss.losses import box_pairs
 from refloss.losses.elementwise import Gradients
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.device import accepts_gpu_arrays
 from refloss.kernels.elementwise import Loop
 from refloss.losses import elementwise
 from refloss.numerics.exponential import exp, exp_pair, log_pair, scale
 from refloss.numerics.pairs import pair, product, rounded, two_sum
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

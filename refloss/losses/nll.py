@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.device import accepts_gpu_arrays
 from refloss.dispatch import launcher
 from refloss.losses.cross_entropy import REDUCTIONS, class_weight
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.device import accepts_gpu_arrays
 from refloss.kernels.elementwise import Loop
 from refloss.kernels.one_class import OneClassLoop
 from refloss.losses import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_product, two_sum
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 REDUCTIONS = ("mean", "sum", "none")

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.device import accepts_gpu_arrays
 from refloss.kernels.elementwise import Loop
 from refloss.kernels.one_class import OneClassLoop
 from refloss.kernels.refine import is_close
@@ -32,6 +31,7 @@ from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweight
 from refloss.losses.sigmoid_focal import REDUCTIONS, log_probability, power
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import rounded, two_sum
+from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 

@@ -73,6 +73,12 @@ def product(a, b):
 
 
 @jit.scalar
+def times(a, b):
+    """a·b for a float64 and a pair."""
+    return fma(a, b[0], a * b[1])
+
+
+@jit.scalar
 def settled(a):
     """The float64 nearest to a pair whose low part may be undefined."""
     return a[0] + a[1] if a[1] == a[1] else a[0]

@@ -20,7 +20,7 @@ from refloss.kernels.cuda.block import block_max, block_sum
 from refloss.kernels.cuda.runtime import LARGEST_BLOCK
 from refloss.kernels.launch_cross_entropy import Answer, Task, divided, label_normaliser, total
 from refloss.kernels.rows import Rows, row_offset
-from refloss.kernels.softmax import split_class, times, undefined_split
+from refloss.kernels.softmax import split_class, undefined_split
 from refloss.numerics.chunks import (
     BYTES,
     chunk_scan,
@@ -34,7 +34,7 @@ from refloss.numerics.chunks import (
 )
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.formats import bounds, read, store, value_of
-from refloss.numerics.pairs import add, pair, rounded
+from refloss.numerics.pairs import add, pair, rounded, times
 from refloss.numerics.sums import exact_sum, grid_counts, grid_total
 
 __all__ = ["Answer", "Task", "cross_entropy", "divided", "exact_sum", "label_normaliser", "total"]

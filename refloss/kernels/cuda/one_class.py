@@ -12,9 +12,10 @@ from refloss.kernels.cuda import runtime
 from refloss.kernels.cuda.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
 from refloss.kernels.launch_cross_entropy import divided
 from refloss.kernels.launch_one_class import coefficient_of, meant
-from refloss.kernels.one_class import Focus, Meant, OneClassLoop, made, quality_of, times
+from refloss.kernels.one_class import Focus, Meant, OneClassLoop, made, quality_of
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store
+from refloss.numerics.pairs import times
 
 __all__ = ["Focus", "Meant", "meant", "one_class"]
 _BLOCK = 256
