@@ -87,7 +87,6 @@ CROSS_ENTROPY = [
     (dict(out=FLAT), ValueError, "out shares memory with an input"),
     (dict(out=np.lib.stride_tricks.as_strided(np.zeros(5), (4, 5), (0, 8))), ValueError, r"out has strides \(0, 8\)"),
     (dict(backend="tpu"), ValueError, "backend is 'tpu'; expected one of 'auto', 'cpu', 'cuda'"),
-    (dict(backend="tpu"), ValueError, "backend is 'tpu'; expected one of 'auto', 'cpu', 'cuda'"),
 ]
 
 

@@ -31,7 +31,18 @@ from refloss.kernels.one_class import OneClassLoop
 from refloss.losses import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_product, two_sum
+from refloss.numerics.pairs import (
+    add,
+    divide,
+    fast_two_sum,
+    multiply,
+    negate,
+    pair,
+    product,
+    rounded,
+    two_product,
+    two_sum,
+)
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -62,12 +73,21 @@ def log_probability(x, softplus):
 
 
 @jit.scalar
+def _square(u, inverse, above):
+    """σ(x)² from e^−|x|, a pair, and 1/(1 + e^−|x|): the usual exponent needs no power."""
+    whole, whole_low = fast_two_sum(1.0, u[0])
+    lost = fma(-inverse, whole, 1.0) - inverse * (whole_low + u[1])
+    p, low = product((inverse, lost * inverse), (1.0, 0.0) if above else u)
+    return fma(p, p, 2.0 * p * low)
+
+
+@jit.scalar
 def absent(x, alpha, gamma):
     """Value and derivative for a target of 0."""
     u, inverse, small = logistic(x)
     above = x > 0.0
     loss = (small[0] + (x if above else 0.0)) + small[1]
-    scale = alpha * power(log_probability(x, small), gamma)
+    scale = alpha * (_square(u, inverse, above) if gamma == 2.0 else power(log_probability(x, small), gamma))
     slope = (1.0 if above else u[0]) + gamma * loss * (u[0] if above else 1.0)
     return scale * loss, scale * inverse * slope
 
