@@ -138,6 +138,11 @@ def imported(value: Any, name: str) -> Resident:
     for settle in ("detach", "resolve_conj", "resolve_neg"):
         value = getattr(value, settle)() if hasattr(value, settle) else value
     if _device_type(value) in _CUDA_DEVICES:
+        number = int(value.__dlpack_device__()[1])
+        if number != 0:
+            raise ValueError(
+                f"{name} lives on CUDA device {number}; refloss works on device 0: choose it by CUDA_VISIBLE_DEVICES"
+            )
         # Stream 1 is CUDA's default stream, which kernels are launched on.
         return _from_capsule(value.__dlpack__(stream=1), name)
     interface = value.__cuda_array_interface__

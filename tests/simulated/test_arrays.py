@@ -199,6 +199,10 @@ def test_what_cannot_be_taken_in_is_named():
         refloss.cross_entropy(ByInterface(np.ones((3, 5), np.int64)), LABELS)
     with pytest.raises(TypeError, match="logits has DLPack type 5 of 64 bits"):
         refloss.cross_entropy(ByCapsule(np.ones((3, 5), np.complex64)), LABELS)
+    elsewhere = ByCapsule(logits_of())
+    elsewhere.__class__ = type("OnDevice1", (ByCapsule,), {"__dlpack_device__": lambda _: (2, 1)})
+    with pytest.raises(ValueError, match="logits lives on CUDA device 1; refloss works on device 0"):
+        refloss.cross_entropy(elsewhere, LABELS)
     halves = np.frombuffer(bytes(64), np.uint8)[1:61].view(np.float32).reshape(3, 5)
     masked = ByInterface(logits_of())
     with pytest.raises(ValueError, match="logits has strides"):
