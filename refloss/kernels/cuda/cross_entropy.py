@@ -43,7 +43,10 @@ __all__ = ["Answer", "Task", "cross_entropy", "divided", "exact_sum", "label_nor
 _UNSOUND = 2**63 - 1
 _NOTHING = 0.0, 0.0
 _SHORT_BLOCK = 128
-_LARGE_BLOCK = 1024
+# A block's registers have to fit a processor: up to 128 for each of so many threads.
+LARGE_BLOCK = 512
+# Threads that a processor has at work, if it has registers for them.
+_THREADS = 1024
 # Elements that a thread of a block should at least have to work on.
 _ELEMENTS = 16
 
@@ -216,14 +219,14 @@ def _plan(logits: Rows, gradient: Rows, count: int) -> tuple[Any, int, int]:
         return short_rows, runtime.grid(count, _SHORT_BLOCK), _SHORT_BLOCK
     in_chunks = _is_aligned(logits) and _is_aligned(gradient) and logits.memory.dtype == gradient.memory.dtype
     width = BYTES // logits.memory.itemsize if in_chunks else 1
-    threads = min(_LARGE_BLOCK, max(32, -(-logits.classes // (_ELEMENTS * width)) * 32))
+    threads = min(LARGE_BLOCK, max(32, -(-logits.classes // (_ELEMENTS * width)) * 32))
     return _block_rows(in_chunks), blocks_at_work(logits, threads, count), threads
 
 
 def blocks_at_work(logits: Rows, threads: int, count: int) -> int:
     """As many blocks as the processors hold, unless their rows would leave the cache before they are read again."""
     row = logits.classes * logits.memory.itemsize
-    resident = runtime.processors() * max(1, _LARGE_BLOCK // threads)
+    resident = runtime.processors() * max(1, _THREADS // threads)
     return min(count, max(runtime.processors(), min(resident, runtime.cache_bytes() // (2 * max(1, row)))))
 
 
