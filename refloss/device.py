@@ -6,6 +6,7 @@ Nothing here touches a GPU; refloss.kernels.cuda does.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -81,11 +82,14 @@ def is_on_gpu(value: Any) -> bool:
     """Whether an argument, or a part of it, lives on a GPU."""
     if value is None or isinstance(value, np.ndarray | np.generic | int | float | str):
         return False
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return any(is_on_gpu(part) for part in value.values())
     if isinstance(value, list | tuple):
         return any(is_on_gpu(part) for part in value)
-    return hasattr(value, "__cuda_array_interface__") or _device_type(value) in _CUDA_DEVICES
+    # DLPack first: a torch tensor that has a gradient raises when it is asked for the other.
+    if hasattr(value, "__dlpack_device__"):
+        return _device_type(value) in _CUDA_DEVICES
+    return hasattr(value, "__cuda_array_interface__")
 
 
 def _device_type(value: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from refloss.device import DeviceArray, Resident, host, imported, is_on_gpu
@@ -61,7 +62,7 @@ def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments
 
 
 def _copied_to_host(value: Any, name: str) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _copied_to_host(part, f"{name}[{key!r}]") for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_copied_to_host(part, f"{name}[{i}]") for i, part in enumerate(value)]

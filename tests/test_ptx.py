@@ -136,8 +136,11 @@ def test_every_kernel_is_among_them(chosen):
     """Whatever is a kernel in the CUDA modules has been compiled above."""
     compiled = {compilation.kernel.py_func.__name__ for own in chosen.values() for compilation in own}
     for module in Path(runtime.__file__).parent.glob("*.py"):
-        kernels = re.findall(r"@cuda\.jit\n *def (\w+)", module.read_text())
+        kernels = re.findall(r"@gpu_kernel\n *def (\w+)", module.read_text())
         assert set(kernels) <= compiled, module.name
+        # The linker would contract what the compiler has kept apart.
+        assert "cuda.jit" not in module.read_text() or module.name == "gpu_jit.py"
+    assert not any(compilation.kernel.targetoptions["lto"] for own in chosen.values() for compilation in own)
     assert len(chosen["chunks"]) == len(chosen["elements"]) == len(FORMATS)
 
 

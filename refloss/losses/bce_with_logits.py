@@ -20,12 +20,12 @@ Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.device import host
 from refloss.kernels.elementwise import Loop
 from refloss.kernels.maps import sigmoids
 from refloss.kernels.refine import exp_accurate, is_close
@@ -178,5 +178,5 @@ def bce_with_logits(
         out=out,
         backend=backend,
     )
-    result.intermediates.later["probabilities"] = functools.partial(sigmoids, x)
+    result.intermediates.later["probabilities"] = lambda: sigmoids(host(x))
     return result

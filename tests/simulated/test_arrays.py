@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+from collections import UserDict
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +39,10 @@ class ByCapsule:
     def __init__(self, array):
         self.array = array
         self.streams = []
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("torch has none of a tensor with a gradient")
 
     def __dlpack_device__(self):
         return (2, 0)
@@ -117,6 +122,9 @@ def test_elementwise_losses_and_mixed_inputs():
         assert isinstance(result.grads[name], DeviceArray)
         assert_same_bits(np.asarray(result.grads[name]), gradient, name)
         assert_same_bits(np.asarray(mixed.grads[name]), gradient, name)
+    logits = refloss.bce_with_logits(ByCapsule(x), ByInterface(np.abs(t) / 9))
+    wanted = refloss.bce_with_logits(x, np.abs(t) / 9).intermediates["probabilities"]
+    assert_same_bits(logits.intermediates["probabilities"], wanted, "probabilities")
     soft = refloss.bce(ByCapsule(np.abs(x) / 9), ByCapsule(np.abs(t) / 9))
     assert_same_bits(np.asarray(soft.grads["input"]), refloss.bce(np.abs(x) / 9, np.abs(t) / 9).grads["input"], "bce")
 
@@ -128,7 +136,7 @@ def test_lists_of_arrays_are_looked_through():
     config = {"num_labels": 2, "class_cost": 1, "bbox_cost": 5, "giou_cost": 2, "eos_coefficient": 0.1}
     config |= {"auxiliary_loss": False, "bbox_loss_coefficient": 5, "giou_loss_coefficient": 2}
     wanted = refloss.object_detection(logits, labels, boxes, config)
-    there = [{key: ByInterface(value) for key, value in labels[0].items()}]
+    there = [UserDict({key: ByInterface(value) for key, value in labels[0].items()})]
     result = refloss.object_detection(ByCapsule(logits), there, ByInterface(boxes), config)
     for name, gradient in wanted.grads.items():
         assert_same_bits(np.asarray(result.grads[name]), gradient, name)

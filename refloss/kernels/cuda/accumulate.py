@@ -14,6 +14,7 @@ import numpy as np
 from numba import cuda, int64
 
 from refloss.kernels.cuda import runtime
+from refloss.kernels.cuda.gpu_jit import gpu_function
 from refloss.numerics.sums import (
     GRID_EXPONENTS,
     LIMBS,
@@ -42,13 +43,13 @@ class Totals(NamedTuple):
     special: Any  # [3] or [N, 3] int64
 
 
-@cuda.jit(device=True)
+@gpu_function
 def new_state():
     """A thread's exponent and its counts on the grids below it."""
     return np.int64(_NO_ANCHOR), np.int64(0), np.int64(0), np.int64(0)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _deposit(magnitude, negative, place, totals):
     limb, low, middle, high = limb_parts(magnitude, negative, place)
     cuda.atomic.add(totals.limbs, limb, low)
@@ -56,13 +57,13 @@ def _deposit(magnitude, negative, place, totals):
     cuda.atomic.add(totals.limbs, limb + 2, high)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _deposit_value(value, totals):
     magnitude, negative, place = mantissa_of(value)
     _deposit(magnitude, negative, place, totals)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def flush(state, totals):
     """Deposit a thread's counts."""
     anchor, coarse, fine, finest = state
@@ -74,7 +75,7 @@ def flush(state, totals):
         _deposit(abs(finest), finest < 0, anchor + _FINEST, totals)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def add_value(value, state, totals):
     """Add a value; the new state."""
     exponent = exponent_of(value)
@@ -97,7 +98,7 @@ def add_value(value, state, totals):
     return anchor, coarse + more_coarse, fine + more_fine, finest + more_finest
 
 
-@cuda.jit(device=True)
+@gpu_function
 def block_totals():
     """An empty accumulator of the block, in shared memory; for the threads of a block that all end with merge."""
     # The simulator tells shared arrays apart by their line.
@@ -112,7 +113,7 @@ def block_totals():
     return own
 
 
-@cuda.jit(device=True)
+@gpu_function
 def merge(state, own, totals):
     """Flush a thread's counts into the accumulator of its block, and that into the one of all."""
     flush(state, own)

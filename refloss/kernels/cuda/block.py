@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
+from refloss.kernels.cuda.gpu_jit import gpu_function
 from refloss.numerics.exponential import scale
 from refloss.numerics.sums import exponent_of, grid_counts, grid_total
 
@@ -17,7 +18,7 @@ WARP = 32
 _UNDEFINED = 1025  # the exponent of what is not finite
 
 
-@cuda.jit(device=True)
+@gpu_function
 def block_sum(value, room):
     """The sum of every thread's integer, known to all."""
     lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
@@ -35,7 +36,7 @@ def block_sum(value, room):
     return total
 
 
-@cuda.jit(device=True)
+@gpu_function
 def block_max(value, room):
     """The largest of every thread's integer, known to all."""
     lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
@@ -53,7 +54,7 @@ def block_max(value, room):
     return largest
 
 
-@cuda.jit(device=True)
+@gpu_function
 def row_sum(terms, room):
     """numerics.sums.row_sum of a row that the block's threads have just written."""
     lane, lanes = cuda.threadIdx.x, cuda.blockDim.x

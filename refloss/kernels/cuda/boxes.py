@@ -9,6 +9,7 @@ from numba import cuda, float64
 
 from refloss.kernels.boxes import COORDINATES, Distances, compare_boxes
 from refloss.kernels.cuda import runtime
+from refloss.kernels.cuda.gpu_jit import gpu_kernel
 from refloss.kernels.launch_boxes import divided, exact_sum
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store
@@ -25,7 +26,7 @@ class Pairs(NamedTuple):
     coefficients: np.ndarray  # [P or 1, 3]
 
 
-@cuda.jit
+@gpu_kernel
 def box_pairs(boxes, gradient, pairs, centered, distances, with_gradient):
     """Row rows[p] of boxes against others[p]."""
     box, result = cuda.local.array(COORDINATES, float64), cuda.local.array(COORDINATES, float64)

@@ -17,6 +17,7 @@ from refloss.kernels.cross_entropy import Output, Terms, coefficient_of, label_f
 from refloss.kernels.cross_entropy_columns import MAX_CLASSES
 from refloss.kernels.cuda import runtime, soft_rows
 from refloss.kernels.cuda.block import block_max, block_sum
+from refloss.kernels.cuda.gpu_jit import gpu_function, gpu_kernel
 from refloss.kernels.cuda.runtime import LARGEST_BLOCK
 from refloss.kernels.launch_cross_entropy import Answer, Task, divided, label_normaliser, total
 from refloss.kernels.rows import Rows, row_offset
@@ -51,7 +52,7 @@ _THREADS = 1024
 _ELEMENTS = 16
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _split(logit, place, logits, coarse, fine):
     """The split of a row from the ordinal of its largest other logit and the sums of their exponentials."""
     _, infinity = bounds(logits.memory)
@@ -62,7 +63,7 @@ def _split(logit, place, logits, coarse, fine):
     return split_class(logit, reference, grid_total(coarse, fine, 0) if reference > -np.inf else (0.0, 0.0))
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _finish(split, label, ignored, index, terms, output):
     """What a row yields; the factor of its exponentials and the gradient at its label."""
     output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
@@ -82,7 +83,7 @@ def _block_rows(in_chunks: bool) -> Any:
     """The kernel for rows of any length, in chunks where memory allows it, else element by element."""
     load, save = (load_chunk, save_chunk) if in_chunks else (load_one, save_one)
 
-    @cuda.jit(device=True)
+    @gpu_function
     def largest(logits, start, label, width, room):
         """The ordinal of the largest logit but the label's; of the block."""
         memory, stride = logits.memory, logits.class_stride
@@ -98,7 +99,7 @@ def _block_rows(in_chunks: bool) -> Any:
                     highest = _UNSOUND
         return block_max(highest, room)
 
-    @cuda.jit(device=True)
+    @gpu_function
     def sums(logits, start, label, width, reference, room):
         """The sums of the others' exponentials on the grids; of the block."""
         memory, stride = logits.memory, logits.class_stride
@@ -112,7 +113,7 @@ def _block_rows(in_chunks: bool) -> Any:
                     fine += counts[1]
         return block_sum(coarse, room), block_sum(fine, room)
 
-    @cuda.jit(device=True)
+    @gpu_function
     def write(logits, start, gradient, to, label, width, reference, factor, own):
         memory, stride = logits.memory, logits.class_stride
         for c in range(cuda.threadIdx.x * width, logits.classes, cuda.blockDim.x * width):
@@ -123,12 +124,12 @@ def _block_rows(in_chunks: bool) -> Any:
                 result = with_value(gradient.memory, result, k, own if c + k == label else value)
             save(gradient.memory, to + c * gradient.class_stride, result)
 
-    @cuda.jit(device=True)
+    @gpu_function
     def fill(gradient, to, value):
         for c in range(cuda.threadIdx.x, gradient.classes, cuda.blockDim.x):
             store(gradient.memory, to + c * gradient.class_stride, value)
 
-    @cuda.jit
+    @gpu_kernel
     def label_rows(logits, gradient, labels, terms, output, with_gradient):
         """A block for each row."""
         room = cuda.shared.array(LARGEST_BLOCK, int64)
@@ -159,7 +160,7 @@ def _block_rows(in_chunks: bool) -> Any:
     return label_rows
 
 
-@cuda.jit
+@gpu_kernel
 def short_rows(logits, gradient, labels, terms, output, with_gradient):
     """A thread for each row: neighbouring threads read neighbouring rows, whose classes are few."""
     memory, stride = logits.memory, logits.class_stride

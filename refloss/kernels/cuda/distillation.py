@@ -8,6 +8,7 @@ import numpy as np
 from numba import cuda
 
 from refloss.kernels.cuda import runtime
+from refloss.kernels.cuda.gpu_jit import gpu_function, gpu_kernel
 from refloss.kernels.distillation import (
     LARGEST,
     Teacher,
@@ -43,7 +44,7 @@ class Highest(NamedTuple):
     values: Any  # [R] float64
 
 
-@cuda.jit
+@gpu_kernel
 def _teach(logits, teacher, count):
     """The teacher of rows."""
     for index in range(cuda.grid(1), count, cuda.gridsize(1)):
@@ -61,7 +62,7 @@ def _teach(logits, teacher, count):
             teacher.probabilities[c, index] = read(teacher.probabilities, (c, index)) / total
 
 
-@cuda.jit
+@gpu_kernel
 def _highest_probabilities(logits, result):
     """σ of the largest logit of each row; NaN if there is one."""
     lowest, infinity = bounds(logits.memory)
@@ -76,7 +77,7 @@ def _highest_probabilities(logits, result):
         result.values[index] = probability(value_of(place, logits.memory)) if largest <= infinity else np.nan
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _divergence(logits, start, index, teacher, lanes):
     """KL(t ‖ s) of a row; into its lane and the result what its slopes are made of: Φ and 1/(1 + Φ)."""
     mean, total = 0.0, 0.0
@@ -96,7 +97,7 @@ def _divergence(logits, start, index, teacher, lanes):
     return value, 0.0, 1.0
 
 
-@cuda.jit
+@gpu_kernel
 def _distil(logits, gradient, teacher, wanted, room, with_gradient):
     """The loss of each row, and its gradient."""
     for index in range(cuda.grid(1), room.values.size, cuda.gridsize(1)):

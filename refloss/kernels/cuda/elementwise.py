@@ -11,6 +11,7 @@ from numba import cuda
 from refloss.kernels import launch_elementwise as host
 from refloss.kernels.cuda import runtime
 from refloss.kernels.cuda.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
+from refloss.kernels.cuda.gpu_jit import gpu_function, gpu_kernel
 from refloss.kernels.elementwise import Loop, Outputs, times_all, times_constant
 from refloss.kernels.launch_elementwise import Pass, Task
 from refloss.kernels.rows import row_offset
@@ -25,12 +26,12 @@ __all__ = ["Task", "elementwise"]
 _BLOCK = 256
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _load(rows, index):
     return read(rows.memory, row_offset(rows, index))
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _save_gradient(derivative, weight, cotangent, scalars, rows, index):
     if scalars.coefficient[0] != 0.0:
         value = times_constant(derivative, scalars.coefficient)
@@ -44,12 +45,12 @@ def _refinement(loop: Loop) -> Any:
     is_close, accurate = loop.is_close, loop.accurate
     if is_close is None or accurate is None:
 
-        @cuda.jit(device=True)
+        @gpu_function
         def refined(_x, _t, _factor, slope):
             return slope
     else:
 
-        @cuda.jit(device=True)
+        @gpu_function
         def refined(x, t, factor, slope):
             return accurate(x, t, factor) if is_close(x, t, factor, slope) else slope
 
@@ -61,7 +62,7 @@ def _kernel(loop: Loop) -> Any:
     """The kernel of a loss."""
     loss, refined = loop.loss, _refinement(loop)
 
-    @cuda.jit
+    @gpu_kernel
     def kernel(inputs, outputs, wanted, scalars, totals, count):
         state, own = new_state(), block_totals()
         for index in range(cuda.grid(1), count, cuda.gridsize(1)):

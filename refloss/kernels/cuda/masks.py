@@ -15,6 +15,7 @@ from refloss.kernels import launch_masks as host
 from refloss.kernels.cuda import resample, runtime
 from refloss.kernels.cuda.accumulate import Totals, add_value, block_totals, exact, merge, new_state, new_totals
 from refloss.kernels.cuda.block import block_sum
+from refloss.kernels.cuda.gpu_jit import gpu_function, gpu_kernel
 from refloss.kernels.cuda.runtime import LARGEST_BLOCK
 from refloss.kernels.launch_masks import MaskLosses, divided, total
 from refloss.kernels.masks import Task, dice_slopes, dice_terms, mask_dice, pixel, pixel_slope, probability
@@ -75,7 +76,7 @@ class Dice(NamedTuple):
     cotangent: Any  # [N]
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _special(counts):
     """The sum of what was not finite, from how often +inf, −inf and NaN were added."""
     if counts[2] > 0 or (counts[0] > 0 and counts[1] > 0):
@@ -85,13 +86,13 @@ def _special(counts):
     return -np.inf if counts[1] > 0 else 0.0
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _first(parts):
     """The first element of a mask that a thread takes, where parts blocks take a mask."""
     return cuda.blockIdx.x % parts * cuda.blockDim.x + cuda.threadIdx.x
 
 
-@cuda.jit
+@gpu_kernel
 def _add_masks(masks, totals, parts):
     """The exact sums of the rows of values [P, n]."""
     (values,) = masks
@@ -102,7 +103,7 @@ def _add_masks(masks, totals, parts):
     merge(state, own, Totals(totals.limbs[mask], totals.special[mask]))
 
 
-@cuda.jit
+@gpu_kernel
 def _compare_pixels(pixels, task, sums, parts):
     """What each pixel yields, and the counts of the probabilities."""
     room = cuda.shared.array(LARGEST_BLOCK, int64)
@@ -122,7 +123,7 @@ def _compare_pixels(pixels, task, sums, parts):
         cuda.atomic.add(sums.counts, (mask, 1), fine)
 
 
-@cuda.jit
+@gpu_kernel
 def _finish_masks(task, sums, found):
     for mask in range(cuda.grid(1), task.target_totals.size, cuda.gridsize(1)):
         share = grid_total(sums.counts[mask, 0], sums.counts[mask, 1], 0)
@@ -131,7 +132,7 @@ def _finish_masks(task, sums, found):
         found.loss[mask], found.constant[mask], found.factor[mask] = loss, constant, factor
 
 
-@cuda.jit
+@gpu_kernel
 def _combine_pixels(pixels, task, found):
     """The derivative of both losses in the place of the focal one's."""
     size = task.targets.shape[1]
@@ -143,7 +144,7 @@ def _combine_pixels(pixels, task, found):
         pixels.slopes[mask, i] = value
 
 
-@cuda.jit
+@gpu_kernel
 def _split_elements(inputs, targets, first, elements):
     """What the elements of masks first, first + 1, ... yield."""
     masks, size = elements.target.shape
@@ -155,7 +156,7 @@ def _split_elements(inputs, targets, first, elements):
         elements.target[mask, i] = t
 
 
-@cuda.jit
+@gpu_kernel
 def _finish_dice(totals, cotangents, found):
     for mask in range(cuda.grid(1), found.loss.size, cuda.gridsize(1)):
         share, missed, target = totals
@@ -168,7 +169,7 @@ def _finish_dice(totals, cotangents, found):
         found.cotangent[mask] = read(cotangents[0], mask) + special
 
 
-@cuda.jit
+@gpu_kernel
 def _dice_gradients(inputs, targets, first, found, size, gradient, target_gradient, wanted):
     """The gradients of masks first, first + 1, ..."""
     for index in range(cuda.grid(1), found.loss.size * size, cuda.gridsize(1)):

@@ -8,6 +8,7 @@ import numpy as np
 from numba import cuda
 
 from refloss.kernels.cuda import runtime
+from refloss.kernels.cuda.gpu_jit import gpu_function, gpu_kernel
 from refloss.kernels.launch_matching import margin, objects, weights
 from refloss.kernels.matching import (
     LABEL_MAPS,
@@ -36,7 +37,7 @@ class Queries(NamedTuple):
     foci: runtime.Array  # [C, B·Q], for label maps; else empty
 
 
-@cuda.jit
+@gpu_kernel
 def fill_foci(logits, weights, queries):
     """f of every logit, class by class."""
     foci = queries.foci
@@ -47,7 +48,7 @@ def fill_foci(logits, weights, queries):
         foci[c, index - c * count] = focal_cost(read(logits.memory, place), weights.alpha, weights.gamma)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _class_cost(logits, row, n, objects, weights, queries):
     """What the class of object n costs the query of a row."""
     if weights.kind == LABEL_MAPS:
@@ -63,7 +64,7 @@ def _class_cost(logits, row, n, objects, weights, queries):
     return focal_cost(x, weights.alpha, weights.gamma)
 
 
-@cuda.jit
+@gpu_kernel
 def match_costs(logits, boxes, objects, weights, queries, results):
     """costs[n, q], the first of the results, of each object n for query q of its own image."""
     costs, memory, step = results[0], boxes.memory, boxes.class_stride
@@ -79,7 +80,7 @@ def match_costs(logits, boxes, objects, weights, queries, results):
         costs[n, q] = whole_cost(of_class, x, y, width, height, box_of(objects.boxes, n), weights)
 
 
-@cuda.jit
+@gpu_kernel
 def count_objects(logits, of_softmax, results):
     """Whether a query sees an object; the first of the results."""
     counted, memory, stride = results[0], logits.memory, logits.class_stride

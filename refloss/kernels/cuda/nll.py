@@ -9,6 +9,7 @@ from numba import cuda
 
 from refloss.kernels import launch_nll as host
 from refloss.kernels.cuda import runtime
+from refloss.kernels.cuda.gpu_jit import gpu_kernel
 from refloss.kernels.launch_nll import Task
 from refloss.kernels.nll import slope_at_label, value_at_label
 from refloss.kernels.rows import row_offset
@@ -21,14 +22,14 @@ __all__ = ["Task", "nll"]
 _BLOCK = 256
 
 
-@cuda.jit
+@gpu_kernel
 def clear(elements, count):
     """0 for every element."""
     for index in range(cuda.grid(1), count, cuda.gridsize(1)):
         store(elements.memory, row_offset(elements, index), 0.0)
 
 
-@cuda.jit
+@gpu_kernel
 def nll_rows(rows, gradient, terms, results, with_gradient):
     """kernels.nll.nll_rows; the losses are the first of the results."""
     loss = results[0]

@@ -10,6 +10,7 @@ from numba import cuda
 
 from refloss.kernels.cuda import runtime
 from refloss.kernels.cuda.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
+from refloss.kernels.cuda.gpu_jit import gpu_kernel
 from refloss.kernels.launch_cross_entropy import divided
 from refloss.kernels.launch_one_class import coefficient_of, meant
 from refloss.kernels.one_class import Focus, Meant, OneClassLoop, made, quality_of
@@ -25,7 +26,7 @@ def _kernel(loop: OneClassLoop) -> Any:
     """The kernel of a loss."""
     other, own = loop.other, loop.own
 
-    @cuda.jit
+    @gpu_kernel
     def kernel(logits, gradient, classes, meant, focus, coefficient, with_gradient, totals):
         state, shared = new_state(), block_totals()
         for index in range(cuda.grid(1), meant.labels.size * classes, cuda.gridsize(1)):

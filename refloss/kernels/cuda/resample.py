@@ -11,6 +11,7 @@ import numpy as np
 from numba import cuda
 
 from refloss.kernels.cuda import runtime
+from refloss.kernels.cuda.gpu_jit import gpu_function, gpu_kernel
 from refloss.kernels.resample import Axis, axis, between, with_share
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store
@@ -32,7 +33,7 @@ class Neighbours(NamedTuple):
     last: np.ndarray
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _place(index, lines, rows):
     """The line and the element of a thread: neighbouring threads work on neighbours in memory."""
     if rows.class_stride == 1:
@@ -41,13 +42,13 @@ def _place(index, lines, rows):
     return index % count, index // count
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _row(line, lines):
     """Where a line is among those of all planes."""
     return lines.planes[line // lines.per_plane] * lines.per_plane + line % lines.per_plane
 
 
-@cuda.jit
+@gpu_kernel
 def _resample_lines(narrow, lines, places, resized):
     """Lines of narrow, resampled into resized."""
     for index in range(cuda.grid(1), lines.planes.size * lines.per_plane * resized.classes, cuda.gridsize(1)):
@@ -59,7 +60,7 @@ def _resample_lines(narrow, lines, places, resized):
         store(resized.memory, to, between(low, high, places.weight[output]))
 
 
-@cuda.jit
+@gpu_kernel
 def _spread_lines(resized, lines, places, neighbours, narrow):
     """The adjoint: lines of narrow from the cotangents resized."""
     for index in range(cuda.grid(1), lines.planes.size * lines.per_plane * narrow.classes, cuda.gridsize(1)):

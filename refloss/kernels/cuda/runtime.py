@@ -15,12 +15,12 @@ from numba import cuda
 from numba.cuda.cudadrv.driver import CudaAPIError
 
 from refloss import device
+from refloss.kernels.cuda.gpu_jit import SIMULATED
 from refloss.kernels.rows import Rows, element_type, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SIMULATED: bool = bool(cuda.config.ENABLE_CUDASIM)
 # The bits of a result do not depend on the shape of a block; in the simulator a thread is a thread of Python.
 LARGEST_BLOCK = 4 if SIMULATED else 1024
 _OUT_OF_MEMORY = 2
@@ -125,7 +125,9 @@ def launch(kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
     if blocks < 1:
         return
     with _lock, exact_arithmetic(), _memory_errors("the arguments of a kernel"):
-        kernel[blocks, min(threads, LARGEST_BLOCK)](*(upload(argument).value for argument in arguments))
+        with _no_advice():
+            configured = kernel[blocks, min(threads, LARGEST_BLOCK)]
+        configured(*(upload(argument).value for argument in arguments))
 
 
 def grid(count: int, threads: int) -> int:
@@ -141,6 +143,20 @@ def processors() -> int:
 def cache_bytes() -> int:
     """The size of the GPU's L2 cache."""
     return 1 << 20 if SIMULATED else int(cuda.get_current_device().L2_CACHE_SIZE)
+
+
+@contextlib.contextmanager
+def _no_advice() -> Iterator[None]:
+    """numba.cuda warns of every small grid; a loss is as small as it is."""
+    if SIMULATED:
+        yield
+        return
+    previous = cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS
+    cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+    try:
+        yield
+    finally:
+        cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = previous
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from refloss.kernels.cross_entropy import (
 )
 from refloss.kernels.cuda import runtime
 from refloss.kernels.cuda.block import block_max, block_sum, row_sum
+from refloss.kernels.cuda.gpu_jit import gpu_function, gpu_kernel
 from refloss.kernels.cuda.runtime import LARGEST_BLOCK
 from refloss.kernels.launch_cross_entropy import has_labels
 from refloss.kernels.refine import ACCURATE_CLASSES, accurate_term, is_close, refined, split_term
@@ -47,7 +48,7 @@ class Lines(NamedTuple):
     rest: np.ndarray
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _split_row(logits, start, k, room):
     """The split of a row into class k and the rest, known to all threads, as kernels.softmax.split_softmax."""
     memory, stride = logits.memory, logits.class_stride
@@ -76,7 +77,7 @@ def _split_row(logits, start, k, room):
     return split_class(logit, reference, others), reference
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _term(logits, start, c, k, reference):
     """The exponential of class c, 0 for class k."""
     if c == k or reference == -np.inf:
@@ -84,7 +85,7 @@ def _term(logits, start, c, k, reference):
     return exp_difference(read(logits.memory, start + c * logits.class_stride), reference)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _find(logits, start, room):
     """The first class with the largest logit, or −1."""
     memory, stride = logits.memory, logits.class_stride
@@ -103,7 +104,7 @@ def _find(logits, start, room):
     return logits.classes - left if left > 0 else -1
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _distance_sum(logits, start, maximum, weight, products, room):
     """Σ weight_j·(maximum − x_j), a pair."""
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
@@ -111,7 +112,7 @@ def _distance_sum(logits, start, maximum, weight, products, room):
     return row_sum(products, room)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _accurate_total(logits, start, split, lines, room):
     """Σ e^(x_j − maximum), a pair, as kernels.refine knows it."""
     if logits.classes > ACCURATE_CLASSES:
@@ -124,13 +125,13 @@ def _accurate_total(logits, start, split, lines, room):
     return add(row_sum(high, room), add(row_sum(rest, room), row_sum(low, room)))
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _fill(gradient, to, value):
     for c in range(cuda.threadIdx.x, gradient.classes, cuda.blockDim.x):
         store(gradient.memory, to + c * gradient.class_stride, value)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _smoothed_gradient(logits, start, gradient, to, label, split, reference, terms, coefficient, lines, room):
     total, own, mine = smoothed_masses(split, label, terms)
     factor, amount = multiply(coefficient, multiply(total, split.term)), multiply(coefficient, terms.uniform)
@@ -153,7 +154,7 @@ def _smoothed_gradient(logits, start, gradient, to, label, split, reference, ter
             store(gradient.memory, to + c * gradient.class_stride, value)
 
 
-@cuda.jit
+@gpu_kernel
 def smoothed_rows(logits, gradient, labels, terms, output, lines, with_gradient):
     """Rows with class labels and label smoothing."""
     room = cuda.shared.array(LARGEST_BLOCK, int64)
@@ -182,7 +183,7 @@ def smoothed_rows(logits, gradient, labels, terms, output, lines, with_gradient)
         cuda.syncthreads()
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _probability_loss(logits, start, targets, at, split, terms, lines, room):
     """The row's loss, its likelihood without weights or smoothing, and Q = Σ q_j as a pair."""
     products, mass = lines[0], lines[1]
@@ -205,7 +206,7 @@ def _probability_loss(logits, start, targets, at, split, terms, lines, room):
     return rounded(add(multiply(total, split.log_total), distances)), likelihood, total
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _probability_gradient(
     logits, start, targets, at, gradient, to, split, top, reference, total, terms, coefficient, lines, room
 ):
@@ -233,7 +234,7 @@ def _probability_gradient(
             store(gradient.memory, to + c * gradient.class_stride, value)
 
 
-@cuda.jit(device=True)
+@gpu_function
 def _target_gradient(logits, start, gradient, to, split, terms, coefficient):
     factor, log_total = rounded(multiply(coefficient, terms.keep)), rounded(split.log_total)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
@@ -242,7 +243,7 @@ def _target_gradient(logits, start, gradient, to, split, terms, coefficient):
         store(gradient.memory, to + c * gradient.class_stride, value)
 
 
-@cuda.jit
+@gpu_kernel
 def probability_rows(logits, gradient, targets, target_gradient, count, terms, output, lines, with_gradient):
     """Rows with class probabilities."""
     room = cuda.shared.array(LARGEST_BLOCK, int64)
