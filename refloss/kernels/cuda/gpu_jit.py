@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIMULATED: bool = bool(cuda.config.ENABLE_CUDASIM)
-# Given with the function: numba.cuda forgets options that are given before it. Optimising again when modules are linked would contract products and sums, whatever they were compiled with.
+# Optimising again when modules are linked would contract products and sums, whatever they were compiled with. The
+# option has to come with the function: numba.cuda forgets those that come before it.
 _OPTIONS: dict[str, Any] = {} if SIMULATED else {"lto": False}
 
 
