@@ -40,6 +40,20 @@ class Resident(np.ndarray):
         """The same memory in another shape; what would need a copy is an error."""
         return super().reshape(*shape, order=order, copy=False)
 
+    def _unreadable(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("refloss: an array that lives on a GPU cannot be read by the host")
+
+    astype = copy = tolist = item = tobytes = fill = __float__ = __int__ = __bool__ = __setitem__ = _unreadable
+    __reduce__ = __reduce_ex__ = __iter__ = __contains__ = _unreadable
+
+    def __getitem__(self, index: Any) -> Any:
+        # With an ellipsis NumPy makes a view of a single element, too; without it would read one.
+        parts = index if isinstance(index, tuple) else (index,)
+        is_view = (part is None or part is Ellipsis or isinstance(part, slice | int | np.integer) for part in parts)
+        if all(is_view) and not any(isinstance(part, bool) for part in parts):
+            return super().__getitem__(parts if Ellipsis in parts else (*parts, Ellipsis))
+        return self._unreadable()
+
     def __repr__(self) -> str:
         return f"Resident(shape={self.shape}, dtype={self.dtype})"
 
@@ -155,6 +169,7 @@ def imported(value: Any, name: str) -> Resident:
     dtype = np.dtype(interface["typestr"])
     dtype = _BFLOAT16 if dtype == np.dtype("V2") else dtype
     array = resident(interface["data"][0], tuple(interface["shape"]), dtype, interface.get("strides"), owner=value)
+    array.flags.writeable = not interface["data"][1]
     if interface.get("stream") is not None:
         from numba import cuda
 
@@ -231,14 +246,20 @@ class DeviceArray:
         interface = self._layout.__array_interface__
         typestr = "|V2" if self.dtype == _BFLOAT16 else interface["typestr"]
         wanted = {key: interface[key] for key in ("data", "shape", "strides")}
-        # Kernels run on CUDA's default stream, 1 in this protocol.
+        # Kernels run on CUDA's legacy default stream, 1 in this protocol.
         return wanted | {"typestr": typestr, "version": 3, "stream": 1}
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (_CUDA_DEVICES[0], 0)
 
-    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
-        """A capsule; the default stream orders itself before all others, and legacy streams wait for it."""
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        """A capsule of version 0 over the same memory, which is complete: it can be used on any stream."""
+        if copy:
+            raise BufferError("a gradient on a GPU is handed out without a copy; copy what it becomes")
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            raise BufferError(f"a gradient on device {self.__dlpack_device__()} cannot be handed out on {dl_device}")
         layout = self._layout
         axes = ctypes.c_int64 * max(1, layout.ndim)
         shape = axes(*layout.shape)

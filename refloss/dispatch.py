@@ -40,7 +40,9 @@ def require_cuda() -> None:
 
     if cuda.config.ENABLE_CUDASIM:
         return
-    if not cuda.is_available():
+    from numba.cuda.cudadrv.driver import driver
+
+    if not driver.is_available or not len(cuda.gpus):
         reason = " ".join(str(cuda.cuda_error() or "no GPU was found").split())
         raise RuntimeError(f"backend='cuda' needs an NVIDIA GPU and its driver: {reason}; use backend='cpu' without")
     try:

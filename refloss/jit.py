@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,18 @@ def kernel(function: Callable[..., Any], name: str = "") -> Any:
     with contextlib.suppress(RuntimeError):
         dispatcher._cache = _PackageCache(function)
     return dispatcher
+
+
+def once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make each thing once, also for threads that ask for it at the same time, as the layers of a head do."""
+    lock, made = threading.Lock(), functools.cache(make)
+
+    @functools.wraps(make)
+    def locked(*arguments: Any) -> Any:
+        with lock:
+            return made(*arguments)
+
+    return locked
 
 
 def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:

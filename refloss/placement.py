@@ -55,9 +55,10 @@ def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments
         stay = backend == "cuda" and name in stays
         named[name] = imported(named[name], name) if stay else _copied_to_host(named[name], name)
     result = function(**named)
-    for name, gradient in result.grads.items():
-        if backend == "cuda" and (name in there or isinstance(gradient, Resident)):
-            result.grads[name] = _on_gpu(gradient)
+    if backend == "cuda":
+        found = {name for name, value in result.grads.items() if name in there or isinstance(value, Resident)}
+        result.grads.update({name: _on_gpu(result.grads[name]) for name in found})
+        _settle()
     return result
 
 
@@ -67,6 +68,13 @@ def _copied_to_host(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         return [_copied_to_host(part, f"{name}[{i}]") for i, part in enumerate(value)]
     return host(imported(value, name)) if is_on_gpu(value) else value
+
+
+def _settle() -> None:
+    """Wait for copies to the GPU, so that a gradient is complete on whichever stream it is used."""
+    from refloss.kernels.cuda.runtime import synchronize
+
+    synchronize()
 
 
 def _on_gpu(gradient: np.ndarray) -> DeviceArray:

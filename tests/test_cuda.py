@@ -104,14 +104,17 @@ def test_auto_does_not_fall_back_for_an_array_on_a_gpu():
 @pytest.mark.usefixtures("unchecked")
 def test_without_a_toolkit(monkeypatch):
     pytest.importorskip("numba_cuda")
+    from types import SimpleNamespace
+
     from numba import cuda
-    from numba.cuda.cudadrv import nvvm
+    from numba.cuda.cudadrv import driver, nvvm
 
     class Missing:
         def __init__(self):
             raise OSError("libnvvm.so was not found")
 
-    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(driver, "driver", SimpleNamespace(is_available=True))
+    monkeypatch.setattr(cuda, "gpus", [object()])
     monkeypatch.setattr(nvvm, "NVVM", Missing)
     with pytest.raises(RuntimeError, match=r"the CUDA toolkit's NVVM .*libnvvm.so was not found.*; install it"):
         refloss.cross_entropy(LOGITS, LABELS, backend="cuda")

@@ -159,7 +159,7 @@ class Loop(NamedTuple):
     accurate: Callable[..., Any] | None = None
 
 
-@functools.cache
+@jit.once
 def compiled(loop: Loop) -> Any:
     """The loop on the CPU."""
     loss = loop.loss

@@ -8,7 +8,7 @@ import numpy as np
 
 from refloss import parallel
 from refloss.kernels.launch_cross_entropy import divided
-from refloss.kernels.one_class import Focus, Meant, OneClassLoop, compiled, made
+from refloss.kernels.one_class import Focus, Meant, OneClassLoop, compiled
 from refloss.kernels.rows import elements_of
 from refloss.numerics.sums import LIMBS, UNITS, accumulated, as_pair
 
@@ -41,7 +41,7 @@ def one_class(
     classes = logits.shape[-1]
     source = elements_of(logits)
     destination = source if gradient is None else elements_of(gradient)
-    evaluate, coefficient = made(loop, compiled), coefficient_of(cotangent, divisor)
+    evaluate, coefficient = compiled(loop), coefficient_of(cotangent, divisor)
     totals: list[int] = []
     special: list[float] = []
 

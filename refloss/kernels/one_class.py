@@ -7,7 +7,6 @@ on blocks of whole rows, with all classes alike, and then puts the few that are 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from refloss.numerics.sums import add_exactly
 
 BLOCK = 2048
 NONE = -1
-_making = threading.Lock()
 
 
 class Meant(NamedTuple):
@@ -47,17 +45,6 @@ class OneClassLoop(NamedTuple):
     own: Callable[..., Any]
 
 
-def made(loop: OneClassLoop, make: Callable[[OneClassLoop], Any]) -> Any:
-    """What a device makes of a loop, made once: the layers of a head ask for it at the same time."""
-    with _making:
-        return _made(loop, make)
-
-
-@functools.cache
-def _made(loop: OneClassLoop, make: Callable[[OneClassLoop], Any]) -> Any:
-    return make(loop)
-
-
 @jit.helper
 def quality_of(meant, row):
     """How good a row is, a pair."""
@@ -71,6 +58,7 @@ def _scale(derivatives, coefficient):
         derivatives[i] = times(derivatives[i], coefficient)
 
 
+@jit.once
 def compiled(loop: OneClassLoop) -> Any:
     """The loop on the CPU."""
     name, other, own = loop

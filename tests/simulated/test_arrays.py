@@ -197,7 +197,12 @@ def test_a_layout_cannot_be_read_by_mistake():
     layout = device.imported(ByInterface(logits_of()), "logits")
     assert "Resident" in repr(layout)
     assert layout[1:, ::2].shape == (2, 3)
-    for reading in (lambda: layout + 1, lambda: np.sum(layout), lambda: np.exp(layout), lambda: layout.T.reshape(15)):
+    assert layout[1, 2].shape == ()
+    for reading in (
+        *(lambda: layout + 1, lambda: np.sum(layout), lambda: np.exp(layout), lambda: layout.T.reshape(15)),
+        *(layout.copy, layout.tolist, layout.item, lambda: layout.astype(np.float64), lambda: float(layout[1, 2])),
+        *(lambda: layout[[0, 1]], lambda: layout.__setitem__(0, 1.0), lambda: list(layout)),
+    ):
         with pytest.raises((TypeError, ValueError)):
             reading()
 
@@ -230,3 +235,24 @@ def test_an_array_can_be_copied_to_the_host_in_another_type():
         np.array(gradient, copy=False)
     assert "DeviceArray" in repr(gradient)
     assert ctypes.sizeof(device._DLTensor) == 48
+
+
+def test_a_gradient_is_not_handed_out_as_what_it_is_not():
+    gradient = refloss.cross_entropy(ByInterface(logits_of()), LABELS).grads["logits"]
+    with pytest.raises(BufferError, match="without a copy"):
+        gradient.__dlpack__(copy=True)
+    with pytest.raises(BufferError, match="cannot be handed out on"):
+        gradient.__dlpack__(dl_device=(1, 0))
+    assert gradient.__dlpack__(stream=2, max_version=(1, 0), dl_device=(2, 0), copy=False) is not None
+
+
+def test_memory_that_is_read_only_is_not_written():
+    class ReadOnly(ByInterface):
+        @property
+        def __cuda_array_interface__(self):
+            interface = super().__cuda_array_interface__
+            return interface | {"data": (interface["data"][0], True)}
+
+    with pytest.raises(ValueError, match="out is read-only"):
+        refloss.cross_entropy(ByInterface(logits_of()), LABELS, out=ReadOnly(np.zeros((3, 5), np.float32)))
+    refloss.cross_entropy(ReadOnly(logits_of()), LABELS)

@@ -7,9 +7,12 @@ is called on two levels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import cuda
 
+from refloss import jit
 from refloss.kernels.cuda.gpu_jit import gpu_function
 from refloss.numerics.exponential import scale
 from refloss.numerics.sums import exponent_of, grid_counts, grid_total
@@ -18,40 +21,40 @@ WARP = 32
 _UNDEFINED = 1025  # the exponent of what is not finite
 
 
-@gpu_function
-def block_sum(value, room):
-    """The sum of every thread's integer, known to all."""
-    lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
-    cuda.syncthreads()
-    room[lane] = value
-    cuda.syncthreads()
-    if lane < WARP:
-        for i in range(lane + WARP, lanes, WARP):
-            value += room[i]
-        room[lane] = value
-    cuda.syncthreads()
-    total = np.int64(0)
-    for i in range(WARP if lanes > WARP else lanes):
-        total += room[i]
-    return total
+@jit.scalar
+def _sum(a, b):
+    return a + b
 
 
-@gpu_function
-def block_max(value, room):
-    """The largest of every thread's integer, known to all."""
-    lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
-    cuda.syncthreads()
-    room[lane] = value
-    cuda.syncthreads()
-    if lane < WARP:
-        for i in range(lane + WARP, lanes, WARP):
-            value = room[i] if room[i] > value else value
+@jit.scalar
+def _larger(a, b):
+    return a if a > b else b
+
+
+def _reduction(combine: Any) -> Any:
+    """What every thread's integer comes to, known to all; combine may be applied in any order."""
+
+    @gpu_function
+    def reduced(value, room):
+        lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
+        cuda.syncthreads()
         room[lane] = value
-    cuda.syncthreads()
-    largest = room[0]
-    for i in range(1, WARP if lanes > WARP else lanes):
-        largest = room[i] if room[i] > largest else largest
-    return largest
+        cuda.syncthreads()
+        if lane < WARP:
+            for i in range(lane + WARP, lanes, WARP):
+                value = combine(value, room[i])
+            room[lane] = value
+        cuda.syncthreads()
+        result = room[0]
+        for i in range(1, WARP if lanes > WARP else lanes):
+            result = combine(result, room[i])
+        return result
+
+    return reduced
+
+
+block_sum = _reduction(_sum)
+block_max = _reduction(_larger)
 
 
 @gpu_function

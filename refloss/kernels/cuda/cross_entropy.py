@@ -42,12 +42,13 @@ __all__ = ["Answer", "Task", "cross_entropy", "divided", "exact_sum", "label_nor
 
 # Above every ordinal: a row with NaN or +inf.
 _UNSOUND = 2**63 - 1
-_NOTHING = 0.0, 0.0
 _SHORT_BLOCK = 128
-# A block's registers have to fit a processor: up to 128 for each of so many threads.
-LARGE_BLOCK = 512
+# A block's registers have to fit a processor: so many threads may have all that a thread can have.
+LARGE_BLOCK = 256
 # Threads that a processor has at work, if it has registers for them.
 _THREADS = 1024
+# Blocks that a processor is given even where their rows leave the cache.
+_LEAST_BLOCKS = 2
 # Elements that a thread of a block should at least have to work on.
 _ELEMENTS = 16
 
@@ -78,14 +79,11 @@ def _finish(split, label, ignored, index, terms, output):
     return label_factors(split, label, terms, coefficient_of(terms, index))
 
 
-@functools.cache
-def _block_rows(in_chunks: bool) -> Any:
-    """The kernel for rows of any length, in chunks where memory allows it, else element by element."""
-    load, save = (load_chunk, save_chunk) if in_chunks else (load_one, save_one)
+def _largest(load: Any) -> Any:
+    """The ordinal of the largest logit but the label's, or _UNSOUND; of the block."""
 
     @gpu_function
     def largest(logits, start, label, width, room):
-        """The ordinal of the largest logit but the label's; of the block."""
         memory, stride = logits.memory, logits.class_stride
         lowest, infinity = bounds(memory)
         highest = lowest
@@ -99,9 +97,14 @@ def _block_rows(in_chunks: bool) -> Any:
                     highest = _UNSOUND
         return block_max(highest, room)
 
+    return largest
+
+
+def _sums(load: Any) -> Any:
+    """The sums of the others' exponentials on the grids; of the block."""
+
     @gpu_function
     def sums(logits, start, label, width, reference, room):
-        """The sums of the others' exponentials on the grids; of the block."""
         memory, stride = logits.memory, logits.class_stride
         coarse, fine = np.int64(0), np.int64(0)
         for c in range(cuda.threadIdx.x * width, logits.classes, cuda.blockDim.x * width):
@@ -112,6 +115,12 @@ def _block_rows(in_chunks: bool) -> Any:
                     coarse += counts[0]
                     fine += counts[1]
         return block_sum(coarse, room), block_sum(fine, room)
+
+    return sums
+
+
+def _writer(load: Any, save: Any) -> Any:
+    """The gradient: the exponentials times a factor, and the label's own."""
 
     @gpu_function
     def write(logits, start, gradient, to, label, width, reference, factor, own):
@@ -124,10 +133,14 @@ def _block_rows(in_chunks: bool) -> Any:
                 result = with_value(gradient.memory, result, k, own if c + k == label else value)
             save(gradient.memory, to + c * gradient.class_stride, result)
 
-    @gpu_function
-    def fill(gradient, to, value):
-        for c in range(cuda.threadIdx.x, gradient.classes, cuda.blockDim.x):
-            store(gradient.memory, to + c * gradient.class_stride, value)
+    return write
+
+
+@functools.cache
+def _block_rows(in_chunks: bool) -> Any:
+    """The kernel for rows of any length, in chunks where memory allows it, else element by element."""
+    load, save = (load_chunk, save_chunk) if in_chunks else (load_one, save_one)
+    largest, sums, write = _largest(load), _sums(load), _writer(load, save)
 
     @gpu_kernel
     def label_rows(logits, gradient, labels, terms, output, with_gradient):
@@ -152,7 +165,7 @@ def _block_rows(in_chunks: bool) -> Any:
             if with_gradient:
                 factor, to = (shared[0], shared[1]), row_offset(gradient, index)
                 if ignored or factor[0] != factor[0]:
-                    fill(gradient, to, shared[2])
+                    soft_rows.fill(gradient, to, shared[2])
                 else:
                     write(logits, start, gradient, to, label, width, reference, factor, shared[2])
             cuda.syncthreads()
@@ -228,7 +241,10 @@ def blocks_at_work(logits: Rows, threads: int, count: int) -> int:
     """As many blocks as the processors hold, unless their rows would leave the cache before they are read again."""
     row = logits.classes * logits.memory.itemsize
     resident = runtime.processors() * max(1, _THREADS // threads)
-    return min(count, max(runtime.processors(), min(resident, runtime.cache_bytes() // (2 * max(1, row)))))
+    in_cache = runtime.cache_bytes() // (2 * max(1, row))
+    # Fewer would leave processors idle.
+    least = runtime.processors() * _LEAST_BLOCKS
+    return min(count, max(least, min(resident, in_cache)))
 
 
 def _is_aligned(rows: Rows) -> bool:

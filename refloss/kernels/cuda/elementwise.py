@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import cuda
 
+from refloss import jit
 from refloss.kernels import launch_elementwise as host
 from refloss.kernels.cuda import runtime
 from refloss.kernels.cuda.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
@@ -57,7 +57,7 @@ def _refinement(loop: Loop) -> Any:
     return refined
 
 
-@functools.cache
+@jit.once
 def _kernel(loop: Loop) -> Any:
     """The kernel of a loss."""
     loss, refined = loop.loss, _refinement(loop)

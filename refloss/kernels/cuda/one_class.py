@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from refloss import jit
 from refloss.kernels.cuda import runtime
 from refloss.kernels.cuda.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
 from refloss.kernels.cuda.gpu_jit import gpu_kernel
 from refloss.kernels.launch_cross_entropy import divided
 from refloss.kernels.launch_one_class import coefficient_of, meant
-from refloss.kernels.one_class import Focus, Meant, OneClassLoop, made, quality_of
+from refloss.kernels.one_class import Focus, Meant, OneClassLoop, quality_of
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store
 from refloss.numerics.pairs import times
@@ -22,6 +23,7 @@ __all__ = ["Focus", "Meant", "meant", "one_class"]
 _BLOCK = 256
 
 
+@jit.once
 def _kernel(loop: OneClassLoop) -> Any:
     """The kernel of a loss."""
     other, own = loop.other, loop.own
@@ -60,7 +62,7 @@ def one_class(
     destination = source if written is None else runtime.rows_on_device(written.array, logits.ndim)
     totals, blocks = new_totals(), runtime.grid(logits.size, _BLOCK)
     scalars = (meant, focus, coefficient_of(cotangent, divisor), written is not None)
-    runtime.launch(made(loop, _kernel), blocks, _BLOCK, source, destination, logits.shape[-1], *scalars, totals)
+    runtime.launch(_kernel(loop), blocks, _BLOCK, source, destination, logits.shape[-1], *scalars, totals)
     if written is not None:
         written.finish()
     return divided(exact_total(totals), Fraction(divisor))

@@ -135,6 +135,12 @@ def grid(count: int, threads: int) -> int:
     return min(-(-count // min(threads, LARGEST_BLOCK)), 2 if SIMULATED else 32 * processors())
 
 
+def synchronize() -> None:
+    """Wait until the GPU has done all that it was told to."""
+    if not SIMULATED:
+        cuda.synchronize()
+
+
 def processors() -> int:
     """Streaming multiprocessors of the GPU."""
     return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)

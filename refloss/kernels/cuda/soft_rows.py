@@ -126,7 +126,8 @@ def _accurate_total(logits, start, split, lines, room):
 
 
 @gpu_function
-def _fill(gradient, to, value):
+def fill(gradient, to, value):
+    """One value for a whole row."""
     for c in range(cuda.threadIdx.x, gradient.classes, cuda.blockDim.x):
         store(gradient.memory, to + c * gradient.class_stride, value)
 
@@ -174,7 +175,7 @@ def smoothed_rows(logits, gradient, labels, terms, output, lines, with_gradient)
             output.loss[index] = loss
         if with_gradient:
             if ignored or not split.defined:
-                _fill(gradient, to, 0.0 if ignored else np.nan)
+                fill(gradient, to, 0.0 if ignored else np.nan)
             else:
                 coefficient = coefficient_of(terms, index)
                 _smoothed_gradient(
@@ -261,8 +262,8 @@ def probability_rows(logits, gradient, targets, target_gradient, count, terms, o
             output.nll[index] = likelihood
             output.loss[index] = loss
         if with_gradient and not split.defined:
-            _fill(gradient, to, np.nan)
-            _fill(target_gradient, to_target, np.nan)
+            fill(gradient, to, np.nan)
+            fill(target_gradient, to_target, np.nan)
         elif with_gradient:
             coefficient = coefficient_of(terms, index)
             _probability_gradient(
