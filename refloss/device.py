@@ -38,7 +38,13 @@ class Resident(np.ndarray):
 
     def reshape(self, *shape: Any, order: Any = "C", **_: Any) -> Any:
         """The same memory in another shape; what would need a copy is an error."""
-        return super().reshape(*shape, order=order, copy=False)
+        try:
+            return super().reshape(*shape, order=order, copy=False)
+        except ValueError as error:
+            raise ValueError(
+                f"an array of shape {self.shape} and strides {self.strides} on a GPU cannot be taken as {shape} without"
+                " a copy: make it contiguous"
+            ) from error
 
     def _unreadable(self, *_: Any, **__: Any) -> Any:
         raise TypeError("refloss: an array that lives on a GPU cannot be read by the host")

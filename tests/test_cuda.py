@@ -1,5 +1,6 @@
 """The CUDA backend: under Numba's simulator, without what it needs, and on a GPU where there is one."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 import refloss
 from refloss import dispatch
+from refloss.files import nested
 from refloss.golden import corpus
 from tests.cuda_cases import assert_case_has_the_cpu_s_bits, assert_same_bits, assert_same_result
 
@@ -132,6 +134,7 @@ def test_too_little_device_memory(monkeypatch):
     def exhausted(*_):
         raise CudaAPIError(2, "CUDA_ERROR_OUT_OF_MEMORY")
 
+    monkeypatch.setattr(cuda, "gpus", [contextlib.nullcontext()])
     monkeypatch.setattr(cuda, "device_array", exhausted)
     monkeypatch.setattr(cuda, "current_context", lambda: SimpleNamespace(get_memory_info=lambda: (5, 9)))
     with pytest.raises(MemoryError, match="no room for 4000 bytes; 5 of the GPU's 9 bytes are free: use smaller"):
@@ -176,3 +179,31 @@ class TestOnAGPU:
         taken = cuda.as_cuda_array(result.grads["logits"])
         assert_same_bits(taken.copy_to_host(), refloss.cross_entropy(logits, labels).grads["logits"], "gradient")
         assert_same_bits(there.copy_to_host(), logits, "logits")
+
+    def test_a_gradient_in_the_caller_s_memory(self):
+        from numba import cuda
+
+        logits = np.random.default_rng(0).standard_normal((64, 1000)).astype(np.float32)
+        there, out = cuda.to_device(logits), cuda.device_array_like(logits)
+        refloss.cross_entropy(there, np.arange(64), out=out)
+        expected = refloss.cross_entropy(logits, np.arange(64)).grads["logits"]
+        assert_same_bits(out.copy_to_host(), expected, "gradient")
+
+    @pytest.mark.parametrize("shape", [(0, 5), (3, 1), (0, 1)])
+    def test_little_and_nothing(self, shape):
+        logits, labels = np.ones(shape, np.float32), np.zeros(shape[0], np.int64)
+        assert_same_result(*(refloss.cross_entropy(logits, labels, backend=backend) for backend in ("cuda", "cpu")))
+        assert_same_result(*(refloss.mse(logits, logits, backend=backend) for backend in ("cuda", "cpu")))
+
+    def test_a_head_takes_arrays_that_live_there(self):
+        from numba import cuda
+
+        case = next(iter(corpus.corpus({"object_detection"})))
+        there = {name: cuda.to_device(case.inputs[name]) for name in ("logits", "pred_boxes")}
+        host, device = (
+            refloss.object_detection(**nested(case.inputs) | inputs, **case.parameters, grad_output=case.grad_output)
+            for inputs in ({}, there)
+        )
+        assert host.loss == device.loss
+        for name in there:
+            assert_same_bits(np.asarray(device.grads[name]), host.grads[name], name)

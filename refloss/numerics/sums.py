@@ -220,12 +220,18 @@ def add_exactly(values, limbs):
 
 
 @jit.helper
+def carry(limbs):
+    """Leave 32 bits in every limb but the last, which has the sign."""
+    for place in range(LIMBS - 1):
+        upper = limbs[place] >> LIMB_BITS
+        limbs[place] -= upper << LIMB_BITS
+        limbs[place + 1] += upper
+
+
+@jit.helper
 def limbs_pair(limbs):
     """What an accumulator holds, at least 0, as a pair."""
-    for place in range(LIMBS - 1):
-        carry = limbs[place] >> LIMB_BITS
-        limbs[place] -= carry << LIMB_BITS
-        limbs[place + 1] += carry
+    carry(limbs)
     total = (0.0, 0.0)
     for place in range(LIMBS - 1, -1, -1):
         if limbs[place] != 0:

@@ -199,12 +199,14 @@ def test_a_layout_cannot_be_read_by_mistake():
     assert layout[1:, ::2].shape == (2, 3)
     assert layout[1, 2].shape == ()
     for reading in (
-        *(lambda: layout + 1, lambda: np.sum(layout), lambda: np.exp(layout), lambda: layout.T.reshape(15)),
+        *(lambda: layout + 1, lambda: np.sum(layout), lambda: np.exp(layout), lambda: np.mean(layout)),
         *(layout.copy, layout.tolist, layout.item, lambda: layout.astype(np.float64), lambda: float(layout[1, 2])),
         *(lambda: layout[[0, 1]], lambda: layout.__setitem__(0, 1.0), lambda: list(layout)),
     ):
         with pytest.raises((TypeError, ValueError)):
             reading()
+    with pytest.raises(ValueError, match="without a copy: make it contiguous"):
+        layout.T.reshape(15)
 
 
 def test_what_cannot_be_taken_in_is_named():

@@ -20,6 +20,7 @@ from refloss.numerics.sums import (
     LIMBS,
     UNITS,
     accumulated,
+    carry,
     counts_below,
     exponent_of,
     limb_parts,
@@ -117,6 +118,10 @@ def block_totals():
 def merge(state, own, totals):
     """Flush a thread's counts into the accumulator of its block, and that into the one of all."""
     flush(state, own)
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        # So that the limbs of any number of blocks fit.
+        carry(own.limbs)
     cuda.syncthreads()
     for i in range(cuda.threadIdx.x, LIMBS, cuda.blockDim.x):
         if own.limbs[i] != 0:

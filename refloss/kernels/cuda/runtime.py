@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import cuda
-from numba.cuda.cudadrv.driver import CudaAPIError
 
 from refloss import device
 from refloss.kernels.cuda.gpu_jit import SIMULATED
@@ -23,10 +22,18 @@ if TYPE_CHECKING:
 
 # The bits of a result do not depend on the shape of a block; in the simulator a thread is a thread of Python.
 LARGEST_BLOCK = 4 if SIMULATED else 1024
-_OUT_OF_MEMORY = 2
+_DEVICE = 0
+_OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 
 _lock = threading.RLock()
 _exact = threading.local()
+
+
+@contextlib.contextmanager
+def _device() -> Iterator[None]:
+    """One thread at a time, on device 0: another library may have made another device the thread's current one."""
+    with _lock, contextlib.nullcontext() if SIMULATED else cuda.gpus[_DEVICE]:
+        yield
 
 
 class Uploaded(NamedTuple):
@@ -50,7 +57,7 @@ class Array:
 
     def download(self, into: np.ndarray | None = None) -> np.ndarray:
         """What it holds."""
-        with _lock:
+        with _device():
             found: np.ndarray = self.memory.copy() if SIMULATED else self.memory.copy_to_host()
         if into is None:
             return found
@@ -92,7 +99,8 @@ def to_host(array: np.ndarray) -> np.ndarray:
     if not isinstance(array, device.Resident):
         return array
     rows = rows_of(array, 0) if array.ndim else rows_of(array[None], 0)
-    memory = np.array(_on_device(rows.memory) if SIMULATED else _on_device(rows.memory).copy_to_host())
+    with _device():
+        memory = np.array(_on_device(rows.memory) if SIMULATED else _on_device(rows.memory).copy_to_host())
     strides = tuple(array.strides)
     result = np.lib.stride_tricks.as_strided(memory[_origin(array) :].view(array.dtype), array.shape, strides)
     return np.array(result)
@@ -124,7 +132,7 @@ def launch(kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
     """Run a kernel on blocks of threads, at least one block."""
     if blocks < 1:
         return
-    with _lock, exact_arithmetic(), _memory_errors("the arguments of a kernel"):
+    with _device(), exact_arithmetic(), _memory_errors("the arguments of a kernel"):
         with _no_advice():
             configured = kernel[blocks, min(threads, LARGEST_BLOCK)]
         configured(*(upload(argument).value for argument in arguments))
@@ -138,17 +146,18 @@ def grid(count: int, threads: int) -> int:
 def synchronize() -> None:
     """Wait until the GPU has done all that it was told to."""
     if not SIMULATED:
-        cuda.synchronize()
+        with _device():
+            cuda.synchronize()
 
 
 def processors() -> int:
     """Streaming multiprocessors of the GPU."""
-    return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+    return 1 if SIMULATED else int(cuda.gpus[_DEVICE].MULTIPROCESSOR_COUNT)
 
 
 def cache_bytes() -> int:
     """The size of the GPU's L2 cache."""
-    return 1 << 20 if SIMULATED else int(cuda.get_current_device().L2_CACHE_SIZE)
+    return 1 << 20 if SIMULATED else int(cuda.gpus[_DEVICE].L2_CACHE_SIZE)
 
 
 @contextlib.contextmanager
@@ -215,7 +224,8 @@ def _on_device(array: np.ndarray) -> Any:
     if SIMULATED:
         return array.view(np.ndarray)
     interface = {"data": (_pointer(array), False), "shape": array.shape, "typestr": array.dtype.str, "version": 3}
-    return cuda.from_cuda_array_interface(interface, owner=resident.owner)
+    with _device():
+        return cuda.from_cuda_array_interface(interface, owner=resident.owner)
 
 
 def _copied(array: np.ndarray) -> Any:
@@ -223,7 +233,7 @@ def _copied(array: np.ndarray) -> Any:
     plain = plain.view(element_type(plain.dtype)) if plain.ndim else plain
     if SIMULATED:
         return plain.copy()
-    with _memory_errors(f"{plain.nbytes} bytes"):
+    with _device(), _memory_errors(f"{plain.nbytes} bytes"):
         return cuda.to_device(plain)
 
 
@@ -231,7 +241,7 @@ def _allocated(shape: Any, dtype: np.dtype[Any]) -> Any:
     dtype = element_type(dtype)
     if SIMULATED:
         return np.empty(shape, dtype)
-    with _memory_errors(f"{int(np.prod(shape, dtype=np.int64)) * dtype.itemsize} bytes"):
+    with _device(), _memory_errors(f"{int(np.prod(shape, dtype=np.int64)) * dtype.itemsize} bytes"):
         return cuda.device_array(shape, dtype)
 
 
@@ -244,7 +254,8 @@ def _copy_in(destination: np.ndarray, source: np.ndarray) -> None:
     if SIMULATED:
         memory[:] = plain
     else:
-        memory.copy_to_device(plain)
+        with _device():
+            memory.copy_to_device(plain)
 
 
 def _origin(array: np.ndarray) -> int:
@@ -266,8 +277,9 @@ def _memory_errors(what: str) -> Iterator[None]:
     """An error of the driver that memory is exhausted, as one that says how much there is."""
     try:
         yield
-    except CudaAPIError as error:
-        if error.code != _OUT_OF_MEMORY:
+    except Exception as error:
+        # Memory and launches are the business of two libraries, which have errors of their own.
+        if _OUT_OF_MEMORY not in str(error):
             raise
         free, total = cuda.current_context().get_memory_info()
         raise MemoryError(
