@@ -1,17 +1,4 @@
-"""The heads that match, on both sides: cases, arguments, what each side makes of them, and how far float32 may be off.
-
-Notation of the bounds: u = 2^-24, k roundings of a product or quotient (STEPS), c the cotangent over num_boxes.
-
-    boxes    transformers rounds corners: an error of u·(|c| + s/2) in each coordinate. What it does to L1, GIoU and its
-             gradient is their derivative, taken here by differences of refloss's float64. Beside it k·u of the terms.
-    focal    a·m^2·b with m = 1 − p_t an absolute error of k·u (1 − p_t is a difference), b of k·u·(1 + |x|). So with
-             s = |p − t| and w = p·(1 − p), a difference too and off by k·u·p,
-             |δℓ| ≤ a·(2m·δm·b + m²·δb),    |δ∂ℓ| ≤ a·(2m·δm·s + 2·δm·b·w + 2m·δb·w + 2m·b·k·u·p + k·u·(m²·s + 2m·b·w))
-    softmax  conformance.error_model
-    dice     sums of P pixels: (k + P)·u of Σp + Σt + 1, above and below the line
-    masks    bilinear weights are off by (h + w)·u, so a pixel by δx = (h + w + k)·u·max |x| nearby; it moves p by
-             w·δx, b by δx, m by w·δx. The gradient is gathered with the same weights.
-"""
+"""The heads that match, on both sides: cases, arguments, and what each side makes of them."""
 
 from __future__ import annotations
 
@@ -25,23 +12,21 @@ from unittest import mock
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch.nn import functional
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 import refloss
-from conformance import error_model
-from conformance.call import Call, array
-from conformance.cases import CROSS_ENTROPY, Array, Case
-from conformance.error_model import STEPS, ulp
-from conformance.heads import resampled
-from conformance.reference import formula_precision
+from conformance.call import array
+from conformance.error_model import with_rounding
+from conformance.reference import formula_precision, outcome_of
 from refloss.files import nested
 from refloss.golden import detection as golden
 from refloss.golden.source import Case as GoldenCase
+from refloss.testing.error_model import bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from conformance.cases import Array
     from conformance.reference import Outcome
 
 KEYS = {
@@ -75,9 +60,6 @@ INPUTS = (
     "enc_outputs_class",
     "enc_outputs_coord",
 )
-U = 2.0**-24
-# Roundings of coordinates between a box and its gradient.
-BOX_STEPS = 16
 
 
 class Run(NamedTuple):
@@ -222,219 +204,19 @@ def matching_disagreements(result: refloss.LossResult, theirs: list[Matched], to
     return lines
 
 
-def layers_of(result: refloss.LossResult) -> Iterator[tuple[str, str, str, Any]]:
-    """Suffix, the inputs of classes and boxes, and the index into them, in the order of matching."""
-    suffixes = [name.removeprefix("assignment") for name in result.intermediates if name.startswith("assignment")]
-    for suffix in suffixes:
-        if suffix == "":
-            yield suffix, "logits", "pred_boxes", ...
-        elif suffix == "_enc":
-            yield suffix, "encoder_logits", "encoder_pred_boxes", ...
-        else:
-            yield suffix, "outputs_class", "outputs_coord", int(suffix[1:])
-
-
-def weights_of(run: Run) -> dict[str, float]:
-    """The weights of components in the total."""
-    config = run.arguments["config"]
-    return {
-        "loss_ce": 2.0 if "Dino" in run.key else 1.0,
-        "loss_bbox": config.bbox_loss_coefficient,
-        "loss_giou": config.giou_loss_coefficient,
-        "loss_mask": getattr(config, "mask_loss_coefficient", 0.0),
-        "loss_dice": getattr(config, "dice_loss_coefficient", 0.0),
-        "cardinality_error": 0.0,
-    }
-
-
 def tolerances(run: Run, result: refloss.LossResult, cotangent: float) -> Outcome:
     """A bound for every element, for transformers in float32 with refloss's matching."""
-    bounds: Outcome = {f"grad.{name}": np.zeros(run.arguments[name].shape) for name in run.differentiable}
-    weights, total = weights_of(run), 0.0
-    counted = run.arguments["config"].decoder_layers - 1
-    for suffix, classes, boxes, index in layers_of(result):
-        counts = suffix in ("", "_enc") or int(suffix[1:]) < counted
-        layer = Layer(run, result, suffix, classes, boxes, index, cotangent if counts else 0.0)
-        own = layer.bounds()
-        for name in ("logits", "pred_boxes", "pred_masks"):
-            source = {"logits": classes, "pred_boxes": boxes}.get(name, name)
-            if name in own:
-                bounds[f"grad.{source}"][index] += own[name]
-        for name, weight in weights.items():
-            if name in own:
-                bounds[f"component.{name}{suffix}"] = np.asarray(own[name])
-                total += counts * weight * own[name]
-    size = sum(abs(result.components[name]) for name in result.components)
-    return bounds | {"loss": np.asarray(total + STEPS * U * size)}
+    inputs = {name: _arrays(value) for name, value in run.arguments.items() if name != "config"}
+    case = GoldenCase(run.key, KEYS[run.key], inputs, {"config": run.arguments["config"]}, cotangent)
+    own = bounds(case, result, "float32")
+    expected = {name: np.asarray(values) for name, values in outcome_of(result).items() if name in own}
+    return with_rounding(own, expected, run.arguments, torch.float32)
 
 
-class Layer:
-    """A layer's values in float64, and the bounds of its components and gradients."""
-
-    def __init__(
-        self,
-        run: Run,
-        result: refloss.LossResult,
-        suffix: str,
-        classes: str,
-        boxes: str,
-        index: Any,
-        cotangent: float,
-        weights: dict[str, float] | None = None,
-    ) -> None:
-        self.run, self.suffix, self.cotangent = run, suffix, cotangent
-        self.logits, self.boxes = (array(run.arguments[name])[index] for name in (classes, boxes))
-        self.table = result.intermediates[f"assignment{suffix}"]
-        self.num_boxes = float(result.intermediates[f"num_boxes{suffix}"])
-        self.weights = weights_of(run) if weights is None else weights
-
-    def bounds(self) -> dict[str, Any]:
-        """By the names of components and of a layer's inputs."""
-        own = self._boxes() | {"cardinality_error": STEPS * U * self.boxes.shape[1]}
-        own |= self._softmax() if self.run.key in ("ForObjectDetection", "ForSegmentation") else self._focal()
-        if self.suffix == "" and "pred_masks" in self.run.arguments:
-            own |= self._masks()
-        return own
-
-    def _targets(self, key: str) -> Array:
-        values = [array(self.run.arguments["labels"][image][key])[chosen] for image, _, chosen in self.table]
-        return np.array(values, float).reshape(len(values), *(() if key == "class_labels" else (4,)))
-
-    def _boxes(self) -> dict[str, Any]:
-        mine, others = self.boxes[self.table[:, 0], self.table[:, 1]], self._targets("boxes")
-        of_l1, of_giou = (
-            abs(self.cotangent) * self.weights[name] / self.num_boxes for name in ("loss_bbox", "loss_giou")
-        )
-        plain = _giou(mine, others)
-        moved = np.zeros((2, *mine.shape))
-        values = np.zeros(len(mine))
-        for k in range(4):
-            rounding = roundings(mine, others)[:, k]
-            step = np.zeros(4)
-            step[k] = 1e-7
-            ends = _giou(mine + step, others), _giou(mine - step, others)
-            slope = np.abs(ends[0].grads["boxes1"] - ends[1].grads["boxes1"]) / 2e-7
-            # A kink nearby is no slope, but at most a jump to the other side.
-            moved[0] += rounding[:, None] * slope
-            values += rounding * np.abs(plain.grads["boxes1"][:, k])
-        size = np.abs(plain.grads["boxes1"]) + 1 / np.minimum(mine[:, 2:], 1.0).prod(axis=1, keepdims=True)
-        gradient = of_giou * (BOX_STEPS * moved[0] + BOX_STEPS * U * size) + STEPS * U * of_l1
-        result = np.zeros(self.boxes.shape)
-        result[self.table[:, 0], self.table[:, 1]] = gradient + ulp(gradient, torch.float32)
-        terms = len(mine) * 4 + STEPS
-        return {
-            "pred_boxes": result,
-            "loss_bbox": terms * U * (np.abs(mine) + np.abs(others)).sum() / self.num_boxes,
-            "loss_giou": (BOX_STEPS * values.sum() + terms * U * 4 * len(mine)) / self.num_boxes,
-        }
-
-    def _meant(self, background: int) -> Array:
-        classes = np.full(self.logits.shape[:2], background)
-        classes[self.table[:, 0], self.table[:, 1]] = self._targets("class_labels")
-        return classes
-
-    def _softmax(self) -> dict[str, Any]:
-        config = self.run.arguments["config"]
-        inputs = {
-            "logits": self.logits.transpose(0, 2, 1),
-            "target": self._meant(config.num_labels),
-            "weight": np.append(np.ones(config.num_labels), config.eos_coefficient),
-        }
-        call = Call(Case("classes", CROSS_ENTROPY, inputs, {}, self.cotangent), torch.float32)
-        own = error_model.tolerances(call)
-        return {"loss_ce": own["loss"], "logits": own["grad.logits"].transpose(0, 2, 1)}
-
-    def _target_tokens(self) -> tuple[Array, Array]:
-        """Targets and what counts, for every class or token."""
-        arguments = self.run.arguments
-        if "label_maps" not in arguments:
-            classes = self._meant(self.logits.shape[2])
-            return (classes[..., None] == np.arange(self.logits.shape[2])).astype(float), np.ones(self.logits.shape)
-        joined = np.trunc(np.concatenate([array(own) for own in arguments["label_maps"]]))
-        target = np.zeros(self.logits.shape)
-        for (image, query, _), label in zip(self.table, self._targets("class_labels"), strict=True):
-            target[image, query] = joined[int(label) + (len(arguments["label_maps"][image]) if image else 0)]
-        return target, np.broadcast_to(array(arguments["text_mask"]), self.logits.shape).astype(float)
-
-    def _focal(self) -> dict[str, Any]:
-        target, counted = self._target_tokens()
-        alpha = self.run.arguments["config"].focal_alpha
-        x = np.where(counted > 0, self.logits, 0.0)
-        value, slope, sizes = focal_bounds(x, target, alpha, 0.0)
-        terms = STEPS + np.count_nonzero(counted)
-        coefficient = abs(self.cotangent) * self.weights["loss_ce"] / self.num_boxes
-        gradient = coefficient * slope * counted
-        return {
-            "loss_ce": ((value * counted).sum() + terms * U * (sizes * counted).sum()) / self.num_boxes,
-            "logits": gradient + counted * ulp(gradient, torch.float32),
-        }
-
-    def _masks(self) -> dict[str, Any]:
-        planes = self.run.arguments["pred_masks"].detach().double()[self.table[:, 0], self.table[:, 1]]
-        masks = [array(own["masks"]) for own in self.run.arguments["labels"]]
-        size = tuple(np.max([mask.shape[1:] for mask in masks], axis=0))
-        if not len(planes):
-            return {"loss_mask": 0.0, "loss_dice": 0.0}
-        target = np.zeros((len(planes), *size))
-        for p, (image, _, chosen) in enumerate(self.table):
-            mask = masks[image][chosen]
-            target[p, : mask.shape[0], : mask.shape[1]] = mask
-        x = array(resampled(planes[:, None], size))[:, 0]
-        nearby = array(resampled(functional.max_pool2d(planes.abs()[:, None], 3, 1, 1), size))[:, 0]
-        moved = (sum(planes.shape[1:]) + STEPS) * U * nearby
-        pixels = target[0].size
-        value, slope, sizes = focal_bounds(x, target, 0.25, moved)
-        p = 1 / (1 + np.exp(-x))
-        flat = p * (1 - p)
-        bottom = (p + target).sum(axis=(1, 2)) + 1
-        off = (STEPS + pixels) * U + (flat * moved).sum(axis=(1, 2)) / bottom
-        of_mask, of_dice = (
-            abs(self.cotangent) * self.weights[name] / self.num_boxes for name in ("loss_mask", "loss_dice")
-        )
-        dice_slope = 4 * ((off[:, None, None] + STEPS * U) * flat + flat * moved) / bottom[:, None, None]
-        per_pixel = of_mask * slope / pixels + of_dice * dice_slope
-        leaf = planes.clone().requires_grad_()
-        terms = torch.as_tensor(of_mask * 3 * flat / pixels + of_dice * 2 * flat / bottom[:, None, None])
-        weights = (sum(planes.shape[1:]) + 4 * max(1.0, pixels / planes[0].numel())) * U
-        (gathered,) = torch.autograd.grad(
-            resampled(leaf[:, None], size)[:, 0], leaf, torch.as_tensor(per_pixel), retain_graph=True
-        )
-        (sums,) = torch.autograd.grad(resampled(leaf[:, None], size)[:, 0], leaf, terms)
-        near = 9 * functional.avg_pool2d(sums[:, None], 3, 1, 1)[:, 0]
-        gradient = np.zeros(self.run.arguments["pred_masks"].shape)
-        own = array(gathered) + weights * array(near)
-        gradient[self.table[:, 0], self.table[:, 1]] = own + ulp(own, torch.float32)
-        return {
-            "pred_masks": gradient,
-            "loss_mask": (value.sum() + (STEPS + pixels) * U * sizes.sum()) / pixels / self.num_boxes,
-            "loss_dice": (4 * off).sum() / self.num_boxes,
-        }
-
-
-def roundings(mine: Array, others: Array) -> Array:
-    """What float32 makes of each coordinate when it computes corners."""
-    sizes = np.abs(mine[:, :2]) + mine[:, 2:] / 2 + np.abs(others[:, :2]) + others[:, 2:]
-    return U * np.tile(sizes, 2)
-
-
-def _giou(mine: Array, others: Array) -> refloss.LossResult:
-    return refloss.giou(mine, others, box_format="cxcywh", reduction="sum")
-
-
-def focal_bounds(x: Array, t: Array, alpha: float, moved: Array | float) -> tuple[Array, Array, Array]:
-    """Errors of elements and of their derivatives for logits that are off by moved, and the elements themselves."""
-    p = 1 / (1 + np.exp(-x))
-    flat, missed = p * (1 - p), p * (1 - t) + (1 - p) * t
-    loss = t * np.logaddexp(0, -x) + (1 - t) * np.logaddexp(0, x)
-    weight = np.ones(x.shape) if alpha < 0 else alpha * t + (1 - alpha) * (1 - t)
-    missed_error, loss_error = STEPS * U + flat * moved, STEPS * U * (1 + np.abs(x)) + moved
-    distance = np.abs(p - t)
-    value = weight * (2 * missed * missed_error * loss + missed**2 * loss_error)
-    slope = weight * (
-        2 * missed * missed_error * distance
-        + 2 * missed_error * loss * flat
-        + 2 * missed * loss_error * flat
-        + 2 * missed * loss * STEPS * U * p
-        + (STEPS * U + moved) * (missed**2 * (distance + flat) + 2 * missed * loss * flat)
-    )
-    return value, slope, weight * missed**2 * loss
+def _arrays(value: Any) -> Any:
+    """Tensors as arrays, wherever they are."""
+    if isinstance(value, torch.Tensor):
+        return array(value)
+    if isinstance(value, dict):
+        return {name: _arrays(part) for name, part in value.items()}
+    return [_arrays(part) for part in value] if isinstance(value, list | tuple) else value

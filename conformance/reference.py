@@ -32,13 +32,26 @@ def formula_precision() -> Iterator[None]:
 
 def run_refloss(call: Call, grad_output: Any = None) -> Outcome:
     """What refloss makes of a call; with another cotangent if one is given."""
+    return outcome_of(refloss_result(call, grad_output))
+
+
+def refloss_result(call: Call, grad_output: Any = None) -> refloss.LossResult:
+    """The same as refloss returns it."""
     loss = call.case.loss
     function = getattr(refloss, loss) if loss in TORCH_FUNCTIONS else refloss.LOSS_MAPPING[loss]
-    result = function(**call.arguments, grad_output=call.cotangent if grad_output is None else grad_output)
+    result: refloss.LossResult = function(
+        **call.arguments, grad_output=call.cotangent if grad_output is None else grad_output
+    )
+    return result
+
+
+def outcome_of(result: refloss.LossResult) -> Outcome:
+    """A result under one name for each tensor."""
     for name in list(getattr(result.intermediates, "later", ())):
         _ = result.intermediates[name]  # computed when asked for
     return {
         "loss": np.asarray(result.loss),
+        **{f"component.{name}": np.asarray(value) for name, value in result.components.items()},
         **{f"grad.{name}": value.astype(np.float64) for name, value in result.grads.items()},
         **{f"intermediate.{name}": value for name, value in result.intermediates.items()},
     }

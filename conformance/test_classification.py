@@ -19,7 +19,6 @@ import refloss
 from conformance.call import Call
 from conformance.cases import Case, Divergence
 from conformance.classification_cases import CASES, DIVERGENCES, ENDS, pretrained
-from conformance.classification_error_model import tolerances
 from conformance.comparison import (
     assert_as_shipped,
     assert_divergence,
@@ -27,6 +26,7 @@ from conformance.comparison import (
     assert_wrong_gradients_fail,
     identifier,
 )
+from conformance.error_model import tolerances
 from conformance.heads import SEQUENCE_CLASSIFICATION
 from conformance.reference import run_refloss, transformers_loss
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.loss.loss_utils import LOSS_MAPPING
 
+from conformance import detection
 from conformance.detection import (
     INPUTS,
     Run,
@@ -20,7 +21,7 @@ from conformance.detection import (
     run_transformers,
 )
 from conformance.reference import disagreements
-from conformance.test_detection import COSTS, TOLERANCE, allowed_in_float64, bounds_of
+from conformance.test_detection import COSTS, TOLERANCE, allowed_in_float64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,5 +222,5 @@ def test_as_shipped(name: str) -> None:
     for run in recorded(name, True, torch.float32):
         theirs, matchings = run_transformers(run, -0.75)
         ours, result = run_refloss(run, -0.75, assignment=[matched.pairs for matched in matchings])
-        lines = disagreements(theirs, ours, bounds_of(run)(run, result, -0.75))
+        lines = disagreements(theirs, ours, detection.tolerances(run, result, -0.75))
         assert not lines, "\n".join(lines)

@@ -15,8 +15,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, Case
-from conformance.classification_error_model import tolerances
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
+from conformance.error_model import tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

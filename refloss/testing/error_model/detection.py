@@ -1,0 +1,227 @@
+"""How far an honest head that matches may be from the exact one, with the oracle's own matching.
+
+Notation: e = k·u, c the cotangent over num_boxes; boxes, focal losses, masks and cross-entropies are in the modules of
+those names. L1 distances are differences, off by u of the coordinates. A mask's pixels come from elsewhere, so their
+logits have an error of their own; its gradient is gathered with the weights that they were made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refloss.files import nested
+from refloss.heads.configuration import read
+from refloss.testing.error_model import cross_entropy
+from refloss.testing.error_model.boxes import pair_bounds
+from refloss.testing.error_model.focal import Elements, dice_masks, focal_elements
+from refloss.testing.error_model.resampling import adjoint_error, pixel_error, resampled
+from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from refloss.golden.source import Case
+    from refloss.result import LossResult
+
+SOFTMAX = ("object_detection", "segmentation")
+
+
+class Head:
+    """A case of a head: its arguments, the weights of its components in the total, and their cotangents."""
+
+    def __init__(self, case: Case, result: LossResult, unit: Roundoff) -> None:
+        self.function, self.result, self.unit = case.function, result, unit
+        self.inputs = nested(case.inputs)
+        self.config = case.parameters["config"]
+        self.grad_output = case.grad_output
+        self.weights = self._weights()
+
+    def read(self, name: str, default: Any = 0.0) -> Any:
+        """A value of the configuration."""
+        return read(self.config, name, default=default)
+
+    def _weights(self) -> dict[str, float]:
+        return {
+            "loss_ce": 2.0 if self.function == "grounding_dino_object_detection" else 1.0,
+            "loss_bbox": self.read("bbox_loss_coefficient"),
+            "loss_giou": self.read("giou_loss_coefficient"),
+            "loss_mask": self.read("mask_loss_coefficient"),
+            "loss_dice": self.read("dice_loss_coefficient"),
+            "cardinality_error": 0.0,
+        }
+
+    def is_counted(self, suffix: str) -> bool:
+        """Whether a layer is part of the total."""
+        return suffix in ("", "_enc") or int(suffix[1:]) < self.read("decoder_layers") - 1
+
+    def cotangent(self, component: str, suffix: str) -> float:
+        """The magnitude of a component's cotangent, before it is weighted."""
+        if isinstance(self.grad_output, Mapping):
+            return abs(float(self.grad_output.get(component + suffix, 0.0)))
+        counts = self.is_counted(suffix)
+        return abs(float(self.grad_output) * self.weights[component]) if counts else 0.0
+
+    def layers(self) -> Iterator[tuple[str, str, str, Any]]:
+        """Suffix, the inputs of classes and boxes, and the index into them."""
+        for name in self.result.intermediates:
+            if not name.startswith("assignment"):
+                continue
+            suffix = name.removeprefix("assignment")
+            if suffix == "":
+                yield suffix, "logits", "pred_boxes", ...
+            elif suffix == "_enc":
+                yield suffix, "encoder_logits", "encoder_pred_boxes", ...
+            else:
+                yield suffix, "outputs_class", "outputs_coord", int(suffix[1:])
+
+
+class Layer:
+    """A layer's values in float64, and the bounds of its components and gradients."""
+
+    def __init__(self, head: Head, suffix: str, classes: str, boxes: str, index: Any) -> None:
+        self.head, self.suffix, self.unit = head, suffix, head.unit
+        self.off = STEPS * head.unit.between
+        self.logits, self.boxes = (real(head.inputs[name])[index] for name in (classes, boxes))
+        self.table = head.result.intermediates[f"assignment{suffix}"]
+        self.num_boxes = float(head.result.intermediates[f"num_boxes{suffix}"])
+
+    def bounds(self) -> dict[str, Any]:
+        """By the names of components and of a layer's inputs."""
+        own = self.of_boxes() | {"cardinality_error": self.off * self.boxes.shape[1]}
+        own |= self._softmax() if self.head.function in SOFTMAX else self._focal()
+        if self.suffix == "" and "pred_masks" in self.head.inputs:
+            own |= self._masks()
+        return own
+
+    def coefficient(self, component: str) -> float:
+        """A component's cotangent over num_boxes."""
+        return self.head.cotangent(component, self.suffix) / self.num_boxes
+
+    def matched(self) -> tuple[np.ndarray, np.ndarray]:
+        """The boxes of every pair."""
+        return self.boxes[self.table[:, 0], self.table[:, 1]], self.targets("boxes")
+
+    def targets(self, key: str) -> np.ndarray:
+        """What the object of every pair is."""
+        values = [real(self.head.inputs["labels"][image][key])[chosen] for image, _, chosen in self.table]
+        return np.array(values, float).reshape(len(values), *(() if key == "class_labels" else (4,)))
+
+    def meant(self, background: int) -> np.ndarray:
+        """The class of every query."""
+        classes = np.full(self.logits.shape[:2], background)
+        classes[self.table[:, 0], self.table[:, 1]] = self.targets("class_labels")
+        return classes
+
+    def of_boxes(self) -> dict[str, Any]:
+        """L1 and GIoU."""
+        mine, others = self.matched()
+        value, slope = pair_bounds("giou", mine, others, self.unit, centered=True)
+        gradient = np.zeros(self.boxes.shape)
+        places = (self.table[:, 0], self.table[:, 1])
+        gradient[places] = self.coefficient("loss_giou") * slope + self.off * self.coefficient("loss_bbox")
+        terms = STEPS * self.unit.between + 4 * len(mine) * self.unit.inside
+        return {
+            "pred_boxes": gradient,
+            "loss_bbox": terms * (np.abs(mine) + np.abs(others)).sum() / self.num_boxes,
+            "loss_giou": (value.sum() + terms * 4 * len(mine)) / self.num_boxes,
+        }
+
+    def elements(self, found: Elements, component: str, counted: np.ndarray | float = 1.0) -> dict[str, Any]:
+        """A component that is a sum over classes, of those that are counted."""
+        count = np.count_nonzero(np.broadcast_to(counted, found.size.shape))
+        terms = STEPS * self.unit.between + count * self.unit.inside
+        return {
+            component: ((found.value * counted).sum() + terms * (found.size * counted).sum()) / self.num_boxes,
+            "logits": self.coefficient(component) * found.slope * counted,
+        }
+
+    def _softmax(self) -> dict[str, Any]:
+        count = self.logits.shape[-1] - 1
+        weight = np.append(np.ones(count), self.head.read("eos_coefficient"))
+        cotangent = self.head.cotangent("loss_ce", self.suffix)
+        rows = cross_entropy.rows(self.logits, self.meant(count), cotangent, weight=weight)
+        own = cross_entropy.row_bounds(rows, self.unit)
+        return {"loss_ce": own["loss"], "logits": own["grad.logits"]}
+
+    def _target_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and what counts, for every class or token."""
+        inputs = self.head.inputs
+        if "label_maps" not in inputs:
+            classes = self.meant(self.logits.shape[2])
+            return (classes[..., None] == np.arange(self.logits.shape[2])).astype(float), np.ones(self.logits.shape)
+        # Where an image's maps begin is wrong from the third image on, as it is in the head.
+        joined = np.trunc(np.concatenate([real(own) for own in inputs["label_maps"]]))
+        target = np.zeros(self.logits.shape)
+        for (image, query, _), label in zip(self.table, self.targets("class_labels"), strict=True):
+            target[image, query] = joined[int(label) + (len(inputs["label_maps"][image]) if image else 0)]
+        return target, np.broadcast_to(real(inputs["text_mask"]), self.logits.shape)
+
+    def _focal(self) -> dict[str, Any]:
+        target, counted = self._target_tokens()
+        x = np.where(counted > 0, self.logits, 0.0)
+        found = focal_elements(x, target, self.unit, alpha=self.head.read("focal_alpha", 0.25))
+        return self.elements(found, "loss_ce", counted)
+
+    def _masks(self) -> dict[str, Any]:
+        planes = real(self.head.inputs["pred_masks"])[self.table[:, 0], self.table[:, 1]]
+        if not len(planes):
+            return {"loss_mask": 0.0, "loss_dice": 0.0}
+        target = self._target_masks(len(planes))
+        size = target.shape[1:]
+        shape, pixels = (len(planes), -1), target[0].size
+        x, moved = resampled(planes, size), pixel_error(planes, size, self.unit)
+        moved = moved + self.unit.between * np.abs(x)
+        found = focal_elements(x, target, self.unit, alpha=0.25, moved=moved)
+        flat = x.reshape(shape), target.reshape(shape)
+        of_dice, dice_slope, _ = dice_masks(flat[0], flat[1], self.unit, moved.reshape(shape))
+        errors = self.coefficient("loss_mask") * found.slope / pixels
+        errors += self.coefficient("loss_dice") * dice_slope.reshape(x.shape)
+        p = 1 / (1 + np.exp(-x))
+        bottom = (p + target).sum(axis=(1, 2), keepdims=True) + 1
+        terms = (self.coefficient("loss_mask") * 3 / pixels + self.coefficient("loss_dice") * 2 / bottom) * p * (1 - p)
+        gradient = np.zeros(self.head.inputs["pred_masks"].shape)
+        gradient[self.table[:, 0], self.table[:, 1]] = adjoint_error(errors, terms, planes.shape[1:], self.unit)
+        count = STEPS * self.unit.between + pixels * self.unit.inside
+        return {
+            "pred_masks": gradient,
+            "loss_mask": (found.value.sum() + count * found.size.sum()) / pixels / self.num_boxes,
+            "loss_dice": of_dice.sum() / self.num_boxes,
+        }
+
+    def _target_masks(self, count: int) -> np.ndarray:
+        """The masks of all pairs, padded to one size."""
+        masks = [real(own["masks"]) for own in self.head.inputs["labels"]]
+        target = np.zeros((count, *np.max([mask.shape[1:] for mask in masks], axis=0)))
+        for p, (image, _, chosen) in enumerate(self.table):
+            mask = masks[image][chosen]
+            target[p, : mask.shape[0], : mask.shape[1]] = mask
+        return target
+
+
+def head_bounds(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
+    """The DETRs and Grounding DINO."""
+    head = Head(case, result, unit)
+    found = no_bounds(result)
+    total = 0.0
+    for suffix, classes, boxes, index in head.layers():
+        own = Layer(head, suffix, classes, boxes, index).bounds()
+        for name, source in (("logits", classes), ("pred_boxes", boxes), ("pred_masks", "pred_masks")):
+            if name in own:
+                found[f"grad.{source}"][... if name == "pred_masks" else index] += own.pop(name)
+        for name, bound in own.items():
+            found[f"component.{name}{suffix}"] = np.asarray(bound)
+            total += head.is_counted(suffix) * head.weights[name] * bound
+    return found | {"loss": np.asarray(total + sum_error(result, unit))}
+
+
+def no_bounds(result: LossResult) -> dict[str, np.ndarray]:
+    """Zeros for every gradient, to be added to."""
+    return {f"grad.{name}": np.zeros(np.shape(value)) for name, value in result.grads.items()}
+
+
+def sum_error(result: LossResult, unit: Roundoff) -> float:
+    """What adding up components loses."""
+    return STEPS * unit.between * float(sum(abs(value) for value in result.components.values()))

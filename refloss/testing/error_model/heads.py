@@ -1,0 +1,101 @@
+"""How far honest heads of classification may be from the exact ones: sums of the losses that they are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refloss.golden.source import Case
+from refloss.testing.error_model import cross_entropy, elementwise
+from refloss.testing.error_model.resampling import adjoint_error, pixel_error, resampled
+from refloss.testing.error_model.roundoff import Roundoff, real
+
+if TYPE_CHECKING:
+    from refloss.result import LossResult
+
+_TASKS = {"mse": ("regression", "input"), "bce_with_logits": ("multi_label_classification", "logits")}
+
+
+def sequence_classification(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
+    """Mean squared error, binary cross-entropy or cross-entropy."""
+    logits, labels = case.inputs["pooled_logits"], case.inputs["labels"]
+    if "lse" in result.intermediates:
+        rows = case._replace(function="masked_lm", inputs={"logits": logits, "labels": labels})
+        found = cross_entropy.tokens(rows, result, unit)
+        return found | {"grad.pooled_logits": found["grad.logits"]}
+    function = "bce_with_logits" if "probabilities" in result.intermediates.later else "mse"
+    name = _TASKS[function][1]
+    pair = {name: logits.reshape(-1), "target": real(labels).reshape(-1)}
+    found = elementwise.elementwise(Case(case.id, function, pair, {}, case.grad_output), result, unit)
+    shape = result.intermediates["losses"].shape
+    own = {key: value.reshape(shape) for key, value in found.items() if key.startswith("intermediate.")}
+    return {"loss": found["loss"], "grad.pooled_logits": found[f"grad.{name}"].reshape(logits.shape), **own}
+
+
+def question_answering(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
+    """The mean of two cross-entropies over positions."""
+    found: dict[str, np.ndarray] = {"loss": np.zeros(())}
+    for side in ("start", "end"):
+        logits = case.inputs[f"{side}_logits"]
+        items = case.parameters.get("num_items_in_batch")
+        given = cross_entropy.rows(
+            logits,
+            result.intermediates[f"{side}_positions"],
+            real(case.grad_output) / 2,
+            ignore_index=logits.shape[1],
+            reduction="mean" if items is None else "sum",
+            normaliser=None if items is None else float(items),
+        )
+        own = cross_entropy.row_bounds(given, unit)
+        found["loss"] = found["loss"] + own["loss"] / 2
+        found[f"grad.{side}_logits"] = own["grad.logits"]
+        found |= {
+            name.replace(".", f".{side}_", 1): bound for name, bound in own.items() if name.startswith("intermediate.")
+        }
+    return found
+
+
+def semantic_segmentation(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
+    """Cross-entropies of resampled logits."""
+    weights = {"": 1.0}
+    if "auxiliary_logits" in case.inputs:
+        weights["auxiliary_"] = case.parameters.get("auxiliary_loss_weight", 0.4)
+    found: dict[str, np.ndarray] = {"loss": np.zeros(())}
+    for prefix, weight in weights.items():
+        own = _resampled_rows(case, f"{prefix}logits", weight, unit)
+        found["loss"] = found["loss"] + abs(weight) * own["loss"]
+        found[f"grad.{prefix}logits"] = own["grad.logits"]
+        found |= {
+            name.replace(".", f".{prefix}", 1): bound for name, bound in own.items() if name.startswith("intermediate.")
+        }
+    return found
+
+
+def _resampled_rows(case: Case, name: str, weight: float, unit: Roundoff) -> dict[str, Any]:
+    planes, labels = real(case.inputs[name]), case.inputs["labels"]
+    size, items = labels.shape[-2:], case.parameters.get("num_items_in_batch")
+    error, upsampled = pixel_error(planes, size, unit), resampled(planes, size)
+    # Pixels are stored in the type that is computed in.
+    error = error + unit.between * np.abs(upsampled)
+    given = cross_entropy.rows(
+        np.moveaxis(upsampled, 1, -1),
+        labels,
+        weight * real(case.grad_output),
+        ignore_index=case.parameters.get("ignore_index", 255),
+        reduction="mean" if items is None else "sum",
+        normaliser=None if items is None else float(items),
+    )
+    own = cross_entropy.row_bounds(given, unit, np.moveaxis(error, 1, -1))
+    probability = np.exp(given.logits - np.logaddexp.reduce(given.logits, axis=-1, keepdims=True))
+    terms = (
+        (probability * given.mass.sum(axis=-1, keepdims=True) + given.mass) * given.cotangent / abs(given.normaliser)
+    )
+    errors, magnitudes = (np.moveaxis(values, -1, 1) for values in (own["grad.logits"], terms))
+    return {
+        "loss": own["loss"],
+        "grad.logits": adjoint_error(errors, magnitudes, planes.shape[-2:], unit),
+        "intermediate.lse": own["intermediate.lse"],
+        "intermediate.nll": own["intermediate.nll"],
+        "intermediate.upsampled_logits": error,
+    }

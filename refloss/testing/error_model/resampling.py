@@ -1,0 +1,53 @@
+"""Bilinear resampling as two products of matrices, and how far an honest one may be off.
+
+A pixel's place among h × w is found in the type that is computed in: its weights are off by (h + w)·v, next to an edge
+on either side. The adjoint gathers with the same weights, and hands the pixels' errors on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from refloss.kernels.resample import axis
+from refloss.testing.error_model.roundoff import STEPS, Roundoff
+
+
+def _matrix(size: int, resized: int) -> np.ndarray:
+    """[resized, size] weights."""
+    places = axis(size, resized)
+    weights = np.zeros((resized, size))
+    np.add.at(weights, (np.arange(resized), places.first), 1.0 - places.weight)
+    np.add.at(weights, (np.arange(resized), places.second), places.weight)
+    return weights
+
+
+def resampled(planes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Planes [..., h, w] as [..., H, W]."""
+    down, across = (_matrix(*pair) for pair in zip(planes.shape[-2:], size, strict=True))
+    return np.asarray(down @ planes @ across.T)
+
+
+def adjoint(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Cotangents [..., H, W] as those of [..., h, w]."""
+    down, across = (_matrix(*pair) for pair in zip(size, pixels.shape[-2:], strict=True))
+    return np.asarray(down.T @ pixels @ across)
+
+
+def _around(planes: np.ndarray) -> tuple[int, ...]:
+    return (1,) * (planes.ndim - 2) + (3, 3)
+
+
+def pixel_error(planes: np.ndarray, size: tuple[int, ...], unit: Roundoff) -> np.ndarray:
+    """How far each resampled pixel is off."""
+    nearby = ndimage.maximum_filter(np.abs(planes), _around(planes), mode="constant")
+    return np.asarray((STEPS + sum(planes.shape[-2:])) * unit.inside * resampled(nearby, size))
+
+
+def adjoint_error(errors: np.ndarray, terms: np.ndarray, size: tuple[int, ...], unit: Roundoff) -> np.ndarray:
+    """How far gradients [..., h, w] are off, gathered from pixels' cotangents with errors; terms: their magnitudes."""
+    gathered = adjoint(terms, size)
+    near = 9 * ndimage.uniform_filter(gathered, _around(gathered), mode="constant")
+    pixels = max(1.0, float(np.prod(terms.shape[-2:]) / np.prod(size)))
+    weights = (STEPS + sum(size) + 4 * pixels) * unit.inside
+    return np.asarray(adjoint(errors, size) + STEPS * unit.between * gathered + weights * near)

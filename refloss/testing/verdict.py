@@ -1,0 +1,139 @@
+"""What is found about a candidate: plain data, for tables, files and reports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# What can be wrong with a tensor. The last one is about its values, all others are told before values are looked at.
+FAULTS = ("missing", "extra", "unreadable", "shape", "dtype", "not finite", "too far off")
+
+
+@dataclass(frozen=True)
+class Worst:
+    """An element: where it is, what came, what was expected, how far off it may be."""
+
+    index: tuple[int, ...]
+    got: float
+    expected: float
+    allowed: float
+
+    @property
+    def ratio(self) -> float:
+        """Error ÷ bound; infinite where a value is not finite and should be, or the other way round."""
+        if self.got == self.expected or (math.isnan(self.got) and math.isnan(self.expected)):
+            return 0.0
+        error = abs(self.got - self.expected)
+        if not math.isfinite(error):
+            return math.inf
+        return error / self.allowed if self.allowed else math.inf
+
+
+@dataclass(frozen=True)
+class Values:
+    """The elements that a verdict is about, all float64 and of one shape."""
+
+    got: np.ndarray
+    expected: np.ndarray
+    allowed: np.ndarray
+    ulp: np.ndarray  # the distance of neighbours of the candidate's type around what is expected
+
+
+@dataclass(frozen=True)
+class TensorVerdict:
+    """A tensor of a case: whether it passes (None where it is not judged), and by how much.
+
+    worst is the element with the largest error ÷ bound, ratio that quotient, ulp the largest error of any element in
+    ulp of the candidate's type.
+    """
+
+    name: str
+    passed: bool | None
+    fault: str | None = None  # one of FAULTS
+    message: str = ""
+    worst: Worst | None = None
+    ulp: float | None = None
+    ratio: float | None = None
+    explanation: str | None = None  # the usual mistake that fits
+    values: Values | None = field(default=None, compare=False, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """For json.dumps; what JSON has no number for is a string."""
+        worst = None
+        if self.worst is not None:
+            worst = {
+                "index": list(self.worst.index),
+                **{key: _number(getattr(self.worst, key)) for key in ("got", "expected", "allowed")},
+            }
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "fault": self.fault,
+            "message": self.message,
+            "worst": worst,
+            "ulp": _number(self.ulp),
+            "error_over_bound": _number(self.ratio),
+            "explanation": self.explanation,
+        }
+
+
+@dataclass(frozen=True)
+class CaseVerdict:
+    """A case: whether it passes, None where the candidate does not bring it."""
+
+    id: str
+    function: str
+    passed: bool | None
+    tensors: tuple[TensorVerdict, ...] = ()
+    message: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """For json.dumps."""
+        return {
+            "id": self.id,
+            "function": self.function,
+            "passed": self.passed,
+            "message": self.message,
+            "tensors": [tensor.as_json() for tensor in self.tensors],
+        }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All cases of a folder, and the type that the candidate was taken to compute in (None: each case's default)."""
+
+    cases: tuple[CaseVerdict, ...]
+    compute_dtype: str | None = None
+
+    @property
+    def judged(self) -> tuple[CaseVerdict, ...]:
+        """The cases that the candidate brings."""
+        return tuple(case for case in self.cases if case.passed is not None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is something to judge and all of it passes."""
+        return bool(self.judged) and all(case.passed for case in self.judged)
+
+    @property
+    def exit_status(self) -> int:
+        """0 when every case that is brought passes, 1 when one fails, 2 when none is brought."""
+        if not self.judged:
+            return 2
+        return 0 if self.passed else 1
+
+    def as_json(self) -> dict[str, Any]:
+        """For json.dumps."""
+        return {
+            "passed": self.passed,
+            "compute_dtype": self.compute_dtype,
+            "cases": [case.as_json() for case in self.cases],
+        }
+
+
+def _number(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)
