@@ -115,13 +115,18 @@ def _is_entry(entry: Any) -> bool:
 
 
 def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.ndarray]]:
-    """A case of a folder, and the tensors that its file expects."""
+    """A case of a folder, and the tensors that its file expects; a file that is not the one written is a ValueError."""
+    path = folder / entry["file"]
+    if not path.is_file():
+        raise ValueError(f"{entry['file']}: no such file")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{entry['file']}: differs from its checksum in the manifest")
     if entry["function"] not in FUNCTIONS:
         raise ValueError(f"unknown function {entry['function']!r}")
     unknown = set(entry["parameters"]) - set(FUNCTIONS[entry["function"]].parameters)
     if unknown:
         raise ValueError(f"unknown parameters {', '.join(sorted(unknown))}")
-    tensors = load_tensors(folder / entry["file"])
+    tensors = load_tensors(path)
     inputs = {name.removeprefix("input."): value for name, value in tensors.items() if name.startswith("input.")}
     expected = {name: value for name, value in tensors.items() if name.startswith("expected.")}
     grad_output = tensors["grad_output"] if "grad_output" in tensors else entry.get("grad_output", 1.0)
@@ -129,11 +134,6 @@ def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.n
 
 
 def _fault(folder: Path, entry: dict[str, Any]) -> str | None:
-    path = folder / entry["file"]
-    if not path.is_file():
-        return f"{entry['file']}: no such file"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-        return f"{entry['file']}: differs from its checksum in the manifest"
     try:
         case, expected = read_case(folder, entry)
         recomputed = {name: np.asarray(value) for name, value in expected_tensors(evaluate(case)).items()}

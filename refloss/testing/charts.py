@@ -1,0 +1,396 @@
+"""Charts of a report: inline SVG whose colours and fonts are the page's, so that they fit light and dark."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from refloss.testing.wording import printable, short
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from refloss.testing.judge import Errors
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class LogAxis(NamedTuple):
+    """Powers of ten from low to high over an interval of pixels."""
+
+    low: int
+    high: int
+    start: float
+    stop: float
+
+    @classmethod
+    def over(cls, largest: float, powers: tuple[int, int, int], start: float, stop: float) -> LogAxis:
+        """An axis from one power of ten to the largest value, which ends between two others."""
+        low, nearest, farthest = powers
+        needed = math.ceil(math.log10(largest)) if 0 < largest < math.inf else nearest
+        return cls(low, min(max(needed, nearest), farthest), start, stop)
+
+    def place(self, value: float) -> float:
+        """The pixel of a positive value; the nearest end's where it is outside."""
+        decades = math.log10(value) if value < math.inf else math.inf
+        part = (decades - self.low) / (self.high - self.low)
+        return self.start + min(max(part, 0.0), 1.0) * (self.stop - self.start)
+
+    def ticks(self, most: int = 7) -> list[tuple[float, str]]:
+        """Pixels and labels; 1 is among them."""
+        step = math.ceil((self.high - self.low) / most)
+        powers = [power for power in range(self.low, self.high + 1) if power % step == 0]
+        return [(self.place(10.0**power), power_of_ten(power)) for power in powers]
+
+
+def power_of_ten(exponent: int) -> str:
+    """As it is written: 10⁻³, 1, 10⁶."""
+    return {0: "1", 1: "10"}.get(exponent, f"10{str(exponent).translate(_SUPERSCRIPT)}")
+
+
+def _finite_maximum(*arrays: np.ndarray) -> float:
+    return max((float(array[np.isfinite(array)].max(initial=0.0)) for array in arrays), default=0.0)
+
+
+def _svg(width: float, height: float, parts: Iterable[str], label: str, kind: str) -> Markup:
+    body = "".join(parts)
+    return Markup(  # its parts are numbers, and text that was escaped
+        f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}px" role="img"'
+        f' aria-label="{escape(label)}">{body}</svg>'
+    )
+
+
+def _text(x: float, y: float, text: str, align: str = "", turned: bool = False) -> str:
+    """Text at a point: centred, to its left (class "e") or to its right (class "s")."""
+    kind = f' class="{align}"' if align else ""
+    turn = f' transform="rotate(-90 {x:.4g} {y:.4g})"' if turned else ""
+    return f'<text{kind} x="{x:.4g}" y="{y:.4g}"{turn}>{escape(text)}</text>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<path class="{kind}" d="M{x1:.4g} {y1:.4g}L{x2:.4g} {y2:.4g}"/>'
+
+
+# --- histogram
+
+
+class _Counts(NamedTuple):
+    """How many elements are exact, in each bin of an axis, and infinitely far off."""
+
+    exact: int
+    bins: np.ndarray
+    infinite: int
+
+
+def _count(values: np.ndarray, axis: LogAxis, bins: int) -> _Counts:
+    positive = values[(values > 0) & np.isfinite(values)]
+    place = (np.log10(positive) - axis.low) / (axis.high - axis.low) * bins
+    counted = np.bincount(np.clip(place, 0, bins - 1).astype(int), minlength=bins)
+    return _Counts(int(np.count_nonzero(values == 0)), counted, int(np.count_nonzero(values == np.inf)))
+
+
+def histogram(found: Errors) -> Markup:
+    """Errors in ulp: how many elements have which, those above their bounds apart, and the bounds themselves."""
+    width, height, left, right, top, base = 460.0, 200.0, 46.0, 452.0, 12.0, 158.0
+    infinite = bool(np.isinf(found.error).any())
+    largest = _finite_maximum(found.error, found.bound)
+    axis = LogAxis.over(largest, (-2, 2, 40), left + 40, right - (30 if infinite else 0))
+    bins = (axis.high - axis.low) * max(1, 40 // (axis.high - axis.low))
+    above = found.ratio > 1
+    every, over, bounds = (_count(values, axis, bins) for values in (found.error, found.error[above], found.bound))
+    most = max(every.exact, every.infinite, int(every.bins.max()), int(bounds.bins.max()), 1)
+    # A single element has some height, too.
+    scale = (base - top) / (math.log10(most) + 0.4)
+
+    def level(count: int) -> float:
+        return base - (math.log10(count) + 0.4) * scale if count else base
+
+    def bars(counts: _Counts, kind: str) -> str:
+        step = (axis.stop - axis.start) / bins
+        drawn = [(left + 4, 18.0, counts.exact), (right - 20, 18.0, counts.infinite)]
+        drawn += [(axis.start + i * step + 0.5, step - 1, int(count)) for i, count in enumerate(counts.bins)]
+        path = "".join(f"M{x:.4g} {base:g}V{level(n):.4g}h{wide:.4g}V{base:g}z" for x, wide, n in drawn if n)
+        return f'<path class="{kind}" d="{path}"/>'
+
+    powers = range(math.floor(math.log10(most)) + 1)
+    parts = [
+        *(_line(left, level(10**power), right, level(10**power), "grid") for power in powers),
+        *(_text(left - 6, level(10**power) + 4, power_of_ten(power), "e") for power in powers),
+        _line(left, base, right, base, "axis"),
+        bars(every, "within"),
+        bars(over, "above"),
+        _outline(bounds, axis, level),
+        _text(left + 13, base + 16, "0"),
+        *(_text(x, base + 16, label) for x, label in axis.ticks()),
+        _text(right - 11, base + 16, "∞") if infinite else "",
+        _text((left + right) / 2, base + 34, "error, ulp (0: exact)"),
+        _text(11, (top + base) / 2, "elements", turned=True),
+    ]
+    label = f"histogram of the errors of {found.error.size} elements, {int(above.sum())} of them above their bounds"
+    return _svg(width, height, parts, label, "histogram")
+
+
+def _outline(counts: _Counts, axis: LogAxis, level: Callable[[int], float]) -> str:
+    """The bounds' histogram as a line of steps."""
+    step = (axis.stop - axis.start) / len(counts.bins)
+    path, before = "", 0
+    for i, count in enumerate([*map(int, counts.bins), 0]):
+        x = axis.start + i * step
+        if count != before:
+            path += f"{'M' if not before else 'L'}{x:.4g} {level(before):.4g}V{level(count):.4g}"
+        if count:
+            path += f"H{x + step:.4g}"
+        before = count
+    return f'<path class="bound" d="{path}"/>' if path else ""
+
+
+SPARK_AXIS = LogAxis(-2, 10, 30.0, 204.0)
+
+
+def spark(found: Errors) -> Markup:
+    """A histogram in a line of text, on an axis that is the same for all; below it, the range of the bounds."""
+    bins, base = 48, 16.0
+    counts = _count(found.error, SPARK_AXIS, bins)
+    most = max(counts.exact, int(counts.bins.max()), 1)
+    step = (SPARK_AXIS.stop - SPARK_AXIS.start) / bins
+    drawn = [(4.0, 8.0, counts.exact)]
+    drawn += [(SPARK_AXIS.start + i * step, step - 0.5, int(count)) for i, count in enumerate(counts.bins)]
+    heights = ((x, wide, 2 + 12 * math.log1p(n) / math.log1p(most)) for x, wide, n in drawn if n)
+    path = "".join(f"M{x:.4g} {base:g}v-{tall:.3g}h{wide:.3g}v{tall:.3g}z" for x, wide, tall in heights)
+    parts = ['<use href="#spark"/>', f'<path class="within" d="{path}"/>']
+    finite = found.bound[np.isfinite(found.bound) & (found.bound > 0)]
+    if finite.size:
+        start, stop = SPARK_AXIS.place(float(finite.min())), SPARK_AXIS.place(float(finite.max()))
+        parts.append(f'<path class="above" d="M{start - 1.5:.4g} 17H{stop + 1.5:.4g}v3H{start - 1.5:.4g}z"/>')
+    label = f"{counts.exact} of {found.error.size} exact, the largest error {short(float(found.error.max()))} ulp"
+    return _svg(220, 22, parts, label, "spark")
+
+
+# --- heat map
+
+_BELOW, _ABOVE = 10, 20  # steps of colour; before them one for exact, after them one for what is not finite
+_LOWEST = -3
+_COOL = ((74, 127, 193, 30), (74, 127, 193, 185))
+_WARM = ((250, 204, 60, 255), (240, 120, 40, 255), (222, 40, 60, 255), (160, 20, 90, 255))
+_NOT_FINITE = (214, 0, 224, 255)
+_ROWS, _COLUMNS = 200, 400
+
+
+def _blend(stops: Sequence[tuple[int, ...]], part: float) -> tuple[int, ...]:
+    place = part * (len(stops) - 1)
+    first = min(int(place), len(stops) - 2)
+    return tuple(round(a + (b - a) * (place - first)) for a, b in zip(stops[first], stops[first + 1], strict=True))
+
+
+_PALETTE = [
+    (0, 0, 0, 0),
+    *(_blend(_COOL, i / (_BELOW - 1)) for i in range(_BELOW)),
+    *(_blend(_WARM, i / (_ABOVE - 1)) for i in range(_ABOVE)),
+    _NOT_FINITE,
+]
+
+
+class Plane(NamedTuple):
+    """A tensor as rows and columns: its axes in order, the last of which counts columns, and what they are called."""
+
+    order: tuple[int, ...]
+    rows: str
+    columns: str
+
+
+_CLASSES_ON_AXIS_1 = ("cross_entropy", "nll", "semantic_segmentation")
+
+
+def plane(function: str, name: str, dimensions: int) -> Plane:
+    """Rows × classes where a tensor has classes."""
+    last = 1 if function in _CLASSES_ON_AXIS_1 and dimensions > 2 else dimensions - 1
+    order = (*(axis for axis in range(dimensions) if axis != last), last)
+    noun = "axis" if dimensions == 2 else "axes"
+    rows = f"{noun} {' × '.join(map(str, order[:-1]))}" if dimensions > 1 else ""
+    known = {"logits": "class", "class": "class", "boxes": "coordinate", "coord": "coordinate"}
+    of_classes = name.removeprefix("grad.") == "input" and function == "nll"
+    kind = "class" if of_classes else next((kind for part, kind in known.items() if part in name), "")
+    return Plane(order, rows, f"{kind} (axis {last})" if kind else f"axis {last}")
+
+
+def heat_map(found: Errors, axes: Plane) -> Markup:
+    """Where the errors sit: error ÷ bound of every element on a log scale, pooled by maximum where there are many."""
+    matrix = found.ratio.transpose(axes.order).reshape(-1, found.ratio.shape[axes.order[-1]])
+    rows, columns = matrix.shape
+    cells = _pooled(matrix)
+    high = LogAxis.over(_finite_maximum(matrix), (_LOWEST, 1, 40), 0, 1).high
+    left, top = max(46.0, 26 + 6.5 * len(str(rows))), 8.0
+    cell = min(400 / columns, 300 / rows, 24.0)
+    wide, tall = max(columns * cell, 60.0), max(rows * cell, 20.0)
+    worst_row, worst_column = divmod(int(np.argmax(matrix)), columns)
+    shape = ",".join(map(str, found.ratio.shape))
+    parts = [
+        f'<image x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}" preserveAspectRatio="none"'
+        f' href="{_png(_colours(cells, high))}" data-shape="{shape}" data-order="{",".join(map(str, axes.order))}"/>',
+        f'<rect class="frame" x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}"/>',
+        *(
+            f'<circle class="{kind}" r="6" cx="{left + (worst_column + 0.5) / columns * wide:.4g}"'
+            f' cy="{top + (worst_row + 0.5) / rows * tall:.4g}"/>'
+            for kind in ("halo", "worst")
+        ),
+        *_index_ticks(rows, columns, left, top, wide, tall),
+        _text(left + wide / 2, top + tall + 32, axes.columns),
+        _text(11, top + tall / 2, axes.rows, turned=True),
+        *_colour_legend(high, top + tall + 48, bool(np.isinf(matrix).any())),
+    ]
+    label = f"heat map of error ÷ bound, {rows} rows and {columns} columns"
+    return _svg(460, top + tall + 84, parts, label, "heat")
+
+
+def _pooled(matrix: np.ndarray) -> np.ndarray:
+    for axis, most in enumerate((_ROWS, _COLUMNS)):
+        count = matrix.shape[axis]
+        if count > most:
+            starts = np.arange(most) * count // most
+            matrix = np.maximum.reduceat(matrix, starts, axis=axis)
+    return matrix
+
+
+def _colours(cells: np.ndarray, high: int) -> np.ndarray:
+    """Places in the palette."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decades = np.log10(cells)
+        below = 1 + np.clip((decades - _LOWEST) / -_LOWEST * _BELOW, 0, _BELOW - 1)
+        above = 1 + _BELOW + np.clip(decades / high * _ABOVE, 0, _ABOVE - 1)
+        place = np.where(cells > 1, above, below)
+    place = np.where(cells == 0, 0, np.where(np.isinf(cells), len(_PALETTE) - 1, place))
+    return place.astype(np.uint8)
+
+
+def _png(pixels: np.ndarray) -> str:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    lines = b"".join(b"\0" + row.tobytes() for row in pixels)  # before each its filter: none
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(
+        (
+            chunk(b"IHDR", struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 3, 0, 0, 0)),
+            chunk(b"PLTE", bytes(part for colour in _PALETTE for part in colour[:3])),
+            chunk(b"tRNS", bytes(colour[3] for colour in _PALETTE)),
+            chunk(b"IDAT", zlib.compress(lines, 9)),
+            chunk(b"IEND", b""),
+        )
+    )
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+
+def _index_ticks(rows: int, columns: int, left: float, top: float, wide: float, tall: float) -> list[str]:
+    across = [(left + (i + 0.5) / columns * wide, i) for i in _round_indices(columns, wide / 34)]
+    down = [(top + (i + 0.5) / rows * tall, i) for i in _round_indices(rows, tall / 17)] if rows > 1 else []
+    return [
+        *(_text(x, top + tall + 15, str(i)) for x, i in across),
+        *(_text(left - 5, y + 4, str(i), "e") for y, i in down),
+    ]
+
+
+def _round_indices(count: int, room: float) -> range:
+    """Indices from 0 in steps of 1, 2 or 5 times a power of ten, no more than there is room for."""
+    steps = (digit * 10**power for power in range(20) for digit in (1, 2, 5))
+    return range(0, count, next(step for step in steps if count <= step * max(room, 1)))
+
+
+_LEGEND = (80.0, 84.0, 210.0)  # of the strips: where they start, how wide below the bound and in all
+
+
+def _colour_legend(high: int, y: float, not_finite: bool) -> list[str]:
+    """A strip of the palette; what all of them have in common is there once, from definitions."""
+    start, _, room = _LEGEND
+    parts = [f'<use href="#legend" y="{y:.4g}"/>', _text(start + room, y + 24, power_of_ten(high))]
+    return [*parts, f'<use href="#not-finite" y="{y:.4g}"/>'] if not_finite else parts
+
+
+def definitions() -> Markup:
+    """What heat maps refer to, once a page."""
+
+    def gradient(name: str, stops: Sequence[tuple[int, ...]]) -> str:
+        marks = "".join(
+            f'<stop offset="{i / (len(stops) - 1):.3g}" stop-color="rgb{stop[:3]}" stop-opacity="{stop[3] / 255:.3g}"/>'
+            for i, stop in enumerate(stops)
+        )
+        return f'<linearGradient id="{name}">{marks}</linearGradient>'
+
+    start, below, room = _LEGEND
+    parts = [
+        gradient("cool", _COOL),
+        gradient("warm", _WARM),
+        '<g id="legend"><rect class="frame" x="46" y="0" width="14" height="10"/>',
+        _text(53, 24, "0"),
+        f'<rect fill="url(#cool)" x="{start:g}" width="{below:g}" height="10"/>',
+        f'<rect fill="url(#warm)" x="{start + below:g}" width="{room - below:g}" height="10"/>',
+        _line(start + below, -3, start + below, 13, "axis"),
+        _text(start, 24, power_of_ten(_LOWEST)),
+        _text(start + below, 24, "1"),
+        _text(start + room + 20, 9, "error ÷ bound", "s"),
+        f'</g><g id="not-finite"><rect fill="rgb{_NOT_FINITE[:3]}" x="{start + room + 20:g}" y="15" width="10"',
+        f' height="10"/>{_text(start + room + 34, 24, "not finite", "s")}</g>',
+        f'<path id="spark" class="faint" d="M2 16.5H14M{SPARK_AXIS.start:g} 16.5H{SPARK_AXIS.stop:g}"/>',
+    ]
+    return Markup(f'<svg class="defs" aria-hidden="true"><defs>{"".join(parts)}</defs></svg>')
+
+
+# --- all tensors
+
+
+class Dot(NamedTuple):
+    """A tensor in the overview: its row, where a click leads, what it is, and error ÷ bound, None without values."""
+
+    group: str
+    anchor: str
+    label: str
+    ratio: float | None
+    passed: bool
+
+
+def overview(dots: Sequence[Dot]) -> Markup:
+    """Every tensor as a dot at its error ÷ bound, a row for every function."""
+    groups = list(dict.fromkeys(dot.group for dot in dots))
+    left, right, top, row = 26 + 6.8 * max(map(len, groups)), 890.0, 30.0, 24.0
+    base = top + row * len(groups)
+    ratios = np.array([dot.ratio for dot in dots if dot.ratio is not None] or [0.0])
+    axis = LogAxis.over(_finite_maximum(ratios), (-4, 2, 12), left + 62, right - 130)
+    bound = axis.place(1.0)
+    columns = {"exact": left + 22, "∞": right - 96, "no values": right - 36}
+
+    def place(ratio: float | None) -> float:
+        if ratio is None:
+            return columns["no values"]
+        if ratio == 0:
+            return columns["exact"]
+        return axis.place(ratio) if ratio < math.inf else columns["∞"]
+
+    ticks = axis.ticks(16)
+    # What is beyond the last power of ten is drawn there.
+    beyond = any(10.0**axis.high < ratio < math.inf for ratio in ratios)
+    ticks[-1] = (ticks[-1][0], f"{'≥ ' if beyond else ''}{ticks[-1][1]}")
+    labels = [(x, label) for label, x in columns.items()] + ticks
+    parts = [
+        f'<rect class="beyond" x="{bound:.4g}" y="{top:g}" width="{right - bound:.4g}" height="{base - top:g}"/>',
+        *(_line(x, top, x, base, "grid") for x, _ in ticks),
+        _line(bound, top - 8, bound, base, "limit"),
+        _text(bound, top - 12, "the bound"),
+        *(_line(left, top + row * (i + 1), right, top + row * (i + 1), "grid") for i in range(len(groups))),
+        *(_text(left - 8, top + row * (i + 0.5) + 4, group, "e") for i, group in enumerate(map(printable, groups))),
+        *(_text(x, base + 16, label) for x, label in labels),
+        _text((axis.start + axis.stop) / 2, base + 36, "largest error ÷ bound of a tensor"),
+    ]
+    # Those that fail are drawn last, so that none is hidden.
+    for i, dot in enumerate(sorted(dots, key=lambda dot: not dot.passed)):
+        # Spread, so that those in the same place are seen to be many.
+        y = top + row * (groups.index(dot.group) + 0.5) + (i * 5 % 9 - 4) * 1.6
+        x = place(dot.ratio) + (0.0 if dot.ratio and dot.ratio < math.inf else (i * 7 % 13 - 6) * 2.0)
+        parts.append(
+            f'<a href="#{dot.anchor}"><circle class="{"within" if dot.passed else "above"}" r="3.6"'
+            f' cx="{x:.4g}" cy="{y:.4g}"><title>{escape(printable(dot.label))}</title></circle></a>'
+        )
+    return _svg(900, base + 46, parts, f"{len(dots)} tensors by error ÷ bound", "overview")

@@ -1,0 +1,376 @@
+"""Folders of candidate files judged on the command line: every fault is named, none is a traceback."""
+
+import json
+import shutil
+import struct
+import sys
+from xml.etree import ElementTree
+
+import ml_dtypes
+import numpy as np
+import pytest
+from rich.console import Console
+
+from refloss import cli
+from refloss.files import load_tensors, save_tensors
+from refloss.golden import store
+from refloss.testing import compare, table
+from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+from refloss.testing.wording import printable
+
+CASE = "causal_lm-float32"
+FILE = f"{CASE}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    store.write(folder, {"cross_entropy", "causal_lm", "mse"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def right(golden, tmp_path_factory):
+    """A candidate that has every answer right."""
+    folder = tmp_path_factory.mktemp("candidate")
+    for path in golden.glob("*.safetensors"):
+        save_tensors(folder / path.name, answers(path))
+    return folder
+
+
+def answers(path):
+    tensors = load_tensors(path)
+    names = [name for name in tensors if name.startswith(("expected.loss", "expected.grad.", "expected.component."))]
+    return {name.removeprefix("expected."): np.array(tensors[name]) for name in names}
+
+
+@pytest.fixture
+def candidate(golden, tmp_path):
+    """A candidate that brings one case."""
+    folder = tmp_path / "candidate"
+    folder.mkdir()
+    save_tensors(folder / FILE, answers(golden / FILE))
+    return folder
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Call the command line in this process; returns status, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["refloss", "compare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def change(folder, **tensors):
+    """Replace tensors of the one case, named with _ for . in them; None takes one away."""
+    path = folder / FILE
+    kept = {name: np.array(value) for name, value in load_tensors(path).items()}
+    kept |= {name.replace("grad_", "grad."): value for name, value in tensors.items()}
+    save_tensors(path, {name: value for name, value in kept.items() if value is not None})
+
+
+def gradient(folder):
+    return np.array(load_tensors(folder / FILE)["grad.logits"])
+
+
+def test_the_right_answers_pass(run, golden, right):
+    status, out, err = run(golden, right)
+    count = len(list(golden.glob("*.safetensors")))
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert sum(line.startswith("pass  ") for line in lines) == count
+    assert "FAIL" not in out
+    assert lines[-1] == f"{count} of {count} cases passed"
+
+
+@pytest.mark.parametrize("compute_dtype", ["float64", "float32", "tf32", "float16", "bfloat16"])
+def test_every_compute_dtype(golden, candidate, compute_dtype):
+    judgement = compare.judge_folders(golden, candidate, compute_dtype)
+    assert judgement.passed
+    assert judgement.as_json()["compute_dtype"] == compute_dtype
+
+
+def test_a_coarser_type_allows_more(golden, candidate):
+    change(candidate, grad_logits=gradient(candidate) * np.float32(1.0005))
+    assert compare.judge_folders(golden, candidate, None).exit_status == 1
+    assert compare.judge_folders(golden, candidate, "float16").exit_status == 0
+
+
+def nan_at(folder):
+    values = gradient(folder)
+    values[0, 1, 2] = np.nan
+    return values
+
+
+VALUES = {
+    "missing": (lambda _: None, "missing", "does not have it"),
+    "shape": (lambda folder: gradient(folder)[:1], "shape", "shape [1, 9, 17] instead of [2, 9, 17]"),
+    "transposed": (lambda folder: gradient(folder).swapaxes(0, 1), "shape", "instead of [2, 9, 17]"),
+    "a number": (lambda _: np.float32(0.0), "shape", "shape [] instead of"),
+    "empty": (lambda _: np.empty((0,), np.float32), "shape", "shape [0] instead of"),
+    "float64": (lambda folder: gradient(folder).astype(np.float64), "dtype", "float64 instead of float32"),
+    "bfloat16": (lambda folder: gradient(folder).astype(ml_dtypes.bfloat16), "dtype", "bfloat16 instead of"),
+    "integers": (lambda folder: gradient(folder).astype(np.int32), "dtype", "int32 instead of float32"),
+    "truth": (lambda folder: gradient(folder) > 0, "dtype", "bool instead of float32"),
+    "nan": (nan_at, "not finite", "1 of 306 elements, the worst at [0, 1, 2]: nan instead of"),
+    "inf": (lambda folder: gradient(folder) / np.float32(0.0), "not finite", "elements, the worst at"),
+    "zero": (lambda folder: gradient(folder) * np.float32(0.0), "too far off", "elements, the worst at"),
+    "negated": (lambda folder: -gradient(folder), "too far off", "elements, the worst at"),
+}
+
+
+@pytest.mark.parametrize(("values", "fault", "message"), VALUES.values(), ids=VALUES)
+def test_what_is_wrong_with_a_tensor_has_a_name(run, golden, candidate, values, fault, message):
+    with np.errstate(all="ignore"):
+        change(candidate, grad_logits=values(candidate))
+    status, out, err = run(golden, candidate, "--json")
+    assert (status, err) == (1, "")
+    case = next(case for case in json.loads(out)["cases"] if case["id"] == CASE)
+    tensor = next(tensor for tensor in case["tensors"] if tensor["name"] == "grad.logits")
+    assert (case["passed"], tensor["passed"], tensor["fault"]) == (False, False, fault)
+    assert message in tensor["message"]
+    status, out, err = run(golden, candidate)
+    assert (status, err) == (1, "")
+    assert f"FAIL {CASE}\n" in out
+    assert out.endswith("\n0 of 1 case passed, 1 failed, 49 not brought\n")
+
+
+def test_a_tensor_that_no_case_has(run, golden, candidate):
+    change(candidate, **{"grad_\x1b[31mred": np.zeros(2), "grad_[bold]": np.zeros(2)})
+    status, out, _ = run(golden, candidate)
+    assert status == 1
+    assert "grad.\\x1b[31mred" in out
+    assert "grad.[bold]" in out
+    assert "\x1b" not in out
+    assert "extra: not a tensor of this case, which has loss, grad.logits" in out
+
+
+def with_unknown_type(path):
+    header = json.dumps({"loss": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_broken_link(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def as_pipe(path):
+    import os
+
+    path.unlink()
+    os.mkfifo(path)
+
+
+FILES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "empty": lambda path: path.write_bytes(b""),
+    "short": lambda path: path.write_bytes(b"\x10\0\0"),
+    "text": lambda path: path.write_text("loss = 3"),
+    "huge header": lambda path: path.write_bytes(b"\xff" * 64),
+    "unknown type": with_unknown_type,
+    "folder": as_folder,
+    "broken link": as_broken_link,
+    "pipe": as_pipe,
+}
+
+
+@pytest.mark.parametrize("spoil", FILES.values(), ids=FILES)
+def test_a_file_that_cannot_be_read_is_a_case_that_fails(run, golden, candidate, spoil):
+    spoil(candidate / FILE)
+    status, out, err = run(golden, candidate, "--json")
+    assert (status, err) == (1, "")
+    case = next(case for case in json.loads(out)["cases"] if case["id"] == CASE)
+    assert (case["passed"], [tensor["fault"] for tensor in case["tensors"]]) == (False, ["unreadable"])
+    assert case["tensors"][0]["message"].startswith(f"{FILE}: ")
+    status, out, err = run(golden, candidate)
+    assert (status, err) == (1, "")
+    assert f"unreadable: {FILE}: " in out
+
+
+@pytest.fixture
+def copy(golden, tmp_path):
+    """Golden files to spoil."""
+    shutil.copytree(golden, tmp_path / "golden")
+    return tmp_path / "golden"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "differs from its checksum in the manifest"),
+        (lambda path: path.unlink(), "no such file"),
+        (as_folder, "no such file"),
+    ],
+    ids=["truncated", "missing", "folder"],
+)
+def test_a_golden_file_that_is_not_the_one_written_judges_nobody(run, copy, candidate, spoil, message):
+    spoil(copy / FILE)
+    status, out, err = run(copy, candidate)
+    assert (status, err) == (1, "")
+    assert f"FAIL {CASE}\n  the golden case is unusable: {FILE}: {message}" in out
+
+
+def entry_of(copy, **changes):
+    """Change the manifest's entry of the one case."""
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    next(entry for entry in manifest["cases"] if entry["id"] == CASE).update(changes)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"function": "tea"},
+        {"parameters": {"sugar": 2}},
+        {"parameters": {"ignore_index": "one"}},
+        {"parameters": {"num_items_in_batch": [1, 2]}},
+        {"grad_output": "much"},
+    ],
+    ids=str,
+)
+def test_a_golden_case_that_makes_no_sense(run, copy, candidate, changes):
+    entry_of(copy, **changes)
+    status, out, err = run(copy, candidate)
+    assert (status, err) == (1, "")
+    assert f"FAIL {CASE}\n  the golden case is unusable: " in out
+
+
+def test_json_has_every_case_and_is_json(run, golden, candidate):
+    change(candidate, grad_logits=nan_at(candidate))
+    _, out, _ = run(golden, candidate, "--json")
+    judged = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert set(judged) == {"passed", "compute_dtype", "cases"}
+    assert [case["id"] for case in judged["cases"]] == [entry["id"] for entry in store.read_manifest(golden)["cases"]]
+    absent = [case for case in judged["cases"] if case["id"] != CASE]
+    assert all(case["passed"] is None and case["tensors"] == [] for case in absent)
+    case = next(case for case in judged["cases"] if case["id"] == CASE)
+    assert set(case) == {"id", "function", "passed", "message", "tensors"}
+    tensors = {tensor["name"]: tensor for tensor in case["tensors"]}
+    assert list(tensors) == ["loss", "grad.logits"]
+    worst = tensors["grad.logits"]["worst"]
+    assert (worst["index"], worst["got"], tensors["grad.logits"]["error_over_bound"]) == ([0, 1, 2], "nan", "inf")
+    assert tensors["loss"]["passed"] is True
+    assert tensors["loss"]["ulp"] == tensors["loss"]["error_over_bound"] == 0.0
+
+
+def test_junit(run, golden, candidate, tmp_path):
+    change(candidate, grad_logits=-gradient(candidate), **{"grad_\x00\x1b": np.zeros(1)})
+    save_tensors(candidate / "mse-sum.safetensors", answers(golden / "mse-sum.safetensors"))
+    path = tmp_path / "junit.xml"
+    assert run(golden, candidate, "--junit", path)[0] == 1
+    root = ElementTree.parse(path).getroot()
+    count = len(list(golden.glob("*.safetensors")))
+    totals = {"tests": str(count), "failures": "1", "errors": "0", "skipped": str(count - 2)}
+    assert root.tag == "testsuites"
+    assert totals.items() <= root.attrib.items()
+    suites = root.findall("testsuite")
+    assert {suite.get("name") for suite in suites} == {"mse", "cross_entropy", "causal_lm"}
+    for suite in suites:
+        cases = suite.findall("testcase")
+        assert suite.get("tests") == str(len(cases))
+        assert suite.get("failures") == str(len(suite.findall("testcase/failure")))
+        assert suite.get("skipped") == str(len(suite.findall("testcase/skipped")))
+        assert all(case.get("classname") == suite.get("name") and case.get("time") for case in cases)
+    (failed,) = root.findall("*/testcase[failure]")
+    assert failed.get("name") == CASE
+    assert failed.find("failure").get("message").startswith("grad.logits: too far off: ")
+    assert "grad.\\x00\\x1b: extra" in failed.find("failure").text
+    skipped = root.findall("*/testcase[skipped]")
+    assert len(skipped) == count - 2
+    for case in skipped:
+        assert case.find("skipped").get("message") == f"the candidate has no {case.get('name')}.safetensors"
+
+
+def test_html(run, golden, candidate, tmp_path):
+    change(candidate, grad_logits=-gradient(candidate))
+    status, out, _ = run(golden, candidate, "--html", tmp_path / "report.html")
+    assert status == 1
+    assert f"FAIL {CASE}\n" in out
+    text = (tmp_path / "report.html").read_text()
+    assert f"{candidate} against {golden}" in text
+    assert "the worst at [" in text
+
+
+def test_files_that_no_case_has_are_mentioned(run, golden, candidate):
+    (candidate / "notes.txt").write_text("kernel of Tuesday")
+    status, out, err = run(golden, candidate, "--json")
+    assert (status, json.loads(out)["passed"]) == (0, True)
+    assert err == "refloss: notes.txt: no case has this file\n"
+
+
+def test_nothing_to_judge(run, golden, tmp_path):
+    status, out, err = run(golden, tmp_path)
+    assert (status, out) == (2, "")
+    assert err.endswith("nothing to judge: it has no file of the 50 cases\n")
+    status, out, _ = run(golden, tmp_path, "--json", "--junit", tmp_path / "all.xml")
+    assert status == 2
+    assert json.loads(out)["passed"] is False
+    assert ElementTree.parse(tmp_path / "all.xml").getroot().get("skipped") == "50"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["golden"], "Missing argument 'CANDIDATE'"),
+        (["golden", "nothing"], "nothing: no such folder"),
+        (["golden", "file"], "file: not a folder"),
+        (["nothing", "candidate"], "nothing: no golden files here: there is no manifest.json"),
+        (["candidate", "candidate"], "candidate: no golden files here: there is no manifest.json"),
+        (["garbled", "candidate"], "not a manifest"),
+        (
+            ["golden", "candidate", "--compute-dtype", "fp8"],
+            "--compute-dtype: 'fp8' is none of float64, float32, tf32, float16, bfloat16",
+        ),
+        (["golden", "candidate", "--junit", "nothing/x.xml"], "nothing/x.xml: no such folder: nothing"),
+        (["golden", "candidate", "--html", "candidate"], "candidate: is a folder"),
+        (["golden", "candidate", "--sugar"], "No such option: --sugar"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("candidate")
+def test_what_cannot_be_judged_is_one_line(run, golden, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "golden").symlink_to(golden)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "garbled").mkdir()
+    (tmp_path / "garbled" / "manifest.json").write_bytes(b"\xff\xfe{")
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_table_cuts_nothing_off(width):
+    long = TensorVerdict("grad.outputs_class", False, "too far off", "1 of 2 elements " * 9 + "last", None, 1e300, 2e10)
+    case = CaseVerdict("deformable_detr_object_detection-bfloat16", "mse", False, (long,))
+    good = CaseVerdict("a-case-that-passes", "mse", True, (TensorVerdict("loss", True, ulp=0.5, ratio=0.25),))
+    console = Console(width=width, highlight=False)
+    with console.capture() as captured:
+        table.show(Judgement((case, good)), console)
+    text = captured.get()
+    assert all(len(line) <= width for line in text.splitlines())
+    together = "".join(text.split())
+    for part in ("1e+300", "2e+10", "last", "deformable_detr_object_detection-bfloat16"):
+        assert part in together, part
+    assert text.endswith("1 of 2 cases passed, 1 failed\n")
+
+
+def test_control_characters_are_spelled_out():
+    assert printable("grad.λ \x1b\n\ud800") == "grad.λ \\x1b\\n\\ud800"
