@@ -101,6 +101,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("refloss.testing")
     if name not in __all__:
         raise AttributeError(f"module 'refloss' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES.get(name, f"refloss.losses.{name}")), name)
@@ -109,4 +111,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "testing"})

@@ -1,15 +1,15 @@
-"""Where a loss is computed, by where its arguments live, and where its gradients are then."""
+"""Where a loss is computed, by where its arguments live, where its gradients are then, and what was asked."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from refloss.device import DeviceArray, Resident, host, imported, is_on_gpu
 from refloss.dispatch import chosen, require_cuda
+from refloss.result import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +29,13 @@ def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*arguments: P.args, **keywords: P.kwargs) -> R:
-            if not any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
-                return function(*arguments, **keywords)
-            result: R = _call_on_gpu(function, stays, arguments, keywords)
+            if any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
+                result: R = _call_on_gpu(function, stays, arguments, keywords)
+            else:
+                result = function(*arguments, **keywords)
+            # A frozen result is still being made here; what a loss is made of has set a call of its own.
+            if result is not None:
+                object.__setattr__(result, "call", Call(call, arguments, keywords))
             return result
 
         return call
@@ -40,11 +44,7 @@ def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]
 
 
 def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments: Any, keywords: Any) -> Any:
-    signature = inspect.signature(function)
-    named = signature.bind(*arguments, **keywords).arguments
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named |= named.pop(name, {})
+    named = Call(function, arguments, keywords).named()
     # Whatever the backend, what is on the GPU has to be reached.
     require_cuda()
     backend = named["backend"] = chosen(named.get("backend", "auto"), on_gpu=True)

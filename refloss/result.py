@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
@@ -42,6 +43,23 @@ class Intermediates(dict[str, Any]):
         return self[name]
 
 
+class Call(NamedTuple):
+    """What was asked: a public function and its arguments, which are not copied."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+    def named(self) -> dict[str, Any]:
+        """The arguments that were given, by name, those that the function ignores included."""
+        signature = inspect.signature(self.function)
+        named = signature.bind(*self.arguments, **self.keywords).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named |= named.pop(name, {})
+        return named
+
+
 @dataclass(frozen=True, eq=False)
 class LossResult:
     """A loss, its gradients and what lies between.
@@ -52,9 +70,15 @@ class LossResult:
             dtype; empty with ``grad=False``.
         components: the parts of a composite loss under the names that transformers gives them.
         intermediates: values on the way, for tensor-by-tensor debugging.
+        call: what was asked, so that a candidate can be judged; a copy or a pickle does not have it.
     """
 
     loss: Any
     grads: dict[str, np.ndarray] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     intermediates: Intermediates = field(default_factory=Intermediates)
+    call: Call | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle that took the inputs along would be as large as they are.
+        return {**self.__dict__, "call": None}
