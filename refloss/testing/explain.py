@@ -1,14 +1,326 @@
-"""Which of the usual mistakes explains a tensor that fails."""
+"""Which of the usual mistakes explains a tensor that fails.
+
+A mistake explains it if the tensor would pass were the mistake right: every element within its own allowance. Those
+that can be read off the tensor come first, then those that need the right answer to another case.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from refloss.testing import mistakes
+from refloss.testing.error_model import COMPUTE_DTYPES, bounds
+from refloss.testing.factors import named_factors
+from refloss.testing.softmax_mistakes import softmax_mistakes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from refloss.golden.source import Case
+    from refloss.result import LossResult
     from refloss.testing.judge import Question
+    from refloss.testing.mistakes import Altered
     from refloss.testing.verdict import TensorVerdict
 
+LARGEST = 10**6  # input elements of a case for which other cases are computed
+SAMPLE = 2**12
+SLACK = 1.25  # what is compared was rounded once more than the judge's
+COMMON_FACTORS = {-1.0, 2.0, 0.5}
+FLOAT16_MAX = 65504.0
+LARGEST_EXPONENT, LARGEST_FLOAT16_EXPONENT = 88.72, 11.09  # of e^x in float32 and in float16
 
-def explain(asked: Question, verdict: TensorVerdict) -> str | None:  # noqa: ARG001
+
+class _Tensor(NamedTuple):
+    """A tensor that fails."""
+
+    name: str
+    got: np.ndarray
+    expected: np.ndarray
+    allowed: np.ndarray
+    rounding: float  # of a number to the tensor's type, relative
+    smallest: float  # and absolute, where that is small
+
+    def is_right(self) -> np.ndarray:
+        """The elements that pass."""
+        return _near(self.got, self.expected, self.allowed)
+
+    def sample(self) -> _Tensor:
+        """A few thousand elements: most mistakes that do not fit do not fit there."""
+        return self._replace(got=_few(self.got), expected=_few(self.expected), allowed=_few(self.allowed))
+
+    def fits(self, values: np.ndarray, own: np.ndarray) -> bool:
+        """Whether it would pass were these the right values, with a bound of their own, and whether they are others."""
+        if self.got.size > SAMPLE and not self.sample().may_be(_few(values), _few(own)):
+            return False
+        return self.may_be(values, own) and not self._replace(got=self.expected).may_be(values, own)
+
+    def may_be(self, values: np.ndarray, own: np.ndarray) -> bool:
+        """Whether it would pass were these the right values, with a bound of their own."""
+        size = np.abs(np.where(np.isfinite(values), values, 0.0))
+        allowed = SLACK * own + self.rounding * size + self.smallest
+        return bool(_near(self.got, values, allowed).all())
+
+
+class _Other(NamedTuple):
+    """The right answer to another case, and how far off it may be."""
+
+    tensors: dict[str, np.ndarray]
+    bounds: dict[str, np.ndarray]
+
+
+class _Others(NamedTuple):
+    """Right answers to other cases, and the type that bounds are for."""
+
+    compute_dtype: str
+    answers: dict[str, _Other | None]
+
+
+# Each tensor of a question asks for the same other answers; they go when its result goes.
+_OTHERS: WeakKeyDictionary[LossResult, _Others] = WeakKeyDictionary()
+
+
+@np.errstate(all="ignore")
+def explain(asked: Question, verdict: TensorVerdict) -> str | None:
     """The mistake under which the tensor would pass, if it is one of the usual ones."""
+    values = verdict.values
+    if values is None or not values.got.size:
+        return None
+    numbers = np.isfinite(values.expected) & (values.expected != 0)
+    relative = values.ulp[numbers] / np.abs(values.expected[numbers])
+    tensor = _Tensor(
+        verdict.name,
+        values.got,
+        values.expected,
+        values.allowed,
+        # An ulp is between half and all of the type's epsilon; without a number, it is that of the coarsest type.
+        2 * float(relative.min(initial=2.0**-8)),
+        float(values.ulp.min()),
+    )
+    found = _is_zero(tensor) or _factor(asked, tensor, named=True) or _shifted(tensor) or _transposed(tensor)
+    if found is None and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
+        found = _only_ignored_rows(asked, tensor) or _of_other_cases(asked, tensor) or _of_softmax(asked, tensor)
+    return found or _factor(asked, tensor, named=False) or _overflow(asked, tensor)
+
+
+def _few(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values.flat[:: max(values.size // SAMPLE, 1)])
+
+
+def _near(found: np.ndarray, values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    same = (found == values) | (np.isnan(found) & np.isnan(values))
+    return np.asarray(same | (np.abs(found - values) <= allowed))
+
+
+def _is_zero(tensor: _Tensor) -> str | None:
+    return None if tensor.got.any() else "zero everywhere"
+
+
+def _factor(asked: Question, tensor: _Tensor, *, named: bool) -> str | None:
+    """Off by a constant factor: one that has a name, or any other that enough elements agree on."""
+    if tensor.got.size > SAMPLE and _factors_that_fit(tensor.sample()) is None:
+        return None
+    found = _factors_that_fit(tensor)
+    if found is None:
+        return None
+    low, high, known = found
+    middle = (low + high) / 2
+    if low <= 1.0 <= high or high - low > 0.05 * abs(middle):
+        return None
+    # A single number is near a factor of some name soon.
+    vague = known < 3 and high - low > 1e-3 * abs(middle)
+    if not named:
+        return f"off by a constant factor of {middle:.4g}" if known > 3 and abs(middle - 1.0) > 5e-3 else None
+    names: dict[str, float] = {}
+    for value, words in named_factors(asked.case, tensor.name):
+        if low <= value <= high and (not vague or value in COMMON_FACTORS):
+            names.setdefault(words, value)
+    if not names:
+        return None
+    words = " or ".join([words for words in names if words][:3])
+    return f"off by a constant factor of {next(iter(names.values())):.6g}{', ' if words else ''}{words}"
+
+
+def _factors_that_fit(tensor: _Tensor) -> tuple[float, float, int] | None:
+    """The interval of all factors under which the tensor would pass, and how many elements say something of them."""
+    got, expected = tensor.got, tensor.expected
+    finite = np.isfinite(expected)
+    numbers = finite & (expected != 0)
+    if not numbers.any() or not np.isfinite(got[finite]).all() or not tensor.is_right()[~finite].all():
+        return None
+    clear = np.argmax(np.where(numbers, np.abs(expected) / tensor.allowed, -1.0))
+    size = abs(float(got.flat[clear] / expected.flat[clear]))
+    allowed = 2 * size * tensor.allowed + tensor.smallest
+    if size == 0.0 or np.any(np.abs(got) > allowed, where=finite & (expected == 0)):
+        return None
+    ends = np.stack([(got - allowed) / expected, (got + allowed) / expected])[:, numbers]
+    low, high = float(ends.min(axis=0).max()), float(ends.max(axis=0).min())
+    known = int(np.count_nonzero(np.abs(expected[numbers]) > 8 * tensor.allowed[numbers]))
+    return (low, high, known) if low <= high else None
+
+
+def _shifted(tensor: _Tensor) -> str | None:
+    """Moved along an axis; what came in at its end is not looked at."""
+    for axis, length in enumerate(tensor.got.shape):
+        if length < 2 or tensor.got.size - tensor.got.size // length < 2:
+            continue
+        early, late = (
+            tuple(slice(*ends) if i == axis else slice(None) for i in range(tensor.got.ndim))
+            for ends in ((None, -1), (1, None))
+        )
+        for here, there, step in ((early, late, -1), (late, early, 1)):
+            if _part(tensor, here).fits(tensor.expected[there], 2 * tensor.allowed[there]):
+                return f"shifted by one position ({step:+d}) along axis {axis}"
+    return None
+
+
+def _part(tensor: _Tensor, index: tuple[slice, ...]) -> _Tensor:
+    return tensor._replace(got=tensor.got[index], expected=tensor.expected[index], allowed=tensor.allowed[index])
+
+
+def _transposed(tensor: _Tensor) -> str | None:
+    """Written with two axes exchanged, or read so; the shape is the right one."""
+    shape = tensor.got.shape
+    long = [axis for axis, length in enumerate(shape) if length > 1]
+    for i, first in enumerate(long):
+        for second in long[i + 1 :]:
+            exchanged = list(shape)
+            exchanged[first], exchanged[second] = shape[second], shape[first]
+            words = f"transposed: axes {first} and {second} are exchanged"
+            written = tensor.expected.swapaxes(first, second), tensor.allowed.swapaxes(first, second)
+            if tensor.fits(written[0].reshape(shape), 2 * written[1].reshape(shape)):
+                return words
+            read = tensor.expected.reshape(exchanged), tensor.allowed.reshape(exchanged)
+            if tensor.fits(read[0].swapaxes(first, second), 2 * read[1].swapaxes(first, second)):
+                return words
+    return None
+
+
+def _of_other_cases(asked: Question, tensor: _Tensor) -> str | None:
+    """A mistake that is known by the right answer to another case."""
+    for words, other in _other_cases(asked.case, _side(tensor.name)):
+        answer = _other(asked, words, other)
+        if answer is None or tensor.name not in answer.tensors or tensor.name not in answer.bounds:
+            continue
+        values = answer.tensors[tensor.name].astype(np.float64)
+        if values.shape == tensor.got.shape and tensor.fits(values, answer.bounds[tensor.name]):
+            return words
+    return None
+
+
+def _other_cases(case: Case, side: str) -> Iterator[tuple[str, Altered]]:
+    guesses = {
+        "upstream gradient ignored": mistakes.without_upstream(case),
+        **mistakes.shifted_labels(case),
+        f"ignored rows are included{_of(side)}": mistakes.leaking(case, side),
+        f"ignored rows are included, in the count as well{_of(side)}": mistakes.leaking(case, side, counted=True),
+        f"{_wrong_count(case, side)}{_of(side)}": mistakes.over_everything(case, side),
+        "label smoothing gives the other classes ε/(K − 1) instead of ε/K": mistakes.smoothed_over_others(case),
+        **mistakes.arguments_ignored(case),
+        "double softmax, or sigmoid: probabilities are taken as logits": mistakes.activated_twice(case),
+    }
+    yield from ((words, other) for words, other in guesses.items() if other is not None)
+
+
+def _wrong_count(case: Case, side: str) -> str:
+    own = mistakes.divisor(case, side)
+    if own is not None:
+        return f"a mean over {own.all_what} ({own.all:g}) instead of {own.what} ({own.right:g})"
+    right = "the number of objects" if "config" in case.parameters else "num_boxes"
+    return f"divided by the number of queries or rows instead of {right}"
+
+
+def _side(name: str) -> str:
+    """Question answering has two means; of every other function it does not matter which tensor is looked at."""
+    return name if name == "grad.end_logits" else ""
+
+
+def _of(side: str) -> str:
+    return " of end positions" if side else ""
+
+
+def _only_ignored_rows(asked: Question, tensor: _Tensor) -> str | None:
+    """Whether all that is wrong is wrong where ignored rows are, whatever the class that they are taken to have."""
+    other = mistakes.leaking(asked.case, _side(tensor.name))
+    answer = None if other is None else _other(asked, f"ignored rows are included{_of(_side(tensor.name))}", other)
+    if answer is None or tensor.name not in answer.tensors or tensor.got.ndim == 0:
+        return None
+    ignored = (tensor.expected == 0) & (answer.tensors[tensor.name] != 0)
+    if not ignored.any() or not tensor.got[ignored].any():
+        return None
+    rest = tensor._replace(
+        got=tensor.got[~ignored], expected=tensor.expected[~ignored], allowed=tensor.allowed[~ignored]
+    )
+    if rest.is_right().all():
+        return "ignored rows are included: their gradient is not 0"
+    count, found = mistakes.divisor(asked.case, _side(tensor.name)), _factors_that_fit(rest)
+    if count is not None and found is not None and found[0] <= count.right / count.all <= found[1]:
+        return "ignored rows are included, in the count as well"
+    return None
+
+
+def _other(asked: Question, key: str, other: Altered) -> _Other | None:
+    """The answer to another case, None where it has none."""
+    if asked.result not in _OTHERS:
+        _OTHERS[asked.result] = _Others(_compute_dtype(asked), {})
+    compute_dtype, known = _OTHERS[asked.result]
+    if key not in known:
+        try:
+            result, tensors = other.answer()
+            own = bounds(other.case, result, compute_dtype)
+            scaled = {name: value / other.over if name == "loss" else value for name, value in own.items()}
+            known[key] = _Other(tensors, scaled)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            known[key] = None
+    return known[key]
+
+
+def _compute_dtype(asked: Question) -> str:
+    """The type that the bounds of a question are for."""
+    for dtype in ("float32", *COMPUTE_DTYPES):
+        found = bounds(asked.case, asked.result, dtype)
+        if np.array_equal(found["loss"], asked.bounds["loss"], equal_nan=True):
+            return dtype
+    return "float32"
+
+
+def _of_softmax(asked: Question, tensor: _Tensor) -> str | None:
+    """Probabilities that are taken along another axis, or twice."""
+    try:
+        found = list(softmax_mistakes(asked.case))
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        return None
+    own = np.asarray(asked.bounds[tensor.name])
+    for wrong in found:
+        if wrong.name != tensor.name:
+            continue
+        # The bound is proportional to the magnitudes, up to the logarithms' own errors.
+        scale = 4 * own.max() / max(float(wrong.right_magnitude.max()), np.finfo(np.float64).tiny)
+        if tensor.fits(wrong.values, scale * wrong.magnitude):
+            return wrong.words
+    return None
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.max(values, initial=0, where=np.isfinite(values)))
+
+
+def _overflow(asked: Question, tensor: _Tensor) -> str | None:
+    """All that is wrong is infinite, undefined or the largest float16."""
+    wrong = ~tensor.is_right()
+    got, expected = tensor.got[wrong], tensor.expected[wrong]
+    clipped = np.abs(got) == FLOAT16_MAX
+    if not np.all(clipped | (np.isfinite(expected) & ~np.isfinite(got))):
+        return None
+    count = f"{got.size} of {wrong.size} elements"
+    if clipped.any():
+        return f"float16 overflow: {count} are clipped at 65504 or not finite"
+    inputs = [value for value in asked.case.inputs.values() if value.dtype.kind not in "biu"]
+    largest = max((_largest(value) for value in inputs), default=0.0)
+    if largest > LARGEST_EXPONENT:
+        return f"overflow: {count} are not finite, as if e^{largest:.3g} were taken without subtracting the maximum"
+    if largest > LARGEST_FLOAT16_EXPONENT or any(value.dtype == np.float16 for value in inputs):
+        return f"float16 overflow: {count} are not finite"
     return None

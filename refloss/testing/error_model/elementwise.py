@@ -6,7 +6,7 @@ roundings (STEPS) and, for a sum of n numbers, n·v more. So with T the sum of a
 derivative's,
 
     |δL|    ≤ (k·u + n·v)·Σ w_i·T_i / D
-    |δg_i|  ≤ (k·u + n·v)·|c|·w_i·G_i
+    |δg_i|  ≤ (k·u + n·v)·|c|·w_i·G_i + tiny·|c|·D·w_i
     |δℓ_i|  ≤ (k·u + v)·w_i·T_i, and |δσ_i| ≤ k·u·σ_i for what is not summed
     |δ∂w_i| ≤ (k·u + n·v)·|c|·(T_i + T̄), with T̄ the mean where D = Σ w_i depends on weights, else 0
 
@@ -115,10 +115,12 @@ def elementwise(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarr
     mean = loss if by_weight and reduction == "mean" else 0.0
     relative = STEPS * unit.between + x.size * unit.inside
     own = STEPS * unit.between + unit.inside
+    # A derivative that is tiny is lost before a large cotangent would save it.
+    lost = unit.tiny * np.abs(real(case.grad_output)) * weight
     return {
         "loss": relative * loss,
-        f"grad.{names[0]}": relative * coefficient * weight * magnitudes.first,
-        f"grad.{names[1]}": relative * coefficient * weight * magnitudes.target,
+        f"grad.{names[0]}": relative * coefficient * weight * magnitudes.first + lost,
+        f"grad.{names[1]}": relative * coefficient * weight * magnitudes.target + lost,
         "grad.weight": relative * coefficient * (magnitudes.value + mean),
         "intermediate.losses": own * weight * magnitudes.value,
         "intermediate.probabilities": own / (1 + np.exp(-x)),

@@ -17,6 +17,7 @@ factors.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -150,8 +151,8 @@ def varifocal(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray
 def dice(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
     """The loss of that name."""
     x, t = real(case.inputs["inputs"]), real(case.inputs["targets"])
-    masks = x.reshape(len(x), -1), t.reshape(len(x), -1)
-    losses, slope, target_slope = dice_masks(*masks, unit)
+    shape = (len(x), math.prod(x.shape[1:]))
+    losses, slope, target_slope = dice_masks(x.reshape(shape), t.reshape(shape), unit)
     reduced = case.parameters.get("reduction", "sum") != "none"
     divisor = abs(case.parameters.get("num_boxes", 1.0)) if reduced else 1.0
     coefficient = np.broadcast_to(np.abs(real(case.grad_output)), len(x))[:, None] / divisor

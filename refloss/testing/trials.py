@@ -1,0 +1,207 @@
+"""A function on trial: what it returns for a case, and whether two answers agree as far as rounding lets them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from refloss.files import nested
+from refloss.testing.called import on_host
+from refloss.testing.judge import FLOATS, question, spacing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from refloss.golden.source import Case
+    from refloss.testing.metamorphic_cases import Form
+
+# What adding and scaling results rounds here, in float64.
+_OWN_ROUNDING = 2.0**-50
+
+
+class ViolationError(Exception):
+    """A property does not hold."""
+
+
+class Measured(NamedTuple):
+    """Values, and how far off an honest function's may be."""
+
+    value: np.ndarray
+    allowed: np.ndarray
+
+    @np.errstate(invalid="ignore", over="ignore")  # a broken function's values may be anything
+    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Measured:
+        """Elements taken, put elsewhere or added up."""
+        return Measured(change(self.value), change(self.allowed))
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def scaled(self, factor: float) -> Measured:
+        """Values times a number."""
+        return Measured(factor * self.value, abs(factor) * self.allowed)
+
+
+Answer = dict[str, Measured]  # "loss", and "grad.<name>"
+
+
+class Subject:
+    """The function that is checked."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        to_native: Callable[[np.ndarray], Any],
+        from_native: Callable[[Any], Any],
+        compute_dtype: str,
+    ) -> None:
+        self._function = function
+        self._to_native = to_native
+        self._from_native = from_native
+        self._compute_dtype = compute_dtype
+
+    def native(self, case: Case) -> dict[str, Any]:
+        """A case's inputs, and its cotangent under that name, as the framework's arrays; numbers as they are."""
+        values = {**case.inputs, "cotangent": case.grad_output}
+        return {
+            name: self._to_native(value.copy()) if isinstance(value, np.ndarray) else value
+            for name, value in values.items()
+        }
+
+    def held(self, native: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What arrays hold now; a number is what it was."""
+        arrays = {name: value for name, value in native.items() if not isinstance(value, float)}
+        return {name: self._array(value, name).copy() for name, value in arrays.items()}
+
+    def call(self, case: Case, native: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What the function returns."""
+        inputs = {name: value for name, value in native.items() if name != "cotangent"}
+        returned = self._function(nested(inputs), copy.deepcopy(case.parameters), native["cotangent"])
+        loss, grads, *_ = returned
+        tensors = {"loss": loss} | {f"grad.{name}": value for name, value in grads.items()}
+        return {name: self._array(value, name) for name, value in tensors.items()}
+
+    def measure(self, case: Case) -> Answer:
+        """What the function returns, and how far off it may be."""
+        asked = question(case, self._compute_dtype)
+        found: Answer = {}
+        for name, got in self.call(case, self.native(case)).items():
+            if name not in asked.expected or got.shape != asked.expected[name].shape:
+                expected = f"shape {asked.expected[name].shape}" if name in asked.expected else "no such tensor"
+                raise ViolationError(f"{name} has shape {got.shape}; expected {expected}")
+            size = np.abs(asked.expected[name].astype(np.float64))
+            bound = asked.bounds[name] + np.zeros(got.shape)
+            allowed = bound + spacing(size + bound, got.dtype if got.dtype in FLOATS else np.float64) / 2
+            found[name] = Measured(got.astype(np.float64), allowed)
+        return found
+
+    def _array(self, value: Any, name: str) -> np.ndarray:
+        return on_host(self._from_native(value), name)
+
+
+class Trial:
+    """A case that a function is tried on, and how its arguments lie."""
+
+    def __init__(self, subject: Subject, form: Form, case: Case) -> None:
+        self.subject, self.form, self.case = subject, form, case
+
+    @functools.cached_property
+    def answer(self) -> Answer:
+        """What the function returns."""
+        return self.subject.measure(self.case)
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the loss is one number."""
+        return self.case.parameters.get("reduction") != "none"
+
+    @property
+    def rows(self) -> list[str]:
+        """Arguments whose first axis is that of the batch."""
+        return [name for name in self.form.rows if name in self.case.inputs]
+
+    @property
+    def row_count(self) -> int:
+        """How many rows a batch has."""
+        return len(self.case.inputs[self.rows[0]])
+
+    @property
+    def labels(self) -> list[str]:
+        """Arguments that hold places on the axis of classes; targets may be probabilities instead."""
+        return [name for name in self.form.labels if self.case.inputs[name].dtype.kind in "iu"]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Arguments with an axis of classes, and which it is."""
+        found = {name: axis for name, axis in self.form.classes.items() if name in self.case.inputs}
+        return found | {name: 1 for name in self.form.labels if self.case.inputs[name].dtype.kind not in "iu"}
+
+    def with_inputs(self, inputs: dict[str, np.ndarray], **parameters: Any) -> Case:
+        """The case with some inputs and parameters replaced."""
+        return self.case._replace(inputs=self.case.inputs | inputs, parameters=self.case.parameters | parameters)
+
+    def with_rows(self, change: Callable[[np.ndarray], np.ndarray], **parameters: Any) -> Case:
+        """The case with its rows changed, and the cotangents of their losses."""
+        case = self.with_inputs({name: change(self.case.inputs[name]) for name in self.rows}, **parameters)
+        return case if self.is_reduced else case._replace(grad_output=change(np.asarray(case.grad_output)))
+
+    @np.errstate(invalid="ignore", over="ignore")  # a broken function's values may be anything
+    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Answer:
+        """The answer with its rows changed."""
+        return {
+            name: measured.changed(change) if name != "loss" or not self.is_reduced else measured
+            for name, measured in self.answer.items()
+        }
+
+
+def gradients(answer: Answer) -> Answer:
+    """An answer without its loss."""
+    return {name: measured for name, measured in answer.items() if name != "loss"}
+
+
+def scaled(answer: Answer, factor: float) -> Answer:
+    """An answer times a number."""
+    return {name: measured.scaled(factor) for name, measured in answer.items()}
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def added(answers: list[Answer]) -> Answer:
+    """The sum of answers, element by element."""
+    return {
+        name: Measured(*(np.sum([answer[name][i] for answer in answers if name in answer], axis=0) for i in range(2)))
+        for name in {name: None for answer in answers for name in answer}
+    }
+
+
+def joined(answers: list[Answer], *, is_reduced: bool) -> Answer:
+    """The answer of all rows, of those of parts; losses are added up where they are reduced."""
+    joined = {
+        name: Measured(*(np.concatenate([answer[name][i] for answer in answers]) for i in range(2)))
+        for name in answers[0]
+        if name != "loss" or not is_reduced
+    }
+    return joined | (added([{"loss": answer["loss"]} for answer in answers if "loss" in answer]) if is_reduced else {})
+
+
+def compare(first: Answer, second: Answer, what: str) -> None:
+    """Raise where two answers differ by more than both may be off. No answer to a case here is NaN."""
+    for name in first:
+        (a, of_a), (b, of_b) = first[name], second[name]
+        allowed = of_a + of_b + _OWN_ROUNDING * np.nan_to_num(np.abs(a))
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(a - b)
+            wrong = ~((difference <= allowed) | (a == b))
+            if not wrong.any():
+                continue
+            excess = np.where(wrong, np.where(np.isfinite(difference), difference / allowed, np.inf), 0.0)
+        index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))
+        raise ViolationError(
+            f"{place(name, index)} is {a[index]:.9g} and {b[index]:.9g}, {what};"
+            f" rounding may make a difference of {allowed[index]:.2g}"
+        )
+
+
+def place(name: str, index: tuple[int, ...]) -> str:
+    """An element as one writes it."""
+    return f"{name}[{', '.join(str(i) for i in index)}]" if index else name
