@@ -233,7 +233,8 @@ def _question(case: Case, result: LossResult, compute_dtype: str | None) -> Ques
     """As judge.question, of a result that is there."""
     tensors = {name.removeprefix("expected."): value for name, value in expected_tensors(result).items()}
     expected = {name: on_host(value, name) for name, value in tensors.items()}
-    return Question(case, result, expected, bounds(case, result, compute_dtype or default_compute_dtype(case)))
+    compute_dtype = compute_dtype or default_compute_dtype(case)
+    return Question(case, result, expected, bounds(case, result, compute_dtype), compute_dtype)
 
 
 def _judged(asked: Question, candidate: Mapping[str, Any], from_native: Callable[[Any], Any]) -> CaseVerdict:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from refloss.testing import mistakes
-from refloss.testing.error_model import COMPUTE_DTYPES, bounds
+from refloss.testing.error_model import bounds
 from refloss.testing.factors import named_factors
 from refloss.testing.softmax_mistakes import softmax_mistakes
 
@@ -264,7 +264,7 @@ def _only_ignored_rows(asked: Question, tensor: _Tensor) -> str | None:
 def _other(asked: Question, key: str, other: Altered) -> _Other | None:
     """The answer to another case, None where it has none."""
     if asked.result not in _OTHERS:
-        _OTHERS[asked.result] = _Others(_compute_dtype(asked), {})
+        _OTHERS[asked.result] = _Others(asked.compute_dtype, {})
     compute_dtype, known = _OTHERS[asked.result]
     if key not in known:
         try:
@@ -275,15 +275,6 @@ def _other(asked: Question, key: str, other: Altered) -> _Other | None:
         except (ArithmeticError, LookupError, TypeError, ValueError):
             known[key] = None
     return known[key]
-
-
-def _compute_dtype(asked: Question) -> str:
-    """The type that the bounds of a question are for."""
-    for dtype in ("float32", *COMPUTE_DTYPES):
-        found = bounds(asked.case, asked.result, dtype)
-        if np.array_equal(found["loss"], asked.bounds["loss"], equal_nan=True):
-            return dtype
-    return "float32"
 
 
 def _of_softmax(asked: Question, tensor: _Tensor) -> str | None:

@@ -39,6 +39,7 @@ class Question(NamedTuple):
     result: LossResult
     expected: Mapping[str, np.ndarray]  # loss, component.<name>, grad.<name>, intermediate.<name>
     bounds: Mapping[str, np.ndarray]
+    compute_dtype: str
 
 
 def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None) -> Question:
@@ -46,7 +47,8 @@ def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str
     result = evaluate(case)
     tensors = expected_tensors(result) if expected is None else expected
     named = {name.removeprefix("expected."): np.asarray(value) for name, value in tensors.items()}
-    return Question(case, result, named, bounds(case, result, compute_dtype or default_compute_dtype(case)))
+    compute_dtype = compute_dtype or default_compute_dtype(case)
+    return Question(case, result, named, bounds(case, result, compute_dtype), compute_dtype)
 
 
 def default_compute_dtype(case: Case) -> str:
