@@ -1,13 +1,19 @@
 """The example programs: what they say of themselves is true."""
 
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import refloss
-from examples import linear_models, matching
+from examples import linear_models, matching, numpy_causal_lm
 from examples.linear_models import MARGIN, MOST_EPOCHS, TASKS, compare, diabetes, digits, properties
+from refloss.golden import store
+from refloss.testing import MismatchError, check, judge_folders
 
 # Well above guessing, so that two broken models cannot pass for two equal ones.
 LEAST_SCORE = {digits: 0.95, properties: 0.7, diabetes: 0.3}
@@ -53,3 +59,119 @@ def test_a_small_step_along_the_arrows_fits_better():
     after = refloss.object_detection(matching.LOGITS[None], labels, moved[None], matching.CONFIG)
     for name in ("loss_bbox", "loss_giou"):
         assert after.components[name] < result.components[name]
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        pytest.skip("there is no C++ compiler")
+    return found
+
+
+@pytest.fixture(scope="module")
+def program(compiler, tmp_path_factory):
+    return compiled(compiler, Path("examples/cpp/causal_lm.cpp"), tmp_path_factory.mktemp("program"))
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    store.write(folder, {"causal_lm", "masked_lm"})
+    return folder
+
+
+def compiled(compiler, source, folder):
+    """The program of a source file, which a compiler has nothing to say against."""
+    program = folder / source.stem
+    warnings = ("-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Wno-float-conversion", "-Werror")
+    subprocess.run([compiler, "-std=c++17", "-O2", *warnings, "-o", program, source], check=True)
+    return program
+
+
+def test_the_c_plus_plus_program_answers_golden_files_and_passes(program, golden, tmp_path):
+    candidate = tmp_path / "candidate"
+    run = subprocess.run([program, golden, candidate], capture_output=True, text=True, check=True)
+    judgement = judge_folders(golden, candidate)
+    assert run.stdout == f"{len(judgement.judged)} cases written to {candidate}\n"
+    assert len(judgement.judged) == 14
+    assert judgement.passed, [tensor for case in judgement.judged for tensor in case.tensors if not tensor.passed]
+
+
+def test_a_c_plus_plus_program_with_a_mistake_fails(compiler, golden, tmp_path):
+    source = Path("examples/cpp/causal_lm.cpp").read_text()
+    right, wrong = "(grad_output / normaliser)", "(1.0f / normaliser)"
+    assert right in source
+    broken = tmp_path / "broken.cpp"
+    # Otherwise the compiler says that the cotangent is not used.
+    broken.write_text(source.replace(right, f"{wrong} + 0.0f * grad_output"))
+    program, candidate = compiled(compiler, broken, tmp_path), tmp_path / "candidate"
+    subprocess.run([program, golden, candidate], check=True)
+    failed = {case.id: case for case in judge_folders(golden, candidate).judged if not case.passed}
+    assert len(failed) >= 10
+    (gradient,) = (tensor for tensor in failed["causal_lm-float32"].tensors if not tensor.passed)
+    assert gradient.name == "grad.logits"
+    assert "upstream" in gradient.explanation
+
+
+def test_the_c_plus_plus_program_says_what_it_cannot_read(program, tmp_path):
+    for arguments, message in (
+        ([], "usage"),
+        ([tmp_path, tmp_path / "candidate"], "manifest.json: cannot be read"),
+    ):
+        run = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+        assert run.returncode == 2
+        assert message in run.stderr
+
+
+def code_blocks(language):
+    """What the tutorial's reader types."""
+    return re.findall(rf"```{language}\n(.*?)```", Path("docs/tutorial.md").read_text(), re.DOTALL)
+
+
+def test_the_tutorial_leads_from_two_mistakes_to_a_kernel_that_is_right(tmp_path):
+    kernel, repaired, test, cast = code_blocks("python")
+    source, golden, candidate = tmp_path / "my_kernel.py", tmp_path / "golden", tmp_path / "candidate"
+    store.write(golden, {"masked_lm"})
+
+    def failures():
+        subprocess.run([sys.executable, source, golden, candidate], check=True)
+        return [case for case in judge_folders(golden, candidate).judged if not case.passed]
+
+    source.write_text(kernel)
+    failed = {case.id: case for case in failures()}
+    assert len(failed) == 11
+    (gradient,) = (tensor for tensor in failed["masked_lm-float32"].tensors if not tensor.passed)
+    assert "upstream gradient" in gradient.explanation
+
+    wrong = next(line for line in kernel.splitlines(keepends=True) if line.startswith(repaired.partition("= p")[0]))
+    kernel = kernel.replace(wrong, repaired)
+    source.write_text(kernel)
+    assert not failures()
+
+    # What pytest then says of the 16-bit cases.
+    functions = {"__name__": "my_kernel"}
+    exec(kernel, functions)
+
+    def function(inputs, parameters, cotangent):
+        loss, gradient = functions["masked_lm"](inputs["logits"], inputs["labels"], cotangent, **parameters)
+        return loss, {"logits": gradient}
+
+    with pytest.raises(MismatchError) as mismatch:
+        check(function, function="masked_lm")
+    wrong = [case.id for case in mismatch.value.judgement.judged if not case.passed]
+    assert wrong == ["masked_lm-bfloat16", "masked_lm-float16", "masked_lm-large-cotangent"]
+
+    uncast = next(line for line in kernel.splitlines(keepends=True) if line.startswith("    x, y, n ="))
+    source.write_text(kernel.replace(uncast, cast))
+    (tmp_path / "test_my_kernel.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
+    assert "16 passed" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def test_the_numpy_example_passes(golden, tmp_path):
+    numpy_causal_lm.main(golden, tmp_path / "candidate")
+    judgement = judge_folders(golden, tmp_path / "candidate")
+    assert judgement.passed
+    assert {case.function for case in judgement.judged} == {"causal_lm"}
+    assert len(judgement.judged) >= 15

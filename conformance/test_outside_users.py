@@ -1,0 +1,97 @@
+"""What people train with, judged by refloss.testing: torch, transformers, torch.compile, optax, and the examples.
+
+An implementation that is further off than an honest one in its type can be, or that means something else, is listed
+with the tensors that differ; where they no longer do, the entry fails. docs/outside_users.md tells what was found.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import pytest
+
+from conformance.outside_users import OUTSIDE_USERS, OutsideUser
+from examples import jax_cross_entropy
+from refloss.golden import store
+from refloss.golden.corpus import corpus
+from refloss.testing import MismatchError, check, judge_folders
+
+if TYPE_CHECKING:
+    from refloss.golden.source import Case
+    from refloss.testing import CaseVerdict
+
+_POISONED = {"grad.logits"}  # 0 times NaN, in the backward pass of log_softmax
+_LABEL_OF_ZERO = {"grad.targets"}  # the derivative of logsumexp in a factor b of 0 is taken to be 0
+# By implementation and case: the tensors that differ.
+KNOWN = {
+    ("torch", "causal_lm-poisoned-ignored-row"): _POISONED,
+    ("torch", "masked_lm-poisoned-ignored-row"): _POISONED,
+    ("optax", "cross_entropy-offset"): {"loss"},  # log-sum-exp and logit are rounded before their difference
+    **{
+        ("optax", f"sigmoid_focal-{name}"): _LABEL_OF_ZERO
+        for name in ("float32", "bfloat16", "sum", "none", "no-alpha")
+    },
+}
+CALLS = [(user, case) for user in OUTSIDE_USERS for case in corpus(set(user.losses)) if user.offers(case)]
+
+
+def identifier(value: OutsideUser | Case) -> str:
+    return value.name if isinstance(value, OutsideUser) else value.id
+
+
+def judged(user: OutsideUser, case: Case) -> CaseVerdict:
+    function, compute_dtype = user.losses[case.function], user.computes_in(case)
+    try:
+        judgement = check(function, cases=[case], to_native=user.to_native, compute_dtype=compute_dtype)
+    except MismatchError as error:
+        judgement = error.judgement
+    (verdict,) = judgement.cases
+    return verdict
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, when it first compiles
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")  # kl_div's advice
+@pytest.mark.parametrize(("user", "case"), CALLS, ids=identifier)
+def test_outside_users_are_as_right_as_their_type_allows(user: OutsideUser, case: Case) -> None:
+    verdict = judged(user, case)
+    assert verdict.tensors, verdict.message
+    faults = {tensor.name: tensor.message for tensor in verdict.tensors if not tensor.passed}
+    assert faults.keys() == KNOWN.get((user.name, case.id), set()), faults
+
+
+def test_all_known_differences_are_of_cases_that_there_are() -> None:
+    assert KNOWN.keys() <= {(user.name, case.id) for user, case in CALLS}
+
+
+def test_the_jax_example_is_right() -> None:
+    function, patterns = "cross_entropy", ("*-mean", "*-probabilities", "*-none")
+    judgement = check(jax_cross_entropy.loss_and_gradients, function=function, cases=patterns, to_native=jnp.asarray)
+    assert len(judgement.judged) >= 6
+
+
+@pytest.mark.parametrize(
+    ("example", "count"),
+    [
+        ("jax_cross_entropy", 20),
+        pytest.param(
+            "triton_cross_entropy",
+            13,
+            marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+        ),
+    ],
+)
+def test_an_example_answers_golden_files_and_passes(example: str, count: int, tmp_path: Path) -> None:
+    golden, candidate = tmp_path / "golden", tmp_path / "candidate"
+    store.write(golden, {"cross_entropy", "nll"})
+    command = [sys.executable, f"examples/{example}.py", str(golden), str(candidate)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"{count} cases written")
+    judgement = judge_folders(golden, candidate)
+    assert len(judgement.judged) == count
+    assert judgement.passed, [tensor for case in judgement.judged for tensor in case.tensors if not tensor.passed]
