@@ -7,6 +7,7 @@ in the modules, one a family; docs/tolerances.md tells what they come to.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,14 @@ _MODELS: dict[str, Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]]
 @np.errstate(all="ignore")  # what is infinite or undefined has no bound, and is compared as it is
 def bounds(case: Case, result: LossResult, compute_dtype: str) -> dict[str, np.ndarray]:
     """A bound for every element of every tensor of a case's right answer, without the rounding to the output's type."""
-    found = _MODELS[case.function](case, result, roundoff(compute_dtype))
+    unit = roundoff(compute_dtype)
+    found = _MODELS[case.function](case, result, unit)
+    given = case.grad_output
+    cotangents = np.asarray(list(given.values()) if isinstance(given, Mapping) else given, np.float64)
+    # What is smaller than tiny may be lost, before the cotangent multiplies it or after.
+    lost = unit.tiny * (1.0 + np.abs(cotangents).max(initial=0.0))
     # Infinitely many times nothing: an element without terms, where no label counts.
-    return {name: np.nan_to_num(np.asarray(bound, np.float64), nan=0.0, posinf=np.inf) for name, bound in found.items()}
+    return {
+        name: np.nan_to_num(np.asarray(bound, np.float64), nan=0.0, posinf=np.inf) + lost
+        for name, bound in found.items()
+    }
