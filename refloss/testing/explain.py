@@ -13,7 +13,7 @@ import numpy as np
 
 from refloss.testing import mistakes
 from refloss.testing.error_model import bounds
-from refloss.testing.factors import named_factors
+from refloss.testing.factors import WRONG_SIGN, named_factors
 from refloss.testing.softmax_mistakes import softmax_mistakes
 
 if TYPE_CHECKING:
@@ -139,7 +139,10 @@ def _factor(asked: Question, tensor: _Tensor, *, named: bool) -> str | None:
             names.setdefault(words, value)
     if not names:
         return None
-    words = " or ".join([words for words in names if words][:3])
+    told = [words for words in names if words]
+    # A factor without a source says nothing beside one with.
+    told = [words for words in told if words != WRONG_SIGN] or told
+    words = " or ".join(told[:3])
     return f"off by a constant factor of {next(iter(names.values())):.6g}{', ' if words else ''}{words}"
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from refloss.golden.source import Case
 
+WRONG_SIGN = "with the wrong sign"
 POWERS_OF_TWO = 24  # a world size, or a loss scale that was not taken out
 
 
@@ -22,9 +23,7 @@ def named_factors(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
     """Factors of a tensor with words for them, the likelier first; each also with the wrong sign."""
     plain = [pair for pair in _plain_factors(case, tensor) if math.isfinite(pair[0]) and pair[0] not in {0.0, 1.0}]
     yield from plain
-    yield from (
-        (-value, f"{words}{', ' if words else ''}with the wrong sign") for value, words in plain if value != -1.0
-    )
+    yield from ((-value, f"{words}{', ' if words else ''}{WRONG_SIGN}") for value, words in plain if value != -1.0)
 
 
 def _plain_factors(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
