@@ -70,7 +70,8 @@ class LossResult:
             dtype; empty with ``grad=False``.
         components: the parts of a composite loss under the names that transformers gives them.
         intermediates: values on the way, for tensor-by-tensor debugging.
-        call: what was asked, so that a candidate can be judged; a copy or a pickle does not have it.
+        call: what was asked, so that a candidate can be judged. It keeps the arguments alive as long as the result; a
+            copy or a pickle does not have it.
     """
 
     loss: Any
