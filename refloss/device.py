@@ -1,6 +1,6 @@
 """Arrays on a GPU: recognised, taken in and handed out without a copy, by DLPack and __cuda_array_interface__.
 
-Nothing here touches a GPU; refloss.kernels.cuda does.
+Nothing here touches a GPU; refloss.kernels.gpu does.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class DeviceArray:
 
     def copy_to_host(self) -> np.ndarray:
         """A copy of it as a NumPy array."""
-        from refloss.kernels.cuda.runtime import to_host
+        from refloss.kernels.gpu.runtime import to_host
 
         return to_host(self._layout)
 
@@ -303,7 +303,7 @@ def host(array: np.ndarray) -> np.ndarray:
     """An array that the host can read: a copy of one that lives on a GPU."""
     if not isinstance(array, Resident):
         return array
-    from refloss.kernels.cuda.runtime import to_host
+    from refloss.kernels.gpu.runtime import to_host
 
     return to_host(array)
 
@@ -312,6 +312,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], *, like: np.ndarray) -> 
     """New memory where another array lives."""
     if not isinstance(like, Resident):
         return np.empty(shape, dtype)
-    from refloss.kernels.cuda.runtime import allocate
+    from refloss.kernels.gpu.runtime import allocate
 
     return allocate(shape, dtype)

@@ -1,34 +1,29 @@
-"""The only place that chooses a device."""
+"""Which device computes: the one switch, which every family of kernels asks."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
-from typing import TYPE_CHECKING
 
 from refloss.arrays import choice
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 BACKENDS = ("auto", "cpu", "cuda")
 _INSTALL = "install it with pip install 'refloss[cuda13]' (or 'refloss[cuda12]' for drivers of CUDA 12)"
 
 
 def chosen(backend: str, *, on_gpu: bool = False) -> str:
-    """The backend that is meant: for "auto" CUDA where an input lives on a GPU, else the CPU."""
+    """The backend that a caller asks for: "auto" is CUDA where an input lives on a GPU, else the CPU."""
     if choice(backend, "backend", BACKENDS) == "auto":
         return "cuda" if on_gpu else "cpu"
     return backend
 
 
-def launcher(backend: str, family: str) -> ModuleType:
-    """The module that runs a family of kernels on a backend; imported here, because it brings in Numba."""
+def runs_on_gpu(backend: str) -> bool:
+    """Whether a GPU computes; raises unless there is one that can."""
     if chosen(backend) == "cpu":
-        return importlib.import_module(f"refloss.kernels.launch_{family}")
+        return False
     require_cuda()
-    return importlib.import_module(f"refloss.kernels.cuda.{family}")
+    return True
 
 
 @functools.cache

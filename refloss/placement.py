@@ -72,12 +72,12 @@ def _copied_to_host(value: Any, name: str) -> Any:
 
 def _settle() -> None:
     """Wait for copies to the GPU, so that a gradient is complete on whichever stream it is used."""
-    from refloss.kernels.cuda.runtime import synchronize
+    from refloss.kernels.gpu.runtime import synchronize
 
     synchronize()
 
 
 def _on_gpu(gradient: np.ndarray) -> DeviceArray:
-    from refloss.kernels.cuda.runtime import to_device
+    from refloss.kernels.gpu.runtime import to_device
 
     return DeviceArray(gradient if isinstance(gradient, Resident) else to_device(gradient))

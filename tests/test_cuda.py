@@ -129,7 +129,7 @@ def test_too_little_device_memory(monkeypatch):
     from numba import cuda
     from numba.cuda.cudadrv.driver import CudaAPIError
 
-    from refloss.kernels.cuda import runtime
+    from refloss.kernels.gpu import runtime
 
     def exhausted(*_):
         raise CudaAPIError(2, "CUDA_ERROR_OUT_OF_MEMORY")

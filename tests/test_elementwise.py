@@ -180,14 +180,14 @@ def test_gradients_are_derivatives(name, options):
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_threads_blocks_order_and_layout_do_not_show(name, monkeypatch):
-    from refloss.kernels import launch_elementwise
+    from refloss.kernels.elementwise import run
 
     x, t = (array.reshape(20, 30) for array in inputs_of(name, 600, np.float32))
     loss = getattr(refloss, name)
     expected = bits(loss(x, t, grad_output=1.3))
     threads = refloss.get_num_threads()
     for count, block in ((1, 7), (3, 64), (2, 1 << 18)):
-        monkeypatch.setattr(launch_elementwise, "BLOCK_ELEMENTS", block)
+        monkeypatch.setattr(run, "BLOCK_ELEMENTS", block)
         refloss.set_num_threads(count)
         assert bits(loss(x, t, grad_output=1.3)) == expected
     refloss.set_num_threads(threads)

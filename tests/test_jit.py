@@ -9,7 +9,14 @@ from collections import Counter
 from numba.core.dispatcher import Dispatcher
 
 import refloss.losses
-from refloss.kernels import elementwise, one_class
+from refloss.kernels.boxes import loop as boxes
+from refloss.kernels.distillation import loop as distillation
+from refloss.kernels.elementwise import loop as elementwise
+from refloss.kernels.masks import loop as masks
+from refloss.kernels.matching import loop as matching
+from refloss.kernels.one_class import loop as one_class
+from refloss.kernels.softmax import columns
+from refloss.kernels.softmax import loop as softmax
 
 MODULE = """
 import functools
@@ -64,18 +71,28 @@ def parts(dispatcher):
 
 
 def test_every_loop_has_a_name_of_its_own():
-    makers = {elementwise.Loop: elementwise.compiled, one_class.OneClassLoop: one_class.compiled}
+    makers = {
+        elementwise.Loop: (elementwise.compiled,),
+        one_class.OneClassLoop: (one_class.compiled,),
+        softmax.SoftmaxLoop: (
+            softmax.label_rows,
+            softmax.smoothed_rows,
+            softmax.probability_rows,
+            columns.label_columns,
+        ),
+        boxes.BoxLoop: (boxes.compiled,),
+        masks.MaskLoop: (masks.mask_pairs,),
+        masks.DiceLoop: (masks.dice_masks,),
+        distillation.DistillationLoop: (distillation.teach, distillation.distil),
+        matching.MatchingLoop: (matching.match_costs,),
+    }
     modules = [
         importlib.import_module(f"refloss.losses.{module.name}")
         for module in pkgutil.iter_modules(refloss.losses.__path__)
     ]
-    loops = {
-        value: makers[type(value)](value)
-        for module in modules
-        for value in vars(module).values()
-        if type(value) in makers
-    }
-    assert len(loops) > 8
-    every = {id(part): part for value in loops.values() for part in parts(value)}
+    loops = {value for module in modules for value in vars(module).values() if type(value) in makers}
+    assert {type(loop) for loop in loops} == set(makers)
+    kernels = [make(loop) for loop in loops for make in makers[type(loop)]]
+    every = {id(part): part for kernel in kernels for part in parts(kernel)}
     names = Counter((part.py_func.__module__, part.py_func.__qualname__) for part in every.values())
     assert max(names.values()) == 1, names.most_common(3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import refloss
-from refloss.kernels import launch_cross_entropy as launch
 from refloss.kernels import rows
+from refloss.kernels.softmax import run as launch
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 

@@ -18,7 +18,7 @@ from refloss import arrays, parallel
 from refloss.detection import matching as pairing
 from refloss.detection.matching import KEY, Matcher, Matching
 from refloss.detection.targets import Targets, check_boxes
-from refloss.numerics.sums import rounded
+from refloss.numerics.exact import rounded
 from refloss.result import Intermediates, LossResult
 
 if TYPE_CHECKING:
@@ -219,9 +219,7 @@ def _matched(
     else:
         intermediates.later["cost_matrix"] = cost
     found = matching
-    intermediates.later["margin"] = lambda: pairing.margins(
-        intermediates["cost_matrix"], found, run.targets, groups, run.backend
-    )
+    intermediates.later["margin"] = lambda: pairing.margins(intermediates["cost_matrix"], found, run.targets, groups)
     return matching
 
 

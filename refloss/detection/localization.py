@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from refloss.detection.engine import Outcome, Scene, Tensor, Term
 from refloss.detection.terms import mean, overlaps
-from refloss.dispatch import launcher
-from refloss.losses.cross_entropy import rows_cross_entropy
-from refloss.losses.distillation import TEMPERATURE
+from refloss.kernels.distillation import run
+from refloss.kernels.distillation.loop import RowWeights
+from refloss.kernels.distillation.loop import Teacher as TeacherRows
+from refloss.losses.cross_entropy import softmax_rows
+from refloss.losses.distillation import LOOP, TEMPERATURE
 from refloss.losses.fine_grained import edge_offsets, mixtures, offsets
+from refloss.numerics.exact import total
+from refloss.options import Options
 from refloss.result import Intermediates
 
 EDGES = 4
@@ -30,7 +34,7 @@ class Teacher(NamedTuple):
     """The last layer, as the others look at it."""
 
     corners: np.ndarray  # [B, Q, 4, bins + 1]
-    rows: Any
+    rows: TeacherRows
     highest: np.ndarray  # [B, Q] its highest probability of a class
 
 
@@ -43,9 +47,8 @@ def by_edge(corners: Tensor) -> Tensor:
 
 def teacher(corners: np.ndarray, logits: np.ndarray, backend: str) -> Teacher:
     """What the last layer teaches."""
-    run = launcher(backend, "distillation")
-    own = by_edge(Tensor(corners, None)).value
-    return Teacher(own, run.teacher(own), run.highest(logits))
+    edges = by_edge(Tensor(corners, None)).value
+    return Teacher(edges, run.teacher_of(LOOP, edges, backend), run.highest(logits, backend))
 
 
 def local(bins: Bins, teacher: Teacher) -> Term:
@@ -71,22 +74,18 @@ def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -
     logits = corners.value[places].reshape(target.shape).astype(np.float64)
     # A bin of probability 0 that is not asked for costs nothing: 0·inf would be NaN.
     logits[np.isneginf(logits) & (target == 0.0)] = np.finfo(np.float64).min
-    result = rows_cross_entropy(
-        logits,
-        target,
-        class_axis=1,
-        reduction="none",
-        grad_output=weights * (cotangent / scene.num_boxes),
-        grad=corners.gradient is not None,
+    options = Options(
+        weights * (cotangent / scene.num_boxes),
+        grad=[] if corners.gradient is None else "logits",
         backend=scene.backend,
     )
+    result = softmax_rows(logits, target, options, class_axis=1, reduction="none")
     gradient = result.grads.get("logits", np.empty((0, bins.last + 1)))
     return mean(weights * np.asarray(result.loss), scene), gradient
 
 
 def _distillation(scene: Scene, corners: Tensor, teacher: Teacher, others: np.ndarray, cotangent: float) -> np.float64:
     """The loss; its gradient and the other term's are written."""
-    run = launcher(scene.backend, "distillation")
     places = (scene.matching.image, scene.matching.query)
     shares = _shares(teacher.highest.shape, places)
     shares[places] *= overlaps(scene).iou
@@ -102,8 +101,8 @@ def _distillation(scene: Scene, corners: Tensor, teacher: Teacher, others: np.nd
     coefficients = np.repeat(shares * (TEMPERATURE * cotangent), EDGES)
     if corners.gradient is None or not len(others):
         at[:] = -1
-    wanted = run.Wanted(weights, coefficients, at.reshape(-1), others)
-    return np.float64(run.total(run.distillation(*corners, teacher.rows, wanted)))
+    of_rows = RowWeights(weights, coefficients, at.reshape(-1), others)
+    return total(run.distillation(LOOP, *corners, teacher.rows, of_rows, scene.backend))
 
 
 def _shares(shape: tuple[int, ...], places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

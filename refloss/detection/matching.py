@@ -10,14 +10,18 @@ import numpy as np
 
 from refloss import arrays
 from refloss.detection.targets import Targets
-from refloss.dispatch import launcher
-from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.kernels.matching import run
+from refloss.kernels.matching.loop import FOCAL, LABEL_MAPS, SOFTMAX, Weights
+from refloss.losses.cross_entropy import softmax_rows
+from refloss.losses.matching_cost import LOOP
+from refloss.options import Options
 
 KEY = "assignment"
+_KINDS = {"softmax": SOFTMAX, "focal": FOCAL, "label_maps": LABEL_MAPS}
 
 
 class Matcher(NamedTuple):
-    """What a cost is made of: see kernels.matching."""
+    """What a cost is made of: see losses/matching_cost.py."""
 
     kind: str  # "softmax", "focal" or "label_maps"
     of_class: float
@@ -52,19 +56,19 @@ def costs(
     matcher: Matcher, logits: np.ndarray, boxes: np.ndarray, targets: Targets, lse: np.ndarray | None, backend: str
 ) -> np.ndarray:
     """[Q, N]: each object against the queries of its own image; lse [B, Q] is computed if a softmax lacks it."""
-    run = launcher(backend, "matching")
     # What transformers puts in place of NaN and infinities: the largest number of the type that costs have there.
     largest = float(np.finfo(np.float64 if np.float64 in (logits.dtype, boxes.dtype) else np.float32).max)
     if lse is None:
         lse = np.zeros(logits.shape[:2])
         if matcher.kind == "softmax" and len(targets.labels):
-            nobody = np.full(lse.shape, -1)
-            rows = rows_cross_entropy(
-                logits, nobody, class_axis=2, ignore_index=-1, reduction="sum", grad=False, backend=backend
-            )
+            ignored = np.full(lse.shape, -1)
+            options = Options(grad=False, backend=backend)
+            rows = softmax_rows(logits, ignored, options, class_axis=2, ignore_index=-1, reduction="sum")
             lse = np.asarray(rows.intermediates["lse"])
-    objects, weights = run.objects(targets, matcher), run.weights(matcher, largest)
-    return np.asarray(run.costs(logits, boxes, lse.reshape(-1), objects, weights))
+    objects = run.objects_of(targets.offsets, targets.labels, targets.boxes, matcher.maps)
+    of_class, of_bbox, of_giou = matcher.of_class, matcher.of_bbox, matcher.of_giou
+    weights = Weights(_KINDS[matcher.kind], of_class, of_bbox, of_giou, matcher.alpha, matcher.gamma, largest)
+    return run.costs(LOOP, logits, boxes, lse.reshape(-1), objects, weights, backend)
 
 
 def match(cost: np.ndarray, targets: Targets, groups: int = 1) -> Matching:
@@ -87,7 +91,7 @@ def _joined(pairs: list[tuple[Any, Any, Any]]) -> Matching:
     return Matching(*(np.concatenate(column).astype(np.int64) for column in columns))
 
 
-def margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int, backend: str) -> np.ndarray:
+def margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int) -> np.ndarray:
     """[B] how much worse the next best assignment of an image is; negative if this one is not the best."""
     best = match(cost, targets, groups)
     size = len(cost) // groups
@@ -101,7 +105,6 @@ def margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int,
         ]
         result[image] = sum(gap for gap, _ in gaps)
         if result[image] >= 0.0:
-            run = launcher(backend, "matching")
             result[image] = min((run.margin(*parts) for _, parts in gaps), default=np.inf)
     return result
 

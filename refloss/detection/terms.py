@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 
 from refloss.detection.engine import Background, Layer, Outcome, Scene, Tensor, Term
-from refloss.dispatch import launcher
-from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.kernels.boxes.loop import Distances
+from refloss.kernels.boxes.run import compare as compare_boxes
+from refloss.kernels.masks.run import compare as compare_masks
+from refloss.kernels.matching.run import counts
+from refloss.kernels.one_class.loop import NONE, Focus, OneClassLoop
+from refloss.kernels.one_class.run import one_class_loss, positives_of
+from refloss.losses import boxes as box_losses
+from refloss.losses import mask_focal
+from refloss.losses.cross_entropy import softmax_rows
 from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
+from refloss.numerics.exact import exact, quotient, total
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 
-NONE = -1
 _OVERLAPS = "overlaps"
 
 
@@ -32,16 +40,13 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
     """
 
     def rows(logits: Tensor, labels: np.ndarray, cotangent: float, backend: str) -> LossResult:
-        return rows_cross_entropy(
+        return softmax_rows(
             logits.value,
             labels,
+            Options(cotangent, grad=logits.gradient is not None, out=logits.gradient, backend=backend),
             class_axis=logits.value.ndim - 1,
             weight=np.append(np.ones(num_labels), no_object_weight),
             reduction="none",
-            grad_output=cotangent,
-            grad=logits.gradient is not None,
-            out=logits.gradient,
-            backend=backend,
         )
 
     def before(layer: Layer, pairs: int, cotangents: Mapping[str, float], backend: str) -> Background:
@@ -64,8 +69,7 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
         if logits.gradient is not None:
             logits.gradient[places] = own.gradient
         background.losses[places] = result.loss
-        run = launcher(scene.backend, "cross_entropy")
-        loss = run.divided(run.exact_sum(background.losses), Fraction(background.normaliser))
+        loss = total(background.losses, background.normaliser)
         return Outcome({"loss_ce": loss}, Intermediates({"lse": background.lse}))
 
     return Term(("loss_ce",), evaluate, before)
@@ -75,32 +79,40 @@ def focal_classes(num_labels: int, alpha: float) -> Term:
     """Sigmoid focal loss with γ = 2 of every class; the sum over num_boxes."""
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
-        run = launcher(scene.backend, "one_class")
         logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
         # transformers marks a query without an object by class num_labels, and drops the class after the last.
         background = num_labels if num_labels < logits.value.shape[2] else NONE
-        meant = run.meant(labels_of_queries(scene, background))
-        focus = run.Focus(1.0, 1.0, 2.0) if alpha < 0.0 else run.Focus(alpha, 1.0 - alpha, 2.0)
-        loss = run.one_class(
-            ONE_CLASS_LOOP, *logits, meant, focus, cotangent=cotangents["loss_ce"], divisor=scene.num_boxes
+        focus = Focus(1.0, 1.0, 2.0) if alpha < 0.0 else Focus(alpha, 1.0 - alpha, 2.0)
+        loss = one_class_loss(
+            ONE_CLASS_LOOP,
+            *logits,
+            positives_of(labels_of_queries(scene, background)),
+            focus,
+            cotangent=cotangents["loss_ce"],
+            divisor=scene.num_boxes,
+            backend=scene.backend,
         )
         return Outcome({"loss_ce": loss}, Intermediates())
 
     return Term(("loss_ce",), evaluate)
 
 
-def quality_classes(component: str, loop: Any, focus: tuple[float, float, float]) -> Term:
+def quality_classes(component: str, loop: OneClassLoop, focus: Focus) -> Term:
     """A sigmoid loss of every class in which the IoU of a query's box matters; the sum over num_boxes."""
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
-        run = launcher(scene.backend, "one_class")
         logits = scene.layer.tensors["logits"].wanted(cotangents[component] != 0.0)
         distances = overlaps(scene)
         qualities = np.zeros((2, len(scene.targets.counts) * scene.queries))
         qualities[:, scene.rows] = distances.iou, distances.iou_low
-        meant = run.meant(labels_of_queries(scene, NONE), *qualities)
-        loss = run.one_class(
-            loop, *logits, meant, run.Focus(*focus), cotangent=cotangents[component], divisor=scene.num_boxes
+        loss = one_class_loss(
+            loop,
+            *logits,
+            positives_of(labels_of_queries(scene, NONE), *qualities),
+            focus,
+            cotangent=cotangents[component],
+            divisor=scene.num_boxes,
+            backend=scene.backend,
         )
         return Outcome({component: loss}, Intermediates())
 
@@ -127,36 +139,37 @@ def boxes(*, of_union: bool = False) -> Term:
     return Term(("loss_bbox", "loss_giou"), evaluate, of_union=of_union)
 
 
-def overlaps(scene: Scene) -> Any:
+def overlaps(scene: Scene) -> Distances:
     """L1 distances, IoU and GIoU of the matched boxes."""
     if _OVERLAPS not in scene.shared:
         predicted = scene.layer.tensors["pred_boxes"].wanted(False)
         scene.shared[_OVERLAPS] = _compared(scene, predicted, 0.0, 0.0)
-    return scene.shared[_OVERLAPS]
+    distances: Distances = scene.shared[_OVERLAPS]
+    return distances
 
 
-def _compared(scene: Scene, predicted: Tensor, of_l1: float, of_giou: float) -> Any:
-    return launcher(scene.backend, "boxes").compare(
+def _compared(scene: Scene, predicted: Tensor, of_l1: float, of_giou: float) -> Distances:
+    return compare_boxes(
+        box_losses.LOOP,
         *predicted,
         scene.rows,
         scene.targets.boxes[scene.objects],
         np.array([[of_l1, 0.0, of_giou]]),
         centered=True,
+        backend=scene.backend,
     )
 
 
 def mean(values: np.ndarray, scene: Scene) -> np.float64:
     """Σ values / num_boxes."""
-    run = launcher(scene.backend, "cross_entropy")
-    return np.float64(run.divided(run.exact_sum(values), Fraction(scene.num_boxes)))
+    return total(values, scene.num_boxes)
 
 
 def cardinality(*, of_softmax: bool) -> Term:
     """How far the number of queries that see an object is off, a mean over images; it has no gradient."""
 
     def evaluate(scene: Scene, _: Mapping[str, float]) -> Outcome:
-        run = launcher(scene.backend, "matching")
-        counted = run.counts(scene.layer.tensors["logits"].value, of_softmax=of_softmax)
+        counted = counts(scene.layer.tensors["logits"].value, of_softmax=of_softmax, backend=scene.backend)
         with np.errstate(invalid="ignore"):
             error = np.abs(counted - scene.targets.counts).sum(dtype=np.float64) / np.float64(len(counted))
         return Outcome({"cardinality_error": error}, Intermediates())
@@ -168,21 +181,21 @@ def masks() -> Term:
     """Focal loss (α = 1/4, γ = 2, a mean over pixels) and dice loss of upsampled masks; sums over num_boxes."""
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
-        run = launcher(scene.backend, "masks")
         predicted = scene.layer.tensors["pred_masks"].wanted(any(cotangent != 0.0 for cotangent in cotangents.values()))
         target = _matched_masks(scene)
         pixels = max(1, target[0].size) if len(target) else 1
-        losses = run.compare(
+        losses = compare_masks(
+            mask_focal.LOOP,
             *predicted,
             scene.rows,
             target,
             of_focal=cotangents["loss_mask"] / (scene.num_boxes * pixels),
             of_dice=cotangents["loss_dice"] / scene.num_boxes,
+            backend=scene.backend,
         )
-        divisor = Fraction(scene.num_boxes)
         return Outcome(
             {
-                "loss_mask": run.divided(sum(losses.focal, Fraction(0)), divisor * pixels),
+                "loss_mask": quotient(sum(losses.focal, Fraction(0)), exact(scene.num_boxes) * pixels),
                 "loss_dice": mean(losses.dice, scene),
             },
             Intermediates({"dice": losses.dice}),

@@ -8,6 +8,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.heads.language import token_loss, token_rows
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -22,11 +23,10 @@ def causal_lm(
     shift_labels: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Next-token cross-entropy, as transformers' ForCausalLMLoss.
 
@@ -43,7 +43,6 @@ def causal_lm(
         ignore_index: label of positions that do not count; any integer, a valid class included.
         shift_labels: [B, S] tokens that are already the targets.
         grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
-        ignored: other keywords are ignored, as transformers ignores them.
 
     Returns:
         loss in nats per item. grads: "logits". intermediates: "lse", "nll" (0 where ignored), "shift_labels", [B, S].
@@ -64,18 +63,8 @@ def causal_lm(
     rows = token_rows(x, tokens.shape, vocab_size, name)
     targets = np.full(tokens.shape, ignore_index, dtype=np.int64)
     targets[..., : tokens.shape[-1] - shift] = _checked(tokens[..., shift:], rows.shape[-1], ignore_index, name, shift)
-    result = token_loss(
-        x,
-        rows,
-        targets,
-        num_items_in_batch=num_items_in_batch,
-        ignore_index=ignore_index,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
-    )
+    options = Options(grad_output, grad, grad_dtype, out, backend)
+    result = token_loss(x, rows, targets, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)
     result.intermediates["shift_labels"] = targets
     return result
 

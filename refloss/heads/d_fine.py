@@ -8,7 +8,9 @@ from refloss.detection import detr, rt_detr, terms
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
+from refloss.kernels.one_class.loop import Focus
 from refloss.losses.varifocal import ONE_CLASS_LOOP
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -28,12 +30,11 @@ def d_fine_object_detection(
     initial_reference_points: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Varifocal classes, boxes and distributions of edges, as transformers' DFineForObjectDetectionLoss.
 
@@ -75,7 +76,7 @@ def d_fine_object_detection(
     )
     alpha, gamma = (detr.coefficient(config, f"focal_loss_{name}") for name in ("alpha", "gamma"))
     recipe = Recipe(
-        classes=terms.quality_classes("loss_vfl", ONE_CLASS_LOOP, (1.0, alpha, gamma)),
+        classes=terms.quality_classes("loss_vfl", ONE_CLASS_LOOP, Focus(1.0, alpha, gamma)),
         weights=("vfl", "bbox", "giou", "fgl", "ddf"),
         bins=rt_detr.bins(config),
     )

@@ -8,6 +8,7 @@ from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -22,12 +23,11 @@ def deformable_detr_object_detection(
     outputs_coord: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Hungarian matching, then focal classes and boxes, as transformers' DeformableDetrForObjectDetectionLoss.
 
@@ -73,12 +73,11 @@ def deformable_detr_segmentation(
     outputs_coord: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Focal classes, boxes and masks, as transformers' DeformableDetrForSegmentationLoss (Conditional DETR).
 

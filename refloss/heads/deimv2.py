@@ -13,7 +13,9 @@ from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.detection.targets import Targets
 from refloss.heads.configuration import read
+from refloss.kernels.one_class.loop import Focus
 from refloss.losses.matching_aware import ONE_CLASS_LOOP
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -33,12 +35,11 @@ def deimv2_object_detection(
     initial_reference_points: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Matching-aware classes, boxes and distributions of edges, as transformers' Deimv2ForObjectDetectionLoss.
 
@@ -82,7 +83,7 @@ def deimv2_object_detection(
     alpha = 1.0 if read(config, "mal_alpha") is None else detr.coefficient(config, "mal_alpha")
     gamma = detr.coefficient(config, "focal_loss_gamma")
     recipe = Recipe(
-        classes=terms.quality_classes("loss_mal", ONE_CLASS_LOOP, (1.0, alpha, gamma)),
+        classes=terms.quality_classes("loss_mal", ONE_CLASS_LOOP, Focus(1.0, alpha, gamma)),
         weights=("mal", "bbox", "giou", "fgl", "ddf"),
         bins=rt_detr.bins(config),
         union=_union if read(config, "use_dense_one_to_one") else None,

@@ -14,6 +14,7 @@ from refloss.detection.inputs import Inputs, required
 from refloss.detection.targets import read_targets
 from refloss.heads.configuration import read
 from refloss.losses.sigmoid_focal import sigmoid_focal
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
@@ -34,12 +35,11 @@ def grounding_dino_object_detection(
     encoder_pred_boxes: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Matching over text tokens, focal tokens and boxes, as transformers' GroundingDinoForObjectDetectionLoss.
 

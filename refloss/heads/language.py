@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refloss import arrays
-from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.losses.cross_entropy import softmax_rows
 from refloss.result import Intermediates, LossResult
+
+if TYPE_CHECKING:
+    from refloss.options import Options
 
 
 def token_rows(
@@ -37,25 +40,24 @@ def token_loss(
     logits: np.ndarray,
     rows: np.ndarray,
     labels: np.ndarray,
+    options: Options,
     *,
     num_items_in_batch: Any,
     ignore_index: int,
-    out: np.ndarray | None,
-    **options: Any,
 ) -> LossResult:
     """Cross-entropy of the rows of logits with labels: the mean, or the sum over num_items_in_batch."""
+    out = options.out
     if isinstance(out, np.ndarray) and out.shape == logits.shape:
-        out = out.reshape(rows.shape, copy=False)
+        options = options._replace(out=out.reshape(rows.shape, copy=False))
     divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch")
-    result = rows_cross_entropy(
+    result = softmax_rows(
         rows,
         labels,
+        options,
         class_axis=rows.ndim - 1,
         ignore_index=ignore_index,
         reduction="mean" if num_items_in_batch is None else "sum",
         divisor=divisor,
-        out=out,
-        **options,
     )
     return LossResult(
         loss=result.loss,

@@ -11,7 +11,9 @@ from refloss.detection.engine import Head, Layer, Options
 from refloss.detection.inputs import Inputs, required
 from refloss.detection.targets import read_targets
 from refloss.heads.configuration import read
+from refloss.kernels.one_class.loop import Focus
 from refloss.losses.iou_aware_bce import ONE_CLASS_LOOP
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -30,12 +32,11 @@ def lw_detr_object_detection(
     enc_outputs_coord: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Matching by groups, then IoU-aware classes and boxes, as transformers' LwDetrForObjectDetectionLoss.
 
@@ -78,7 +79,7 @@ def lw_detr_object_detection(
         matcher=detr.matcher(config, "focal")._replace(groups=groups),
         terms=(
             terms.boxes(),
-            terms.quality_classes("loss_ce", ONE_CLASS_LOOP, (alpha, 1.0, GAMMA)),
+            terms.quality_classes("loss_ce", ONE_CLASS_LOOP, Focus(alpha, 1.0, GAMMA)),
             terms.cardinality(of_softmax=False),
         ),
         weights=detr.box_weights(config, detr.coefficient(config, "class_loss_coefficient")),

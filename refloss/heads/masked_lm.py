@@ -8,6 +8,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.heads.language import token_loss, token_rows
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -21,11 +22,10 @@ def masked_lm(
     ignore_index: int = -100,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Cross-entropy at the masked positions, as transformers' ForMaskedLMLoss.
 
@@ -40,7 +40,6 @@ def masked_lm(
         num_items_in_batch: number or array without axes: divide the sum by it instead of taking the mean.
         ignore_index: label of positions that do not count; any integer, a valid class included.
         grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
-        ignored: other keywords are ignored, as transformers ignores them.
 
     Returns:
         loss in nats per item. grads: "logits". intermediates: "lse" and "nll" (0 where ignored), [B, S].
@@ -56,15 +55,5 @@ def masked_lm(
     x = arrays.float_array(logits, "logits")
     rows = token_rows(x, tokens.shape, vocab_size, "labels")
     arrays.check_labels(tokens, rows.shape[-1], ignore_index, "labels")
-    return token_loss(
-        x,
-        rows,
-        tokens,
-        num_items_in_batch=num_items_in_batch,
-        ignore_index=ignore_index,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
-    )
+    options = Options(grad_output, grad, grad_dtype, out, backend)
+    return token_loss(x, rows, tokens, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)

@@ -8,6 +8,7 @@ from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -22,12 +23,11 @@ def object_detection(
     outputs_coord: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Hungarian matching, then classes and boxes, as transformers' ForObjectDetectionLoss (DETR).
 
@@ -61,7 +61,6 @@ def object_detection(
             objects) for each image, or None to match; or a mapping such as an earlier result's intermediates.
         num_boxes: what box losses are divided by instead of the number of objects, at least 1: ranks that share a
             batch pass their mean.
-        ignored: other keywords are ignored, as transformers ignores them.
 
     Returns:
         loss. components. grads of "logits", "pred_boxes", and "outputs_class" and "outputs_coord" where given; zeros

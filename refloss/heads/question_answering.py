@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.heads.masked_lm import masked_lm
+from refloss.heads.language import token_loss
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
-from refloss.result import LossResult
+from refloss.result import Intermediates, LossResult
 
 
 @accepts_gpu_arrays()
@@ -21,10 +22,9 @@ def question_answering(
     *,
     num_items_in_batch: Any = None,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult | None:
     """Mean of two cross-entropies over positions, as transformers' ForQuestionAnsweringLoss.
 
@@ -37,7 +37,6 @@ def question_answering(
         start_positions, end_positions: [B] or [B, 1], or None.
         num_items_in_batch: number or array without axes that divides each sum, instead of the mean.
         grad_output, grad, grad_dtype, backend: as in refloss.cross_entropy.
-        ignored: other keywords are ignored.
 
     Returns:
         None if a position is None. Else loss in nats; grads: "start_logits", "end_logits"; intermediates: "start_lse",
@@ -51,33 +50,37 @@ def question_answering(
     """
     if start_positions is None or end_positions is None:
         return None
-    parts = {"start": (start_logits, start_positions), "end": (end_logits, end_positions)}
+    sides = {"start": (start_logits, start_positions), "end": (end_logits, end_positions)}
+    options = Options(grad_output, grad, grad_dtype, backend=backend)
     half = np.float64(arrays.number(grad_output, "grad_output")) / 2
-    loss = np.float64(0.0)
-    result = LossResult(loss=None)
-    for name, (values, given) in parts.items():
-        logits = arrays.float_array(values, f"{name}_logits")
-        if logits.ndim != 2:
-            raise ValueError(f"{name}_logits has shape {logits.shape}; expected [B, S]")
-        positions = arrays.integer_array(given, f"{name}_positions")
-        if positions.ndim > 1 and positions.shape[-1] == 1:
-            positions = positions[..., 0]
-        arrays.check_shape(positions, logits.shape[:1], f"{name}_positions", f"one for each row of {name}_logits")
-        size = logits.shape[1]
-        clamped = np.clip(positions, 0, size).astype(np.int64)
-        part = masked_lm(
+    wanted = options.wanted([f"{side}_logits" for side in sides])
+    inputs = {side: _inputs(side, logits, positions) for side, (logits, positions) in sides.items()}
+    loss, grads, intermediates = np.float64(0.0), {}, Intermediates()
+    for side, (logits, positions) in inputs.items():
+        name = f"{side}_logits"
+        of_side = token_loss(
             logits,
-            clamped,
-            None,
-            num_items_in_batch,
-            size,
-            grad_output=half,
-            grad=grad,
-            grad_dtype=grad_dtype,
-            backend=backend,
+            logits,
+            positions,
+            options.of_part(half, grad=name in wanted),
+            num_items_in_batch=num_items_in_batch,
+            ignore_index=logits.shape[1],
         )
-        loss += part.loss / 2
-        result.grads.update({f"{name}_logits": gradient for gradient in part.grads.values()})
-        result.intermediates.include(part.intermediates.renamed(f"{name}_"))
-        result.intermediates[f"{name}_positions"] = clamped
-    return LossResult(loss=loss, grads=result.grads, intermediates=result.intermediates)
+        loss += of_side.loss / 2
+        if "logits" in of_side.grads:
+            grads[name] = of_side.grads["logits"]
+        intermediates.include(of_side.intermediates.renamed(f"{side}_"))
+        intermediates[f"{side}_positions"] = positions
+    return LossResult(loss=loss, grads=grads, intermediates=intermediates)
+
+
+def _inputs(side: str, values: Any, given: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [B, S] and positions [B] clamped to [0, S]."""
+    logits = arrays.float_array(values, f"{side}_logits")
+    if logits.ndim != 2:
+        raise ValueError(f"{side}_logits has shape {logits.shape}; expected [B, S]")
+    positions = arrays.integer_array(given, f"{side}_positions")
+    if positions.ndim > 1 and positions.shape[-1] == 1:
+        positions = positions[..., 0]
+    arrays.check_shape(positions, logits.shape[:1], f"{side}_positions", f"one for each row of {side}_logits")
+    return logits, np.clip(positions, 0, logits.shape[1]).astype(np.int64)

@@ -8,7 +8,9 @@ from refloss.detection import detr, rt_detr, terms
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
+from refloss.kernels.one_class.loop import Focus
 from refloss.losses.varifocal import ONE_CLASS_LOOP
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -26,12 +28,11 @@ def rt_detr_object_detection(
     denoising_meta_values: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Hungarian matching, then varifocal classes and boxes, as transformers' RTDetrForObjectDetectionLoss.
 
@@ -80,7 +81,7 @@ def rt_detr_object_detection(
     given = Predictions(logits, pred_boxes, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes)
     alpha, gamma = (detr.coefficient(config, f"focal_loss_{name}") for name in ("alpha", "gamma"))
     recipe = Recipe(
-        classes=terms.quality_classes("loss_vfl", ONE_CLASS_LOOP, (1.0, alpha, gamma)),
+        classes=terms.quality_classes("loss_vfl", ONE_CLASS_LOOP, Focus(1.0, alpha, gamma)),
         weights=("vfl", "bbox", "giou"),
     )
     inputs, options = Inputs(grad=grad, grad_dtype=grad_dtype), Options(grad_output, assignment, num_boxes, backend)

@@ -8,6 +8,7 @@ from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
+from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -23,12 +24,11 @@ def segmentation(
     outputs_coord: Any = None,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     assignment: Any = None,
     num_boxes: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Object detection and masks, as transformers' ForSegmentationLoss (DETR).
 
@@ -42,8 +42,8 @@ def segmentation(
     handed back through the exact adjoint of the upsampling. Held constant: the matching, num_boxes.
 
     Args:
-        logits, pred_boxes, outputs_class, outputs_coord, grad_output, grad, grad_dtype, assignment, num_boxes, backend,
-            ignored: as in refloss.object_detection.
+        logits, pred_boxes, outputs_class, outputs_coord, grad_output, grad, grad_dtype, assignment, num_boxes,
+            backend: as in refloss.object_detection.
         labels: also with "masks" [n, H, W], bool, integers or floats in [0, 1]; images may differ in size: all are
             padded with 0, to the right and below, to the largest, and the padding counts as background.
         pred_masks: [B, Q, h, w].

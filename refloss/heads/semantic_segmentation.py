@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.dispatch import launcher
-from refloss.losses.cross_entropy import rows_cross_entropy
+from refloss.kernels.resample import run
+from refloss.losses.cross_entropy import softmax_rows
+from refloss.numerics.exact import total
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
@@ -24,10 +26,9 @@ def semantic_segmentation(
     auxiliary_loss_weight: float = 0.4,
     *,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Cross-entropy of bilinearly upsampled logits, as transformers' ForSemanticSegmentationLoss.
 
@@ -45,7 +46,6 @@ def semantic_segmentation(
         auxiliary_logits: [B, C, h', w'], or None.
         auxiliary_loss_weight: w.
         grad_output, grad, grad_dtype, backend: as in refloss.cross_entropy.
-        ignored: other keywords are ignored, as transformers ignores them.
 
     Returns:
         loss in nats per pixel. grads: "logits", and "auxiliary_logits" where given. intermediates: "lse" and "nll",
@@ -59,6 +59,7 @@ def semantic_segmentation(
     """
     ignore_index = arrays.label(ignore_index, "ignore_index")
     classes = arrays.integer_array(labels, "labels")
+    options = Options(grad_output, grad, grad_dtype, backend=backend)
     cotangent = np.float64(arrays.number(grad_output, "grad_output"))
     terms = [("", logits, 1.0)]
     if auxiliary_logits is not None:
@@ -66,6 +67,7 @@ def semantic_segmentation(
     inputs = [(prefix, arrays.float_array(values, f"{prefix}logits"), weight) for prefix, values, weight in terms]
     for prefix, x, _ in inputs:
         _check(x, classes, f"{prefix}logits", ignore_index)
+    wanted = options.wanted([f"{prefix}logits" for prefix, _, _ in inputs])
     items = np.float64(np.count_nonzero(classes != ignore_index))
     if num_items_in_batch is not None:
         items = np.float64(arrays.number(num_items_in_batch, "num_items_in_batch"))
@@ -74,12 +76,12 @@ def semantic_segmentation(
     intermediates = Intermediates()
     for prefix, x, weight in inputs:
         name = f"{prefix}logits"
-        gradient = arrays.gradient_buffer(x, grad_dtype, None, name, wanted=grad)
+        gradient = options.buffer(x, name, wanted=name in wanted)
         with np.errstate(divide="ignore", invalid="ignore"):
             coefficient = np.float64(weight) * cotangent / items
         rows = _images(x, classes, ignore_index, coefficient, gradient, backend)
         with np.errstate(divide="ignore", invalid="ignore"):
-            loss += weight * (launcher(backend, "cross_entropy").total(rows["nll"]) / items)
+            loss += weight * (total(rows["nll"]) / items)
         intermediates.update({f"{prefix}{key}": value for key, value in rows.items()})
         intermediates.later[f"{prefix}upsampled_logits"] = functools.partial(_upsampled, x, classes.shape[1:], backend)
         if gradient is not None:
@@ -96,34 +98,26 @@ def _images(
     backend: str,
 ) -> dict[str, np.ndarray]:
     """Image by image, so that upsampled logits of one image are all that is held: "lse" and "nll" of every pixel."""
-    run = launcher(backend, "resample")
-    upsampled = run.new_planes((x.shape[1], *labels.shape[1:]))
-    cotangents = run.new_planes(upsampled.shape if gradient is not None else (0,))
+    upsampled = run.new_planes((x.shape[1], *labels.shape[1:]), backend)
+    cotangents = None if gradient is None else run.new_planes(upsampled.shape, backend)
+    options = Options(coefficient, grad=gradient is not None, out=cotangents, backend=backend)
     rows = {"lse": np.empty(labels.shape), "nll": np.empty(labels.shape)}
     for i in range(x.shape[0]):
-        run.resample(x[i], upsampled)
-        part = rows_cross_entropy(
-            upsampled,
-            labels[i],
-            class_axis=0,
-            ignore_index=ignore_index,
-            reduction="none",
-            grad_output=coefficient,
-            grad=gradient is not None,
-            out=cotangents if gradient is not None else None,
-            backend=backend,
+        run.resample(x[i], upsampled, backend)
+        of_image = softmax_rows(
+            upsampled, labels[i], options, class_axis=0, ignore_index=ignore_index, reduction="none"
         )
         for key, values in rows.items():
-            values[i] = part.intermediates[key]
-        if gradient is not None:
-            run.spread(cotangents, gradient[i])
+            values[i] = of_image.intermediates[key]
+        if gradient is not None and cotangents is not None:
+            run.spread(cotangents, gradient[i], backend)
     return rows
 
 
 def _upsampled(x: np.ndarray, size: tuple[int, int], backend: str) -> np.ndarray:
     resized = np.empty((*x.shape[:2], *size))
     for i in range(x.shape[0]):
-        launcher(backend, "resample").resample(x[i], resized[i])
+        run.resample(x[i], resized[i], backend)
     return resized
 
 

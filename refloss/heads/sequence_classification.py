@@ -11,6 +11,7 @@ from refloss.heads import configuration
 from refloss.heads.language import token_loss, token_rows
 from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.mse import mse
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -32,11 +33,10 @@ def sequence_classification(
     num_items_in_batch: Any = None,
     ignore_index: int = -100,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """The loss of one label, several labels or values per example, as transformers' ForSequenceClassificationLoss.
 
@@ -55,7 +55,6 @@ def sequence_classification(
         num_labels, problem_type: the same without a config; num_labels is the last axis of pooled_logits if not given.
         num_items_in_batch, ignore_index: for a single label; see refloss.masked_lm.
         grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
-        ignored: other keywords are ignored, as transformers ignores them.
 
     Returns:
         loss. grads: "pooled_logits". intermediates: "lse" and "nll" for a single label.
@@ -75,26 +74,27 @@ def sequence_classification(
         )
     count = logits.shape[-1] if num_labels is None and logits.ndim else arrays.integer(num_labels, "num_labels")
     kind = problem_type or _problem_type(count, given)
-    options = {"grad_output": grad_output, "grad": grad, "grad_dtype": grad_dtype, "backend": backend}
+    options = Options(grad_output, grad, grad_dtype, out, backend)
+    options = options._replace(grad=bool(options.wanted(("pooled_logits",))))
     if kind == "regression":
         squeezed = (logits.squeeze(), given.squeeze()) if count == 1 else (logits, given)
-        result = _elementwise(mse, "input", *squeezed, out=_reshaped(out, logits.shape, squeezed[0].shape), **options)
+        options = options._replace(out=_reshaped(out, logits.shape, squeezed[0].shape))
+        result = _elementwise(mse, "input", *squeezed, options)
     elif kind == "multi_label_classification":
-        result = _elementwise(bce_with_logits, "logits", logits, given, out=out, **options)
+        result = _elementwise(bce_with_logits, "logits", logits, given, options)
     elif kind == "single_label_classification":
         classes = arrays.integer_array(given, "labels")
         ignore_index = arrays.label(ignore_index, "ignore_index")
         rows = token_rows(logits, classes.shape, count, "labels", "pooled_logits", "num_labels")
         arrays.check_labels(classes, rows.shape[-1], ignore_index, "labels")
         result = token_loss(
-            logits, rows, classes, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index, out=out, **options
+            logits, rows, classes, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index
         )
     else:
         raise ProblemTypeError(f"Invalid problem type: {kind!r}; expected one of {', '.join(PROBLEM_TYPES)}")
-    grads = {
-        name: gradient.reshape(logits.shape)
-        for name, gradient in zip(["pooled_logits"], result.grads.values(), strict=False)
-    }
+    grads = {}
+    for gradient in result.grads.values():
+        grads["pooled_logits"] = gradient.reshape(logits.shape)
     return LossResult(loss=result.loss, grads=grads, intermediates=result.intermediates)
 
 
@@ -108,11 +108,10 @@ def _reshaped(out: np.ndarray | None, shape: tuple[int, ...], squeezed: tuple[in
     return out.reshape(squeezed, copy=False) if isinstance(out, np.ndarray) and out.shape == shape else out
 
 
-def _elementwise(
-    loss: Any, name: str, logits: np.ndarray, labels: np.ndarray, *, grad: bool, **options: Any
-) -> LossResult:
+def _elementwise(loss: Any, name: str, logits: np.ndarray, labels: np.ndarray, options: Options) -> LossResult:
     """A loss of logits, which it calls by name, and labels of one shape; integer labels are numbers here."""
     values = labels.astype(np.float64) if labels.dtype.kind in "iub" else labels
     arrays.check_shape(values, logits.shape, "labels", "the shape of pooled_logits")
-    result: LossResult = loss(logits, arrays.float_array(values, "labels"), grad=[name] if grad else False, **options)
+    keywords = options._replace(grad=[name] if options.grad else False)._asdict()
+    result: LossResult = loss(logits, arrays.float_array(values, "labels"), **keywords)
     return result

@@ -9,6 +9,7 @@ import numpy as np
 from refloss import arrays
 from refloss.heads import configuration
 from refloss.heads.language import token_loss, token_rows
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -23,11 +24,10 @@ def token_classification(
     num_items_in_batch: Any = None,
     ignore_index: int = -100,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
-    **ignored: Any,
 ) -> LossResult:
     """Cross-entropy of each token's class, as transformers' ForTokenClassification.
 
@@ -41,7 +41,6 @@ def token_classification(
         num_labels: C without a config; the last axis of logits if neither is given.
         num_items_in_batch, ignore_index: as in refloss.masked_lm.
         grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
-        ignored: other keywords are ignored, as transformers ignores them.
 
     Returns:
         loss in nats per token. grads: "logits". intermediates: "lse" and "nll", [B, S].
@@ -59,15 +58,5 @@ def token_classification(
     x = arrays.float_array(logits, "logits")
     rows = token_rows(x, classes.shape, num_labels, "labels", size_name="num_labels")
     arrays.check_labels(classes, rows.shape[-1], ignore_index, "labels")
-    return token_loss(
-        x,
-        rows,
-        classes,
-        num_items_in_batch=num_items_in_batch,
-        ignore_index=ignore_index,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
-    )
+    options = Options(grad_output, grad, grad_dtype, out, backend)
+    return token_loss(x, rows, classes, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)

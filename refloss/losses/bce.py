@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
+from refloss.kernels.elementwise.loop import Loop
 from refloss.losses import elementwise
 from refloss.numerics.exponential import log, log1p
 from refloss.numerics.pairs import pair, product, two_sum
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _loss(x, t, factor, parameter):
+def _loss(x, t, factor, parameters):
     log_p, log_rest = log(x), log1p(-x)
     spread = (1.0 - x) * x
     for_input = (x - t) / (1e-12 if spread < 1e-12 else spread)
@@ -49,7 +50,7 @@ def bce(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -84,15 +85,12 @@ def bce(
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     arrays.check_range(x, 0.0, 1.0, "input")
     arrays.check_range(t, 0.0, 1.0, "target")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"input": x, "target": t},
+        options,
         weight=elementwise.broadcast(weight, x.shape, "weight"),
         divisor=x.size,
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

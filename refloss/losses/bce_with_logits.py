@@ -26,9 +26,9 @@ import numpy as np
 
 from refloss import arrays, jit
 from refloss.device import host
-from refloss.kernels.elementwise import Loop
+from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.maps import sigmoids
-from refloss.kernels.refine import exp_accurate, is_close
+from refloss.kernels.softmax.refine import exp_accurate, is_close
 from refloss.losses import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import logistic
@@ -44,6 +44,7 @@ from refloss.numerics.pairs import (
     two_product,
     two_sum,
 )
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -62,9 +63,9 @@ def _value(x, larger, small):
 @jit.scalar
 def _slope(x, larger, smaller, u, inverse):
     """∂ℓ/∂x = ±(larger − u·smaller)/(1 + u), of pairs: the two terms may agree in many of their digits."""
-    taken = product(smaller, u)
-    high, low = two_sum(larger[0], -taken[0])
-    low += larger[1] - taken[1]
+    subtracted = product(smaller, u)
+    high, low = two_sum(larger[0], -subtracted[0])
+    low += larger[1] - subtracted[1]
     whole, whole_low = fast_two_sum(1.0, u[0])
     slope = high * inverse
     rest = fma(-slope, whole, high) + fma(-slope, whole_low + u[1], low)
@@ -73,7 +74,7 @@ def _slope(x, larger, smaller, u, inverse):
 
 
 @jit.scalar
-def unweighted(x, t, factor, parameter):
+def unweighted(x, t, factor, parameters):
     """ℓ as a pair and its derivatives for p = 1; where little is left of ∂ℓ/∂x, accurate_slope is better."""
     u, inverse, small = logistic(x)
     positive, negative = (t, 0.0), fast_two_sum(1.0, -t)
@@ -82,7 +83,7 @@ def unweighted(x, t, factor, parameter):
 
 
 @jit.scalar
-def _loss_with_factor(x, t, factor, parameter):
+def _loss_with_factor(x, t, factor, parameters):
     u, inverse, small = logistic(x)
     positive, negative = two_product(factor, t), two_sum(1.0, -t)
     larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
@@ -110,12 +111,12 @@ def soft_target(x, target):
 
 
 @jit.scalar
-def _is_close(x, t, factor, slope):
+def _is_close(x, t, factor, parameters, slope):
     return is_close(slope, 1.0 - t if x > 0.0 else factor * t)
 
 
 @jit.helper
-def _accurate(x, t, factor):
+def _accurate(x, t, factor, parameters):
     return accurate_slope(x, two_product(factor, t), two_sum(1.0, -t))
 
 
@@ -132,7 +133,7 @@ def bce_with_logits(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -165,18 +166,15 @@ def bce_with_logits(
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     x, t = arrays.float_array(logits, "logits"), arrays.float_array(target, "target")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     result = elementwise.evaluate(
         LOOP if pos_weight is None else LOOP_WITH_FACTOR,
         {"logits": x, "target": t},
+        options,
         weight=elementwise.broadcast(weight, x.shape, "weight"),
         factor=elementwise.broadcast(pos_weight, x.shape, "pos_weight"),
         divisor=x.size,
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )
     result.intermediates.later["probabilities"] = lambda: sigmoids(host(x))
     return result

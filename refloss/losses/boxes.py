@@ -31,7 +31,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from refloss import jit
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, two_sum
+from refloss.kernels.boxes.loop import COORDINATES, BoxLoop
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_sum
 
 Pair = tuple[float, float]
 
@@ -150,3 +151,46 @@ def slopes(along, across, weights):
     low = add(add(_scaled(common, along.common_low), negate(area)), _scaled(around, along.around_low))
     high = add(add(_scaled(common, along.common_high), area), _scaled(around, along.around_high))
     return low, high
+
+
+@jit.helper
+def _sign(difference):
+    # NaN is handed on.
+    return 1.0 if difference > 0.0 else (-1.0 if difference < 0.0 else difference)
+
+
+@jit.helper
+def _axis_gradient(a, b, axis, low, high, of_l1, centered, gradient):
+    """The gradient of the two numbers that a box has on an axis."""
+    if centered:
+        first = add(low, high)
+        second = add(negate(low), high)
+        second = (0.5 * second[0], 0.5 * second[1])
+    else:
+        first, second = low, high
+    gradient[axis] = rounded(add(first, pair(of_l1 * _sign(a[axis] - b[axis]))))
+    gradient[axis + 2] = rounded(add(second, pair(of_l1 * _sign(a[axis + 2] - b[axis + 2]))))
+
+
+@jit.helper
+def _compare(a, b, coefficients, centered, distances, index, gradient):
+    """A pair of boxes: its distances, L1 of the coordinates among them, and the gradient for the first."""
+    x = side(interval(a[0], a[2], centered), interval(b[0], b[2], centered))
+    y = side(interval(a[1], a[3], centered), interval(b[1], b[3], centered))
+    both = overlap(x, y)
+    total = pair(0.0)
+    for k in range(COORDINATES):
+        high, low = two_sum(a[k], -b[k])
+        total = add(total, (high, low) if high >= 0.0 else (-high, -low))
+    distances.l1[index] = rounded(total)
+    distances.iou[index], distances.iou_low[index] = both.iou
+    distances.giou[index] = rounded(both.giou)
+    distances.iou_loss[index], distances.giou_loss[index] = rounded(both.iou_loss), rounded(both.giou_loss)
+    weights = factors(both, coefficients[1], coefficients[2])
+    low, high = slopes(x, y, weights)
+    _axis_gradient(a, b, 0, low, high, coefficients[0], centered, gradient)
+    low, high = slopes(y, x, weights)
+    _axis_gradient(a, b, 1, low, high, coefficients[0], centered, gradient)
+
+
+LOOP = BoxLoop("boxes", _compare)

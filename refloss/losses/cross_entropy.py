@@ -13,7 +13,8 @@ Gradient. With Q = Σ_j q_j, ∂lse/∂x_j = p_j, and a cotangent c (the row's g
 
 Numerics. Three naive forms lose digits, and each has its remedy:
 
-- lse − x_y for a confident row. It is log1p of the sum of the other terms relative to the label's (kernels.softmax).
+- lse − x_y for a confident row. It is log1p of the sum of the other terms relative to the label's
+  (kernels.softmax.split).
 - p_y − 1 for a confident row. It is minus the sum of the other probabilities.
 - Q·p_j − q_j where both are close. q_j, Q·c/Z and the p of the largest class are pairs (which hold 1 − 10^-30 to 53
   bits of its distance from 1), so that the subtraction loses nothing.
@@ -31,14 +32,32 @@ from typing import Any
 
 import numpy as np
 
-from refloss import arrays
-from refloss.device import host
-from refloss.dispatch import launcher
+from refloss import arrays, jit
+from refloss.device import empty, host
 from refloss.kernels.maps import exponentials
+from refloss.kernels.softmax.loop import SoftmaxLoop, Task
+from refloss.kernels.softmax.run import softmax_loss
+from refloss.numerics.pairs import multiply
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
 REDUCTIONS = ("mean", "sum", "none")
+
+
+@jit.scalar
+def _label(split, mass, parameters):
+    """w·(lse − x_y), which is w·−log p_y; c·w·p_j for the other classes, −c·w·(1 − p_y) for the label."""
+    return multiply(mass, split.nll), mass, multiply(mass, split.rest)
+
+
+@jit.scalar
+def _soft(split, mass, likelihood, parameters):
+    """Σ q_j·(lse − x_j); c·(Q·p_j − q_j)."""
+    return likelihood, mass
+
+
+LOOP = SoftmaxLoop("cross_entropy", _label, _soft)
 
 
 @accepts_gpu_arrays("logits", "out")
@@ -51,7 +70,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -70,7 +89,7 @@ def cross_entropy(
         reduction: "mean", "sum" or "none".
         label_smoothing: ε in [0, 1].
         grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape.
-        grad: False skips the gradients.
+        grad: True, False, or the names of the inputs whose gradients to compute.
         grad_dtype: dtype of the gradient of logits instead of their own.
         out: an array of the shape of logits that receives their gradient; not overlapping them.
         backend: "auto", "cpu" or "cuda".
@@ -106,46 +125,43 @@ def cross_entropy(
         labels = arrays.integer_array(target, "target")
         arrays.check_shape(labels, row_shape, "target", f"one label for each row of logits {x.shape}, or its shape")
         arrays.check_labels(labels, x.shape[class_axis], ignore_index, "target")
-    return rows_cross_entropy(
+    return softmax_rows(
         x,
         labels,
+        Options(grad_output, grad, grad_dtype, out, backend),
         class_axis=class_axis,
         weight=class_weight(weight, x.shape[class_axis]),
         label_smoothing=smoothing,
         ignore_index=ignore_index,
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )
 
 
-def rows_cross_entropy(
+def softmax_rows(
     logits: np.ndarray,
     target: np.ndarray,
+    options: Options,
     *,
+    loop: SoftmaxLoop = LOOP,
+    parameters: tuple[float, ...] = (),
     class_axis: int,
     weight: np.ndarray | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
     divisor: float = 1.0,
-    grad_output: Any = 1.0,
-    grad: bool = True,
-    grad_dtype: Any = None,
-    out: np.ndarray | None = None,
-    backend: str = "auto",
 ) -> LossResult:
-    """Cross-entropy of checked arrays with the classes on any axis; a "sum" is divided by divisor."""
-    run = launcher(backend, "cross_entropy")
+    """A softmax loss of checked arrays with the classes on any axis; a "sum" is divided by divisor."""
     probabilities = arrays.is_float(target)
     row_shape = logits.shape[:class_axis] + logits.shape[class_axis + 1 :]
-    loss_shape = row_shape if reduction == "none" else ()
-    gradient = arrays.gradient_buffer(logits, grad_dtype, out, "logits", target, weight, wanted=grad)
-    target_gradient = np.empty(target.shape, target.dtype) if grad and probabilities else None
-    task = run.Task(
+    wanted = options.wanted(("logits", "target") if probabilities else ("logits",))
+    gradient = options.buffer(logits, "logits", wanted="logits" in wanted)
+    if wanted and gradient is None:
+        gradient = empty(logits.shape, logits.dtype, like=logits)  # a kernel writes both gradients or none
+    target_gradient = np.empty(target.shape, target.dtype) if wanted and probabilities else None
+    task = Task(
+        loop=loop,
+        parameters=parameters,
         logits=logits,
         target=target if probabilities else np.ascontiguousarray(target.reshape(-1), dtype=np.int64),
         class_axis=class_axis,
@@ -154,19 +170,20 @@ def rows_cross_entropy(
         ignore_index=ignore_index,
         reduction=reduction,
         divisor=divisor,
-        cotangent=arrays.cotangent(grad_output, loss_shape),
+        cotangent=options.cotangent(row_shape if reduction == "none" else ()),
         gradient=gradient,
         target_gradient=target_gradient,
     )
-    answer = run.cross_entropy(task)
+    answer = softmax_loss(task, options.backend)
     grads = {"logits": gradient, "target": target_gradient}
+    log_p = functools.partial(log_probabilities, logits, class_axis, options.backend)
     return LossResult(
         loss=answer.loss.reshape(row_shape) if reduction == "none" else answer.loss,
-        grads={name: value for name, value in grads.items() if value is not None},
+        grads={name: value for name, value in grads.items() if value is not None and name in wanted},
         intermediates=Intermediates(
             {"lse": answer.lse.reshape(row_shape), "nll": answer.nll.reshape(row_shape)},
-            log_probabilities=functools.partial(log_probabilities, logits, class_axis, backend),
-            probabilities=lambda: exponentials(log_probabilities(logits, class_axis, backend)),
+            log_probabilities=log_p,
+            probabilities=lambda: exponentials(log_p()),
         ),
     )
 
@@ -176,9 +193,8 @@ def log_probabilities(logits: np.ndarray, class_axis: int, backend: str = "auto"
     x = np.moveaxis(np.asarray(host(logits), np.float64), class_axis, -1)
     largest = np.argmax(x, axis=-1)
     # The loss of the largest class is the second term.
-    result = rows_cross_entropy(
-        x, largest, class_axis=x.ndim - 1, ignore_index=-1, reduction="none", grad=False, backend=backend
-    )
+    options = Options(grad=False, backend=backend)
+    result = softmax_rows(x, largest, options, class_axis=x.ndim - 1, ignore_index=-1, reduction="none")
     with np.errstate(invalid="ignore"):
         below = x - np.take_along_axis(x, largest[..., None], -1)
     return np.moveaxis(below - np.asarray(result.loss)[..., None], -1, class_axis)

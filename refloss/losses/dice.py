@@ -17,13 +17,61 @@ from typing import Any
 
 import numpy as np
 
-from refloss import arrays
-from refloss.dispatch import launcher
-from refloss.losses.elementwise import Gradients
+from refloss import arrays, jit
+from refloss.kernels.masks import run
+from refloss.kernels.masks.loop import DiceLoop
+from refloss.numerics.bits import fma
+from refloss.numerics.exact import total
+from refloss.numerics.exponential import logistic
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
 
 REDUCTIONS = ("sum", "none")
+
+
+@jit.scalar
+def _probability(x, t):
+    """p and what is missed of an element."""
+    u, inverse, _ = logistic(x)
+    above = x > 0.0
+    missed = fma(1.0 - t if above else t, 1.0, u[0] * (t if above else 1.0 - t)) * inverse
+    return inverse if above else u[0] * inverse, missed
+
+
+@jit.scalar
+def terms(total, target_total, missed):
+    """D and S/D as pairs, from Σ p, Σ t and S."""
+    bottom = add(add(total, target_total), pair(1.0))
+    return bottom, divide(missed, bottom)
+
+
+@jit.helper
+def _slope(loss, bottom, probability, coefficient):
+    """coefficient·(1 − loss − 2·probability)/bottom, a pair."""
+    slope = add(add(pair(1.0), negate(loss)), (-2.0 * probability[0], -2.0 * probability[1]))
+    return multiply(pair(coefficient), divide(slope, bottom))
+
+
+@jit.scalar
+def _probability_pair(x):
+    """σ(x) and σ(−x) as pairs."""
+    u, _, _ = logistic(x)
+    bottom = add(pair(1.0), u)
+    larger, smaller = divide(pair(1.0), bottom), divide(u, bottom)
+    return (larger, smaller) if x > 0.0 else (smaller, larger)
+
+
+@jit.helper
+def _slopes(x, t, loss, bottom, cotangent):
+    """The gradient of an element and of its target."""
+    above, below = _probability_pair(x)
+    slope = multiply(_slope(loss, bottom, pair(t), cotangent), multiply(above, below))
+    return rounded(slope), rounded(_slope(loss, bottom, above, cotangent))
+
+
+LOOP = DiceLoop("dice", _probability, terms, _slopes)
 
 
 @accepts_gpu_arrays()
@@ -68,16 +116,17 @@ def dice(
     arrays.check_shape(t, x.shape, "targets", "the shape of inputs")
     arrays.check_range(t, 0.0, 1.0, "targets")
     divisor = arrays.number(num_boxes, "num_boxes") if reduction == "sum" else 1.0
-    cotangent = arrays.cotangent(grad_output, x.shape[:1] if reduction == "none" else ())
-    wanted = arrays.wanted_gradients(grad, ["inputs", "targets"])
-    gradient = arrays.gradient_buffer(x, grad_dtype, out, "inputs", t, wanted="inputs" in wanted)
+    options = Options(grad_output, grad, grad_dtype, out, backend)
+    cotangent = options.cotangent(x.shape[:1] if reduction == "none" else ())
+    wanted = options.wanted(("inputs", "targets"))
+    gradient = options.buffer(x, "inputs", wanted="inputs" in wanted)
     target_gradient = np.empty(t.shape, t.dtype) if "targets" in wanted else None
-    run = launcher(backend, "masks")
     with np.errstate(divide="ignore", invalid="ignore"):
-        losses = run.dice(x, t, cotangent / divisor, gradient, target_gradient)
+        coefficients = cotangent / divisor
+    losses = run.dice(LOOP, x, t, coefficients, gradient, target_gradient, backend)
     grads = {"inputs": gradient, "targets": target_gradient}
     return LossResult(
-        loss=losses if reduction == "none" else run.total(losses, divisor),
+        loss=losses if reduction == "none" else total(losses, divisor),
         grads={name: value for name, value in grads.items() if value is not None},
         intermediates=Intermediates({"losses": losses}),
     )

@@ -26,4 +26,82 @@ decoupling: Zheng et al., "Localization Distillation for Dense Object Detection"
 
 from __future__ import annotations
 
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.distillation.loop import DistillationLoop
+from refloss.numerics.bits import fma
+from refloss.numerics.exponential import excess, exp, log, log1p
+
 TEMPERATURE = 5.0
+# From here on the sum of what the terms exceed is not trusted.
+LARGEST = 1e200
+
+
+@jit.scalar
+def _larger(value, highest):
+    """The larger of two, NaN if the first one is."""
+    return value if value > highest or value != value else highest
+
+
+@jit.scalar
+def _softened(value, highest):
+    """e^((value − highest)/T)."""
+    return exp((value - highest) / TEMPERATURE)
+
+
+@jit.scalar
+def _with_mean(x, y, t, mean):
+    """(x − y)/T, and the mean with t times that."""
+    far = (x - y) / TEMPERATURE
+    return far, fma(t, far, mean)
+
+
+@jit.scalar
+def _with_excess(far, t, mean, total):
+    """t·(e^z − 1), and the total with t·φ(z), z = far − mean."""
+    growth, beyond = excess(far - mean)
+    return t * growth, fma(t, beyond, total)
+
+
+@jit.scalar
+def _divergence(total):
+    """KL(t ‖ s) from Φ, and 1/(1 + Φ)."""
+    return log1p(total), 1.0 / (1.0 + total)
+
+
+@jit.scalar
+def _slope(growth, t, total, inverse, coefficient):
+    """coefficient·(s − t) from t·(e^z − 1)."""
+    return coefficient * (fma(-t, total, growth) * inverse)
+
+
+@jit.helper
+def _plain_divergence(x, y, t):
+    """KL(t ‖ s) of a row by its definition; x becomes s − t."""
+    highest, best = -np.inf, -np.inf
+    for c in range(x.size):
+        highest, best = _larger(x[c], highest), _larger(y[c], best)
+    total, below = 0.0, 0.0
+    for c in range(x.size):
+        total += _softened(x[c], highest)
+        below += _softened(y[c], best)
+    divergence = log(total) - log(below)
+    for c in range(x.size):
+        if t[c] != 0.0:
+            divergence += t[c] * (((y[c] - best) - (x[c] - highest)) / TEMPERATURE)
+        x[c] = _softened(x[c], highest) / total - t[c]
+    return divergence
+
+
+LOOP = DistillationLoop(
+    "distillation",
+    larger=_larger,
+    soften=_softened,
+    with_mean=_with_mean,
+    with_excess=_with_excess,
+    divergence=_divergence,
+    slope=_slope,
+    plain=_plain_divergence,
+    largest=LARGEST,
+)

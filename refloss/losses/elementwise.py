@@ -3,77 +3,72 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refloss import arrays
 from refloss.device import empty
-from refloss.dispatch import launcher
+from refloss.kernels.elementwise.loop import Loop, Task
+from refloss.kernels.elementwise.run import elementwise_loss
 from refloss.result import Intermediates, LossResult
 
+if TYPE_CHECKING:
+    from refloss.options import Options
+
 REDUCTIONS = ("mean", "sum", "none")
-Gradients = bool | str | Collection[str]
 
 
 def evaluate(
-    loop: Any,
+    loop: Loop,
     inputs: dict[str, np.ndarray],
+    options: Options,
     *,
-    parameter: float = 0.0,
+    parameters: tuple[float, ...] = (),
     weight: np.ndarray | None = None,
     weight_has_gradient: bool = False,
     factor: np.ndarray | None = None,
+    target_has_gradient: bool = True,
     reduction: str,
     divisor: float | None = None,
-    grad_output: Any,
-    grad: Gradients,
-    grad_dtype: Any,
-    out: np.ndarray | None,
-    backend: str,
 ) -> LossResult:
     """Run a loss's loop over its two inputs, named as its arguments are; divisor is that of "mean" or "batchmean"."""
     (input_name, x), (target_name, t) = inputs.items()
     arrays.check_shape(t, x.shape, target_name, f"the shape of {input_name}")
-    run = launcher(backend, "elementwise")
-    cotangent = arrays.cotangent(grad_output, x.shape if reduction == "none" else ())
-    names = [input_name, target_name] + ["weight"] * (weight is not None and weight_has_gradient)
-    wanted = arrays.wanted_gradients(grad, names)
+    cotangent = options.cotangent(x.shape if reduction == "none" else ())
+    names = [input_name, *[target_name] * target_has_gradient]
+    names += ["weight"] * (weight is not None and weight_has_gradient)
+    wanted = options.wanted(names)
     buffers = {
-        input_name: arrays.gradient_buffer(
-            x, grad_dtype, out, input_name, t, weight, factor, wanted=input_name in wanted
-        ),
+        input_name: options.buffer(x, input_name, wanted=input_name in wanted),
         target_name: empty(t.shape, t.dtype, like=t) if target_name in wanted else None,
         "weight": np.empty(weight.shape, weight.dtype) if weight is not None and "weight" in wanted else None,
     }
-    task = run.Task(
+    one_each = cotangent.size == x.size and reduction == "none"
+    task = Task(
         loop=loop,
-        parameter=parameter,
+        parameters=parameters,
         input=x,
         target=t,
         weight=weight,
         factor=factor,
         reduction=reduction,
         divisor=divisor,
-        cotangent=cotangent.reshape(x.shape)
-        if cotangent.size == x.size and reduction == "none"
-        else cotangent.reshape(()),
+        cotangent=cotangent.reshape(x.shape if one_each else ()),
         input_gradient=buffers[input_name],
         target_gradient=buffers[target_name],
         weight_gradient=buffers["weight"],
     )
     intermediates = Intermediates()
-    intermediates.later["losses"] = functools.partial(_losses, run, task)
+    intermediates.later["losses"] = functools.partial(_losses, task, options.backend)
     grads = {name: buffer for name, buffer in buffers.items() if buffer is not None}
-    return LossResult(loss=run.elementwise(task), grads=grads, intermediates=intermediates)
+    return LossResult(loss=elementwise_loss(task, options.backend), grads=grads, intermediates=intermediates)
 
 
-def _losses(run: Any, task: Any) -> np.ndarray:
+def _losses(task: Task, backend: str) -> np.ndarray:
     """The loss of every element."""
-    nothing = {"input_gradient": None, "target_gradient": None, "weight_gradient": None}
-    losses: np.ndarray = run.elementwise(task._replace(reduction="none", **nothing))
-    return losses
+    of_elements = task._replace(reduction="none", input_gradient=None, target_gradient=None, weight_gradient=None)
+    return np.asarray(elementwise_loss(of_elements, backend))
 
 
 def same_shape(value: Any, shape: tuple[int, ...], name: str, why: str) -> np.ndarray | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refloss.losses import box_pairs
-from refloss.losses.elementwise import Gradients
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -44,14 +44,12 @@ def giou(
     Raises:
         ValueError: a shape or an option that does not fit. TypeError: a dtype that does not.
     """
+    options = Options(grad_output, grad, grad_dtype, backend=backend)
     return box_pairs.evaluate(
         "giou",
         boxes1,
         boxes2,
+        options,
         box_format=box_format,
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        backend=backend,
     )

@@ -13,27 +13,29 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
+from refloss.kernels.elementwise.loop import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import pair, product, two_sum
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(high, low, parameter):
-    if abs(high) <= parameter:
+def _value(high, low, delta):
+    if abs(high) <= delta:
         return product((high, low), (0.5 * high, 0.5 * low))
     negative = high < 0.0
-    rest, rest_low = two_sum(-high if negative else high, -0.5 * parameter)
-    return product((rest, rest_low + (-low if negative else low)), pair(parameter))
+    rest, rest_low = two_sum(-high if negative else high, -0.5 * delta)
+    return product((rest, rest_low + (-low if negative else low)), pair(delta))
 
 
 @jit.scalar
-def _loss(x, t, factor, parameter):
+def _loss(x, t, factor, parameters):
+    delta = parameters[0]
     high, low = two_sum(x, -t)
-    slope = parameter if high > parameter else (-parameter if high < -parameter else high)
-    return _value(high, low, parameter), slope, -slope
+    slope = delta if high > delta else (-delta if high < -delta else high)
+    return _value(high, low, delta), slope, -slope
 
 
 LOOP = Loop("huber", _loss)
@@ -48,7 +50,7 @@ def huber(
     delta: float = 1.0,
     weight: Any = None,
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -82,17 +84,14 @@ def huber(
     if not delta > 0.0:
         raise ValueError(f"delta is {delta}; expected a positive number")
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"input": x, "target": t},
-        parameter=delta,
+        options,
+        parameters=(delta,),
         weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),
         weight_has_gradient=True,
         divisor=x.size,
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

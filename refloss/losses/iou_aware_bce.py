@@ -16,7 +16,7 @@ Chen et al., "LW-DETR: A Transformer Replacement to YOLO for Real-Time Detection
 from __future__ import annotations
 
 from refloss import jit
-from refloss.kernels.one_class import OneClassLoop
+from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.losses.bce_with_logits import soft_target
 from refloss.losses.sigmoid_focal import absent, log_probability, power_pair
 from refloss.numerics.exponential import log_pair, logistic
@@ -41,14 +41,14 @@ def _quality(x, iou, alpha):
 
 
 @jit.scalar
-def _other(x, focus):
-    return absent(x, focus.other, focus.gamma)
+def _negative(x, focus):
+    return absent(x, focus.negative, focus.gamma)
 
 
 @jit.helper
-def _own(x, iou, focus):
-    quality = _quality(x, iou, focus.own) if iou[0] == iou[0] else iou
+def _positive(x, iou, focus):
+    quality = _quality(x, iou, focus.positive) if iou[0] == iou[0] else iou
     return soft_target(x, quality)
 
 
-ONE_CLASS_LOOP = OneClassLoop("iou_aware_bce", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("iou_aware_bce", _negative, _positive)

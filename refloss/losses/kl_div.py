@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
+from refloss.kernels.elementwise.loop import Loop
 from refloss.losses import elementwise
 from refloss.numerics.exponential import exp, exp_pair, log_pair, scale
 from refloss.numerics.pairs import pair, product, rounded, two_sum
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _loss_of_log_target(x, t):
+def _loss_of_log_target(x, t, factor, parameters):
     difference = two_sum(t, -x)
     clamped = -800.0 if t < -800.0 else (710.0 if t > 710.0 else t)
     leading, tail, n = exp_pair(clamped, 0.0)
@@ -35,7 +36,7 @@ def _loss_of_log_target(x, t):
 
 
 @jit.scalar
-def _loss_of_target(x, t):
+def _loss_of_target(x, t, factor, parameters):
     if t > 0.0 and t < np.inf:
         log_t = log_pair(t, 0.0)
         high, low = two_sum(log_t[0], -x)
@@ -43,12 +44,8 @@ def _loss_of_target(x, t):
     return ((-t * x if t == 0.0 else np.nan * t), 0.0), -t, np.nan
 
 
-@jit.scalar
-def _loss(x, t, factor, parameter):
-    return _loss_of_log_target(x, t) if parameter > 0.0 else _loss_of_target(x, t)
-
-
-LOOP = Loop("kl_div", _loss)
+LOOP = Loop("kl_div", _loss_of_target)
+LOOP_OF_LOG_TARGET = Loop("kl_div_log_target", _loss_of_log_target)
 
 
 @accepts_gpu_arrays("input", "target", "out")
@@ -59,7 +56,7 @@ def kl_div(
     reduction: str = "mean",
     log_target: bool = False,
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -93,15 +90,11 @@ def kl_div(
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     by_batch = reduction == "batchmean"
     divisor = (x.shape[0] if x.ndim else 1) if by_batch else x.size
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
-        LOOP,
+        LOOP_OF_LOG_TARGET if log_target else LOOP,
         {"input": x, "target": t},
-        parameter=1.0 if log_target else 0.0,
+        options,
         divisor=divisor,
         reduction="mean" if by_batch else reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

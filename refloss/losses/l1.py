@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
+from refloss.kernels.elementwise.loop import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import two_sum
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _loss(x, t, factor, parameter):
+def _loss(x, t, factor, parameters):
     high, low = two_sum(x, -t)
     negative = high < 0.0
     slope = (1.0 if x > t else 0.0) - (1.0 if x < t else 0.0)
@@ -38,7 +39,7 @@ def l1(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -68,15 +69,12 @@ def l1(
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"input": x, "target": t},
+        options,
         weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),
         weight_has_gradient=True,
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

@@ -15,7 +15,7 @@ with Improved Matching for Fast Convergence", 2025.
 from __future__ import annotations
 
 from refloss import jit
-from refloss.kernels.one_class import OneClassLoop
+from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.losses.bce_with_logits import soft_target
 from refloss.losses.sigmoid_focal import power_pair
 from refloss.losses.varifocal import detached_focal
@@ -23,16 +23,16 @@ from refloss.numerics.exponential import log_pair
 
 
 @jit.scalar
-def _other(x, focus):
-    return detached_focal(x, focus.other, focus.gamma)
+def _negative(x, focus):
+    return detached_focal(x, focus.negative, focus.gamma)
 
 
 @jit.helper
-def _own(x, quality, focus):
+def _positive(x, quality, focus):
     if quality[0] > 0.0:
         return soft_target(x, power_pair(log_pair(quality[0], quality[1]), focus.gamma))
     target = 1.0 if focus.gamma == 0.0 and quality[0] == 0.0 else quality[0]
     return soft_target(x, (target, 0.0))
 
 
-ONE_CLASS_LOOP = OneClassLoop("matching_aware", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("matching_aware", _negative, _positive)

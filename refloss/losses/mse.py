@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
+from refloss.kernels.elementwise.loop import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import product, two_sum
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _loss(x, t, factor, parameter):
+def _loss(x, t, factor, parameters):
     difference = two_sum(x, -t)
     return product(difference, difference), 2.0 * difference[0], -2.0 * difference[0]
 
@@ -34,7 +35,7 @@ def mse(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -65,15 +66,12 @@ def mse(
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"input": x, "target": t},
+        options,
         weight=elementwise.same_shape(weight, x.shape, "weight", "the shape of input"),
         weight_has_gradient=True,
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

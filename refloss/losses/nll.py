@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.dispatch import launcher
+from refloss.kernels.nll.loop import Task
+from refloss.kernels.nll.run import nll_loss
 from refloss.losses.cross_entropy import REDUCTIONS, class_weight
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -25,7 +27,7 @@ def nll(
     ignore_index: int = -100,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -63,8 +65,8 @@ def nll(
     arrays.check_shape(labels, row_shape, "target", f"one label for each row of input {x.shape}")
     arrays.check_labels(labels, x.shape[class_axis], ignore_index, "target")
     factors = class_weight(weight, x.shape[class_axis])
-    run = launcher(backend, "nll")
-    cotangent = arrays.cotangent(grad_output, row_shape if reduction == "none" else ())
-    gradient = arrays.gradient_buffer(x, grad_dtype, out, "input", labels, factors, wanted=grad)
-    loss = run.nll(run.Task(x, labels, class_axis, factors, ignore_index, reduction, cotangent, gradient))
-    return LossResult(loss=loss, grads={} if gradient is None else {"input": gradient})
+    options = Options(grad_output, grad, grad_dtype, out, backend)
+    cotangent = options.cotangent(row_shape if reduction == "none" else ())
+    gradient = options.buffer(x, "input", wanted="input" in options.wanted(("input",)))
+    task = Task(x, labels, class_axis, factors, ignore_index, reduction, cotangent, gradient)
+    return LossResult(loss=nll_loss(task, backend), grads={} if gradient is None else {"input": gradient})

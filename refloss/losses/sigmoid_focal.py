@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
-from refloss.kernels.one_class import OneClassLoop
+from refloss.kernels.elementwise.loop import Loop
+from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.losses import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
@@ -43,6 +43,7 @@ from refloss.numerics.pairs import (
     two_product,
     two_sum,
 )
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -93,21 +94,22 @@ def absent(x, alpha, gamma):
 
 
 @jit.scalar
-def _other(x, focus):
-    return absent(x, focus.other, focus.gamma)
+def _negative(x, focus):
+    return absent(x, focus.negative, focus.gamma)
 
 
 @jit.scalar
-def _own(x, quality, focus):
-    value, derivative = absent(-x, focus.own, focus.gamma)
+def _positive(x, quality, focus):
+    value, derivative = absent(-x, focus.positive, focus.gamma)
     return value, -derivative
 
 
-ONE_CLASS_LOOP = OneClassLoop("sigmoid_focal", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("sigmoid_focal", _negative, _positive)
 
 
 @jit.scalar
-def _loss(x, t, alpha, gamma):
+def _loss(x, t, factor, parameters):
+    alpha, gamma = parameters
     u, inverse, small = logistic(x)
     positive, negative = (t, 0.0), two_sum(1.0, -t)
     near, far = (negative, positive) if x > 0.0 else (positive, negative)
@@ -145,7 +147,7 @@ def sigmoid_focal(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -190,16 +192,12 @@ def sigmoid_focal(
     exponent = arrays.number(gamma, "gamma")
     if not exponent >= 0.0:
         raise ValueError(f"gamma is {exponent}; expected a number of at least 0")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"inputs": x, "targets": t},
-        parameter=exponent,
-        factor=np.broadcast_to(np.float64(arrays.number(alpha, "alpha")), x.shape),
+        options,
+        parameters=(arrays.number(alpha, "alpha"), exponent),
         reduction="none" if reduction == "none" else "mean",
         divisor=divisor,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

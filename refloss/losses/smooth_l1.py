@@ -13,28 +13,30 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
+from refloss.kernels.elementwise.loop import Loop
 from refloss.losses import elementwise
 from refloss.numerics.pairs import divide, pair, product, two_sum
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 
 @jit.scalar
-def _value(high, low, parameter):
-    if abs(high) < parameter:
-        return divide(product((high, low), (0.5 * high, 0.5 * low)), pair(parameter))
+def _value(high, low, beta):
+    if abs(high) < beta:
+        return divide(product((high, low), (0.5 * high, 0.5 * low)), pair(beta))
     negative = high < 0.0
-    rest, rest_low = two_sum(-high if negative else high, -0.5 * parameter)
+    rest, rest_low = two_sum(-high if negative else high, -0.5 * beta)
     return rest, rest_low + (-low if negative else low)
 
 
 @jit.scalar
-def _loss(x, t, factor, parameter):
+def _loss(x, t, factor, parameters):
+    beta = parameters[0]
     d, low = two_sum(x, -t)
     slope = (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
-    slope = d / parameter if abs(d) < parameter or (d != d and parameter > 0.0) else slope
-    return _value(d, low, parameter), slope, -slope
+    slope = d / beta if abs(d) < beta or (d != d and beta > 0.0) else slope
+    return _value(d, low, beta), slope, -slope
 
 
 LOOP = Loop("smooth_l1", _loss)
@@ -48,7 +50,7 @@ def smooth_l1(
     reduction: str = "mean",
     beta: float = 1.0,
     grad_output: Any = 1.0,
-    grad: elementwise.Gradients = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -81,14 +83,11 @@ def smooth_l1(
     if not beta >= 0.0:
         raise ValueError(f"beta is {beta}; expected a number that is not negative")
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"input": x, "target": t},
-        parameter=beta,
+        options,
+        parameters=(beta,),
         reduction=reduction,
-        grad_output=grad_output,
-        grad=grad,
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.kernels.elementwise import Loop
-from refloss.kernels.one_class import OneClassLoop
-from refloss.kernels.refine import is_close
+from refloss.kernels.elementwise.loop import Loop
+from refloss.kernels.one_class.loop import OneClassLoop
+from refloss.kernels.softmax.refine import is_close
 from refloss.losses import elementwise
 from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
 from refloss.losses.sigmoid_focal import REDUCTIONS, log_probability, power
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import rounded, two_sum
+from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
@@ -46,34 +47,35 @@ def detached_focal(x, alpha, gamma):
 
 
 @jit.scalar
-def _other(x, focus):
-    return detached_focal(x, focus.other, focus.gamma)
+def _negative(x, focus):
+    return detached_focal(x, focus.negative, focus.gamma)
 
 
 @jit.helper
-def _own(x, quality, focus):
+def _positive(x, quality, focus):
     value, derivative = soft_target(x, quality)
     return quality[0] * value, quality[0] * derivative
 
 
-ONE_CLASS_LOOP = OneClassLoop("varifocal", _other, _own)
+ONE_CLASS_LOOP = OneClassLoop("varifocal", _negative, _positive)
 
 
 @jit.scalar
-def _loss(x, t, alpha, gamma):
+def _loss(x, t, factor, parameters):
+    alpha, gamma = parameters
     absent, absent_slope = detached_focal(x, alpha, gamma)
-    value, slope, _ = unweighted(x, t, 1.0, 0.0)
-    meant = t > 0.0
-    return (t * rounded(value) if meant else absent, 0.0), t * slope if meant else absent_slope, 0.0
+    value, slope, _ = unweighted(x, t, factor, parameters)
+    is_positive = t > 0.0
+    return (t * rounded(value) if is_positive else absent, 0.0), t * slope if is_positive else absent_slope, 0.0
 
 
 @jit.scalar
-def _is_close(x, t, alpha, slope):
+def _is_close(x, t, factor, parameters, slope):
     return t > 0.0 and is_close(slope, t * (1.0 - t if x > 0.0 else t))
 
 
 @jit.helper
-def _accurate(x, t, alpha):
+def _accurate(x, t, factor, parameters):
     return t * accurate_slope(x, (t, 0.0), two_sum(1.0, -t))
 
 
@@ -90,7 +92,7 @@ def varifocal(
     *,
     reduction: str = "mean",
     grad_output: Any = 1.0,
-    grad: bool = True,
+    grad: Gradients = True,
     grad_dtype: Any = None,
     out: np.ndarray | None = None,
     backend: str = "auto",
@@ -109,7 +111,8 @@ def varifocal(
         alpha: weight of what is not meant.
         gamma: exponent of its probability, at least 0.
         reduction: "mean", "sum" or "none".
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
+        grad: True, False, or "inputs".
+        grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for the gradient of inputs.
 
     Returns:
         loss in nats. grads: "inputs". intermediates: "losses" of the elements, when asked for.
@@ -132,16 +135,13 @@ def varifocal(
     exponent = arrays.number(gamma, "gamma")
     if not exponent >= 0.0:
         raise ValueError(f"gamma is {exponent}; expected a number of at least 0")
+    options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"inputs": x, "targets": t},
-        parameter=exponent,
-        factor=np.broadcast_to(np.float64(arrays.number(alpha, "alpha")), x.shape),
+        options,
+        parameters=(arrays.number(alpha, "alpha"), exponent),
+        target_has_gradient=False,
         reduction="none" if reduction == "none" else "mean",
         divisor=divisor,
-        grad_output=grad_output,
-        grad="inputs" if grad else [],
-        grad_dtype=grad_dtype,
-        out=out,
-        backend=backend,
     )

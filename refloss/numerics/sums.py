@@ -8,9 +8,6 @@ grids of their own, because the grids' counts can be deposited as well.
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import numpy as np
 
 from refloss import jit
@@ -34,7 +31,7 @@ UNITS = 2**1074
 # Magic constants stay normal numbers within these exponents.
 GRID_EXPONENTS = 900
 # A deposit adds less than 2^33 to a limb, so this many leave room for the sign.
-_DEPOSITS = 2**29
+DEPOSITS = 2**29
 
 
 @jit.scalar
@@ -141,7 +138,7 @@ def _deposit_units(magnitude, negative, place, limbs):
 
 
 @jit.kernel
-def _deposit(values, limbs):
+def deposit(values, limbs):
     """Add float64 values to the accumulator; true if all of them were finite."""
     finite = True
     for value in values:
@@ -215,7 +212,7 @@ def add_exactly(values, limbs):
             _deposit_units(abs(count), count < 0, 1074 + exponent + unit, limbs)
         exponent -= 108
     if left:
-        _deposit(values, limbs)
+        deposit(values, limbs)
     return 0.0
 
 
@@ -245,32 +242,3 @@ def accumulated(limbs: np.ndarray) -> int:
     for limb in reversed(limbs.tolist()):
         total = (total << LIMB_BITS) + limb
     return total
-
-
-def exact_sum(values: np.ndarray) -> Fraction | float:
-    """The exact sum of float64 values; a float where one of them is not finite."""
-    total = 0
-    flat = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
-    for start in range(0, flat.size, _DEPOSITS):
-        limbs = np.zeros(LIMBS, dtype=np.int64)
-        if not _deposit(flat[start : start + _DEPOSITS], limbs):
-            with np.errstate(invalid="ignore"):
-                return float(np.sum(flat[~np.isfinite(flat)]))
-        total += accumulated(limbs)
-    return Fraction(total, UNITS)
-
-
-def rounded(value: Fraction | float) -> float:
-    """The float64 nearest to a number."""
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
-def as_pair(value: Fraction | float) -> tuple[float, float]:
-    """A number as high + low, both float64."""
-    high = rounded(value)
-    if not math.isfinite(high):
-        return high, 0.0
-    return high, float(Fraction(value) - Fraction(high))

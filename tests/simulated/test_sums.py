@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numba import cuda
 
-from refloss.kernels.cuda import runtime
-from refloss.kernels.cuda.accumulate import (
+from refloss.kernels.gpu import runtime
+from refloss.kernels.gpu.accumulate import (
     add_value,
     block_totals,
     exact_total,

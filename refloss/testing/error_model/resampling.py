@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from refloss.kernels.resample import axis
+from refloss.kernels.resample.loop import axis
 from refloss.testing.error_model.roundoff import STEPS, Roundoff
 
 

@@ -1,0 +1,61 @@
+"""One loop over pairs of boxes, of whose losses one scalar says everything: see losses/boxes.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.rows import load_strided, row_offset, save_strided
+
+COORDINATES = 4
+
+
+class BoxLoop(NamedTuple):
+    """The scalar of a pair: compare(a, b, coefficients, centered, distances, index, gradient).
+
+    It fills in the distances of a pair and a's gradient; coefficients are the cotangents of L1, 1 − IoU, 1 − GIoU.
+    """
+
+    name: str
+    compare: Callable[..., Any]
+
+
+class Pairs(NamedTuple):
+    """Rows of boxes, what they are compared with, and cotangents of L1, 1 − IoU and 1 − GIoU."""
+
+    rows: np.ndarray  # [P] int64
+    others: np.ndarray  # [P, 4] float64
+    coefficients: np.ndarray  # [P or 1, 3]
+    centered: bool
+
+
+class Distances(NamedTuple):
+    """What each pair yields, float64 [P]; iou_low is what iou's rounding left."""
+
+    l1: np.ndarray
+    iou: np.ndarray
+    iou_low: np.ndarray
+    giou: np.ndarray
+    iou_loss: np.ndarray
+    giou_loss: np.ndarray
+
+
+@jit.once
+def compiled(loop: BoxLoop) -> Any:
+    """The loop on the CPU."""
+    compare = loop.compare
+
+    def box_pairs(boxes, gradient, pairs, distances, with_gradient, first, last):
+        """Row rows[p] of boxes against others[p], for pairs first ... last."""
+        box, result = np.empty(COORDINATES), np.empty(COORDINATES)
+        for p in range(first, last):
+            load_strided(boxes, row_offset(boxes, pairs.rows[p]), boxes.class_stride, box)
+            shared = pairs.coefficients[p if pairs.coefficients.shape[0] > 1 else 0]
+            compare(box, pairs.others[p], shared, pairs.centered, distances, p, result)
+            if with_gradient:
+                save_strided(result, gradient, row_offset(gradient, pairs.rows[p]), gradient.class_stride)
+
+    return jit.kernel(box_pairs, loop.name)

@@ -1,0 +1,1 @@
+"""Rows of logits against a teacher's."""

@@ -1,0 +1,103 @@
+"""Elementwise losses on a GPU: the loop of kernels.elementwise.loop, a thread for every element."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import cuda
+
+from refloss import jit
+from refloss.kernels.elementwise.loop import Loop, Outputs, Pass, times_all, times_constant
+from refloss.kernels.gpu import runtime
+from refloss.kernels.gpu.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
+from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
+from refloss.kernels.rows import row_offset
+from refloss.numerics.formats import read, store
+from refloss.numerics.pairs import settled
+
+if TYPE_CHECKING:
+    from refloss.numerics.exact import Exact
+
+_BLOCK = 256
+
+
+@gpu_function
+def _load(rows, index):
+    return read(rows.memory, row_offset(rows, index))
+
+
+@gpu_function
+def _save_gradient(derivative, weight, cotangent, scalars, rows, index):
+    if scalars.coefficient[0] != 0.0:
+        value = times_constant(derivative, scalars.coefficient)
+    else:
+        value = times_all(derivative, weight, cotangent, scalars.inverse_normaliser)
+    store(rows.memory, row_offset(rows, index), value)
+
+
+def _refinement(loop: Loop) -> Any:
+    """What computes a derivative again of which too few digits are left."""
+    is_close, accurate = loop.is_close, loop.accurate
+    if is_close is None or accurate is None:
+
+        @gpu_function
+        def refined(_x, _t, _factor, _parameters, slope):
+            return slope
+    else:
+
+        @gpu_function
+        def refined(x, t, factor, parameters, slope):
+            return accurate(x, t, factor, parameters) if is_close(x, t, factor, parameters, slope) else slope
+
+    return refined
+
+
+@jit.once
+def _kernel(loop: Loop) -> Any:
+    """The kernel of a loss."""
+    loss, refined = loop.loss, _refinement(loop)
+
+    @gpu_kernel
+    def kernel(inputs, outputs, wanted, scalars, totals, count):
+        state, of_block = new_state(), block_totals()
+        for index in range(cuda.grid(1), count, cuda.gridsize(1)):
+            x, t, factor = _load(inputs.input, index), _load(inputs.target, index), _load(inputs.factor, index)
+            weight, cotangent = _load(inputs.weight, index), _load(inputs.cotangent, index)
+            value, for_input, for_target = loss(x, t, factor, scalars.parameters)
+            value = settled(value)
+            if wanted.input_gradient:
+                slope = refined(x, t, factor, scalars.parameters, for_input)
+                _save_gradient(slope, weight, cotangent, scalars, outputs.input_gradient, index)
+            if wanted.target_gradient:
+                _save_gradient(for_target, weight, cotangent, scalars, outputs.target_gradient, index)
+            if wanted.weight_gradient:
+                _save_gradient(value - scalars.mean, 1.0, cotangent, scalars, outputs.weight_gradient, index)
+            value = value * weight if scalars.weighted else value
+            if wanted.loss:
+                store(outputs.loss.memory, row_offset(outputs.loss, index), value)
+            if wanted.total:
+                state = add_value(value, state, of_block)
+        merge(state, of_block, totals)
+
+    return kernel
+
+
+def _elements(array: np.ndarray) -> Any:
+    return runtime.rows_on_device(array, array.ndim)
+
+
+def run(this: Pass) -> Exact:
+    """Run a pass; the sum of the elements' values."""
+    task = this.task
+    written = [None if buffer is None else runtime.Gradient(buffer) for buffer in this.buffers]
+    stand_in = np.empty(task.input.shape[:0])
+    outputs = Outputs(*(_elements(stand_in if buffer is None else buffer.array) for buffer in written))
+    totals, count = new_totals(), task.input.size
+    inputs = task.inputs(_elements)
+    blocks = runtime.grid(count, _BLOCK)
+    runtime.launch(_kernel(task.loop), blocks, _BLOCK, inputs, outputs, this.wanted, this.scalars, totals, count)
+    for buffer in written:
+        if buffer is not None:
+            buffer.finish()
+    return exact_total(totals)

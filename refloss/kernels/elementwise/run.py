@@ -1,0 +1,96 @@
+"""Elementwise losses: from arrays to loops and back, and which device they run on."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refloss import parallel
+from refloss.dispatch import runs_on_gpu
+from refloss.kernels.elementwise.loop import NO_PARAMETERS, Outputs, Pass, Scalars, Task, compiled
+from refloss.kernels.rows import elements_of
+from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, joined_sum, quotient
+from refloss.numerics.sums import LIMBS, accumulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLOCK_ELEMENTS = 1 << 18
+# Coefficients beyond these might overflow, or lose digits, before a derivative makes up for it.
+_SMALLEST, _LARGEST = Fraction(1, 2**600), Fraction(2**600)
+
+
+def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
+    """Run a task: the reduced loss; gradients are written into the task's buffers."""
+    run = _device(backend)
+    normaliser = _normaliser(task)
+    inverse = _inverse(normaliser)
+    scalars = Scalars(
+        task.parameters or NO_PARAMETERS,
+        as_pair(inverse),
+        0.0,
+        task.weight is not None,
+        as_pair(_coefficient(task, inverse)),
+    )
+    rows = np.empty(task.input.shape) if task.reduction == "none" else None
+    # A weight's gradient is relative to the mean, where the mean depends on the weights: it needs a pass of its own.
+    twice = task.weight_gradient is not None and task.reduction == "mean" and task.divisor is None
+    total = run(Pass(task, scalars, rows, gradients=not twice))
+    loss = quotient(total, normaliser) if rows is None else rows
+    if twice:
+        run(Pass(task, scalars._replace(mean=float(loss)), None, gradients=True))
+    return loss
+
+
+def _device(backend: str) -> Callable[[Pass], Exact]:
+    """What runs a pass and yields the sum of the elements' values."""
+    if runs_on_gpu(backend):
+        from refloss.kernels.elementwise import gpu
+
+        return gpu.run
+    return _run
+
+
+def _normaliser(task: Task) -> Exact:
+    if task.reduction != "mean":
+        return Fraction(1)
+    if task.divisor is not None:
+        return exact(task.divisor)
+    return Fraction(task.input.size) if task.weight is None else exact_sum(np.asarray(task.weight, np.float64))
+
+
+def _inverse(normaliser: Exact) -> Exact:
+    if normaliser == 0 or isinstance(normaliser, float):
+        with np.errstate(divide="ignore"):
+            return float(np.float64(1.0) / np.float64(float(normaliser)))
+    return 1 / normaliser
+
+
+def _coefficient(task: Task, inverse: Exact) -> Fraction:
+    """Cotangent over normaliser, where that is one number of ordinary size; else 0."""
+    if task.weight is not None or task.cotangent.ndim or isinstance(inverse, float):
+        return Fraction(0)
+    cotangent = float(task.cotangent)
+    coefficient = Fraction(cotangent) * inverse if math.isfinite(cotangent) else Fraction(0)
+    return coefficient if _SMALLEST < abs(coefficient) < _LARGEST else Fraction(0)
+
+
+def _run(this: Pass) -> Exact:
+    task = this.task
+    inputs = task.inputs(elements_of)
+    stand_in = np.empty(task.input.shape[:0])
+    outputs = Outputs(*(elements_of(stand_in if buffer is None else buffer) for buffer in this.buffers))
+    loop, wanted = compiled(task.loop), this.wanted
+    totals: list[int] = []
+    special: list[float] = []
+
+    def work(first: int, last: int, limbs: np.ndarray) -> None:
+        limbs[:] = 0
+        special.append(loop(inputs, outputs, wanted, this.scalars, limbs, first, last))
+        totals.append(accumulated(limbs))
+
+    parallel.run_blocks(work, task.input.size, BLOCK_ELEMENTS, lambda: np.empty(LIMBS, np.int64))
+    return joined_sum(totals, special)

@@ -1,0 +1,1 @@
+"""Losses of masks: dice, and focal loss with it."""

@@ -1,0 +1,115 @@
+"""Masks: from arrays to loops and back, and which device they run on."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import parallel
+from refloss.dispatch import runs_on_gpu
+from refloss.kernels.masks.loop import DiceLoop, MaskLoop, Masks, Scratch, dice_masks, mask_pairs
+from refloss.kernels.resample.loop import axis
+from refloss.kernels.rows import elements_of
+from refloss.numerics.exact import Exact, exact_sum, rounded
+from refloss.numerics.sums import LIMBS, UNITS, accumulated
+
+
+class MaskLosses(NamedTuple):
+    """Of every pair: the exact sum of a mask's focal losses, NaN where undefined, and its dice loss."""
+
+    focal: list[Exact]
+    dice: np.ndarray
+
+
+def compare(
+    loop: MaskLoop,
+    planes: np.ndarray,
+    gradient: np.ndarray | None,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    *,
+    of_focal: float,
+    of_dice: float,
+    backend: str,
+) -> MaskLosses:
+    """Planes rows [P] of [..., h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
+    height, width = planes.shape[-2:]
+    masks = Masks(
+        rows=rows,
+        targets=targets,
+        target_totals=_totals(targets),
+        vertical=axis(height, targets.shape[1]),
+        horizontal=axis(width, targets.shape[2]),
+        height=height,
+        width=width,
+        of_focal=of_focal,
+        of_dice=of_dice,
+    )
+    if runs_on_gpu(backend):
+        from refloss.kernels.masks import gpu
+
+        return MaskLosses(*gpu.compare(loop, planes, gradient, masks))
+    return _compare(loop, planes, gradient, masks)
+
+
+def _compare(loop: MaskLoop, planes: np.ndarray, gradient: np.ndarray | None, masks: Masks) -> MaskLosses:
+    size = masks.targets.shape[1:]
+    source = elements_of(planes)
+    destination = source if gradient is None else elements_of(gradient)
+    count = len(masks.rows)
+    focal, dice = np.empty(count), np.empty(count)
+    limbs = np.zeros((count, LIMBS), np.int64)
+    kernel, with_gradient = mask_pairs(loop), gradient is not None
+
+    def scratch() -> Scratch:
+        return Scratch(
+            line=np.empty(masks.width),
+            wide=np.empty((masks.height, size[1])),
+            pixels=np.empty((4, size[1])),
+            slopes=np.empty(size),
+            flatness=np.empty(size),
+        )
+
+    def work(first: int, last: int, buffers: Scratch) -> None:
+        kernel(source, destination, masks, buffers, focal, dice, limbs, with_gradient, first, last)
+
+    parallel.run_blocks(work, count, 1, scratch)
+    sums = [Fraction(accumulated(limbs[p]), UNITS) if focal[p] == 0.0 else focal[p] for p in range(count)]
+    return MaskLosses(sums, dice)
+
+
+def _totals(targets: np.ndarray) -> np.ndarray:
+    """The sum of each target."""
+    if targets.dtype == np.uint8:
+        return np.asarray(targets.sum(axis=(1, 2), dtype=np.int64), np.float64)
+    return np.array([rounded(exact_sum(target)) for target in targets], np.float64)
+
+
+def dice(
+    loop: DiceLoop,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    cotangents: np.ndarray,
+    gradient: np.ndarray | None,
+    target_gradient: np.ndarray | None,
+    backend: str,
+) -> np.ndarray:
+    """[N] the dice loss of each mask of [N, ...]; gradients are written for cotangents [N] or [1]."""
+    if runs_on_gpu(backend):
+        from refloss.kernels.masks import gpu
+
+        return gpu.dice(loop, inputs, targets, cotangents, gradient, target_gradient)
+    masks = len(inputs)
+    losses = np.empty(masks)
+    arrays = [inputs if buffer is None else buffer for buffer in (inputs, targets, gradient, target_gradient)]
+    rows = [elements_of(array) for array in arrays]
+    wanted = (gradient is not None, target_gradient is not None)
+    kernel, count = dice_masks(loop), inputs.size // max(masks, 1)
+
+    def work(first: int, last: int, _: None) -> None:
+        kernel(rows[0], rows[1], count, cotangents, rows[2], rows[3], wanted, losses, first, last)
+
+    parallel.run_blocks(work, masks, 1, lambda: None)
+    return losses

@@ -1,0 +1,1 @@
+"""Costs of matching queries with objects, margins of assignments, counts."""

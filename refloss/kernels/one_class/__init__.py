@@ -1,0 +1,1 @@
+"""Sigmoid losses of rows in which at most one class is positive."""

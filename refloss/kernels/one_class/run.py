@@ -1,0 +1,81 @@
+"""Sigmoid losses of rows with one positive class: from arrays to loops and back, and which device they run on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refloss import parallel
+from refloss.dispatch import runs_on_gpu
+from refloss.kernels.one_class.loop import Focus, OneClassLoop, Positives, compiled
+from refloss.kernels.rows import elements_of
+from refloss.numerics.exact import Exact, as_pair, exact, joined_sum, quotient
+from refloss.numerics.sums import LIMBS, accumulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLOCK_ELEMENTS = 1 << 15
+Pair = tuple[float, float]
+
+
+def positives_of(
+    labels: np.ndarray, quality: np.ndarray | None = None, quality_low: np.ndarray | None = None
+) -> Positives:
+    """Rows' classes, and how good each row is, a pair; all alike unless it is given."""
+    high, low = np.ones(1) if quality is None else quality, np.zeros(1) if quality_low is None else quality_low
+    return Positives(labels.reshape(-1), high, low)
+
+
+def one_class_loss(
+    loop: OneClassLoop,
+    logits: np.ndarray,
+    gradient: np.ndarray | None,
+    positives: Positives,
+    focus: Focus,
+    *,
+    cotangent: float,
+    divisor: float,
+    backend: str,
+) -> np.float64:
+    """Σ over all classes of logits [..., C] / divisor; its gradient times the cotangent is written."""
+    whole = exact(divisor)
+    coefficient = as_pair(exact(cotangent) / whole) if np.isfinite(cotangent) else (cotangent, 0.0)
+    return quotient(_device(backend)(loop, logits, gradient, positives, focus, coefficient), whole)
+
+
+def _device(
+    backend: str,
+) -> Callable[[OneClassLoop, np.ndarray, np.ndarray | None, Positives, Focus, Pair], Exact]:
+    """What sums over all classes, and writes the gradient times a coefficient."""
+    if runs_on_gpu(backend):
+        from refloss.kernels.one_class import gpu
+
+        return gpu.run
+    return _run
+
+
+def _run(
+    loop: OneClassLoop,
+    logits: np.ndarray,
+    gradient: np.ndarray | None,
+    positives: Positives,
+    focus: Focus,
+    coefficient: Pair,
+) -> Exact:
+    classes = logits.shape[-1]
+    source = elements_of(logits)
+    destination = source if gradient is None else elements_of(gradient)
+    evaluate, scalars = compiled(loop), (positives, focus, coefficient, gradient is not None)
+    totals: list[int] = []
+    special: list[float] = []
+
+    def work(first: int, last: int, limbs: np.ndarray) -> None:
+        limbs[:] = 0
+        special.append(evaluate(source, destination, classes, *scalars, limbs, first, last))
+        totals.append(accumulated(limbs))
+
+    block = max(1, BLOCK_ELEMENTS // max(1, classes))
+    parallel.run_blocks(work, positives.labels.size, block, lambda: np.empty(LIMBS, np.int64))
+    return joined_sum(totals, special)

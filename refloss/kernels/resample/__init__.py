@@ -1,0 +1,1 @@
+"""Bilinear resampling and its adjoint."""

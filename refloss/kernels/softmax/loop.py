@@ -1,0 +1,364 @@
+"""Losses of a row's softmax, row by row: the loss, its parts and the gradient, from a description of a split row.
+
+The target of a row puts masses q_j = w_j·((1 − ε)·t_j + ε/C) on its classes, with Q = Σ q_j; t is one-hot for a label.
+c is the row's cotangent over the normaliser.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.rows import gather, row, scatter
+from refloss.kernels.softmax.refine import is_close, refine
+from refloss.kernels.softmax.split import (
+    difference,
+    find,
+    highest_excluding,
+    split_softmax,
+    store_difference,
+    store_scaled,
+)
+from refloss.numerics.formats import store, widen
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
+from refloss.numerics.sums import row_sum
+
+Pair = tuple[float, float]
+# What a loop without parameters is handed: compiled code has no use for an empty tuple.
+NO_PARAMETERS = (0.0,)
+
+
+class SoftmaxLoop(NamedTuple):
+    """A loss's scalars, which rows, columns and both forms on a GPU make loops of. All numbers are pairs.
+
+    label(split, mass, parameters): of a row whose label has all the mass, its loss and two factors of its gradient,
+    which is c·pushed·p_j for the other classes and −c·pulled for the label.
+
+    soft(split, mass, likelihood, parameters): of a row with the mass Q spread over its classes and the likelihood
+    Σ q_j·(lse − x_j), its loss and the factor of its gradient c·(pushed·p_j − q_j). None for a loss of hard labels.
+    """
+
+    name: str
+    label: Callable[..., Any]
+    soft: Callable[..., Any] | None = None
+
+
+class Task(NamedTuple):
+    """A softmax loss as its file states it.
+
+    target holds labels [R], or class probabilities in the shape of logits; divisor is what a "sum" is divided by.
+    """
+
+    loop: SoftmaxLoop
+    parameters: tuple[float, ...]
+    logits: np.ndarray
+    target: np.ndarray
+    class_axis: int
+    weight: np.ndarray | None
+    label_smoothing: float
+    ignore_index: int
+    reduction: str
+    divisor: float
+    cotangent: np.ndarray
+    gradient: np.ndarray | None
+    target_gradient: np.ndarray | None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the target are labels, not probabilities."""
+        return self.target.dtype.kind == "i"
+
+
+class Answer(NamedTuple):
+    """The reduced loss, and rows in the order of the labels."""
+
+    loss: np.float64 | np.ndarray
+    nll: np.ndarray
+    lse: np.ndarray
+
+
+class Terms(NamedTuple):
+    """What is the same for every row."""
+
+    parameters: tuple[float, ...]
+    weight: np.ndarray  # [C] float64
+    weight_total: Pair
+    keep: Pair  # 1 − label_smoothing
+    uniform: Pair  # label_smoothing / C
+    smooth: bool
+    weighted: bool
+    cotangent: np.ndarray  # [R] or [1] float64
+    normaliser: Pair
+    ignore_index: int
+
+
+class Output(NamedTuple):
+    """What each row yields, float64 [R]."""
+
+    loss: np.ndarray
+    nll: np.ndarray
+    lse: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """One thread's buffers: a tile for each array whose rows are strided, and float64 rows."""
+
+    logits: np.ndarray
+    gradient: np.ndarray
+    target: np.ndarray
+    target_gradient: np.ndarray
+    exponentials: np.ndarray
+    products: np.ndarray
+    mass: np.ndarray
+
+
+@jit.helper
+def coefficient_of(terms, index):
+    """A row's cotangent over the normaliser, a pair."""
+    cotangent = terms.cotangent[index if terms.cotangent.size > 1 else 0]
+    return divide(pair(cotangent), terms.normaliser)
+
+
+@jit.helper
+def _distance_sum(x, maximum, weight, products):
+    """Σ weight_j·(maximum − x_j), a pair."""
+    for i in range(x.size):
+        products[i] = weight[i] * (maximum - widen(x[i]))
+    return row_sum(products)
+
+
+@jit.helper
+def smoothed_likelihood(split, label, terms, distances):
+    """Σ q_j·(lse − x_j) of a smoothed label; distances are Σ w_j·(maximum − x_j), a pair."""
+    of_label = multiply(pair(terms.weight[label]), split.nll)
+    spread = add(multiply(terms.weight_total, split.log_total), distances)
+    return add(multiply(terms.keep, of_label), multiply(terms.uniform, spread))
+
+
+@jit.helper
+def smoothed_masses(label, terms):
+    """Q and the label's q with smoothing; pairs."""
+    weight = pair(terms.weight[label])
+    total = add(multiply(terms.keep, weight), multiply(terms.uniform, terms.weight_total))
+    return total, add(multiply(terms.keep, weight), multiply(terms.uniform, weight))
+
+
+@jit.scalar
+def target_mass(target, weight, terms):
+    """q_j = w_j·((1 − ε)·t_j + ε/C), a pair."""
+    return multiply(add(multiply(terms.keep, pair(target)), terms.uniform), pair(weight))
+
+
+@jit.scalar
+def target_slope(factor, weight, log_total, below):
+    """∂/∂t_j = c·(1 − ε)·w_j·(lse − x_j), from how far x_j is below the maximum."""
+    return factor * weight * (log_total + below)
+
+
+@jit.helper
+def _fill(gradient, value):
+    for i in range(gradient.size):
+        store(gradient, i, value)
+
+
+@jit.once
+def label_rows(loop: SoftmaxLoop) -> Any:
+    """The kernel for rows with class labels, without smoothing."""
+    describe = loop.label
+
+    def rows(logits, gradient, labels, terms, output, scratch, first, last, tile, with_gradient):
+        """Rows first ... last."""
+        for start in range(first, last, tile):
+            count = min(tile, last - start)
+            gather(logits, start, count, scratch.logits)
+            for k in range(count):
+                index = start + k
+                label = labels[index]
+                ignored = label == terms.ignore_index
+                x = row(logits, index, scratch.logits, k)
+                split = split_softmax(x, -1 if ignored else label, scratch.exponentials)
+                output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
+                output.nll[index] = 0.0 if ignored else rounded(split.nll)
+                loss, pushed, pulled = pair(0.0 if ignored else np.nan), pair(0.0), pair(0.0)
+                if split.defined and not ignored:
+                    loss, pushed, pulled = describe(split, pair(terms.weight[label]), terms.parameters)
+                output.loss[index] = rounded(loss)
+                if not with_gradient:
+                    continue
+                g = row(gradient, index, scratch.gradient, k)
+                if ignored or not split.defined:
+                    _fill(g, 0.0 if ignored else np.nan)
+                else:
+                    coefficient = coefficient_of(terms, index)
+                    store_scaled(scratch.exponentials, multiply(coefficient, multiply(pushed, split.term)), g)
+                    store(g, label, -rounded(multiply(coefficient, pulled)))
+            if with_gradient:
+                scatter(scratch.gradient, gradient, start, count)
+
+    return jit.kernel(rows, loop.name)
+
+
+@jit.helper
+def _smoothed_gradient(split, label, x, pushed, label_mass, terms, coefficient, exponentials, gradient):
+    factor = multiply(coefficient, multiply(pushed, split.term))
+    close = store_difference(exponentials, factor, terms.weight, multiply(coefficient, terms.uniform), gradient)
+    slope = add(multiply(pushed, split.share), negate(label_mass))
+    store(gradient, label, rounded(multiply(coefficient, slope)))
+    if close > 0 or is_close(slope[0], label_mass[0]):
+        mass, mass_low = np.empty(x.size), np.empty(x.size)
+        for i in range(x.size):
+            mass[i], mass_low[i] = multiply(terms.uniform, pair(terms.weight[i]))
+        mass[label], mass_low[label] = label_mass
+        refine(x, split, pushed, coefficient, mass, mass_low, gradient)
+
+
+@jit.once
+def smoothed_rows(loop: SoftmaxLoop) -> Any:
+    """The kernel for rows with class labels and label smoothing."""
+    describe = soft_scalar(loop)
+
+    def rows(logits, gradient, labels, terms, output, scratch, first, last, tile, with_gradient):
+        """Rows first ... last."""
+        for start in range(first, last, tile):
+            count = min(tile, last - start)
+            gather(logits, start, count, scratch.logits)
+            for k in range(count):
+                index = start + k
+                label = labels[index]
+                ignored = label == terms.ignore_index
+                x = row(logits, index, scratch.logits, k)
+                split = split_softmax(x, -1 if ignored else label, scratch.exponentials)
+                output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
+                output.nll[index] = 0.0 if ignored else rounded(split.nll)
+                loss, pushed, label_mass = pair(0.0 if ignored else np.nan), pair(0.0), pair(0.0)
+                if split.defined and not ignored:
+                    distances = _distance_sum(x, split.maximum, terms.weight, scratch.products)
+                    mass, label_mass = smoothed_masses(label, terms)
+                    likelihood = smoothed_likelihood(split, label, terms, distances)
+                    loss, pushed = describe(split, mass, likelihood, terms.parameters)
+                output.loss[index] = rounded(loss)
+                if not with_gradient:
+                    continue
+                g = row(gradient, index, scratch.gradient, k)
+                if ignored or not split.defined:
+                    _fill(g, 0.0 if ignored else np.nan)
+                else:
+                    coefficient = coefficient_of(terms, index)
+                    _smoothed_gradient(split, label, x, pushed, label_mass, terms, coefficient, scratch.exponentials, g)
+            if with_gradient:
+                scatter(scratch.gradient, gradient, start, count)
+
+    return jit.kernel(rows, loop.name)
+
+
+def soft_scalar(loop: SoftmaxLoop) -> Callable[..., Any]:
+    """A loop's scalar for soft targets, which one of hard labels lacks."""
+    if loop.soft is None:
+        raise TypeError(f"the softmax loss {loop.name!r} is one of hard labels: it has no scalar for a soft target")
+    return loop.soft
+
+
+@jit.helper
+def _likelihood(split, total, x, weight, products):
+    """Σ_j weight_j·(lse − x_j) for weights that sum to a total, a pair."""
+    return add(multiply(total, split.log_total), _distance_sum(x, split.maximum, weight, products))
+
+
+@jit.helper
+def _masses_of_probabilities(split, x, target, terms, scratch):
+    """Q, Σ q_j·(lse − x_j), and the latter without weights and smoothing; pairs."""
+    mass = scratch.mass
+    for i in range(target.size):
+        mass[i] = widen(target[i])
+    total = row_sum(mass)
+    plain = _likelihood(split, total, x, mass, scratch.products)
+    if not (terms.weighted or terms.smooth):
+        return total, plain, plain
+    for i in range(target.size):
+        mass[i] = widen(target[i]) * terms.weight[i]
+    total = add(multiply(terms.keep, row_sum(mass)), multiply(terms.uniform, terms.weight_total))
+    for i in range(target.size):
+        mass[i] = rounded(target_mass(widen(target[i]), terms.weight[i], terms))
+    return total, _likelihood(split, total, x, mass, scratch.products), plain
+
+
+@jit.helper
+def _probability_gradient(split, x, target, pushed, terms, coefficient, exponentials, gradient):
+    factor = multiply(coefficient, multiply(pushed, split.term))
+    close = 0
+    for i in range(target.size):
+        subtracted = multiply(coefficient, target_mass(widen(target[i]), terms.weight[i], terms))
+        value = difference(exponentials[i], factor, subtracted)
+        close += 1 if is_close(value, subtracted[0]) else 0
+        store(gradient, i, value)
+    for i in range(target.size):
+        # The class that was split off, and any that is its equal: the order of classes must not show.
+        if widen(x[i]) == split.maximum:
+            mass = target_mass(widen(target[i]), terms.weight[i], terms)
+            slope = add(multiply(pushed, split.share), negate(mass))
+            close += 1 if is_close(slope[0], mass[0]) else 0
+            store(gradient, i, rounded(multiply(coefficient, slope)))
+    if close > 0:
+        mass, mass_low = np.empty(x.size), np.empty(x.size)
+        for i in range(x.size):
+            mass[i], mass_low[i] = target_mass(widen(target[i]), terms.weight[i], terms)
+        refine(x, split, pushed, coefficient, mass, mass_low, gradient)
+
+
+@jit.helper
+def _target_gradient(split, x, terms, coefficient, gradient):
+    factor = rounded(multiply(coefficient, terms.keep))
+    log_total = rounded(split.log_total)
+    for i in range(x.size):
+        store(gradient, i, target_slope(factor, terms.weight[i], log_total, split.maximum - widen(x[i])))
+
+
+@jit.once
+def probability_rows(loop: SoftmaxLoop) -> Any:
+    """The kernel for rows with class probabilities."""
+    describe = soft_scalar(loop)
+
+    @functools.partial(jit.helper, name=loop.name)
+    def evaluated(split, x, target, terms, scratch):
+        mass, likelihood, plain = _masses_of_probabilities(split, x, target, terms, scratch)
+        loss, pushed = describe(split, mass, likelihood, terms.parameters)
+        return rounded(loss), rounded(plain), pushed
+
+    def rows(logits, gradient, targets, target_gradient, terms, output, scratch, first, last, tile, with_gradient):
+        """Rows first ... last."""
+        for start in range(first, last, tile):
+            count = min(tile, last - start)
+            gather(logits, start, count, scratch.logits)
+            gather(targets, start, count, scratch.target)
+            for k in range(count):
+                index = start + k
+                x = row(logits, index, scratch.logits, k)
+                target = row(targets, index, scratch.target, k)
+                top = find(x, highest_excluding(x, -1)[0])
+                split = split_softmax(x, top, scratch.exponentials)
+                loss, nll, pushed = np.nan, np.nan, pair(np.nan)
+                if split.defined:
+                    loss, nll, pushed = evaluated(split, x, target, terms, scratch)
+                output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
+                output.nll[index] = nll
+                output.loss[index] = loss
+                if not with_gradient:
+                    continue
+                g = row(gradient, index, scratch.gradient, k)
+                target_g = row(target_gradient, index, scratch.target_gradient, k)
+                coefficient = coefficient_of(terms, index)
+                if split.defined:
+                    _probability_gradient(split, x, target, pushed, terms, coefficient, scratch.exponentials, g)
+                    _target_gradient(split, x, terms, coefficient, target_g)
+                else:
+                    _fill(g, np.nan)
+                    _fill(target_g, np.nan)
+            if with_gradient:
+                scatter(scratch.gradient, gradient, start, count)
+                scatter(scratch.target_gradient, target_gradient, start, count)
+
+    return jit.kernel(rows, loop.name)

@@ -1,0 +1,139 @@
+"""Softmax losses: from arrays to kernels and back, and which device they run on."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refloss import parallel
+from refloss.dispatch import runs_on_gpu
+from refloss.kernels.rows import any_rows_of, rows_of, tile_buffer, tile_rows
+from refloss.kernels.softmax.columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
+from refloss.kernels.softmax.loop import (
+    NO_PARAMETERS,
+    Answer,
+    Output,
+    Scratch,
+    Task,
+    Terms,
+    label_rows,
+    probability_rows,
+    smoothed_rows,
+)
+from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, label_normaliser, quotient
+from refloss.numerics.sums import MAX_TERMS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Elements a thread takes at a time: some tenths of a millisecond of work, so that Python's part does not show.
+BLOCK_ELEMENTS = 1 << 17
+
+
+def softmax_loss(task: Task, backend: str) -> Answer:
+    """Run a task; gradients are written into the task's buffers."""
+    classes = task.logits.shape[task.class_axis]
+    if classes > MAX_TERMS:
+        raise ValueError(f"logits has {classes} classes; expected at most {MAX_TERMS}")
+    count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
+    output = Output(np.empty(count), np.empty(count), np.empty(count))
+    normaliser = _normaliser(task, count)
+    _device(backend)(task, _terms(task, classes, normaliser), output, count)
+    loss = output.loss if task.reduction == "none" else quotient(exact_sum(output.loss), normaliser)
+    return Answer(loss, output.nll, output.lse)
+
+
+def _device(backend: str) -> Callable[[Task, Terms, Output, int], None]:
+    if runs_on_gpu(backend):
+        from refloss.kernels.softmax import gpu
+
+        return gpu.run
+    return _run
+
+
+def _normaliser(task: Task, count: int) -> Exact:
+    """What the sum of the rows' losses is divided by, exactly."""
+    if task.reduction == "none":
+        return Fraction(1)
+    if task.reduction == "sum":
+        return exact(task.divisor)
+    if not task.has_labels:
+        return Fraction(count)
+    return label_normaliser(task.target, task.weight, task.ignore_index)
+
+
+def _terms(task: Task, classes: int, normaliser: Exact) -> Terms:
+    weight = np.ones(classes) if task.weight is None else task.weight
+    smoothing = Fraction(task.label_smoothing)
+    # A label without smoothing asks for the weight of its own class only.
+    needs_total = smoothing > 0 or not task.has_labels
+    return Terms(
+        parameters=task.parameters or NO_PARAMETERS,
+        weight=weight,
+        weight_total=as_pair(exact_sum(weight)) if needs_total else (0.0, 0.0),
+        keep=as_pair(1 - smoothing),
+        uniform=as_pair(smoothing / max(classes, 1)),
+        smooth=task.label_smoothing > 0.0,
+        weighted=task.weight is not None,
+        cotangent=task.cotangent,
+        normaliser=as_pair(normaliser),
+        ignore_index=task.ignore_index,
+    )
+
+
+def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
+    in_columns = task.has_labels and not terms.smooth and task.logits.shape[task.class_axis] <= MAX_CLASSES
+    (_run_columns if in_columns else _run_rows)(task, terms, output, count)
+
+
+def _run_rows(task: Task, terms: Terms, output: Output, count: int) -> None:
+    logits = rows_of(task.logits, task.class_axis)
+    # Without a gradient to write, a kernel still wants an argument of its type.
+    gradient = logits if task.gradient is None else rows_of(task.gradient, task.class_axis)
+    by_label, with_gradient = task.has_labels, task.gradient is not None
+    arrays = [logits, gradient]
+    if not by_label:
+        target = rows_of(task.target, task.class_axis)
+        arrays += [target, target if task.target_gradient is None else rows_of(task.target_gradient, task.class_axis)]
+    tile = max(tile_rows(rows) for rows in arrays)
+
+    def scratch() -> Scratch:
+        tiles = [tile_buffer(rows, tile) for rows in arrays]
+        row = np.empty(logits.classes)
+        needs_products = terms.smooth or not by_label
+        return Scratch(
+            logits=tiles[0],
+            gradient=tiles[1],
+            target=tiles[-2],
+            target_gradient=tiles[-1],
+            exponentials=row,
+            products=np.empty(logits.classes if needs_products else 0),
+            mass=np.empty(0 if by_label else logits.classes),
+        )
+
+    if by_label:
+        kernel = (smoothed_rows if terms.smooth else label_rows)(task.loop)
+        arguments: tuple[Any, ...] = (logits, gradient, task.target, terms, output)
+    else:
+        kernel, arguments = probability_rows(task.loop), (*arrays, terms, output)
+
+    def work(first: int, last: int, buffers: Scratch) -> None:
+        kernel(*arguments, buffers, first, last, tile, with_gradient)
+
+    block = max(1, BLOCK_ELEMENTS // max(1, logits.classes * tile)) * tile
+    parallel.run_blocks(work, count, block, scratch)
+
+
+def _run_columns(task: Task, terms: Terms, output: Output, count: int) -> None:
+    logits = any_rows_of(task.logits, task.class_axis)
+    gradient = logits if task.gradient is None else any_rows_of(task.gradient, task.class_axis)
+    kernel, with_gradient = label_columns(task.loop), task.gradient is not None
+
+    def work(first: int, last: int, lanes: Lanes) -> None:
+        kernel(logits, gradient, task.target, terms, output, lanes, first, last, with_gradient)
+
+    block = max(1, BLOCK_ELEMENTS // (COLUMNS * max(1, logits.classes))) * COLUMNS
+    parallel.run_blocks(work, count, block, lambda: new_lanes(logits.classes))

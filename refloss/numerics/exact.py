@@ -1,0 +1,72 @@
+"""The host's arithmetic of exact numbers: sums, normalisers and quotients, rounded once."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from refloss.numerics.sums import DEPOSITS, LIMBS, UNITS, accumulated, deposit
+
+# A sum, or what divides one: a Fraction, or a float where it is not finite.
+Exact = Fraction | float
+
+
+def exact_sum(values: np.ndarray) -> Exact:
+    """The exact sum of float64 values; a float where one of them is not finite."""
+    total = 0
+    flat = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
+    for start in range(0, flat.size, DEPOSITS):
+        limbs = np.zeros(LIMBS, dtype=np.int64)
+        if not deposit(flat[start : start + DEPOSITS], limbs):
+            with np.errstate(invalid="ignore"):
+                return float(np.sum(flat[~np.isfinite(flat)]))
+        total += accumulated(limbs)
+    return Fraction(total, UNITS)
+
+
+def joined_sum(limbs: list[int], special: list[float]) -> Exact:
+    """The sum of parts: what their accumulators hold, unless a part had terms that are not finite."""
+    return sum(special) or Fraction(sum(limbs), UNITS)
+
+
+def rounded(value: Exact) -> float:
+    """The float64 nearest to a number."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def as_pair(value: Exact) -> tuple[float, float]:
+    """A number as high + low, both float64."""
+    high = rounded(value)
+    if not math.isfinite(high):
+        return high, 0.0
+    return high, float(Fraction(value) - Fraction(high))
+
+
+def exact(value: float) -> Exact:
+    """A float64 as an exact number, where it is finite."""
+    return Fraction(value) if math.isfinite(value) else value
+
+
+def quotient(total: Exact, normaliser: Exact) -> np.float64:
+    """A quotient of exact numbers, rounded once; by the float rules where one is not finite or 0 divides."""
+    if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
+        return np.float64(rounded(total / normaliser))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.float64(np.float64(rounded(total)) / np.float64(rounded(normaliser)))
+
+
+def total(values: np.ndarray, normaliser: float = 1.0) -> np.float64:
+    """The sum of values over a normaliser, rounded once."""
+    return quotient(exact_sum(values), exact(normaliser))
+
+
+def label_normaliser(labels: np.ndarray, weight: np.ndarray | None, ignore_index: int) -> Exact:
+    """The number of labels that count, or the sum of their weights; NaN for 0, so that no gradient passes for right."""
+    counted = labels[labels != ignore_index]
+    whole = Fraction(counted.size) if weight is None else exact_sum(weight[counted])
+    return whole if whole != 0 else float("nan")
