@@ -26,8 +26,8 @@ from matplotlib.ticker import LogLocator
 from benchmarks.measure import machine
 from benchmarks.report import Table, console
 from conformance.outside_users import OUTSIDE_USERS
+from refloss.cases.source import Case
 from refloss.files import nested
-from refloss.golden.source import Case
 from refloss.testing.called import on_host
 from refloss.testing.judge import Question, judge, question
 

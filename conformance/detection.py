@@ -18,9 +18,9 @@ import refloss
 from conformance.call import array
 from conformance.error_model import with_rounding
 from conformance.reference import formula_precision, outcome_of
+from refloss.cases.source import Case as GoldenCase
 from refloss.files import nested
 from refloss.golden import detection as golden
-from refloss.golden.source import Case as GoldenCase
 from refloss.testing.error_model import bounds
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 import refloss
 from conformance.call import TORCH_FUNCTIONS, array
 from conformance.reference import outcome_of, refloss_result
-from refloss.golden.source import Case as GoldenCase
+from refloss.cases.source import Case as GoldenCase
 from refloss.testing.error_model import bounds
 from refloss.testing.judge import spacing
 

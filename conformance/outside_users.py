@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers.loss import loss_for_object_detection
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from refloss.golden.source import Case
+from refloss.cases.source import Case
 from refloss.registry import FUNCTIONS
 from refloss.testing.judge import FLOATS
 

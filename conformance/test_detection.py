@@ -21,7 +21,7 @@ from conformance.detection import (
     run_transformers,
 )
 from conformance.reference import Outcome, disagreements
-from refloss.golden.source import Case as GoldenCase
+from refloss.cases.source import Case as GoldenCase
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from refloss.golden.corpus import corpus
 from refloss.testing import MismatchError, check, judge_folders
 
 if TYPE_CHECKING:
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.testing import CaseVerdict
 
 _POISONED = {"grad.logits"}  # 0 times NaN, in the backward pass of log_softmax

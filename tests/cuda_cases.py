@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from refloss.cases.source import Case
 from refloss.files import nested
-from refloss.golden.source import Case
 from refloss.registry import FUNCTIONS
 
 

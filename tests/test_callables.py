@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import refloss
+from refloss.cases.source import Case
 from refloss.files import nested
 from refloss.golden.corpus import corpus, functions
-from refloss.golden.source import Case
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing import MismatchError, assert_matches, callables, check

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import refloss
+from refloss.cases.source import Case
 from refloss.golden.corpus import corpus
-from refloss.golden.source import Case
 from refloss.golden.store import evaluate
 from refloss.testing import mutants
 from refloss.testing.judge import judge, question

@@ -12,7 +12,7 @@ import refloss
 from refloss.detection.matching import Matching
 from refloss.files import nested
 from refloss.golden.detection import BUILDERS
-from refloss.heads.deimv2 import _union
+from refloss.heads.deimv2_object_detection import _union
 from tests import detection_truth as truth
 from tests import layered_truth as layered
 from tests.test_detection import best_and_next, changed

@@ -18,9 +18,9 @@ from numba.cuda import dispatcher  # noqa: E402
 from numba.cuda.cudadrv import nvvm  # noqa: E402
 
 from refloss import dispatch  # noqa: E402
+from refloss.cases.source import DTYPES, Case  # noqa: E402
 from refloss.files import nested  # noqa: E402
 from refloss.golden import corpus  # noqa: E402
-from refloss.golden.source import DTYPES, Case  # noqa: E402
 from refloss.kernels.cuda import runtime  # noqa: E402
 from refloss.kernels.cuda.cross_entropy import LARGE_BLOCK, short_rows  # noqa: E402
 from refloss.registry import FUNCTIONS  # noqa: E402

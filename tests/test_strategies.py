@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
 
-from refloss.golden.source import DTYPES
+from refloss.cases.source import DTYPES
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing.strategies import inputs

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.configuration import read
 from refloss.detection import terms
-from refloss.detection.engine import Layer
+from refloss.detection.engine import Layer, Term
 from refloss.detection.inputs import Inputs, required
 from refloss.detection.matching import Matcher
-from refloss.heads.configuration import read
 
 
 def class_count(config: Any) -> int:
@@ -91,3 +91,12 @@ def mask_layer(inputs: Inputs, pred_masks: Any, sizes: dict[str, int]) -> Layer:
     if 0 in array.shape[2:]:
         raise ValueError(f"pred_masks has shape {array.shape}; expected masks with pixels")
     return inputs.layer("", "logits", "pred_boxes", others=("pred_masks",), terms=(terms.masks(),))
+
+
+def focal_terms(config: Any) -> tuple[Term, ...]:
+    """Focal classes, boxes, and a count for the log."""
+    return (
+        terms.focal_classes(class_count(config), coefficient(config, "focal_alpha")),
+        terms.boxes(),
+        terms.cardinality(of_softmax=False),
+    )

@@ -1,4 +1,4 @@
-"""The terms of edges that are distributions over bins: losses/fine_grained.py and losses/distillation.py."""
+"""The terms of edges that are distributions over bins: fine_grained.py and distillation.py of losses/parts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from refloss.detection.terms import mean, overlaps
 from refloss.kernels.distillation import run
 from refloss.kernels.distillation.loop import RowWeights
 from refloss.kernels.distillation.loop import Teacher as TeacherRows
-from refloss.losses.cross_entropy import softmax_rows
-from refloss.losses.distillation import LOOP, TEMPERATURE
-from refloss.losses.fine_grained import edge_offsets, mixtures, offsets
+from refloss.losses import cross_entropy
+from refloss.losses.parts.distillation import LOOP, TEMPERATURE
+from refloss.losses.parts.fine_grained import edge_offsets, mixtures, offsets
+from refloss.losses.parts.softmax import softmax_rows
 from refloss.numerics.exact import total
 from refloss.options import Options
 from refloss.result import Intermediates
@@ -79,7 +80,7 @@ def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -
         grad=[] if corners.gradient is None else "logits",
         backend=scene.backend,
     )
-    result = softmax_rows(logits, target, options, class_axis=1, reduction="none")
+    result = softmax_rows(cross_entropy.LOOP, logits, target, options, class_axis=1, reduction="none")
     gradient = result.grads.get("logits", np.empty((0, bins.last + 1)))
     return mean(weights * np.asarray(result.loss), scene), gradient
 

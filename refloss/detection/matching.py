@@ -12,8 +12,9 @@ from refloss import arrays
 from refloss.detection.targets import Targets
 from refloss.kernels.matching import run
 from refloss.kernels.matching.loop import FOCAL, LABEL_MAPS, SOFTMAX, Weights
-from refloss.losses.cross_entropy import softmax_rows
-from refloss.losses.matching_cost import LOOP
+from refloss.losses import cross_entropy
+from refloss.losses.parts.matching_cost import LOOP
+from refloss.losses.parts.softmax import softmax_rows
 from refloss.options import Options
 
 KEY = "assignment"
@@ -21,7 +22,7 @@ _KINDS = {"softmax": SOFTMAX, "focal": FOCAL, "label_maps": LABEL_MAPS}
 
 
 class Matcher(NamedTuple):
-    """What a cost is made of: see losses/matching_cost.py."""
+    """What a cost is made of: see losses/parts/matching_cost.py."""
 
     kind: str  # "softmax", "focal" or "label_maps"
     of_class: float
@@ -63,7 +64,8 @@ def costs(
         if matcher.kind == "softmax" and len(targets.labels):
             ignored = np.full(lse.shape, -1)
             options = Options(grad=False, backend=backend)
-            rows = softmax_rows(logits, ignored, options, class_axis=2, ignore_index=-1, reduction="sum")
+            loop = cross_entropy.LOOP
+            rows = softmax_rows(loop, logits, ignored, options, class_axis=2, ignore_index=-1, reduction="sum")
             lse = np.asarray(rows.intermediates["lse"])
     objects = run.objects_of(targets.offsets, targets.labels, targets.boxes, matcher.maps)
     of_class, of_bbox, of_giou = matcher.of_class, matcher.of_bbox, matcher.of_giou

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import arrays
+from refloss.configuration import read
 from refloss.detection import engine, localization, terms
 from refloss.detection.detr import class_count, coefficient
 from refloss.detection.engine import Head, Layer, Options, Term
@@ -15,7 +16,6 @@ from refloss.detection.inputs import Inputs, required
 from refloss.detection.localization import Bins
 from refloss.detection.matching import Matcher, Matching
 from refloss.detection.targets import Targets, read_targets
-from refloss.heads.configuration import read
 from refloss.result import LossResult
 
 EVERY = slice(None)

@@ -15,9 +15,10 @@ from refloss.kernels.masks.run import compare as compare_masks
 from refloss.kernels.matching.run import counts
 from refloss.kernels.one_class.loop import NONE, Focus, OneClassLoop
 from refloss.kernels.one_class.run import one_class_loss, positives_of
-from refloss.losses import boxes as box_losses
-from refloss.losses import mask_focal
-from refloss.losses.cross_entropy import softmax_rows
+from refloss.losses import cross_entropy
+from refloss.losses.parts import boxes as box_losses
+from refloss.losses.parts import mask_focal
+from refloss.losses.parts.softmax import softmax_rows
 from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
 from refloss.numerics.exact import exact, quotient, total
 from refloss.options import Options
@@ -41,6 +42,7 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
 
     def rows(logits: Tensor, labels: np.ndarray, cotangent: float, backend: str) -> LossResult:
         return softmax_rows(
+            cross_entropy.LOOP,
             logits.value,
             labels,
             Options(cotangent, grad=logits.gradient is not None, out=logits.gradient, backend=backend),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from refloss.cases.source import DTYPES, Case, Source
 from refloss.golden import detection
-from refloss.golden.source import DTYPES, Case, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.cases.source import DTYPES, Case, Source
 from refloss.files import flattened
-from refloss.golden.source import DTYPES, Case, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

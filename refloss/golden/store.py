@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import refloss
+from refloss.cases.source import Case
 from refloss.files import load_tensors, nested, replacing, save_tensors
 from refloss.golden.corpus import corpus, functions
-from refloss.golden.source import Case
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:

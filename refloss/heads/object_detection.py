@@ -42,7 +42,7 @@ def object_detection(
       number for the log, in no total and without a gradient
 
     A layer's matching minimises class_cost·(−p_k) + bbox_cost·|b − b'|₁ − giou_cost·GIoU; see detection.matching.
-    Gradients: those of refloss.cross_entropy and of losses/boxes.py. Held constant: the matching, num_boxes.
+    Gradients: those of refloss.cross_entropy and of losses/parts/boxes.py. Held constant: the matching, num_boxes.
 
     Args:
         logits: [B, Q, K + 1] with K = num_labels; any float dtype and layout, as all arrays here.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.heads.language import token_loss
+from refloss.heads.parts.language import token_loss
 from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult

@@ -9,7 +9,8 @@ import numpy as np
 
 from refloss import arrays
 from refloss.kernels.resample import run
-from refloss.losses.cross_entropy import softmax_rows
+from refloss.losses import cross_entropy
+from refloss.losses.parts.softmax import softmax_rows
 from refloss.numerics.exact import total
 from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
@@ -105,7 +106,7 @@ def _images(
     for i in range(x.shape[0]):
         run.resample(x[i], upsampled, backend)
         of_image = softmax_rows(
-            upsampled, labels[i], options, class_axis=0, ignore_index=ignore_index, reduction="none"
+            cross_entropy.LOOP, upsampled, labels[i], options, class_axis=0, ignore_index=ignore_index, reduction="none"
         )
         for key, values in rows.items():
             values[i] = of_image.intermediates[key]

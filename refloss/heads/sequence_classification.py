@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from refloss import arrays
-from refloss.heads import configuration
-from refloss.heads.language import token_loss, token_rows
+from refloss import arrays, configuration
+from refloss.heads.parts.language import token_loss, token_rows
 from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.mse import mse
 from refloss.options import Gradients, Options

@@ -29,7 +29,7 @@ from refloss.device import host
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.maps import sigmoids
 from refloss.kernels.softmax.refine import exp_accurate, is_close
-from refloss.losses import elementwise
+from refloss.losses.parts import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import (

@@ -1,10 +1,10 @@
-"""GIoU loss of pairs of boxes; the derivation is in losses/boxes.py."""
+"""GIoU loss of pairs of boxes; the derivation is in losses/parts/boxes.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from refloss.losses import box_pairs
+from refloss.losses.parts import box_pairs
 from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
@@ -25,7 +25,7 @@ def giou(
     """1 − GIoU of corresponding boxes, as torchvision.ops.generalized_box_iou_loss without its ε.
 
     GIoU = I/U − (E − U)/E with I and U the areas of intersection and union, and E that of the smallest
-    box around both. Gradient: losses/boxes.py has it case by case. Held constant: nothing.
+    box around both. Gradient: losses/parts/boxes.py has it case by case. Held constant: nothing.
 
     Args:
         boxes1, boxes2: [..., 4] of one shape; any float dtype and layout.

@@ -1,10 +1,10 @@
-"""IoU loss of pairs of boxes; the derivation is in losses/boxes.py."""
+"""IoU loss of pairs of boxes; the derivation is in losses/parts/boxes.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from refloss.losses import box_pairs
+from refloss.losses.parts import box_pairs
 from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
@@ -25,7 +25,7 @@ def iou(
     """1 − IoU of corresponding boxes.
 
     IoU = I/U with I the area of the intersection and U that of the union.
-    Gradient: losses/boxes.py has it case by case. Held constant: nothing.
+    Gradient: losses/parts/boxes.py has it case by case. Held constant: nothing.
 
     Args:
         boxes1, boxes2: [..., 4] of one shape; any float dtype and layout.

@@ -17,7 +17,7 @@ import numpy as np
 
 from refloss import arrays, jit
 from refloss.kernels.elementwise.loop import Loop
-from refloss.losses import elementwise
+from refloss.losses.parts import elementwise
 from refloss.numerics.exponential import exp, exp_pair, log_pair, scale
 from refloss.numerics.pairs import pair, product, rounded, two_sum
 from refloss.options import Gradients, Options

@@ -13,7 +13,7 @@ import numpy as np
 
 from refloss import arrays, jit
 from refloss.kernels.elementwise.loop import Loop
-from refloss.losses import elementwise
+from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import two_sum
 from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays

@@ -12,7 +12,7 @@ import numpy as np
 from refloss import arrays
 from refloss.kernels.nll.loop import Task
 from refloss.kernels.nll.run import nll_loss
-from refloss.losses.cross_entropy import REDUCTIONS, class_weight
+from refloss.losses.parts.softmax import REDUCTIONS, class_weight
 from refloss.options import Gradients, Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult

@@ -28,7 +28,7 @@ import numpy as np
 from refloss import arrays, jit
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
-from refloss.losses import elementwise
+from refloss.losses.parts import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
 from refloss.numerics.pairs import (

@@ -26,8 +26,8 @@ from refloss import arrays, jit
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.kernels.softmax.refine import is_close
-from refloss.losses import elementwise
 from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
+from refloss.losses.parts import elementwise
 from refloss.losses.sigmoid_focal import REDUCTIONS, log_probability, power
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import rounded, two_sum

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.cases.source import DTYPES, Case
 from refloss.files import nested
 from refloss.golden.corpus import corpus, functions
-from refloss.golden.source import DTYPES, Case
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.registry import FUNCTIONS
 from refloss.testing.called import called, changed_since, on_host

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.arrays import FLOAT_DTYPES, as_array, float_array, number
+from refloss.cases.source import Case
 from refloss.device import host, imported, is_on_gpu
 from refloss.files import flattened, nested
-from refloss.golden.source import Case
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:

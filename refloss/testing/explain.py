@@ -19,7 +19,7 @@ from refloss.testing.softmax_mistakes import softmax_mistakes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
     from refloss.testing.judge import Question
     from refloss.testing.mistakes import Altered

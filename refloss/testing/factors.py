@@ -13,7 +13,7 @@ from refloss.testing import mistakes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
 
 WRONG_SIGN = "with the wrong sign"
 POWERS_OF_TWO = 24  # a world size, or a loss scale that was not taken out

@@ -15,7 +15,7 @@ from refloss.testing.verdict import CaseVerdict, TensorVerdict, Values, Worst
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
 
 FLOATS: dict[Any, Any] = {

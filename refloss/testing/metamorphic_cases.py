@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.cases.source import DTYPES, Case, Source
 from refloss.golden.corpus import corpus
-from refloss.golden.source import DTYPES, Case, Source
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:

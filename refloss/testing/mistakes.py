@@ -11,7 +11,7 @@ from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
 
 # Label argument, logits argument, default of ignore_index, the classes' axis.

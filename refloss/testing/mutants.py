@@ -14,7 +14,7 @@ from refloss.testing import mistakes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.testing.judge import Question
     from refloss.testing.mistakes import Altered
 

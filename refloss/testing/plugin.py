@@ -20,7 +20,7 @@ from refloss.testing.verdict import CaseVerdict, Judgement
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.testing.callables import GoldenCase
 
 _FIXTURE = "refloss_case"

@@ -16,7 +16,7 @@ from refloss.testing import mistakes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
 
 
 IMPROBABLE = 1e4  # e^-10000 is 0 in every type

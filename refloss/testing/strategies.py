@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from refloss.cases.source import DTYPES, Case, Source
 from refloss.files import flattened
-from refloss.golden.source import DTYPES, Case, Source
 from refloss.registry import FUNCTIONS
 from refloss.testing import scenes
 

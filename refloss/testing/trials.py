@@ -15,7 +15,7 @@ from refloss.testing.judge import FLOATS, question, spacing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.testing.metamorphic_cases import Form
 
 # What adding and scaling results rounds here, in float64.

@@ -1,4 +1,4 @@
-"""One loop over pairs of boxes, of whose losses one scalar says everything: see losses/boxes.py."""
+"""One loop over pairs of boxes, of whose losses one scalar says everything: see losses/parts/boxes.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of logits against a teacher's, a vector of rows at a time, class by class: see losses/distillation.py.
+"""Rows of logits against a teacher's, a vector of rows at a time, class by class: see losses/parts/distillation.py.
 
 The teacher's arrays are [C, R], classes first, so that a class of neighbouring rows is a vector.
 """

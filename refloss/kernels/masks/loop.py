@@ -1,7 +1,7 @@
 """Masks against target masks: dice loss alone, or with the focal loss of resampled masks.
 
 A thread works on one mask at a time. Dice's gradient needs sums over the whole mask, so what it multiplies is kept from
-the first pass over the pixels for the second. The scalars are those of losses/dice.py and losses/mask_focal.py.
+the first pass over the pixels for the second. The scalars are those of losses/dice.py and losses/parts/mask_focal.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Costs of matching the queries of an image with its objects, counts of queries that see one, and margins.
 
-The scalars of a cost are those of losses/matching_cost.py.
+The scalars of a cost are those of losses/parts/matching_cost.py.
 """
 
 from __future__ import annotations

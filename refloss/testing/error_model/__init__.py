@@ -18,7 +18,7 @@ from refloss.testing.error_model.roundoff import COMPUTE_DTYPES, Roundoff, round
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
 
 __all__ = ["COMPUTE_DTYPES", "bounds"]

@@ -23,7 +23,7 @@ import refloss
 from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
 
 # Roundings between a box's coordinates and its gradient.

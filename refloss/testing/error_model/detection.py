@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.configuration import read
 from refloss.files import nested
-from refloss.heads.configuration import read
 from refloss.testing.error_model import cross_entropy
 from refloss.testing.error_model.boxes import pair_bounds
 from refloss.testing.error_model.focal import Elements, dice_masks, focal_elements
@@ -23,7 +23,7 @@ from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
 
 SOFTMAX = ("object_detection", "segmentation")

@@ -27,7 +27,7 @@ from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
 
 

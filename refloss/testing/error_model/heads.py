@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.golden.source import Case
+from refloss.cases.source import Case
 from refloss.testing.error_model import cross_entropy, elementwise
 from refloss.testing.error_model.resampling import adjoint_error, pixel_error, resampled
 from refloss.testing.error_model.roundoff import Roundoff, real

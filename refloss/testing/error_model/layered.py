@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import refloss
-from refloss.losses.fine_grained import edge_offsets, mixtures, offsets
+from refloss.losses.parts.fine_grained import edge_offsets, mixtures, offsets
 from refloss.testing.error_model.boxes import pair_bounds
 from refloss.testing.error_model.detection import Head, Layer, no_bounds, sum_error
 from refloss.testing.error_model.focal import Elements, quality_elements
@@ -29,7 +29,7 @@ from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from refloss.golden.source import Case
+    from refloss.cases.source import Case
     from refloss.result import LossResult
 
 TEMPERATURE = 5

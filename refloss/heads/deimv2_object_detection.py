@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from refloss.configuration import read
 from refloss.detection import detr, rt_detr, terms
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.detection.targets import Targets
-from refloss.heads.configuration import read
 from refloss.kernels.one_class.loop import Focus
-from refloss.losses.matching_aware import ONE_CLASS_LOOP
+from refloss.losses.parts.matching_aware import ONE_CLASS_LOOP
 from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
@@ -43,7 +43,7 @@ def deimv2_object_detection(
 ) -> LossResult:
     """Matching-aware classes, boxes and distributions of edges, as transformers' Deimv2ForObjectDetectionLoss.
 
-    As refloss.d_fine_object_detection, with loss_mal (losses/matching_aware.py) in the place of loss_vfl.
+    As refloss.d_fine_object_detection, with loss_mal (losses/parts/matching_aware.py) in the place of loss_vfl.
 
     With use_dense_one_to_one, boxes and edges of all matched layers take one matching, the union of theirs: an image's
     pairs of query and object in the order of how many layers made them, of which each query keeps its first; equally

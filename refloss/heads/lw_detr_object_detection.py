@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from refloss import arrays
+from refloss.configuration import read
 from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Layer, Options
 from refloss.detection.inputs import Inputs, required
 from refloss.detection.targets import read_targets
-from refloss.heads.configuration import read
 from refloss.kernels.one_class.loop import Focus
-from refloss.losses.iou_aware_bce import ONE_CLASS_LOOP
+from refloss.losses.parts.iou_aware_bce import ONE_CLASS_LOOP
 from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
@@ -44,8 +44,8 @@ def lw_detr_object_detection(
 
     - the matching: the queries are config.group_detr groups of Q // group_detr, each of which is matched with all
       objects (a rest of queries with none); num_boxes is group_detr times as large
-    - loss_ce: losses/iou_aware_bce.py with α = focal_alpha and γ = 2 of every query and class; the sum over num_boxes;
-      its weight in the total is class_loss_coefficient
+    - loss_ce: losses/parts/iou_aware_bce.py with α = focal_alpha and γ = 2 of every query and class; the sum over
+      num_boxes; its weight in the total is class_loss_coefficient
     - the encoder's proposals as one more layer, in as many groups, whose components end in "_enc"
 
     Held constant, besides the matching and num_boxes: the quality of matched queries.

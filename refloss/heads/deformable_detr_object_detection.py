@@ -1,10 +1,10 @@
-"""Object detection and segmentation as in Deformable, Conditional and DAB DETR: sigmoid focal classification."""
+"""Object detection as in Deformable, Conditional and DAB DETR: sigmoid focal classification."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from refloss.detection import detr, engine, terms
+from refloss.detection import detr, engine
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
@@ -56,59 +56,7 @@ def deformable_detr_object_detection(
     inputs = Inputs(grad=grad, grad_dtype=grad_dtype)
     sizes = detr.add_predictions(inputs, logits, pred_boxes, minimum=detr.class_count(config))
     auxiliary = detr.auxiliary_layers(inputs, config, outputs_class, outputs_coord, sizes)
-    head = Head(detr.matcher(config, "focal"), _terms(config), detr.box_weights(config))
+    head = Head(detr.matcher(config, "focal"), detr.focal_terms(config), detr.box_weights(config))
     targets = read_targets(labels, sizes["B"], [detr.class_count(config)] * sizes["B"])
     options = Options(grad_output, assignment, num_boxes, backend)
     return engine.run(head, [detr.last_layer(inputs), *auxiliary], targets, inputs, options)
-
-
-@accepts_gpu_arrays()
-def deformable_detr_segmentation(
-    logits: Any,
-    labels: Any,
-    pred_boxes: Any,
-    pred_masks: Any,
-    config: Any,
-    outputs_class: Any = None,
-    outputs_coord: Any = None,
-    *,
-    grad_output: Any = 1.0,
-    grad: Gradients = True,
-    grad_dtype: Any = None,
-    assignment: Any = None,
-    num_boxes: Any = None,
-    backend: str = "auto",
-) -> LossResult:
-    """Focal classes, boxes and masks, as transformers' DeformableDetrForSegmentationLoss (Conditional DETR).
-
-    The terms of refloss.deformable_detr_object_detection and the masks of refloss.segmentation. The matching is DETR's:
-    its class cost is −p_k of a softmax, although the classes are trained as sigmoids; so it is in transformers.
-
-    Args:
-        logits: [B, Q, K] with K = num_labels.
-        pred_masks, labels, config: as in refloss.segmentation, with focal_alpha instead of eos_coefficient.
-        The others are as in refloss.object_detection.
-
-    Returns:
-        As refloss.segmentation, without "lse".
-
-    Raises:
-        As refloss.segmentation.
-    """
-    inputs = Inputs(grad=grad, grad_dtype=grad_dtype)
-    sizes = detr.add_predictions(inputs, logits, pred_boxes, minimum=detr.class_count(config))
-    auxiliary = detr.auxiliary_layers(inputs, config, outputs_class, outputs_coord, sizes)
-    weights = detr.box_weights(config) | detr.mask_weights(config)
-    head = Head(detr.matcher(config, "softmax"), _terms(config), weights)
-    targets = read_targets(labels, sizes["B"], [detr.class_count(config)] * sizes["B"], with_masks=True)
-    options = Options(grad_output, assignment, num_boxes, backend)
-    layers = [detr.mask_layer(inputs, pred_masks, sizes), *auxiliary]
-    return engine.run(head, layers, targets, inputs, options)
-
-
-def _terms(config: Any) -> tuple[engine.Term, ...]:
-    return (
-        terms.focal_classes(detr.class_count(config), detr.coefficient(config, "focal_alpha")),
-        terms.boxes(),
-        terms.cardinality(of_softmax=False),
-    )

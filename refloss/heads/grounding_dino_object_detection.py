@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.configuration import read
 from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Layer, Options, Outcome, Scene, Term
 from refloss.detection.inputs import Inputs, required
 from refloss.detection.targets import read_targets
-from refloss.heads.configuration import read
 from refloss.losses.sigmoid_focal import sigmoid_focal
 from refloss.options import Gradients
 from refloss.placement import accepts_gpu_arrays

@@ -8,8 +8,8 @@ import numpy as np
 
 from refloss import arrays
 from refloss.kernels.boxes.run import compare
-from refloss.losses.boxes import LOOP
-from refloss.losses.elementwise import REDUCTIONS
+from refloss.losses.parts.boxes import LOOP
+from refloss.losses.parts.elementwise import REDUCTIONS
 from refloss.numerics.exact import total
 from refloss.result import Intermediates, LossResult
 

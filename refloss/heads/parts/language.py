@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss import arrays
-from refloss.losses.cross_entropy import softmax_rows
+from refloss.losses import cross_entropy
+from refloss.losses.parts.softmax import softmax_rows
 from refloss.result import Intermediates, LossResult
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def token_loss(
         options = options._replace(out=out.reshape(rows.shape, copy=False))
     divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch")
     result = softmax_rows(
+        cross_entropy.LOOP,
         rows,
         labels,
         options,

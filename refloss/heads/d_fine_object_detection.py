@@ -41,9 +41,9 @@ def d_fine_object_detection(
     As refloss.rt_detr_object_detection, with all predicted boxes clamped to [0, 1] (no gradient outside), and for the
     layers before the last and for denoising queries
 
-    - loss_fgl: losses/fine_grained.py of the matched queries' edges; the sum over num_boxes
-    - loss_ddf: losses/distillation.py of all queries' edges, their teacher being the last layer's with the same kind of
-      queries; 0 for a layer that is its own teacher
+    - loss_fgl: losses/parts/fine_grained.py of the matched queries' edges; the sum over num_boxes
+    - loss_ddf: losses/parts/distillation.py of all queries' edges, their teacher being the last layer's with the same kind
+      of queries; 0 for a layer that is its own teacher
 
     Held constant, besides what is there: reference points, the mixture of two bins that a target is, the IoU that
     weighs it, the teacher's corners and logits.

@@ -1,0 +1,57 @@
+"""Segmentation as in Conditional DETR: sigmoid focal classification, boxes and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refloss.detection import detr, engine
+from refloss.detection.engine import Head, Options
+from refloss.detection.inputs import Inputs
+from refloss.detection.targets import read_targets
+from refloss.options import Gradients
+from refloss.placement import accepts_gpu_arrays
+from refloss.result import LossResult
+
+
+@accepts_gpu_arrays()
+def deformable_detr_segmentation(
+    logits: Any,
+    labels: Any,
+    pred_boxes: Any,
+    pred_masks: Any,
+    config: Any,
+    outputs_class: Any = None,
+    outputs_coord: Any = None,
+    *,
+    grad_output: Any = 1.0,
+    grad: Gradients = True,
+    grad_dtype: Any = None,
+    assignment: Any = None,
+    num_boxes: Any = None,
+    backend: str = "auto",
+) -> LossResult:
+    """Focal classes, boxes and masks, as transformers' DeformableDetrForSegmentationLoss (Conditional DETR).
+
+    The terms of refloss.deformable_detr_object_detection and the masks of refloss.segmentation. The matching is DETR's:
+    its class cost is −p_k of a softmax, although the classes are trained as sigmoids; so it is in transformers.
+
+    Args:
+        logits: [B, Q, K] with K = num_labels.
+        pred_masks, labels, config: as in refloss.segmentation, with focal_alpha instead of eos_coefficient.
+        The others are as in refloss.object_detection.
+
+    Returns:
+        As refloss.segmentation, without "lse".
+
+    Raises:
+        As refloss.segmentation.
+    """
+    inputs = Inputs(grad=grad, grad_dtype=grad_dtype)
+    sizes = detr.add_predictions(inputs, logits, pred_boxes, minimum=detr.class_count(config))
+    auxiliary = detr.auxiliary_layers(inputs, config, outputs_class, outputs_coord, sizes)
+    weights = detr.box_weights(config) | detr.mask_weights(config)
+    head = Head(detr.matcher(config, "softmax"), detr.focal_terms(config), weights)
+    targets = read_targets(labels, sizes["B"], [detr.class_count(config)] * sizes["B"], with_masks=True)
+    options = Options(grad_output, assignment, num_boxes, backend)
+    layers = [detr.mask_layer(inputs, pred_masks, sizes), *auxiliary]
+    return engine.run(head, layers, targets, inputs, options)

@@ -1,0 +1,1 @@
+"""What losses share, and the losses that only heads are made of."""

@@ -1,0 +1,228 @@
+"""What a loss is, said once beside its maths; everything that has to know asks here.
+
+The registry, the command line, golden cases, Hypothesis strategies, metamorphic checks, error bounds, explanations, the
+comparison with torch and the tables of the documentation are made of it. A loss is a function with a specification:
+
+    @loss(Elementwise(arguments={"input": values(), "target": values()}, magnitudes=..., follows="..."))
+    def mse(input, target, *, reduction="mean", grad_output=1.0, ...): ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
+    from refloss.cases.draws import Drawn, Draws, Maker
+    from refloss.cases.source import Case
+    from refloss.result import LossResult
+    from refloss.roundoff import Roundoff
+
+Role = Literal[
+    "values",  # real numbers
+    "logits",
+    "log-probabilities",
+    "probabilities",  # in [0, 1]
+    "labels",  # classes, or ignore_index
+    "classes",  # labels, or a distribution over the classes
+    "weight",  # of each element
+    "class weight",
+    "boxes",  # [..., 4]
+    "masks",
+    "objects",  # a list of a mapping for each image
+    "mask",  # what counts, bool
+]
+# What "mean" divides a sum by, or a loss that has no such word.
+Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An array, or lists of arrays, that a function takes.
+
+    Attributes:
+        role: what it holds.
+        differentiable: whether it has a gradient.
+        optional: whether it may be left out; None says what the signature says.
+        class_axis: the axis of its classes where it has one: 1 for [N, C, ...], also of the only axis of [C].
+        activation: what turns logits into probabilities.
+        of: for labels, the argument whose classes they are.
+        ignored: for labels, the default of ignore_index; None for one more than there are classes.
+        batched: whether its first axis is that of the batch.
+        broadcast: whether a weight may have fewer axes than what it weighs.
+        on_gpu: whether it is computed where it lives, if that is a GPU; all other arguments are copied to the host.
+        nested: whether it is a list of arrays, or of mappings to arrays.
+    """
+
+    role: Role
+    differentiable: bool = False
+    optional: bool = False
+    class_axis: int | None = None
+    activation: Literal["softmax", "sigmoid", None] = None
+    of: str = ""
+    ignored: int | None = -100
+    batched: bool = True
+    broadcast: bool = False
+    on_gpu: bool = False
+    nested: bool = False
+
+
+def values(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
+    """Real numbers of corresponding elements, with a gradient."""
+    return Argument("values", differentiable, on_gpu=on_gpu)
+
+
+def probabilities(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
+    """Numbers in [0, 1], with a gradient."""
+    return Argument("probabilities", differentiable, on_gpu=on_gpu)
+
+
+def sigmoid_logits(*, on_gpu: bool = True) -> Argument:
+    """Logits that are probabilities each on its own."""
+    return Argument("logits", differentiable=True, activation="sigmoid", on_gpu=on_gpu)
+
+
+def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = False) -> Argument:
+    """Logits of classes that exclude each other."""
+    return Argument(
+        "logits", differentiable=True, optional=optional, class_axis=class_axis, activation="softmax", on_gpu=on_gpu
+    )
+
+
+def labels(of: str, *, ignored: int | None = -100, optional: bool = False) -> Argument:
+    """Classes of the rows of an argument."""
+    return Argument("labels", optional=optional, of=of, ignored=ignored)
+
+
+def weight(*, differentiable: bool = False, broadcast: bool = False) -> Argument:
+    """A factor for each element, which may be left out."""
+    return Argument("weight", differentiable, optional=True, broadcast=broadcast, batched=not broadcast)
+
+
+def class_weight() -> Argument:
+    """A factor for each class, which may be left out."""
+    return Argument("class weight", optional=True, class_axis=0, batched=False)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument that is no array.
+
+    Attributes:
+        kind: its type on the command line; a mapping is given as JSON there.
+        values: those worth trying beside the default.
+        structural: whether nothing is right without it, so that leaving it out is no usual mistake.
+    """
+
+    kind: type
+    values: tuple[Any, ...] = ()
+    structural: bool = False
+
+
+def reduction(*options: str) -> Parameter:
+    """How the losses of elements or rows become one; the first option is the default."""
+    return Parameter(str, options[1:], structural=True)
+
+
+REDUCTION = {"reduction": reduction("mean", "sum", "none")}
+
+
+class Magnitudes(NamedTuple):
+    """Of each element: sums of the magnitudes of the terms that its value and its derivatives are made of."""
+
+    value: np.ndarray
+    first: np.ndarray  # of the derivative for the first argument
+    target: np.ndarray  # of that for the second
+
+
+class AddedTerms(NamedTuple):
+    """Of each row: what a softmax loss has beside its masses' likelihood; magnitudes of terms, and of slopes in lse."""
+
+    value: np.ndarray  # added to the loss
+    slope: np.ndarray  # ∂value/∂lse
+    pushed: np.ndarray  # added to the factor of every probability in the gradient
+    pushed_slope: np.ndarray  # ∂pushed/∂lse
+
+
+Bounds = "Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]]"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Specification:
+    """The facts of a public function; name, required arguments and docstring are the function's own.
+
+    Attributes:
+        arguments: its arrays by name, in the order in which they are told.
+        parameters: its other arguments, but for the keywords that every loss takes.
+        follows: its counterpart, as tables say it.
+        torch: the dotted name of the function of torch that takes the same arguments, the first by position.
+        keys: those of transformers' LOSS_MAPPING that are this function.
+        mean: what "mean", or the only reduction, divides the sum by.
+        positive: whether no loss is negative.
+        padded: axes along which rows that are ignored may be added.
+        cases: golden cases beside those that every loss of its family has.
+        draw: inputs and parameters of a case, where its family has none that fit.
+        bounds: how far an honest implementation may be off, where its family has none that fit.
+    """
+
+    arguments: Mapping[str, Argument]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    follows: str = ""
+    torch: str = ""
+    keys: tuple[str, ...] = ()
+    mean: Mean = "elements"
+    positive: bool = True
+    padded: tuple[int, ...] = ()
+    cases: Callable[[Maker], list[Case]] | None = None
+    draw: Callable[[Draws], Drawn] | None = None
+    bounds: Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]] | None = None
+
+    def named(self, *roles: Role) -> list[str]:
+        """The arguments that have one of some roles."""
+        return [name for name, argument in self.arguments.items() if argument.role in roles]
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The arguments that have gradients."""
+        return tuple(name for name, argument in self.arguments.items() if argument.differentiable)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The arguments that have to be given."""
+        return tuple(name for name, argument in self.arguments.items() if not argument.optional)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The arguments that may be left out."""
+        return tuple(name for name, argument in self.arguments.items() if argument.optional)
+
+    @property
+    def nested(self) -> tuple[str, ...]:
+        """The arguments that are lists of arrays, or of mappings to arrays."""
+        return tuple(name for name, argument in self.arguments.items() if argument.nested)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Elementwise(Specification):
+    """A loss of corresponding elements.
+
+    Attributes:
+        magnitudes: magnitudes(x, t, case, unit) of the terms that an element is made of; see refloss.testing.bounds.
+    """
+
+    magnitudes: Callable[[np.ndarray, np.ndarray, Case, Roundoff], Magnitudes]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Softmax(Specification):
+    """A loss of a row's softmax, of labels or of distributions over the classes.
+
+    Attributes:
+        added: added(lse, parameters) is what it has beside the likelihood of its masses.
+    """
+
+    added: Callable[[np.ndarray, Mapping[str, Any]], AddedTerms] | None = None
