@@ -16,8 +16,10 @@ from matplotlib.image import imread
 
 from refloss.golden.corpus import corpus
 from refloss.golden.store import evaluate, expected_tensors
-from refloss.testing import charts, report
-from refloss.testing.judge import errors, judge, question
+from refloss.testing.judging.judge import judge, question
+from refloss.testing.report import charts
+from refloss.testing.report import page as report_page
+from refloss.testing.spacing import errors
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict, Values
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b"
@@ -68,7 +70,7 @@ def judgement():
 
 @pytest.fixture(scope="module")
 def page(judgement):
-    return report.render(judgement, f"folder {HOSTILE}")
+    return report_page.render(judgement, f"folder {HOSTILE}")
 
 
 class Page(HTMLParser):
@@ -156,19 +158,19 @@ def test_a_tensor_that_passes_is_a_row(page):
 def test_explanations_are_counted(judgement):
     wrong = TensorVerdict("grad.input", False, "too far off", "", explanation="off by a factor 2")
     cases = [CaseVerdict(f"case-{i}", "mse", False, (wrong,)) for i in range(9)]
-    text = report.render(Judgement((*judgement.cases, *cases)))
+    text = report_page.render(Judgement((*judgement.cases, *cases)))
     assert re.search(r'9 ×</span><div><span class="what explained">off by a factor 2</span>', text)
     assert "and 3 more" in text
     assert text.index("off by a factor 2") < text.index('<span class="what">missing')
 
 
 def test_the_same_judgement_gives_the_same_page(page, judgement):
-    assert report.render(judgement, f"folder {HOSTILE}") == page
+    assert report_page.render(judgement, f"folder {HOSTILE}") == page
 
 
 def test_a_report_is_whole_or_not_there(judgement, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
-    report.write(path, judgement)
+    report_page.write(path, judgement)
     whole = path.read_bytes()
     assert whole.decode().rstrip().endswith("</html>")
 
@@ -178,13 +180,13 @@ def test_a_report_is_whole_or_not_there(judgement, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        report.write(path, judgement)
+        report_page.write(path, judgement)
     assert path.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_page_without_anything_judged():
-    text = report.render(Judgement((CaseVerdict("a", "mse", None),)))
+    text = report_page.render(Judgement((CaseVerdict("a", "mse", None),)))
     assert "0 of 0 cases passed, 1 not brought" in text
     assert "What is wrong" not in text
 
@@ -213,7 +215,7 @@ def test_the_worst_elements(judgement):
     case = next(case for case in judgement.cases if case.id == "causal_lm-float32")
     tensor = next(tensor for tensor in case.tensors if tensor.name == "grad.logits")
     ratio = errors(tensor.values).ratio
-    rows = report._worst(tensor, errors(tensor.values))
+    rows = report_page._worst(tensor, errors(tensor.values))
     assert [row.ratio for row in rows] == sorted(ratio.ravel())[::-1][:10]
     for row in rows:
         index = tuple(int(part) for part in row.where.strip("[]").split(","))
@@ -318,7 +320,7 @@ def test_a_large_corpus_fits_a_few_megabytes():
     cases = [
         CaseVerdict(f"causal_lm-{i}", "causal_lm", i % 10 > 0, (bad if i % 10 == 0 else good,)) for i in range(2000)
     ]
-    assert len(report.render(Judgement(tuple(cases))).encode()) < 4e6
+    assert len(report_page.render(Judgement(tuple(cases))).encode()) < 4e6
 
 
 def browse(path, tmp_path, *options, anchor=""):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss.golden.store import evaluate
-from refloss.testing import mistakes
+from refloss.testing.mistakes import alterations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +42,8 @@ class _Masses(NamedTuple):
 
 def softmax_mistakes(case: Case) -> Iterator[Wrong]:
     """Every such mistake; none for a function without softmax."""
-    axis = mistakes.softmax_axis(case)
-    for name in [] if axis is None else mistakes.logits(case):
+    axis = alterations.softmax_axis(case)
+    for name in [] if axis is None else alterations.logits(case):
         assert axis is not None
         yield from _along_other_axes(case, name, axis)
         yield from _twice(case, name, axis)
@@ -52,19 +52,19 @@ def softmax_mistakes(case: Case) -> Iterator[Wrong]:
 def _masses(case: Case, name: str, axis: int) -> _Masses:
     logits = case.inputs[name]
     first, second = (
-        evaluate(mistakes.altered(case, {name: _certain(logits, axis, place)})).grads[name].astype(np.float64)
+        evaluate(alterations.altered(case, {name: _certain(logits, axis, place)})).grads[name].astype(np.float64)
         for place in (0, 1)
     )
     index: Any = (*(slice(None),) * axis, slice(0, 1))
     pulled = -first
     pulled[index] = -second[index]
     pushed = np.broadcast_to(first[index] + pulled[index], logits.shape)
-    return _Masses(pulled, pushed, mistakes.softmax(logits, axis))
+    return _Masses(pulled, pushed, alterations.softmax(logits, axis))
 
 
 def _certain(logits: np.ndarray, axis: int, place: int) -> np.ndarray:
     """Logits of which one class takes all probability."""
-    certain = np.full_like(logits, -IMPROBABLE, dtype=mistakes.wide_dtype(logits))
+    certain = np.full_like(logits, -IMPROBABLE, dtype=alterations.wide_dtype(logits))
     index: Any = (*(slice(None),) * axis, place)
     certain[index] = 0.0
     return certain
@@ -80,7 +80,7 @@ def _along_other_axes(case: Case, name: str, axis: int) -> Iterator[Wrong]:
     right = pulled + pushed * np.nan_to_num(masses.probability)
     for other in others:
         words = f"wrong axis: softmax along axis {other} instead of {axis}"
-        probability = mistakes.softmax(logits, other)
+        probability = alterations.softmax(logits, other)
         # By hand with the formula for the gradient, or as the derivative of the wrong loss.
         for coefficient in (masses.pushed, masses.pulled.sum(axis=other, keepdims=True)):
             values = np.where(coefficient == 0, 0.0, coefficient * probability) - masses.pulled
@@ -100,8 +100,8 @@ def _of_loss(masses: _Masses, upstream: np.ndarray) -> np.ndarray:
 
 def _twice(case: Case, name: str, axis: int) -> Iterator[Wrong]:
     """The derivative of the loss of probabilities that are taken as logits."""
-    inner = mistakes.softmax(case.inputs[name], axis)
-    other = mistakes.activated_twice(case)
+    inner = alterations.softmax(case.inputs[name], axis)
+    other = alterations.activated_twice(case)
     assert other is not None
     outer = other.answer()[1][f"grad.{name}"]
     values = np.where(outer == 0, 0.0, inner * outer)

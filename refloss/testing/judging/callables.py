@@ -16,11 +16,12 @@ from refloss.golden.corpus import corpus, functions
 from refloss.golden.source import DTYPES, Case
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.registry import FUNCTIONS
-from refloss.testing.called import called, changed_since, on_host
 from refloss.testing.error_model import COMPUTE_DTYPES, bounds
-from refloss.testing.judge import FLOATS, Question, default_compute_dtype, judge, question
-from refloss.testing.plain import text
-from refloss.testing.verdict import CaseVerdict, Judgement
+from refloss.testing.judging.called import called, changed_since, on_host
+from refloss.testing.judging.judge import default_compute_dtype, judge, question
+from refloss.testing.judging.plain import text
+from refloss.testing.spacing import FLOATS
+from refloss.testing.verdict import CaseVerdict, Judgement, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.registry import FUNCTIONS
-from refloss.testing.error_model import COMPUTE_DTYPES
-from refloss.testing.metamorphic_cases import FORMS, SHIFTS, cases
-from refloss.testing.trials import (
+from refloss.testing.cases.metamorphic import FORMS, SHIFTS, cases
+from refloss.testing.checks.trials import (
     Subject,
     Trial,
     ViolationError,
@@ -25,6 +24,7 @@ from refloss.testing.trials import (
     place,
     scaled,
 )
+from refloss.testing.error_model import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss.files import nested
-from refloss.testing.called import on_host
-from refloss.testing.judge import FLOATS, question, spacing
+from refloss.testing.judging.called import on_host
+from refloss.testing.judging.judge import question
+from refloss.testing.spacing import FLOATS, spacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refloss.golden.source import Case
-    from refloss.testing.metamorphic_cases import Form
+    from refloss.testing.cases.metamorphic import Form
 
 # What adding and scaling results rounds here, in float64.
 _OWN_ROUNDING = 2.0**-50
