@@ -14,7 +14,7 @@ import numpy as np
 from refloss.testing.error_model import bounds
 from refloss.testing.mistakes import alterations
 from refloss.testing.mistakes.factors import WRONG_SIGN, named_factors
-from refloss.testing.mistakes.softmax_mistakes import softmax_mistakes
+from refloss.testing.mistakes.softmax import softmax_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -285,15 +285,9 @@ def _of_softmax(asked: Question, tensor: _Tensor) -> str | None:
         found = list(softmax_mistakes(asked.case))
     except (ArithmeticError, LookupError, TypeError, ValueError):
         return None
-    own = np.asarray(asked.bounds[tensor.name])
-    for wrong in found:
-        if wrong.name != tensor.name:
-            continue
-        # The bound is proportional to the magnitudes, up to the logarithms' own errors.
-        scale = 4 * own.max() / max(float(wrong.right_magnitude.max()), np.finfo(np.float64).tiny)
-        if tensor.fits(wrong.values, scale * wrong.magnitude):
-            return wrong.words
-    return None
+    # Their terms are those of the right ones, elsewhere: as large, up to the logarithms' errors.
+    bound = 4 * np.asarray(asked.bounds[tensor.name]).max(initial=0.0)
+    return next((words for words, name, values in found if name == tensor.name and tensor.fits(values, bound)), None)
 
 
 def _largest(values: np.ndarray) -> float:
