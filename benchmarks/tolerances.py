@@ -28,8 +28,9 @@ from benchmarks.report import Table, console
 from conformance.outside_users import OUTSIDE_USERS
 from refloss.cases.source import Case
 from refloss.files import nested
-from refloss.testing.called import on_host
-from refloss.testing.judge import Question, judge, question
+from refloss.testing.judging.called import on_host
+from refloss.testing.judging.judge import judge, question
+from refloss.testing.verdict import Question
 
 if TYPE_CHECKING:
     from conformance.outside_users import OutsideUser

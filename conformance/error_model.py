@@ -13,7 +13,7 @@ from conformance.call import TORCH_FUNCTIONS, array
 from conformance.reference import outcome_of, refloss_result
 from refloss.cases.source import Case as GoldenCase
 from refloss.testing.error_model import bounds
-from refloss.testing.judge import spacing
+from refloss.testing.spacing import spacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,7 +22,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from refloss.cases.source import Case
 from refloss.registry import FUNCTIONS
-from refloss.testing.judge import FLOATS
+from refloss.testing.spacing import FLOATS
 
 Arrays = dict[str, Any]
 Answer = tuple[Any, Arrays]

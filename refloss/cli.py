@@ -267,10 +267,11 @@ def compare_folders(
 
     Exit status 0 where every case that it brings passes, 1 where one fails, 2 where nothing could be judged.
     """
-    from refloss.testing import compare, table
-    from refloss.testing import junit as junit_file
-    from refloss.testing import report as report_file
-    from refloss.testing.wording import printable
+    from refloss.testing.judging import compare
+    from refloss.testing.judging.wording import printable
+    from refloss.testing.report import junit as junit_file
+    from refloss.testing.report import page as report_file
+    from refloss.testing.report import table
 
     _check_choices(compute_dtype, junit, html)
     with _progress("cases") as report:

@@ -15,9 +15,10 @@ from refloss.files import nested
 from refloss.golden.corpus import corpus, functions
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
-from refloss.testing import MismatchError, assert_matches, callables, check
-from refloss.testing.callables import GoldenCase, listeners, select
-from refloss.testing.called import called, changed_since
+from refloss.testing import MismatchError, assert_matches, check
+from refloss.testing.judging import callables
+from refloss.testing.judging.callables import GoldenCase, listeners, select
+from refloss.testing.judging.called import called, changed_since
 from tests.test_arrays import Convertible, Detachable, Producer
 
 PLAIN = ("mse", "causal_lm", "cross_entropy", "object_detection")

@@ -14,9 +14,10 @@ from rich.console import Console
 from refloss import cli
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
-from refloss.testing import compare, table
+from refloss.testing.judging import compare
+from refloss.testing.judging.wording import printable
+from refloss.testing.report import table
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
-from refloss.testing.wording import printable
 
 CASE = "causal_lm-float32"
 FILE = f"{CASE}.safetensors"

@@ -11,8 +11,8 @@ import refloss
 from refloss.cases.source import Case
 from refloss.golden.corpus import corpus
 from refloss.golden.store import evaluate
-from refloss.testing import mutants
-from refloss.testing.judge import judge, question
+from refloss.testing.judging.judge import judge, question
+from refloss.testing.mistakes import mutants
 
 FUNCTIONS = ("cross_entropy", "causal_lm", "masked_lm", "mse", "bce_with_logits", "dice", "giou", "question_answering")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refloss.registry import FUNCTIONS
-from refloss.testing.metamorphic import PROPERTIES, check_properties
+from refloss.testing.checks.metamorphic import PROPERTIES, check_properties
 
 OF_ALL = ["inputs unchanged", "repeated runs equal", "losses not negative", "linear in the cotangent"]
 OF_ROWS = [*OF_ALL, "permuted rows", "batch = loop", "micro-batch = whole"]

@@ -9,8 +9,9 @@ import pytest
 from refloss.golden import store
 from refloss.golden.corpus import corpus
 from refloss.registry import FUNCTIONS
-from refloss.testing import judge, mutants
-from refloss.testing.mutants import MUTANTS
+from refloss.testing.judging import judge
+from refloss.testing.mistakes import mutants
+from refloss.testing.mistakes.mutants import MUTANTS
 
 # Honest float32 finds 0 or noise here: nothing is left beside a log-sum-exp of 30, or beside 1. See the tests below.
 ROUNDED_AWAY = {

@@ -6,7 +6,8 @@ import pytest
 
 import refloss
 from refloss.golden.corpus import corpus
-from refloss.testing import callables, report
+from refloss.testing.judging import callables
+from refloss.testing.report import page
 
 pytest_plugins = ["pytester"]
 
@@ -152,7 +153,7 @@ def test_a_file_that_is_not_there(run):
 def written(monkeypatch):
     """What is written as a report."""
     reports = []
-    monkeypatch.setattr(report, "write", lambda path, judgement, subject: reports.append((path, judgement, subject)))
+    monkeypatch.setattr(page, "write", lambda path, judgement, subject: reports.append((path, judgement, subject)))
     return reports
 
 

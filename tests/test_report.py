@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections import Counter
 from html.parser import HTMLParser
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -16,8 +15,10 @@ from matplotlib.image import imread
 
 from refloss.golden.corpus import corpus
 from refloss.golden.store import evaluate, expected_tensors
-from refloss.testing import charts, report
-from refloss.testing.judge import errors, judge, question
+from refloss.testing.judging.judge import judge, question
+from refloss.testing.report import charts
+from refloss.testing.report import page as report_page
+from refloss.testing.spacing import errors
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict, Values
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b"
@@ -68,7 +69,7 @@ def judgement():
 
 @pytest.fixture(scope="module")
 def page(judgement):
-    return report.render(judgement, f"folder {HOSTILE}")
+    return report_page.render(judgement, f"folder {HOSTILE}")
 
 
 class Page(HTMLParser):
@@ -156,19 +157,19 @@ def test_a_tensor_that_passes_is_a_row(page):
 def test_explanations_are_counted(judgement):
     wrong = TensorVerdict("grad.input", False, "too far off", "", explanation="off by a factor 2")
     cases = [CaseVerdict(f"case-{i}", "mse", False, (wrong,)) for i in range(9)]
-    text = report.render(Judgement((*judgement.cases, *cases)))
+    text = report_page.render(Judgement((*judgement.cases, *cases)))
     assert re.search(r'9 ×</span><div><span class="what explained">off by a factor 2</span>', text)
     assert "and 3 more" in text
     assert text.index("off by a factor 2") < text.index('<span class="what">missing')
 
 
 def test_the_same_judgement_gives_the_same_page(page, judgement):
-    assert report.render(judgement, f"folder {HOSTILE}") == page
+    assert report_page.render(judgement, f"folder {HOSTILE}") == page
 
 
 def test_a_report_is_whole_or_not_there(judgement, tmp_path, monkeypatch):
     path = tmp_path / "report.html"
-    report.write(path, judgement)
+    report_page.write(path, judgement)
     whole = path.read_bytes()
     assert whole.decode().rstrip().endswith("</html>")
 
@@ -178,13 +179,13 @@ def test_a_report_is_whole_or_not_there(judgement, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        report.write(path, judgement)
+        report_page.write(path, judgement)
     assert path.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_page_without_anything_judged():
-    text = report.render(Judgement((CaseVerdict("a", "mse", None),)))
+    text = report_page.render(Judgement((CaseVerdict("a", "mse", None),)))
     assert "0 of 0 cases passed, 1 not brought" in text
     assert "What is wrong" not in text
 
@@ -213,7 +214,7 @@ def test_the_worst_elements(judgement):
     case = next(case for case in judgement.cases if case.id == "causal_lm-float32")
     tensor = next(tensor for tensor in case.tensors if tensor.name == "grad.logits")
     ratio = errors(tensor.values).ratio
-    rows = report._worst(tensor, errors(tensor.values))
+    rows = report_page._worst(tensor, errors(tensor.values))
     assert [row.ratio for row in rows] == sorted(ratio.ravel())[::-1][:10]
     for row in rows:
         index = tuple(int(part) for part in row.where.strip("[]").split(","))
@@ -247,10 +248,21 @@ def test_a_histogram_has_a_bar_for_every_size_of_error():
     assert "2 of them above" in svg
 
 
-def pixels(svg):
+def pixels(svg, rows, columns):
     """Of a heat map, with the part of each colour in [0, 1]."""
-    data = re.search(r'href="data:image/png;base64,([^"]*)"', svg)[1]
-    return imread(BytesIO(base64.b64decode(data)))
+    image = np.zeros((rows, columns, 4))
+    cells = re.search(r'<g class="cells" transform="translate\([^)]*\) scale\(([^)]*)\)">(.*?)</g>', svg)
+    frame = re.search(r'<rect class="frame" x="[^"]*" y="[^"]*" width="([^"]*)" height="([^"]*)" data-shape', svg)
+    # As many cells fill the frame.
+    scales, sizes = map(float, cells[1].split()), map(float, frame.groups())
+    np.testing.assert_allclose([size / scale for scale, size in zip(scales, sizes, strict=True)], [columns, rows], 1e-3)
+    for colour, opacity, path in re.findall(r'stroke="rgb\(([^)]*)\)" stroke-opacity="([^"]*)" d="([^"]*)"', cells[2]):
+        for x, y, length in re.findall(r"M(\d+) (\d+)\.5h(\d+)", path):
+            stroke = image[int(y), int(x) : int(x) + int(length)]
+            assert len(stroke) == int(length)
+            assert not stroke.any()
+            stroke[:] = [*(float(part) / 255 for part in colour.split(",")), float(opacity)]
+    return image
 
 
 def test_a_heat_map_shows_where_the_errors_are():
@@ -259,8 +271,7 @@ def test_a_heat_map_shows_where_the_errors_are():
     given.got[0, 2, 1] = np.nan
     given.got[0, 1, 6] += 2.0**-23
     svg = charts.heat_map(errors(given), charts.plane("causal_lm", "grad.logits", 3))
-    image = pixels(svg)
-    assert image.shape == (6, 7, 4)
+    image = pixels(svg, 6, 7)
     opaque = {tuple(map(int, place)) for place in np.argwhere(image[..., 3] == 1)}
     assert opaque == {(3, 5), (2, 1)}
     faint = {tuple(map(int, place)) for place in np.argwhere((image[..., 3] > 0) & (image[..., 3] < 1))}
@@ -276,8 +287,7 @@ def test_classes_on_axis_1_are_columns():
     given = values((2, 5, 3, 4))
     given.got[1, 4, 2, 3] += 1.0
     svg = charts.heat_map(errors(given), charts.plane("cross_entropy", "grad.logits", 4))
-    image = pixels(svg)
-    assert image.shape == (24, 5, 4)
+    image = pixels(svg, 24, 5)
     assert np.argwhere(image[..., 3] > 0).tolist() == [[23, 4]]
     assert "class (axis 1)" in svg
 
@@ -286,11 +296,10 @@ def test_classes_on_axis_1_are_columns():
 def test_one_wrong_element_of_many_is_seen(place):
     given = values((1000, 1500))
     given.got[place] += 1.0
-    image = pixels(charts.heat_map(errors(given), charts.plane("mse", "grad.input", 2)))
-    assert image.shape == (200, 400, 4)
+    image = pixels(charts.heat_map(errors(given), charts.plane("mse", "grad.input", 2)), 96, 160)
     ((row, column),) = np.argwhere(image[..., 3] > 0)
-    assert abs(row * 5 - place[0]) < 5
-    assert abs(column * 3.75 - place[1]) < 4
+    assert row == place[0] * 96 // 1000
+    assert column == place[1] * 160 // 1500
 
 
 def test_axes_are_in_powers_of_ten():
@@ -318,7 +327,7 @@ def test_a_large_corpus_fits_a_few_megabytes():
     cases = [
         CaseVerdict(f"causal_lm-{i}", "causal_lm", i % 10 > 0, (bad if i % 10 == 0 else good,)) for i in range(2000)
     ]
-    assert len(report.render(Judgement(tuple(cases))).encode()) < 4e6
+    assert len(report_page.render(Judgement(tuple(cases))).encode()) < 4e6
 
 
 def browse(path, tmp_path, *options, anchor=""):

@@ -1,4 +1,16 @@
-"""Judge any implementation of a loss: error model, mutants, comparison of folders, callables, metamorphic checks."""
+"""Judge any implementation of a loss: error model, mutants, comparison of folders, callables, metamorphic checks.
+
+Rooms, each of which imports only from those before it, types included:
+
+    verdict, spacing   what is asked and what is found, as data; float types, and errors in their ulp
+    error_model        how far an honest implementation may be off (`bounds` is the name of the function)
+    cases              drawn by Hypothesis or from a seed
+    mistakes           usual ones: as altered cases, as factors, as mutants; which of them explains a tensor
+    judging            tensors, functions, files against the right answers; a judgement in words
+    checks             what must hold without right answers
+    report             terminal, page, JUnit
+    strategies, plugin the faces to Hypothesis and to pytest
+"""
 
 from __future__ import annotations
 
@@ -7,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refloss.testing import strategies
-    from refloss.testing.callables import GoldenCase, MismatchError, assert_matches, check
-    from refloss.testing.compare import judge_folders
+    from refloss.testing.checks.metamorphic import check_properties
     from refloss.testing.error_model import COMPUTE_DTYPES, bounds
-    from refloss.testing.judge import Question, question
-    from refloss.testing.metamorphic import check_properties
-    from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+    from refloss.testing.judging.callables import GoldenCase, MismatchError, assert_matches, check
+    from refloss.testing.judging.compare import judge_folders
+    from refloss.testing.judging.judge import question
+    from refloss.testing.verdict import CaseVerdict, Judgement, Question, TensorVerdict
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -35,17 +47,17 @@ __all__ = [
 _HOMES = {
     "COMPUTE_DTYPES": "error_model",
     "CaseVerdict": "verdict",
-    "GoldenCase": "callables",
+    "GoldenCase": "judging.callables",
     "Judgement": "verdict",
-    "MismatchError": "callables",
-    "Question": "judge",
+    "MismatchError": "judging.callables",
+    "Question": "verdict",
     "TensorVerdict": "verdict",
-    "assert_matches": "callables",
+    "assert_matches": "judging.callables",
     "bounds": "error_model",
-    "check": "callables",
-    "check_properties": "metamorphic",
-    "judge_folders": "compare",
-    "question": "judge",
+    "check": "judging.callables",
+    "check_properties": "checks.metamorphic",
+    "judge_folders": "judging.compare",
+    "question": "judging.judge",
 }
 
 

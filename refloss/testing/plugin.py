@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from refloss.cases.source import Case
-    from refloss.testing.callables import GoldenCase
+    from refloss.testing.judging.callables import GoldenCase
 
 _FIXTURE = "refloss_case"
 _CASES, _EXPECTED_FAILURES = "refloss_cases", "refloss_expected_failures"
@@ -127,7 +127,7 @@ def _parameter(case: Case, expected: _Expected | None) -> Any:
 
 def _selected(config: pytest.Config, patterns: list[str]) -> list[Case]:
     from refloss.golden.corpus import functions
-    from refloss.testing.callables import check_names, select
+    from refloss.testing.judging.callables import check_names, select
 
     wanted = _names(config, "functions")
     check_names("function", wanted, functions())
@@ -171,7 +171,7 @@ def _fault(line: _Expected, found: dict[str, _Expected]) -> str:
 @functools.cache
 def _known_ids() -> frozenset[str]:
     from refloss.golden.corpus import functions
-    from refloss.testing.callables import select
+    from refloss.testing.judging.callables import select
 
     return frozenset(case.id for case in select(functions()))
 
@@ -182,7 +182,7 @@ def refloss_case(request: pytest.FixtureRequest) -> GoldenCase:
     given: _Parameter = request.param
     if given.case is None:
         pytest.fail(given.fault, pytrace=False)
-    from refloss.testing.callables import GoldenCase
+    from refloss.testing.judging.callables import GoldenCase
 
     return GoldenCase(given.case)
 
@@ -211,12 +211,12 @@ class _Recorder:
         self._lost = False
 
     def pytest_sessionstart(self) -> None:
-        from refloss.testing import callables
+        from refloss.testing.judging import callables
 
         callables.listeners.append(self._record)
 
     def pytest_unconfigure(self) -> None:
-        from refloss.testing import callables
+        from refloss.testing.judging import callables
 
         if self._record in callables.listeners:
             callables.listeners.remove(self._record)
@@ -245,9 +245,9 @@ class _Recorder:
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput[_WORKER_KEY] = pickle.dumps(self._verdicts)
         elif self._verdicts:
-            from refloss.testing import report
+            from refloss.testing.report import page
 
-            report.write(self._path, Judgement(tuple(self._verdicts)), "pytest")
+            page.write(self._path, Judgement(tuple(self._verdicts)), "pytest")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         count = len(self._verdicts)

@@ -1,16 +1,31 @@
-"""What is found about a candidate: plain data, for tables, files and reports."""
+"""What is asked of a candidate, and what is found about it: plain data, for tables, files and reports."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
+
+    from refloss.cases.source import Case
+    from refloss.result import LossResult
 
 # What can be wrong with a tensor. The last one is about its values, all others are told before values are looked at.
 FAULTS = ("missing", "extra", "unreadable", "shape", "dtype", "not finite", "too far off")
+
+
+class Question(NamedTuple):
+    """A case with its right answer, and how far off each tensor of an honest candidate may be."""
+
+    case: Case
+    result: LossResult
+    expected: Mapping[str, np.ndarray]  # loss, component.<name>, grad.<name>, intermediate.<name>
+    bounds: Mapping[str, np.ndarray]
+    compute_dtype: str
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.roundoff import COMPUTE_DTYPES, Roundoff, roundoff
 from refloss.testing.error_model import boxes, cross_entropy, detection, elementwise, focal, heads, layered
-from refloss.testing.error_model.roundoff import COMPUTE_DTYPES, Roundoff, roundoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable

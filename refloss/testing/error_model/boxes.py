@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import refloss
-from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
+from refloss.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
     from refloss.cases.source import Case

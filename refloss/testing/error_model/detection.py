@@ -14,11 +14,11 @@ import numpy as np
 
 from refloss.configuration import read
 from refloss.files import nested
+from refloss.roundoff import STEPS, Roundoff, real
 from refloss.testing.error_model import cross_entropy
 from refloss.testing.error_model.boxes import pair_bounds
 from refloss.testing.error_model.focal import Elements, dice_masks, focal_elements
 from refloss.testing.error_model.resampling import adjoint_error, pixel_error, resampled
-from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
+from refloss.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
     from collections.abc import Callable

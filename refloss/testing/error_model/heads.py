@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.cases.source import Case
+from refloss.roundoff import Roundoff, real
 from refloss.testing.error_model import cross_entropy, elementwise
 from refloss.testing.error_model.resampling import adjoint_error, pixel_error, resampled
-from refloss.testing.error_model.roundoff import Roundoff, real
 
 if TYPE_CHECKING:
     from refloss.result import LossResult

@@ -21,10 +21,10 @@ import numpy as np
 
 import refloss
 from refloss.losses.parts.fine_grained import edge_offsets, mixtures, offsets
+from refloss.roundoff import STEPS, Roundoff, real
 from refloss.testing.error_model.boxes import pair_bounds
 from refloss.testing.error_model.detection import Head, Layer, no_bounds, sum_error
 from refloss.testing.error_model.focal import Elements, quality_elements
-from refloss.testing.error_model.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

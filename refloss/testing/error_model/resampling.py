@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from refloss.kernels.resample.loop import axis
-from refloss.testing.error_model.roundoff import STEPS, Roundoff
+from refloss.roundoff import STEPS, Roundoff
 
 
 def _matrix(size: int, resized: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from refloss.files import replacing
-from refloss.testing.wording import failures, printable
+from refloss.testing.judging.wording import failures, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

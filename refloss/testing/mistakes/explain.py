@@ -11,19 +11,18 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from refloss.testing import mistakes
 from refloss.testing.error_model import bounds
-from refloss.testing.factors import WRONG_SIGN, named_factors
-from refloss.testing.softmax_mistakes import softmax_mistakes
+from refloss.testing.mistakes import alterations
+from refloss.testing.mistakes.factors import WRONG_SIGN, named_factors
+from refloss.testing.mistakes.softmax import softmax_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
-    from refloss.testing.judge import Question
-    from refloss.testing.mistakes import Altered
-    from refloss.testing.verdict import TensorVerdict
+    from refloss.testing.mistakes.alterations import Altered
+    from refloss.testing.verdict import Question, TensorVerdict
 
 LARGEST = 10**6  # input elements of a case for which other cases are computed
 SAMPLE = 2**12
@@ -215,20 +214,20 @@ def _of_other_cases(asked: Question, tensor: _Tensor) -> str | None:
 
 def _other_cases(case: Case, side: str) -> Iterator[tuple[str, Altered]]:
     guesses = {
-        "upstream gradient ignored": mistakes.without_upstream(case),
-        **mistakes.shifted_labels(case),
-        f"ignored rows are included{_of(side)}": mistakes.leaking(case, side),
-        f"ignored rows are included, in the count as well{_of(side)}": mistakes.leaking(case, side, counted=True),
-        f"{_wrong_count(case, side)}{_of(side)}": mistakes.over_everything(case, side),
-        "label smoothing gives the other classes ε/(K − 1) instead of ε/K": mistakes.smoothed_over_others(case),
-        **mistakes.arguments_ignored(case),
-        "double softmax, or sigmoid: probabilities are taken as logits": mistakes.activated_twice(case),
+        "upstream gradient ignored": alterations.without_upstream(case),
+        **alterations.shifted_labels(case),
+        f"ignored rows are included{_of(side)}": alterations.leaking(case, side),
+        f"ignored rows are included, in the count as well{_of(side)}": alterations.leaking(case, side, counted=True),
+        f"{_wrong_count(case, side)}{_of(side)}": alterations.over_everything(case, side),
+        "label smoothing gives the other classes ε/(K − 1) instead of ε/K": alterations.smoothed_over_others(case),
+        **alterations.arguments_ignored(case),
+        "double softmax, or sigmoid: probabilities are taken as logits": alterations.activated_twice(case),
     }
     yield from ((words, other) for words, other in guesses.items() if other is not None)
 
 
 def _wrong_count(case: Case, side: str) -> str:
-    own = mistakes.divisor(case, side)
+    own = alterations.divisor(case, side)
     if own is not None:
         return f"a mean over {own.all_what} ({own.all:g}) instead of {own.what} ({own.right:g})"
     right = "the number of objects" if "config" in case.parameters else "num_boxes"
@@ -246,7 +245,7 @@ def _of(side: str) -> str:
 
 def _only_ignored_rows(asked: Question, tensor: _Tensor) -> str | None:
     """Whether all that is wrong is wrong where ignored rows are, whatever the class that they are taken to have."""
-    other = mistakes.leaking(asked.case, _side(tensor.name))
+    other = alterations.leaking(asked.case, _side(tensor.name))
     answer = None if other is None else _other(asked, f"ignored rows are included{_of(_side(tensor.name))}", other)
     if answer is None or tensor.name not in answer.tensors or tensor.got.ndim == 0:
         return None
@@ -258,7 +257,7 @@ def _only_ignored_rows(asked: Question, tensor: _Tensor) -> str | None:
     )
     if rest.is_right().all():
         return "ignored rows are included: their gradient is not 0"
-    count, found = mistakes.divisor(asked.case, _side(tensor.name)), _factors_that_fit(rest)
+    count, found = alterations.divisor(asked.case, _side(tensor.name)), _factors_that_fit(rest)
     if count is not None and found is not None and found[0] <= count.right / count.all <= found[1]:
         return "ignored rows are included, in the count as well"
     return None
@@ -286,15 +285,9 @@ def _of_softmax(asked: Question, tensor: _Tensor) -> str | None:
         found = list(softmax_mistakes(asked.case))
     except (ArithmeticError, LookupError, TypeError, ValueError):
         return None
-    own = np.asarray(asked.bounds[tensor.name])
-    for wrong in found:
-        if wrong.name != tensor.name:
-            continue
-        # The bound is proportional to the magnitudes, up to the logarithms' own errors.
-        scale = 4 * own.max() / max(float(wrong.right_magnitude.max()), np.finfo(np.float64).tiny)
-        if tensor.fits(wrong.values, scale * wrong.magnitude):
-            return wrong.words
-    return None
+    # Their terms are those of the right ones, elsewhere: as large, up to the logarithms' errors.
+    bound = 4 * np.asarray(asked.bounds[tensor.name]).max(initial=0.0)
+    return next((words for words, name, values in found if name == tensor.name and tensor.fits(values, bound)), None)
 
 
 def _largest(values: np.ndarray) -> float:

@@ -16,18 +16,18 @@ from refloss.files import nested
 from refloss.golden.corpus import corpus, functions
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.registry import FUNCTIONS
-from refloss.testing.called import called, changed_since, on_host
 from refloss.testing.error_model import COMPUTE_DTYPES, bounds
-from refloss.testing.judge import FLOATS, Question, default_compute_dtype, judge, question
-from refloss.testing.plain import text
-from refloss.testing.verdict import CaseVerdict, Judgement
+from refloss.testing.judging.called import called, changed_since, on_host
+from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
+from refloss.testing.judging.judge import default_compute_dtype, judge, question
+from refloss.testing.judging.plain import text
+from refloss.testing.spacing import FLOATS
+from refloss.testing.verdict import CaseVerdict, Judgement, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refloss.result import LossResult
-
-_COMPONENT, _GRAD = "component.", "grad."
 
 # Called with every verdict that is reached here, before it is acted upon.
 listeners: list[Callable[[CaseVerdict], None]] = []
@@ -70,7 +70,7 @@ class GoldenCase:
     ) -> CaseVerdict:
         """As refloss.testing.assert_matches, of this case's result."""
         __tracebackhide__ = True
-        return _assert_matches(self._case, self.result, _named(loss, grads, components), compute_dtype)
+        return _assert_matches(self._case, self.result, named(loss, grads, components), compute_dtype)
 
     def __repr__(self) -> str:
         return f"GoldenCase({self.id!r})"
@@ -102,7 +102,7 @@ def assert_matches(
     """
     __tracebackhide__ = True
     case = called(result)
-    candidate = _named(loss, grads, components)
+    candidate = named(loss, grads, components)
     if changed_since(case, result):
         raise ValueError("the inputs have changed since refloss was called: give it copies of what is overwritten")
     return _assert_matches(case, result, candidate, compute_dtype)
@@ -148,14 +148,13 @@ def check(
     __tracebackhide__ = True
     chosen = select(function, cases, dtypes)
     check_names("compute_dtype", _listed(compute_dtype), COMPUTE_DTYPES)
-    only = {_COMPONENT: components, _GRAD: grads}
-    driver = _Driver(fn, to_native or _same, from_native or _same, compute_dtype, only)
-    judgement = Judgement(tuple(driver.verdict(case) for case in chosen), compute_dtype)
-    driver.check_seen()
+    judging = _Judge(Driver(fn, to_native, from_native), compute_dtype, {COMPONENT: components, GRAD: grads})
+    judgement = Judgement(tuple(judging.verdict(case) for case in chosen), compute_dtype)
+    judging.check_seen()
     for verdict in judgement.judged:
         _tell(verdict)
     if not judgement.passed:
-        raise MismatchError(judgement) from driver.error
+        raise MismatchError(judgement) from judging.error
     return judgement
 
 
@@ -202,16 +201,6 @@ def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
         raise ValueError(f"unknown {what} {', '.join(unknown)}; there are {', '.join(known)}")
 
 
-def _named(loss: Any, grads: Any, components: Any) -> dict[str, Any]:
-    """A candidate's tensors under the names that golden files use."""
-    found = {} if loss is None else {"loss": loss}
-    for prefix, argument, given in ((_COMPONENT, "components", components), (_GRAD, "grads", grads)):
-        if given is not None and not isinstance(given, Mapping):
-            raise TypeError(f"{argument} is of type {type(given).__name__}; expected a mapping from names to arrays")
-        found |= {f"{prefix}{name}": value for name, value in (given or {}).items()}
-    return found
-
-
 def _assert_matches(
     case: Case, result: LossResult, candidate: Mapping[str, Any], compute_dtype: str | None
 ) -> CaseVerdict:
@@ -220,7 +209,8 @@ def _assert_matches(
         raise TypeError("nothing to judge: give loss, grads or components")
     asked = _question(case, result, compute_dtype)
     check_names("tensor", candidate, [name for name in asked.expected if "intermediate" not in name])
-    verdict = _judged(asked, candidate, _same)
+    arrays = {name: None if value is None else on_host(value, name) for name, value in candidate.items()}
+    verdict = _judged(asked, arrays)
     if verdict.passed is None:
         raise ValueError(f"{', '.join(candidate)}: not judged, for there is no error model")
     _tell(verdict)
@@ -237,10 +227,9 @@ def _question(case: Case, result: LossResult, compute_dtype: str | None) -> Ques
     return Question(case, result, expected, bounds(case, result, compute_dtype), compute_dtype)
 
 
-def _judged(asked: Question, candidate: Mapping[str, Any], from_native: Callable[[Any], Any]) -> CaseVerdict:
+def _judged(asked: Question, candidate: Mapping[str, np.ndarray | None]) -> CaseVerdict:
     """A verdict on what is given, and only that; None is what an array that is not there looks like."""
-    arrays = {name: None if value is None else on_host(from_native(value), name) for name, value in candidate.items()}
-    verdict = judge(asked, arrays)
+    verdict = judge(asked, candidate)
     tensors = tuple(tensor for tensor in verdict.tensors if tensor.name in candidate)
     outcomes = [tensor.passed for tensor in tensors]
     passed = None if set(outcomes) == {None} else False not in outcomes
@@ -252,39 +241,32 @@ def _tell(verdict: CaseVerdict) -> None:
         listener(verdict)
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-class _Driver:
-    """A function that is to be judged, and how; error is the first exception that it raised."""
+class _Judge:
+    """Judges a function case by case; error is the first exception that it raised."""
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        to_native: Callable[[np.ndarray], Any],
-        from_native: Callable[[Any], Any],
-        compute_dtype: str | None,
-        only: Mapping[str, Iterable[str] | None],
+        self, driver: Driver, compute_dtype: str | None, only: Mapping[str, str | Iterable[str] | None]
     ) -> None:
-        self._function = function
-        self._to_native = to_native
-        self._from_native = from_native
+        self._driver = driver
         self._compute_dtype = compute_dtype
         self._only = {kind: None if names is None else _listed(names) for kind, names in only.items()}
         self._seen: set[str] = set()
         self.error: Exception | None = None
 
     def verdict(self, case: Case) -> CaseVerdict:
-        """What is found about a case; an exception is a case that fails."""
+        """The verdict on a case; an exception is a case that fails."""
         try:
-            native, came = self._converted(case)
-            if changes := _changes(case.inputs, came.inputs):
+            native = self._driver.native(case)
+            held = self._driver.held(native)
+            if changes := _changes(case.inputs, held.inputs):
                 return CaseVerdict(case.id, case.function, None, message=f"not judged: to_native makes {changes}")
-            asked = question(came, self._compute_dtype)
+            asked = question(held, self._compute_dtype)
             self._seen |= asked.expected.keys()
-            returned = self._function(nested(native.inputs), copy.deepcopy(case.parameters), native.grad_output)
-            return _judged(asked, self._candidate(asked, returned), self._from_native)
+            candidate = self._candidate(asked, self._driver.call(native))
+            return _judged(
+                asked,
+                {name: None if value is None else self._driver.array(value, name) for name, value in candidate.items()},
+            )
         except Exception as error:
             self.error = self.error or error
             return CaseVerdict(case.id, case.function, False, message=f"{type(error).__name__}: {error}")
@@ -296,39 +278,14 @@ class _Driver:
             if self._seen and only:
                 check_names(kind.rstrip("."), only, known)
 
-    def _converted(self, case: Case) -> tuple[Case, Case]:
-        """A case with the framework's arrays, and with what these hold."""
-        tensors: dict[str, Any] = {**case.inputs, "cotangent": case.grad_output}
-        native = {
-            name: self._to_native(value.copy()) if isinstance(value, np.ndarray) else value
-            for name, value in tensors.items()
-        }
-        came = {
-            name: self._held(value, name) if isinstance(tensors[name], np.ndarray) else value
-            for name, value in native.items()
-        }
-        return (
-            case._replace(grad_output=native.pop("cotangent"), inputs=native),
-            case._replace(grad_output=came.pop("cotangent"), inputs=came),
-        )
-
-    def _held(self, value: Any, name: str) -> np.ndarray:
-        # A function may write to what it is given.
-        return on_host(self._from_native(value), name).copy()
-
-    def _candidate(self, asked: Question, returned: Any) -> dict[str, Any]:
+    def _candidate(self, asked: Question, returned: Returned) -> dict[str, Any]:
         """What is to be judged by its name; None for what should have come."""
-        if not isinstance(returned, tuple | list) or len(returned) not in (2, 3):
-            what = f"{len(returned)} values" if isinstance(returned, tuple | list) else f"a {type(returned).__name__}"
-            raise TypeError(f"{what} returned; expected (loss, grads) or (loss, grads, components)")
-        loss, grads, *more = returned
-        came = _named(None, grads, more[0] if more else None)
-        candidate = {"loss": loss}
+        candidate = {"loss": returned.loss}
         for kind, only in self._only.items():
-            asks_for_none = kind == _COMPONENT and not more and only is None
-            names = dict.fromkeys(name for name in (*asked.expected, *came) if name.startswith(kind))
+            asks_for_none = kind == COMPONENT and not returned.has_components and only is None
+            names = dict.fromkeys(name for name in (*asked.expected, *returned.tensors) if name.startswith(kind))
             candidate |= {
-                name: came.get(name)
+                name: returned.tensors.get(name)
                 for name in names
                 if not asks_for_none and (only is None or name.removeprefix(kind) in only)
             }

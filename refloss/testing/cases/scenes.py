@@ -9,7 +9,7 @@ import numpy as np
 from refloss.golden.detection import CONFIG, LAYERED_CONFIG
 
 if TYPE_CHECKING:
-    from refloss.testing.strategies import Draws
+    from refloss.testing.cases.draws import Draws
 
 _BINS = 4
 Arguments = tuple[dict[str, Any], dict[str, Any]]  # arrays, lists of them among them, and parameters

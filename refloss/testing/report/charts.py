@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import math
-import struct
-import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
 
-from refloss.testing.wording import printable, short
+from refloss.testing.judging.wording import printable, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from refloss.testing.judge import Errors
+    from refloss.testing.spacing import Errors
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -179,7 +176,7 @@ _LOWEST = -3
 _COOL = ((74, 127, 193, 30), (74, 127, 193, 185))
 _WARM = ((250, 204, 60, 255), (240, 120, 40, 255), (222, 40, 60, 255), (160, 20, 90, 255))
 _NOT_FINITE = (214, 0, 224, 255)
-_ROWS, _COLUMNS = 200, 400
+_ROWS, _COLUMNS = 96, 160
 
 
 def _blend(stops: Sequence[tuple[int, ...]], part: float) -> tuple[int, ...]:
@@ -189,7 +186,7 @@ def _blend(stops: Sequence[tuple[int, ...]], part: float) -> tuple[int, ...]:
 
 
 _PALETTE = [
-    (0, 0, 0, 0),
+    (0, 0, 0, 0),  # what is exact is not painted
     *(_blend(_COOL, i / (_BELOW - 1)) for i in range(_BELOW)),
     *(_blend(_WARM, i / (_ABOVE - 1)) for i in range(_ABOVE)),
     _NOT_FINITE,
@@ -230,10 +227,11 @@ def heat_map(found: Errors, axes: Plane) -> Markup:
     wide, tall = max(columns * cell, 60.0), max(rows * cell, 20.0)
     worst_row, worst_column = divmod(int(np.argmax(matrix)), columns)
     shape = ",".join(map(str, found.ratio.shape))
+    scale = f"{wide / cells.shape[1]:.5g} {tall / cells.shape[0]:.5g}"
     parts = [
-        f'<image x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}" preserveAspectRatio="none"'
-        f' href="{_png(_colours(cells, high))}" data-shape="{shape}" data-order="{",".join(map(str, axes.order))}"/>',
-        f'<rect class="frame" x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}"/>',
+        f'<g class="cells" transform="translate({left:g} {top:g}) scale({scale})">{_painted(_colours(cells, high))}</g>',
+        f'<rect class="frame" x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}" data-shape="{shape}"'
+        f' data-order="{",".join(map(str, axes.order))}"/>',
         *(
             f'<circle class="{kind}" r="6" cx="{left + (worst_column + 0.5) / columns * wide:.4g}"'
             f' cy="{top + (worst_row + 0.5) / rows * tall:.4g}"/>'
@@ -268,21 +266,22 @@ def _colours(cells: np.ndarray, high: int) -> np.ndarray:
     return place.astype(np.uint8)
 
 
-def _png(pixels: np.ndarray) -> str:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    lines = b"".join(b"\0" + row.tobytes() for row in pixels)  # before each its filter: none
-    file = b"\x89PNG\r\n\x1a\n" + b"".join(
-        (
-            chunk(b"IHDR", struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 3, 0, 0, 0)),
-            chunk(b"PLTE", bytes(part for colour in _PALETTE for part in colour[:3])),
-            chunk(b"tRNS", bytes(colour[3] for colour in _PALETTE)),
-            chunk(b"IDAT", zlib.compress(lines, 9)),
-            chunk(b"IEND", b""),
-        )
+def _painted(places: np.ndarray) -> str:
+    """Cells as a path for every colour, of strokes as long as neighbours in a row are alike."""
+    rows, columns = places.shape
+    edges = np.ones((rows, columns), bool)
+    edges[:, 1:] = places[:, 1:] != places[:, :-1]
+    starts = np.flatnonzero(edges)
+    lengths = np.diff(starts, append=places.size)
+    strokes: dict[int, list[str]] = {}
+    for start, length, colour in zip(starts.tolist(), lengths.tolist(), places.flat[starts].tolist(), strict=True):
+        y, x = divmod(start, columns)
+        strokes.setdefault(colour, []).append(f"M{x} {y}.5h{length}")
+    return "".join(
+        f'<path stroke="rgb{_PALETTE[colour][:3]}" stroke-opacity="{_PALETTE[colour][3] / 255:.3g}" d="{"".join(d)}"/>'
+        for colour, d in sorted(strokes.items())
+        if colour
     )
-    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
 
 
 def _index_ticks(rows: int, columns: int, left: float, top: float, wide: float, tall: float) -> list[str]:

@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.testing.error_model import bounds
-from refloss.testing.explain import explain
-from refloss.testing.verdict import CaseVerdict, TensorVerdict, Values, Worst
+from refloss.testing.mistakes.explain import explain
+from refloss.testing.spacing import FLOATS, errors, spacing
+from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, Values, Worst
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from refloss.cases.source import Case
-    from refloss.result import LossResult
-
-FLOATS: dict[Any, Any] = {
-    np.dtype(kind): ml_dtypes.finfo(kind)  # type: ignore[no-untyped-call]
-    for kind in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
-}
-
-
-class Errors(NamedTuple):
-    """Of every element: the error and the bound in ulp of the candidate's type, and error ÷ bound."""
-
-    error: np.ndarray
-    bound: np.ndarray
-    ratio: np.ndarray
-
-
-class Question(NamedTuple):
-    """A case with its right answer, and how far off each tensor of an honest candidate may be."""
-
-    case: Case
-    result: LossResult
-    expected: Mapping[str, np.ndarray]  # loss, component.<name>, grad.<name>, intermediate.<name>
-    bounds: Mapping[str, np.ndarray]
-    compute_dtype: str
 
 
 def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None) -> Question:
@@ -135,20 +111,3 @@ def _judge_values(asked: Question, name: str, got: np.ndarray) -> TensorVerdict:
 def _place(worst: Worst) -> str:
     where = f"at {list(worst.index)}: " if worst.index else ""
     return f"{where}{worst.got:.9g} instead of {worst.expected:.9g} ± {worst.allowed:.2g}"
-
-
-def errors(values: Values) -> Errors:
-    """Of a tensor; infinite where one value is finite and the other is not."""
-    with np.errstate(all="ignore"):
-        error = np.abs(values.got - values.expected)
-        same = (values.got == values.expected) | (np.isnan(values.got) & np.isnan(values.expected))
-        error = np.where(same, 0.0, np.nan_to_num(error, nan=np.inf, posinf=np.inf))
-        ratio = np.where(same, 0.0, np.nan_to_num(error / values.allowed, nan=np.inf, posinf=np.inf))
-        return Errors(error / values.ulp, values.allowed / values.ulp, ratio)
-
-
-def spacing(values: np.ndarray, dtype: Any) -> np.ndarray:
-    """The distance between neighbours of a float type around values that are not negative."""
-    limits = FLOATS[np.dtype(dtype)]
-    _, exponent = np.frexp(np.maximum(values, float(limits.smallest_normal)))
-    return np.asarray(np.ldexp(float(limits.eps), exponent - 1))

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.registry import FUNCTIONS
-from refloss.testing.error_model import COMPUTE_DTYPES
-from refloss.testing.metamorphic_cases import FORMS, SHIFTS, cases
-from refloss.testing.trials import (
-    Subject,
+from refloss.testing.cases.metamorphic import FORMS, SHIFTS, cases
+from refloss.testing.checks.trials import (
     Trial,
     ViolationError,
     added,
@@ -25,6 +23,8 @@ from refloss.testing.trials import (
     place,
     scaled,
 )
+from refloss.testing.error_model import COMPUTE_DTYPES
+from refloss.testing.judging.driver import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,12 +65,12 @@ def check_properties(
     for what, given, known in (("function", function, FORMS), ("compute_dtype", compute_dtype, COMPUTE_DTYPES)):
         if given not in known:
             raise ValueError(f"unknown {what} {given!r}; expected one of {', '.join(known)}")
-    subject = Subject(fn, to_native or _same, from_native or _same, compute_dtype)
+    driver = Driver(fn, to_native, from_native)
     held: set[str] = set()
     broken: dict[str, str] = {}
     for seed in seeds:
         for case in cases(function, compute_dtype, seed):
-            _check_case(Trial(subject, FORMS[function], case), held, broken)
+            _check_case(Trial(driver, compute_dtype, FORMS[function], case), held, broken)
     if broken:
         lines = [f"  {name}: {broken[name]}" for name in PROPERTIES if name in broken]
         raise AssertionError(
@@ -95,17 +95,19 @@ def _check_case(trial: Trial, held: set[str], broken: dict[str, str]) -> None:
 
 
 def _inputs_unchanged(trial: Trial) -> bool:
-    native = trial.subject.native(trial.case)
-    before = trial.subject.held(native)
-    trial.subject.call(trial.case, native)
-    for name, after in trial.subject.held(native).items():
-        if before[name].tobytes() != after.tobytes():
+    native = trial.driver.native(trial.case)
+    before = trial.driver.held(native)
+    trial.call(native)
+    after = trial.driver.held(native)
+    pairs = [(name, value, after.inputs[name]) for name, value in before.inputs.items()]
+    for name, value, other in (*pairs, ("cotangent", before.grad_output, after.grad_output)):
+        if np.asarray(value).tobytes() != np.asarray(other).tobytes():
             raise ViolationError(f"{name} is not what it was before the call")
     return True
 
 
 def _repeated(trial: Trial) -> bool:
-    first, second = (trial.subject.call(trial.case, trial.subject.native(trial.case)) for _ in range(2))
+    first, second = (trial.call(trial.driver.native(trial.case)) for _ in range(2))
     for name, value in first.items():
         again = second[name]
         if (value.shape, value.dtype) != (again.shape, again.dtype):
@@ -132,7 +134,7 @@ def _linear(trial: Trial) -> bool:
     own = np.asarray(trial.case.grad_output)
     other = -4.0 * (own[::-1] if own.ndim else own)
     second, both = (
-        trial.subject.measure(trial.case._replace(grad_output=cotangent if own.ndim else float(cotangent)))
+        trial.measure(trial.case._replace(grad_output=cotangent if own.ndim else float(cotangent)))
         for cotangent in (other, own + other)
     )
     compare({"loss": trial.answer["loss"]}, {"loss": second["loss"]}, "for two cotangents")
@@ -150,7 +152,7 @@ def _shift(trial: Trial) -> bool:
             rows = np.moveaxis(logits.copy(), trial.form.classes[name], -1)
             shifts = np.resize(np.array(SHIFTS, logits.dtype), rows.shape[:-1])
             shifted[name] = np.moveaxis(rows + shifts[..., None], -1, trial.form.classes[name])
-    after = trial.subject.measure(trial.with_inputs(shifted))
+    after = trial.measure(trial.with_inputs(shifted))
     compare(trial.answer, after, "before and after a constant is added to the logits of a row")
     return True
 
@@ -168,7 +170,7 @@ def _permuted_rows(trial: Trial) -> bool:
     if not trial.rows:
         return False
     change = functools.partial(np.take, indices=_order(trial.row_count), axis=0)
-    after = trial.subject.measure(trial.with_rows(change))
+    after = trial.measure(trial.with_rows(change))
     compare(trial.changed(change), after, "before and after rows change places")
     return True
 
@@ -193,7 +195,7 @@ def _permuted_classes(trial: Trial) -> bool:
         if f"grad.{name}" in before:
             before[f"grad.{name}"] = before[f"grad.{name}"].changed(move)
     options = {key: int(renamed(np.array(value))) for key, value in case.parameters.items() if key == "ignore_index"}
-    after = trial.subject.measure(trial.with_inputs(moved, **options))
+    after = trial.measure(trial.with_inputs(moved, **options))
     compare(before, after, "before and after classes change places")
     return True
 
@@ -208,7 +210,7 @@ def _batch_is_loop(trial: Trial) -> bool:
     whole = 1.0 if counted is None else sum(shares)
     # A mean over nothing is no number; its share of the whole is 0, and so are its gradients.
     answers = [
-        scaled(trial.subject.measure(case), share / whole)
+        scaled(trial.measure(case), share / whole)
         if share
         else {name: each.changed(single).changed(np.zeros_like) for name, each in gradients(trial.answer).items()}
         for case, single, share in zip(cases, singles, shares, strict=True)
@@ -227,7 +229,7 @@ def _micro_batches(trial: Trial) -> bool:
         options = {"num_items_in_batch": case.parameters.get("num_items_in_batch", form.counted(case))}
     cut = trial.row_count // 2
     halves = (_between(0, cut), _between(cut, trial.row_count))
-    answers = [trial.subject.measure(trial.with_rows(half, **options)) for half in halves]
+    answers = [trial.measure(trial.with_rows(half, **options)) for half in halves]
     compare(joined(answers, is_reduced=True), trial.answer, "of two micro-batches and of the whole")
     return True
 
@@ -239,7 +241,7 @@ def _padding(trial: Trial) -> bool:
         for name in trial.labels:
             np.moveaxis(case.inputs[name], axis, 0)[-_ADDED:] = trial.form.ignore_index(trial.case)
         before = trial.changed(functools.partial(_with_more, axis=axis, change=np.zeros_like))
-        compare(before, trial.subject.measure(case), "before and after rows that are ignored are added")
+        compare(before, trial.measure(case), "before and after rows that are ignored are added")
     return bool(axes)
 
 
@@ -281,7 +283,3 @@ def _with_more(rows: np.ndarray, axis: int, change: Callable[[np.ndarray], np.nd
 def _order(count: int) -> np.ndarray:
     """Another order of so many things, in which the first and the last are elsewhere."""
     return np.arange(count)[::-1]
-
-
-def _same(value: Any) -> Any:
-    return value

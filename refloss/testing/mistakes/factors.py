@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.registry import FUNCTIONS
-from refloss.testing import mistakes
+from refloss.testing.mistakes import alterations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def _plain_factors(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
         if value > 1:
             yield value, words
             yield 1 / value, f"1 / {words}"
-    own = mistakes.labels(case, tensor)
+    own = alterations.labels(case, tensor)
     if own is not None and own.classes > 1:
         yield own.classes / (own.classes - 1), f"K / (K − 1) of {own.classes} classes"
         yield (own.classes - 1) / own.classes, f"(K − 1) / K of {own.classes} classes"
@@ -59,7 +59,7 @@ def _of_upstream(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
 
 def _of_means(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
     """A sum for a mean, a mean for a sum, or a mean over something else."""
-    own, divisor = mistakes.labels(case, tensor), mistakes.divisor(case, tensor)
+    own, divisor = alterations.labels(case, tensor), alterations.divisor(case, tensor)
     if divisor is not None and divisor.right:
         right = f"{divisor.what} ({divisor.right:g})"
         yield divisor.right, f"a sum for a mean over {right}"
@@ -81,7 +81,7 @@ def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
     name = tensor.removeprefix("grad.")
     first = case.inputs.get(name, case.inputs.get(FUNCTIONS[case.function].differentiable[0]))
     shape = () if first is None else first.shape
-    own = mistakes.labels(case, tensor)
+    own = alterations.labels(case, tensor)
     counts: list[tuple[float, str]] = []
     if shape:
         counts.append((shape[0], "the batch size"))

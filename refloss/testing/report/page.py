@@ -15,9 +15,9 @@ from jinja2 import Environment, StrictUndefined
 
 import refloss
 from refloss.files import replacing
-from refloss.testing import charts
-from refloss.testing.judge import errors
-from refloss.testing.wording import fault, plural, printable, short, summary
+from refloss.testing.judging.wording import fault, plural, printable, short, summary
+from refloss.testing.report import charts
+from refloss.testing.spacing import errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from refloss.testing.judge import Errors
+    from refloss.testing.spacing import Errors
     from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 _WORST = 10
@@ -86,7 +86,7 @@ def render(judgement: Judgement, subject: str = "") -> str:
     failing = [case for case in cases if not case.verdict.passed]
     passing = [case for case in cases if case.verdict.passed]
     template = _environment().from_string(
-        resources.files("refloss.testing").joinpath("report.html").read_text(encoding="utf-8")
+        resources.files("refloss.testing.report").joinpath("report.html").read_text(encoding="utf-8")
     )
     return template.render(
         judgement=judgement,

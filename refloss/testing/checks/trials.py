@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refloss.files import nested
-from refloss.testing.called import on_host
-from refloss.testing.judge import FLOATS, question, spacing
+from refloss.testing.judging.driver import GRAD
+from refloss.testing.judging.judge import question
+from refloss.testing.spacing import FLOATS, spacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refloss.cases.source import Case
-    from refloss.testing.metamorphic_cases import Form
+    from refloss.testing.cases.metamorphic import Form
+    from refloss.testing.judging.driver import Driver
 
 # What adding and scaling results rounds here, in float64.
 _OWN_ROUNDING = 2.0**-50
@@ -46,70 +46,37 @@ class Measured(NamedTuple):
 Answer = dict[str, Measured]  # "loss", and "grad.<name>"
 
 
-class Subject:
-    """The function that is checked."""
+class Trial:
+    """A case that a function is tried on, and how its arguments lie."""
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        to_native: Callable[[np.ndarray], Any],
-        from_native: Callable[[Any], Any],
-        compute_dtype: str,
-    ) -> None:
-        self._function = function
-        self._to_native = to_native
-        self._from_native = from_native
+    def __init__(self, driver: Driver, compute_dtype: str, form: Form, case: Case) -> None:
+        self.driver, self.form, self.case = driver, form, case
         self._compute_dtype = compute_dtype
 
-    def native(self, case: Case) -> dict[str, Any]:
-        """A case's inputs, and its cotangent under that name, as the framework's arrays; numbers as they are."""
-        values = {**case.inputs, "cotangent": case.grad_output}
-        return {
-            name: self._to_native(value.copy()) if isinstance(value, np.ndarray) else value
-            for name, value in values.items()
-        }
-
-    def held(self, native: dict[str, Any]) -> dict[str, np.ndarray]:
-        """What arrays hold now; a number is what it was."""
-        arrays = {name: value for name, value in native.items() if not isinstance(value, float)}
-        return {name: self._array(value, name).copy() for name, value in arrays.items()}
-
-    def call(self, case: Case, native: dict[str, Any]) -> dict[str, np.ndarray]:
+    @functools.cached_property
+    def answer(self) -> Answer:
         """What the function returns."""
-        inputs = {name: value for name, value in native.items() if name != "cotangent"}
-        returned = self._function(nested(inputs), copy.deepcopy(case.parameters), native["cotangent"])
-        loss, grads, *_ = returned
-        tensors = {"loss": loss} | {f"grad.{name}": value for name, value in grads.items()}
-        return {name: self._array(value, name) for name, value in tensors.items()}
+        return self.measure(self.case)
+
+    def call(self, native: Case) -> dict[str, np.ndarray]:
+        """The loss and the gradients that the function returns."""
+        returned = self.driver.call(native)
+        tensors = {name: value for name, value in returned.tensors.items() if name.startswith(GRAD)}
+        return {name: self.driver.array(value, name) for name, value in ({"loss": returned.loss} | tensors).items()}
 
     def measure(self, case: Case) -> Answer:
-        """What the function returns, and how far off it may be."""
+        """What the function returns for another case, and how far off it may be."""
         asked = question(case, self._compute_dtype)
-        found: Answer = {}
-        for name, got in self.call(case, self.native(case)).items():
+        answer: Answer = {}
+        for name, got in self.call(self.driver.native(case)).items():
             if name not in asked.expected or got.shape != asked.expected[name].shape:
                 expected = f"shape {asked.expected[name].shape}" if name in asked.expected else "no such tensor"
                 raise ViolationError(f"{name} has shape {got.shape}; expected {expected}")
             size = np.abs(asked.expected[name].astype(np.float64))
             bound = asked.bounds[name] + np.zeros(got.shape)
             allowed = bound + spacing(size + bound, got.dtype if got.dtype in FLOATS else np.float64) / 2
-            found[name] = Measured(got.astype(np.float64), allowed)
-        return found
-
-    def _array(self, value: Any, name: str) -> np.ndarray:
-        return on_host(self._from_native(value), name)
-
-
-class Trial:
-    """A case that a function is tried on, and how its arguments lie."""
-
-    def __init__(self, subject: Subject, form: Form, case: Case) -> None:
-        self.subject, self.form, self.case = subject, form, case
-
-    @functools.cached_property
-    def answer(self) -> Answer:
-        """What the function returns."""
-        return self.subject.measure(self.case)
+            answer[name] = Measured(got.astype(np.float64), allowed)
+        return answer
 
     @property
     def is_reduced(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from refloss.files import load_tensors
 from refloss.golden.store import read_case, read_manifest
-from refloss.testing.judge import judge, question
+from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 if TYPE_CHECKING:

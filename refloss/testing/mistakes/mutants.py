@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.testing import mistakes
+from refloss.testing.mistakes import alterations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refloss.cases.source import Case
-    from refloss.testing.judge import Question
-    from refloss.testing.mistakes import Altered
+    from refloss.testing.mistakes.alterations import Altered
+    from refloss.testing.verdict import Question
 
     Mutated = dict[str, np.ndarray | str]
     Mutant = Callable[[Question], Mutated]
@@ -99,18 +99,18 @@ def _transposed_axes(right: np.ndarray, _: np.ndarray) -> np.ndarray | str:
 
 
 def _upstream_ignored(asked: Question) -> Mutated:
-    found = _altered(asked, lambda case, _: mistakes.without_upstream(case), UPSTREAM_IS_ONE, NOTHING_FINITE)
+    found = _altered(asked, lambda case, _: alterations.without_upstream(case), UPSTREAM_IS_ONE, NOTHING_FINITE)
     return {name: wrong if name.startswith("grad.") else NOT_A_GRADIENT for name, wrong in found.items()}
 
 
 def _ignored_rows_leaking(asked: Question) -> Mutated:
-    return _altered(asked, mistakes.leaking, NO_IGNORED_ROWS, NO_IGNORED_ROWS)
+    return _altered(asked, alterations.leaking, NO_IGNORED_ROWS, NO_IGNORED_ROWS)
 
 
 def _mean_over_the_wrong_count(asked: Question) -> Mutated:
-    own = mistakes.divisor(asked.case)
+    own = alterations.divisor(asked.case)
     no_mistake = NOT_DIVIDED if own is None else EVERYTHING_COUNTS
-    found = _altered(asked, mistakes.over_everything, no_mistake, NOT_DIVIDED)
+    found = _altered(asked, alterations.over_everything, no_mistake, NOT_DIVIDED)
     return {
         name: NOTHING_FINITE if isinstance(wrong, str) and not _has_numbers(asked.expected[name]) else wrong
         for name, wrong in found.items()
@@ -118,7 +118,7 @@ def _mean_over_the_wrong_count(asked: Question) -> Mutated:
 
 
 def _smoothing_over_the_other_classes(asked: Question) -> Mutated:
-    return _altered(asked, lambda case, _: mistakes.smoothed_over_others(case), NOT_SMOOTHED, NOTHING_FINITE)
+    return _altered(asked, lambda case, _: alterations.smoothed_over_others(case), NOT_SMOOTHED, NOTHING_FINITE)
 
 
 MUTANTS: dict[str, Mutant] = {

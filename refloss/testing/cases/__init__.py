@@ -1,0 +1,1 @@
+"""Cases that are drawn: by Hypothesis, or from seeds for metamorphic checks."""

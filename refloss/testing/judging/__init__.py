@@ -1,0 +1,1 @@
+"""A candidate's tensors, functions and files against the right answers."""

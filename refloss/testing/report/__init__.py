@@ -1,0 +1,1 @@
+"""Judgements shown: on a terminal, as a page, for CI systems."""
