@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from refloss.cases.draws import Drawn, Draws, Maker
+    from refloss.cases.draws import Drawn, Draws
     from refloss.cases.source import Case
     from refloss.result import LossResult
     from refloss.roundoff import Roundoff
@@ -93,6 +93,26 @@ def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = Fal
     )
 
 
+def log_probabilities(*, on_gpu: bool = True) -> Argument:
+    """Logarithms of probabilities, each on its own."""
+    return Argument("log-probabilities", differentiable=True, on_gpu=on_gpu)
+
+
+def class_log_probabilities(class_axis: int) -> Argument:
+    """Logarithms of probabilities of classes that exclude each other."""
+    return Argument("log-probabilities", differentiable=True, class_axis=class_axis)
+
+
+def boxes() -> Argument:
+    """Boxes [..., 4]."""
+    return Argument("boxes", differentiable=True)
+
+
+def classes(of: str, *, ignored: int = -100) -> Argument:
+    """Classes of the rows of an argument, or distributions over its classes, which have a gradient."""
+    return Argument("classes", differentiable=True, of=of, ignored=ignored)
+
+
 def labels(of: str, *, ignored: int | None = -100, optional: bool = False) -> Argument:
     """Classes of the rows of an argument."""
     return Argument("labels", optional=optional, of=of, ignored=ignored)
@@ -114,7 +134,7 @@ class Parameter:
 
     Attributes:
         kind: its type on the command line; a mapping is given as JSON there.
-        values: those worth trying beside the default.
+        values: those worth trying, the plainest first.
         structural: whether nothing is right without it, so that leaving it out is no usual mistake.
     """
 
@@ -125,10 +145,13 @@ class Parameter:
 
 def reduction(*options: str) -> Parameter:
     """How the losses of elements or rows become one; the first option is the default."""
-    return Parameter(str, options[1:], structural=True)
+    return Parameter(str, options, structural=True)
 
 
 REDUCTION = {"reduction": reduction("mean", "sum", "none")}
+IGNORE_INDEX = {"ignore_index": Parameter(int, (-100, 0, 255))}
+ITEMS = {"num_items_in_batch": Parameter(float, (1, 40, 12.5))}
+CONFIG = {"config": Parameter(dict, structural=True)}
 
 
 class Magnitudes(NamedTuple):
@@ -148,9 +171,6 @@ class AddedTerms(NamedTuple):
     pushed_slope: np.ndarray  # ∂pushed/∂lse
 
 
-Bounds = "Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]]"
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Specification:
     """The facts of a public function; name, required arguments and docstring are the function's own.
@@ -163,8 +183,12 @@ class Specification:
         keys: those of transformers' LOSS_MAPPING that are this function.
         mean: what "mean", or the only reduction, divides the sum by.
         positive: whether no loss is negative.
+        per: what has a loss of its own before reduction.
+        axes: the fewest axes of arrays of corresponding elements.
+        divisor: of a case, what its mean divides by, or None where that is no one number; if `mean` does not say it.
         padded: axes along which rows that are ignored may be added.
-        cases: golden cases beside those that every loss of its family has.
+        counts_tokens: whether its rows are tokens, whose number and perplexity the command line tells.
+        cases: cases(name) are its golden cases; drawn ones if there are none.
         draw: inputs and parameters of a case, where its family has none that fit.
         bounds: how far an honest implementation may be off, where its family has none that fit.
     """
@@ -176,8 +200,12 @@ class Specification:
     keys: tuple[str, ...] = ()
     mean: Mean = "elements"
     positive: bool = True
+    per: Literal["element", "row"] = "element"
+    axes: int = 0
+    divisor: Callable[[Case], float | None] | None = None
     padded: tuple[int, ...] = ()
-    cases: Callable[[Maker], list[Case]] | None = None
+    counts_tokens: bool = False
+    cases: Callable[[str], list[Case]] | None = None
     draw: Callable[[Draws], Drawn] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]] | None = None
 
@@ -226,3 +254,10 @@ class Softmax(Specification):
     """
 
     added: Callable[[np.ndarray, Mapping[str, Any]], AddedTerms] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatchingHead(Specification):
+    """A head that matches predictions with objects."""
+
+    mean: Mean = "objects"

@@ -1,1 +1,1 @@
-"""Cases of losses: what they are made of, and how they are drawn."""
+"""Inputs of losses: golden cases, and one generator of cases for tests, checks and strategies."""

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import language as cases
 from refloss.heads.parts.language import token_loss, token_rows
+from refloss.loss import loss
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
+from refloss.specification import labels as tokens
 
 
-@accepts_gpu_arrays("logits", "out")
+@loss(
+    Softmax(
+        arguments={
+            "logits": softmax_logits(-1),
+            "labels": tokens("logits"),
+            "shift_labels": tokens("logits", optional=True),
+        },
+        parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
+        mean="labels",
+        padded=(0, 1),
+        keys=("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration"),
+        follows="transformers' ForCausalLMLoss",
+        counts_tokens=True,
+        cases=cases.causal_lm,
+        draw=partial(cases.draw_tokens, size_name="vocab_size", shifted=True),
+    )
+)
 def causal_lm(
     logits: Any,
     labels: Any,
@@ -56,13 +76,13 @@ def causal_lm(
     ignore_index = arrays.label(ignore_index, "ignore_index")
     shift = 1 if shift_labels is None else 0
     name = "labels" if shift else "shift_labels"
-    tokens = arrays.integer_array(labels if shift else shift_labels, name)
-    if tokens.ndim == 0:
+    given = arrays.integer_array(labels if shift else shift_labels, name)
+    if given.ndim == 0:
         raise ValueError(f"{name} has shape (); expected [..., S]")
     x = arrays.float_array(logits, "logits")
-    rows = token_rows(x, tokens.shape, vocab_size, name)
-    targets = np.full(tokens.shape, ignore_index, dtype=np.int64)
-    targets[..., : tokens.shape[-1] - shift] = _checked(tokens[..., shift:], rows.shape[-1], ignore_index, name, shift)
+    rows = token_rows(x, given.shape, vocab_size, name)
+    targets = np.full(given.shape, ignore_index, dtype=np.int64)
+    targets[..., : given.shape[-1] - shift] = _checked(given[..., shift:], rows.shape[-1], ignore_index, name, shift)
     options = Options(grad_output, grad, grad_dtype, out, backend)
     result = token_loss(x, rows, targets, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)
     result.intermediates["shift_labels"] = targets

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, rt_detr, terms
+from refloss.detection.arguments import CORNERS, PARAMETERS, PROPOSALS, arguments_of
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.kernels.one_class.loop import Focus
+from refloss.loss import loss
 from refloss.losses.varifocal import ONE_CLASS_LOOP
 from refloss.options import Gradients
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import MatchingHead
 
 
-@accepts_gpu_arrays()
+@loss(
+    MatchingHead(
+        arguments=arguments_of(layers=(*PROPOSALS, *CORNERS), noise=True),
+        parameters=PARAMETERS,
+        keys=("DFineForObjectDetection",),
+        follows="transformers' DFineForObjectDetectionLoss",
+        cases=partial(scenes.layered_cases, seed=100, corners=True),
+        draw=partial(drawn_scenes.rt_detr, corners=True),
+    )
+)
 def d_fine_object_detection(
     logits: Any,
     labels: Any,
@@ -42,8 +55,8 @@ def d_fine_object_detection(
     layers before the last and for denoising queries
 
     - loss_fgl: losses/parts/fine_grained.py of the matched queries' edges; the sum over num_boxes
-    - loss_ddf: losses/parts/distillation.py of all queries' edges, their teacher being the last layer's with the same kind
-      of queries; 0 for a layer that is its own teacher
+    - loss_ddf: losses/parts/distillation.py of all queries' edges, their teacher being the last layer's with the same
+      kind of queries; 0 for a layer that is its own teacher
 
     Held constant, besides what is there: reference points, the mixture of two bins that a target is, the IoU that
     weighs it, the teacher's corners and logits.

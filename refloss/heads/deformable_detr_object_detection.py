@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine
+from refloss.detection.arguments import PARAMETERS, arguments_of
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
+from refloss.loss import loss
 from refloss.options import Gradients
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import MatchingHead
 
 
-@accepts_gpu_arrays()
+@loss(
+    MatchingHead(
+        arguments=arguments_of(),
+        parameters=PARAMETERS,
+        keys=("DeformableDetrForObjectDetection", "ConditionalDetrForObjectDetection", "DabDetrForObjectDetection"),
+        follows="transformers' DeformableDetrForObjectDetectionLoss",
+        cases=partial(scenes.detr_cases, seed=60),
+        draw=drawn_scenes.detr,
+    )
+)
 def deformable_detr_object_detection(
     logits: Any,
     labels: Any,

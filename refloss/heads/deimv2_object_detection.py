@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from refloss.cases import drawn_scenes, scenes
 from refloss.configuration import read
 from refloss.detection import detr, rt_detr, terms
+from refloss.detection.arguments import CORNERS, PARAMETERS, PROPOSALS, arguments_of
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.detection.targets import Targets
 from refloss.kernels.one_class.loop import Focus
+from refloss.loss import loss
 from refloss.losses.parts.matching_aware import ONE_CLASS_LOOP
 from refloss.options import Gradients
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import MatchingHead
 
 
-@accepts_gpu_arrays()
+@loss(
+    MatchingHead(
+        arguments=arguments_of(layers=(*PROPOSALS, *CORNERS), noise=True),
+        parameters=PARAMETERS,
+        keys=("Deimv2ForObjectDetection",),
+        follows="transformers' Deimv2ForObjectDetectionLoss",
+        cases=partial(scenes.layered_cases, seed=110, corners=True, union=True),
+        draw=partial(drawn_scenes.rt_detr, corners=True, union=True),
+    )
+)
 def deimv2_object_detection(
     logits: Any,
     labels: Any,

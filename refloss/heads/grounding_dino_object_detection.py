@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import drawn_scenes, scenes
 from refloss.configuration import read
 from refloss.detection import detr, engine, terms
+from refloss.detection.arguments import PARAMETERS, arguments_of
 from refloss.detection.engine import Head, Layer, Options, Outcome, Scene, Term
 from refloss.detection.inputs import Inputs, required
 from refloss.detection.targets import read_targets
+from refloss.loss import loss
 from refloss.losses.sigmoid_focal import sigmoid_focal
 from refloss.options import Gradients
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
+from refloss.specification import MatchingHead
 
 CLASS_WEIGHT = 2.0
 
 
-@accepts_gpu_arrays()
+@loss(
+    MatchingHead(
+        arguments=arguments_of(text=True),
+        parameters=PARAMETERS,
+        keys=("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection"),
+        follows="transformers' GroundingDinoForObjectDetectionLoss",
+        cases=partial(scenes.detr_cases, seed=80, classes=8, text=True),
+        draw=drawn_scenes.grounding_dino,
+    )
+)
 def grounding_dino_object_detection(
     logits: Any,
     labels: Any,

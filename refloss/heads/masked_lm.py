@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import language as cases
 from refloss.heads.parts.language import token_loss, token_rows
+from refloss.loss import loss
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
+from refloss.specification import labels as tokens
 
 
-@accepts_gpu_arrays("logits", "out")
+@loss(
+    Softmax(
+        arguments={"logits": softmax_logits(-1), "labels": tokens("logits")},
+        parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
+        mean="labels",
+        padded=(0, 1),
+        keys=("ForMaskedLM",),
+        follows="transformers' ForMaskedLMLoss",
+        counts_tokens=True,
+        cases=cases.masked_lm,
+        draw=partial(cases.draw_tokens, size_name="vocab_size"),
+    )
+)
 def masked_lm(
     logits: Any,
     labels: Any,
@@ -51,9 +67,9 @@ def masked_lm(
         ValueError: a shape or a label that does not fit. TypeError: a dtype that does not.
     """
     ignore_index = arrays.label(ignore_index, "ignore_index")
-    tokens = arrays.integer_array(labels, "labels")
+    given = arrays.integer_array(labels, "labels")
     x = arrays.float_array(logits, "logits")
-    rows = token_rows(x, tokens.shape, vocab_size, "labels")
-    arrays.check_labels(tokens, rows.shape[-1], ignore_index, "labels")
+    rows = token_rows(x, given.shape, vocab_size, "labels")
+    arrays.check_labels(given, rows.shape[-1], ignore_index, "labels")
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return token_loss(x, rows, tokens, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)
+    return token_loss(x, rows, given, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)

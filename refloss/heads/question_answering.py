@@ -7,13 +7,33 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import language as cases
 from refloss.heads.parts.language import token_loss
+from refloss.loss import loss
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
+from refloss.specification import ITEMS, Argument, Specification, labels
+
+_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax")
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={
+            "start_logits": _LOGITS,
+            "end_logits": _LOGITS,
+            "start_positions": labels("start_logits", ignored=None),
+            "end_positions": labels("end_logits", ignored=None),
+        },
+        parameters=ITEMS,
+        mean="labels",
+        padded=(0,),
+        keys=("ForQuestionAnswering",),
+        follows="transformers' ForQuestionAnsweringLoss",
+        cases=cases.question_answering,
+        draw=cases.draw_answers,
+    )
+)
 def question_answering(
     start_logits: Any,
     end_logits: Any,

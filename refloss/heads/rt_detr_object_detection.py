@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, rt_detr, terms
+from refloss.detection.arguments import PARAMETERS, PROPOSALS, arguments_of
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.kernels.one_class.loop import Focus
+from refloss.loss import loss
 from refloss.losses.varifocal import ONE_CLASS_LOOP
 from refloss.options import Gradients
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import MatchingHead
 
 
-@accepts_gpu_arrays()
+@loss(
+    MatchingHead(
+        arguments=arguments_of(layers=PROPOSALS, noise=True),
+        parameters=PARAMETERS,
+        keys=("RTDetrForObjectDetection", "RTDetrV2ForObjectDetection"),
+        follows="transformers' RTDetrForObjectDetectionLoss",
+        cases=partial(scenes.layered_cases, seed=90),
+        draw=drawn_scenes.rt_detr,
+    )
+)
 def rt_detr_object_detection(
     logits: Any,
     labels: Any,

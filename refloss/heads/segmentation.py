@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine, terms
+from refloss.detection.arguments import PARAMETERS, arguments_of
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.targets import read_targets
+from refloss.loss import loss
 from refloss.options import Gradients
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import MatchingHead
 
 
-@accepts_gpu_arrays()
+@loss(
+    MatchingHead(
+        arguments=arguments_of(masks=True),
+        parameters=PARAMETERS,
+        keys=("ForSegmentation",),
+        follows="transformers' ForSegmentationLoss",
+        cases=partial(scenes.detr_cases, seed=50, classes=6, masks=True),
+        draw=partial(drawn_scenes.detr, extra=1, masks=True),
+    )
+)
 def segmentation(
     logits: Any,
     labels: Any,

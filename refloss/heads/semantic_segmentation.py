@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import language as cases
 from refloss.kernels.resample import run
+from refloss.loss import loss
 from refloss.losses import cross_entropy
 from refloss.losses.parts.softmax import softmax_rows
 from refloss.numerics.exact import total
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
+from refloss.specification import ITEMS, Argument, Parameter, Specification
+from refloss.specification import labels as pixel_labels
+
+_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax")
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={
+            "logits": _LOGITS,
+            "labels": pixel_labels("logits", ignored=255),
+            "auxiliary_logits": dataclasses.replace(_LOGITS, optional=True),
+        },
+        parameters={
+            "ignore_index": Parameter(int, (255, 0, -100)),
+            **ITEMS,
+            "auxiliary_loss_weight": Parameter(float, (0.4, 1.5, 0.0)),
+        },
+        mean="labels",
+        padded=(0,),
+        keys=("ForSemanticSegmentation",),
+        follows="transformers' ForSemanticSegmentationLoss",
+        cases=cases.semantic_segmentation,
+        draw=cases.draw_images,
+    )
+)
 def semantic_segmentation(
     logits: Any,
     labels: Any,

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, configuration
+from refloss.cases import language as cases
 from refloss.heads.parts.language import token_loss, token_rows
+from refloss.loss import loss
 from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.mse import mse
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import CONFIG, IGNORE_INDEX, ITEMS, Argument, Parameter, Specification
+from refloss.specification import labels as class_labels
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
@@ -21,7 +24,32 @@ class ProblemTypeError(ValueError, RuntimeError):
     """A problem type that does not exist; transformers raises a RuntimeError."""
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={
+            "pooled_logits": Argument("logits", differentiable=True, class_axis=-1, activation="softmax"),
+            "labels": class_labels("pooled_logits"),
+        },
+        parameters={
+            **CONFIG,
+            "num_labels": Parameter(int, structural=True),
+            "problem_type": Parameter(str, structural=True),
+            **ITEMS,
+            **IGNORE_INDEX,
+        },
+        mean="labels",
+        padded=(0,),
+        keys=(
+            "ForSequenceClassification",
+            "ForImageClassification",
+            "ForVideoClassification",
+            "ForAudioClassification",
+        ),
+        follows="transformers' ForSequenceClassificationLoss",
+        cases=cases.sequence_classification,
+        draw=cases.draw_sequences,
+    )
+)
 def sequence_classification(
     labels: Any,
     pooled_logits: Any,

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays, configuration
+from refloss.cases import language as cases
 from refloss.heads.parts.language import token_loss, token_rows
+from refloss.loss import loss
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import CONFIG, IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
+from refloss.specification import labels as token_labels
 
 
-@accepts_gpu_arrays("logits", "out")
+@loss(
+    Softmax(
+        arguments={"logits": softmax_logits(-1), "labels": token_labels("logits")},
+        parameters={**CONFIG, "num_labels": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
+        mean="labels",
+        padded=(0, 1),
+        keys=("ForTokenClassification",),
+        follows="transformers' ForTokenClassification",
+        cases=cases.token_classification,
+        draw=partial(cases.draw_tokens, size_name="num_labels"),
+    )
+)
 def token_classification(
     logits: Any,
     labels: Any,

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.elements import elements, hard_targets
 from refloss.kernels.elementwise.loop import Loop
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.exponential import log, log1p
 from refloss.numerics.pairs import pair, product, two_sum
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import REDUCTION, Elementwise, Magnitudes, probabilities, weight
 
 
 @jit.scalar
@@ -42,7 +44,26 @@ def _loss(x, t, factor, parameters):
 LOOP = Loop("bce", _loss)
 
 
-@accepts_gpu_arrays()
+def _magnitudes(p, t, case, unit):
+    # log(1 − p) is not log1p everywhere: 1 − p is off by u, which is an absolute error of its logarithm.
+    positive, negative = np.abs(np.log(p)), np.abs(np.log1p(-p))
+    value = np.abs(t) * np.minimum(positive, 100.0) + np.abs(1 - t) * np.minimum(negative, 100.0)
+    return Magnitudes(value, np.abs(p - t) / np.maximum(p * (1 - p), 1e-12), positive + negative + 1)
+
+
+@loss(
+    Elementwise(
+        arguments={
+            "input": probabilities(on_gpu=False),
+            "target": probabilities(on_gpu=False),
+            "weight": weight(broadcast=True),
+        },
+        parameters=REDUCTION,
+        follows="torch.nn.functional.binary_cross_entropy",
+        cases=elements(14, hard_targets, probabilities=("input", "target")),
+        magnitudes=_magnitudes,
+    )
+)
 def bce(
     input: Any,  # noqa: A002
     target: Any,

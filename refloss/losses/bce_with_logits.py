@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.elements import elements, sure_logits
 from refloss.device import host
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.maps import sigmoids
 from refloss.kernels.softmax.refine import exp_accurate, is_close
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import logistic
@@ -45,8 +47,16 @@ from refloss.numerics.pairs import (
     two_sum,
 )
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.roundoff import STEPS, real
+from refloss.specification import (
+    REDUCTION,
+    Elementwise,
+    Magnitudes,
+    probabilities,
+    sigmoid_logits,
+    weight,
+)
 
 # e^−|x| of a logit beyond this is 0.
 _NOTHING = 746.0
@@ -124,7 +134,33 @@ LOOP = Loop("bce_with_logits", unweighted, _is_close, _accurate)
 LOOP_WITH_FACTOR = Loop("bce_with_logits_with_factor", _loss_with_factor, _is_close, _accurate)
 
 
-@accepts_gpu_arrays("logits", "target", "out")
+def _magnitudes(x, t, case, unit):
+    given = case.inputs.get("pos_weight")
+    factor = np.ones(()) if given is None else real(given)
+    positive, negative = np.logaddexp(0.0, -x), np.logaddexp(0.0, x)
+    value = np.abs((1 - t) * x) + (np.abs((factor - 1) * t) + 1) * positive
+    pulled = np.abs(factor * t)
+    slope = (pulled + 1 + np.abs(t)) * np.exp(-positive) + pulled
+    # σ(x) may be e^(x − log(1 + e^x)), whose exponent is rounded twice, by at most the smaller of its terms.
+    of_exponent = np.minimum(unit.between * np.abs(x), np.log1p(np.exp(-np.abs(x)))) / (STEPS * unit.between)
+    slope += 2 * of_exponent * (pulled * np.exp(-negative) + np.abs(1 - t) * np.exp(-positive))
+    return Magnitudes(value, slope, np.abs(factor) * positive + negative)
+
+
+@loss(
+    Elementwise(
+        arguments={
+            "logits": sigmoid_logits(),
+            "target": probabilities(),
+            "weight": weight(broadcast=True),
+            "pos_weight": weight(broadcast=True),
+        },
+        parameters=REDUCTION,
+        follows="torch.nn.functional.binary_cross_entropy_with_logits",
+        cases=elements(15, sure_logits, first="logits", probabilities=("target",)),
+        magnitudes=_magnitudes,
+    )
+)
 def bce_with_logits(
     logits: Any,
     target: Any,

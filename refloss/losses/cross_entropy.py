@@ -32,12 +32,22 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases import rows as cases
 from refloss.kernels.softmax.loop import SoftmaxLoop
-from refloss.losses.parts.softmax import REDUCTIONS, class_weight, softmax_rows
+from refloss.loss import loss
+from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class, softmax_rows
 from refloss.numerics.pairs import multiply
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import (
+    IGNORE_INDEX,
+    REDUCTION,
+    Parameter,
+    Softmax,
+    class_weight,
+    classes,
+    softmax_logits,
+)
 
 
 @jit.scalar
@@ -55,7 +65,17 @@ def _soft(split, mass, likelihood, parameters):
 LOOP = SoftmaxLoop("cross_entropy", _label, _soft)
 
 
-@accepts_gpu_arrays("logits", "out")
+@loss(
+    Softmax(
+        arguments={"logits": softmax_logits(1), "target": classes("logits"), "weight": class_weight()},
+        parameters=IGNORE_INDEX | REDUCTION | {"label_smoothing": Parameter(float, (0.0, 0.1, 1.0))},
+        mean="labels",
+        per="row",
+        padded=(0,),
+        follows="torch.nn.functional.cross_entropy",
+        cases=cases.cross_entropy,
+    )
+)
 def cross_entropy(
     logits: Any,
     target: Any,
@@ -126,7 +146,7 @@ def cross_entropy(
         labels,
         Options(grad_output, grad, grad_dtype, out, backend),
         class_axis=class_axis,
-        weight=class_weight(weight, x.shape[class_axis]),
+        weight=factor_of_each_class(weight, x.shape[class_axis]),
         label_smoothing=smoothing,
         ignore_index=ignore_index,
         reduction=reduction,

@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases import boxes as cases
 from refloss.kernels.masks import run
 from refloss.kernels.masks.loop import DiceLoop
+from refloss.loss import loss
 from refloss.numerics.bits import fma
 from refloss.numerics.exact import total
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import Intermediates, LossResult
+from refloss.specification import Parameter, Specification, probabilities, reduction, sigmoid_logits
 
 REDUCTIONS = ("sum", "none")
 
@@ -74,7 +76,17 @@ def _slopes(x, t, loss, bottom, cotangent):
 LOOP = DiceLoop("dice", _probability, terms, _slopes)
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={"inputs": sigmoid_logits(on_gpu=False), "targets": probabilities(on_gpu=False)},
+        parameters={"num_boxes": Parameter(float, (1.0, 2.5)), "reduction": reduction("sum", "none")},
+        mean="num_boxes",
+        axes=2,
+        per="row",
+        follows="transformers.loss.loss_for_object_detection.dice_loss",
+        cases=cases.dice,
+    )
+)
 def dice(
     inputs: Any,
     targets: Any,

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from refloss.cases import boxes as cases
+from refloss.loss import loss
 from refloss.losses.parts import box_pairs
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import REDUCTION, Parameter, Specification, boxes
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={"boxes1": boxes(), "boxes2": boxes()},
+        parameters={"box_format": Parameter(str, ("xyxy", "cxcywh")), **REDUCTION},
+        mean="rows",
+        per="row",
+        follows="torchvision.ops.generalized_box_iou_loss",
+        cases=partial(cases.overlaps, seed=34),
+    )
+)
 def giou(
     boxes1: Any,
     boxes2: Any,

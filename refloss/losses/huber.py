@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.elements import elements, one_each, weighted
 from refloss.kernels.elementwise.loop import Loop
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import pair, product, two_sum
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.roundoff import STEPS
+from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, values, weight
 
 
 @jit.scalar
@@ -41,7 +44,22 @@ def _loss(x, t, factor, parameters):
 LOOP = Loop("huber", _loss)
 
 
-@accepts_gpu_arrays("input", "target", "out")
+def _magnitudes(x, t, case, unit):
+    d, delta = np.abs(x - t), case.parameters.get("delta", 1.0)
+    # The derivative of q²/2 + δ·(d − q) with q = min(d, δ): below δ it is (d − δ) + δ, of which the first is rounded.
+    slope = np.where(d <= delta, d + (delta - d) / STEPS, delta)
+    return Magnitudes(np.where(d <= delta, d * d / 2, delta * (d + delta / 2)), slope, slope)
+
+
+@loss(
+    Elementwise(
+        arguments={"input": values(), "target": values(), "weight": weight(differentiable=True)},
+        parameters=REDUCTION | {"delta": Parameter(float, (1.0, 0.25, 3.0))},
+        follows="torch.nn.functional.huber_loss",
+        cases=elements(13, weighted, one_each("delta", 0.25, 3.0, grad_output=-2.0)),
+        magnitudes=_magnitudes,
+    )
+)
 def huber(
     input: Any,  # noqa: A002
     target: Any,

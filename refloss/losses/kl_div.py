@@ -16,13 +16,23 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.draws import Drawn
+from refloss.cases.elements import elements, log_targets
 from refloss.kernels.elementwise.loop import Loop
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.exponential import exp, exp_pair, log_pair, scale
 from refloss.numerics.pairs import pair, product, rounded, two_sum
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import (
+    Elementwise,
+    Magnitudes,
+    Parameter,
+    log_probabilities,
+    probabilities,
+    reduction,
+)
 
 
 @jit.scalar
@@ -48,7 +58,39 @@ LOOP = Loop("kl_div", _loss_of_target)
 LOOP_OF_LOG_TARGET = Loop("kl_div_log_target", _loss_of_log_target)
 
 
-@accepts_gpu_arrays("input", "target", "out")
+def _magnitudes(x, t, case, unit):
+    if case.parameters.get("log_target", False):
+        p = np.exp(t)
+        return Magnitudes(p * np.abs(t - x), p, p * (np.abs(t - x) + 1))
+    log_t = np.abs(np.log(t))
+    return Magnitudes(np.where(t == 0, 0.0, t * log_t) + np.abs(t * x), t, log_t + 1 + np.abs(x))
+
+
+def _draw(draws):
+    shape = draws.elements()
+    parameters = draws.parameters(_PARAMETERS)
+    x = draws.log_probabilities(*shape)
+    t = draws.log_probabilities(*shape) if parameters.get("log_target") else draws.probabilities(*shape)
+    return Drawn({"input": x, "target": t}, parameters, shape)
+
+
+_PARAMETERS = {
+    "reduction": reduction("mean", "sum", "none", "batchmean"),
+    "log_target": Parameter(bool, (False, True), structural=True),
+}
+
+
+@loss(
+    Elementwise(
+        arguments={"input": log_probabilities(), "target": probabilities()},
+        parameters=_PARAMETERS,
+        follows="torch.nn.functional.kl_div",
+        positive=False,
+        cases=elements(16, log_targets, probabilities=("target",)),
+        draw=_draw,
+        magnitudes=_magnitudes,
+    )
+)
 def kl_div(
     input: Any,  # noqa: A002
     target: Any,

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.elements import elements, weighted
 from refloss.kernels.elementwise.loop import Loop
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import two_sum
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import REDUCTION, Elementwise, Magnitudes, values, weight
 
 
 @jit.scalar
@@ -31,7 +33,21 @@ def _loss(x, t, factor, parameters):
 LOOP = Loop("l1", _loss)
 
 
-@accepts_gpu_arrays("input", "target", "out")
+def _magnitudes(x, t, case, unit):
+    d = np.abs(x - t)
+    return Magnitudes(d, np.ones_like(d), np.ones_like(d))
+
+
+@loss(
+    Elementwise(
+        arguments={"input": values(), "target": values(), "weight": weight(differentiable=True)},
+        parameters=REDUCTION,
+        mean="weights",
+        follows="torch.nn.functional.l1_loss",
+        cases=elements(11, weighted),
+        magnitudes=_magnitudes,
+    )
+)
 def l1(
     input: Any,  # noqa: A002
     target: Any,

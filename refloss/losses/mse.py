@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.elements import elements, weighted
 from refloss.kernels.elementwise.loop import Loop
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import product, two_sum
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import REDUCTION, Elementwise, Magnitudes, values, weight
 
 
 @jit.scalar
@@ -27,7 +29,21 @@ def _loss(x, t, factor, parameters):
 LOOP = Loop("mse", _loss)
 
 
-@accepts_gpu_arrays("input", "target", "out")
+def _magnitudes(x, t, case, unit):
+    d = np.abs(x - t)
+    return Magnitudes(d * d, 2 * d, 2 * d)
+
+
+@loss(
+    Elementwise(
+        arguments={"input": values(), "target": values(), "weight": weight(differentiable=True)},
+        parameters=REDUCTION,
+        mean="weights",
+        follows="torch.nn.functional.mse_loss",
+        cases=elements(10, weighted),
+        magnitudes=_magnitudes,
+    )
+)
 def mse(
     input: Any,  # noqa: A002
     target: Any,

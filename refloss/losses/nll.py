@@ -10,15 +10,38 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import rows as cases
 from refloss.kernels.nll.loop import Task
 from refloss.kernels.nll.run import nll_loss
-from refloss.losses.parts.softmax import REDUCTIONS, class_weight
+from refloss.loss import loss
+from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import (
+    IGNORE_INDEX,
+    REDUCTION,
+    Specification,
+    class_log_probabilities,
+    class_weight,
+    labels,
+)
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={
+            "input": class_log_probabilities(1),
+            "target": labels("input"),
+            "weight": class_weight(),
+        },
+        parameters=IGNORE_INDEX | REDUCTION,
+        mean="labels",
+        per="row",
+        padded=(0,),
+        follows="torch.nn.functional.nll_loss",
+        cases=cases.nll,
+    )
+)
 def nll(
     input: Any,  # noqa: A002
     target: Any,
@@ -61,12 +84,12 @@ def nll(
     arrays.choice(reduction, "reduction", REDUCTIONS)
     ignore_index = arrays.label(ignore_index, "ignore_index")
     row_shape = x.shape[:class_axis] + x.shape[class_axis + 1 :]
-    labels = arrays.integer_array(target, "target")
-    arrays.check_shape(labels, row_shape, "target", f"one label for each row of input {x.shape}")
-    arrays.check_labels(labels, x.shape[class_axis], ignore_index, "target")
-    factors = class_weight(weight, x.shape[class_axis])
+    classes = arrays.integer_array(target, "target")
+    arrays.check_shape(classes, row_shape, "target", f"one label for each row of input {x.shape}")
+    arrays.check_labels(classes, x.shape[class_axis], ignore_index, "target")
+    factors = factor_of_each_class(weight, x.shape[class_axis])
     options = Options(grad_output, grad, grad_dtype, out, backend)
     cotangent = options.cotangent(row_shape if reduction == "none" else ())
     gradient = options.buffer(x, "input", wanted="input" in options.wanted(("input",)))
-    task = Task(x, labels, class_axis, factors, ignore_index, reduction, cotangent, gradient)
+    task = Task(x, classes, class_axis, factors, ignore_index, reduction, cotangent, gradient)
     return LossResult(loss=nll_loss(task, backend), grads={} if gradient is None else {"input": gradient})

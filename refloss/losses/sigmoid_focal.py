@@ -26,8 +26,10 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases import boxes as cases
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
@@ -44,8 +46,8 @@ from refloss.numerics.pairs import (
     two_sum,
 )
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
 
 REDUCTIONS = ("mean", "sum", "none")
 # A logit beyond this is as good as infinite, and its arithmetic stays finite.
@@ -137,7 +139,21 @@ def _loss(x, t, factor, parameters):
 LOOP = Loop("sigmoid_focal", _loss)
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={"inputs": sigmoid_logits(on_gpu=False), "targets": probabilities(on_gpu=False)},
+        parameters={
+            "num_boxes": Parameter(float, (1.0, 2.5)),
+            "alpha": Parameter(float, (0.25, 0.6, -1.0)),
+            "gamma": Parameter(float, (2.0, 0.0, 1.5)),
+            **REDUCTION,
+        },
+        mean="num_boxes",
+        axes=2,
+        follows="transformers.loss.loss_for_object_detection.sigmoid_focal_loss",
+        cases=cases.sigmoid_focal,
+    )
+)
 def sigmoid_focal(
     inputs: Any,
     targets: Any,

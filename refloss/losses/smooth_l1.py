@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.elements import elements, one_each
 from refloss.kernels.elementwise.loop import Loop
+from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import divide, pair, product, two_sum
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, values
 
 
 @jit.scalar
@@ -42,7 +44,21 @@ def _loss(x, t, factor, parameters):
 LOOP = Loop("smooth_l1", _loss)
 
 
-@accepts_gpu_arrays("input", "target", "out")
+def _magnitudes(x, t, case, unit):
+    d, beta = np.abs(x - t), case.parameters.get("beta", 1.0)
+    slope = np.minimum(d / beta, 1.0) if beta else np.ones_like(d)
+    return Magnitudes(np.where(d < beta, slope * d / 2, d + beta / 2), slope, slope)
+
+
+@loss(
+    Elementwise(
+        arguments={"input": values(), "target": values()},
+        parameters=REDUCTION | {"beta": Parameter(float, (1.0, 0.0, 0.25, 3.0))},
+        follows="torch.nn.functional.smooth_l1_loss",
+        cases=elements(12, one_each("beta", 0.0, 0.25, 3.0, grad_output=1.25)),
+        magnitudes=_magnitudes,
+    )
+)
 def smooth_l1(
     input: Any,  # noqa: A002
     target: Any,

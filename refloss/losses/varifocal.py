@@ -23,17 +23,19 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases import boxes as cases
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.kernels.softmax.refine import is_close
+from refloss.loss import loss
 from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
 from refloss.losses.parts import elementwise
 from refloss.losses.sigmoid_focal import REDUCTIONS, log_probability, power
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import rounded, two_sum
 from refloss.options import Gradients, Options
-from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
+from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
 
 
 @jit.scalar
@@ -82,7 +84,24 @@ def _accurate(x, t, factor, parameters):
 LOOP = Loop("varifocal", _loss, _is_close, _accurate)
 
 
-@accepts_gpu_arrays()
+@loss(
+    Specification(
+        arguments={
+            "inputs": sigmoid_logits(on_gpu=False),
+            "targets": probabilities(on_gpu=False, differentiable=False),
+        },
+        parameters={
+            "num_boxes": Parameter(float, (1.0, 2.5)),
+            "alpha": Parameter(float, (0.25, 0.6)),
+            "gamma": Parameter(float, (2.0, 0.0, 1.5)),
+            **REDUCTION,
+        },
+        mean="num_boxes",
+        axes=2,
+        follows="RTDetrLoss.loss_labels_vfl of transformers",
+        cases=cases.varifocal,
+    )
+)
 def varifocal(
     inputs: Any,
     targets: Any,

@@ -90,7 +90,7 @@ def _log_probabilities(
     return np.moveaxis(below - result.intermediates["nll"][..., None], -1, class_axis)
 
 
-def class_weight(weight: Any, classes: int) -> np.ndarray | None:
+def factor_of_each_class(weight: Any, classes: int) -> np.ndarray | None:
     """An optional factor for each class, as float64."""
     if weight is None:
         return None

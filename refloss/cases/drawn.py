@@ -1,0 +1,135 @@
+"""The one generator of cases: what any loss may be given, from its specification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refloss.cases.draws import Drawn, Draws, Limits, Seeded
+from refloss.cases.source import DTYPES, Case
+from refloss.files import flattened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from refloss.registry import Function
+    from refloss.specification import Specification
+
+_LAYOUTS = ("contiguous", "read-only", "transposed", "strided", "reversed")
+
+
+def draw(function: Function, draws: Draws, name: str = "drawn") -> Case:
+    """A case that a function accepts; its id ends in a name."""
+    specification = function.specification
+    drawn = specification.draw(draws) if specification.draw else _by_roles(specification, draws)
+    laid_out: dict[str, np.ndarray] = {}
+    for argument, value in drawn.inputs.items():
+        layout = draws.one_of(*_LAYOUTS)
+        laid_out |= {part: _laid_out(array, layout) for part, array in flattened(argument, value).items()}
+    grad_output = draws.cotangent(drawn.loss_shape if drawn.parameters.get("reduction") == "none" else ())
+    return Case(f"{function.name}-{name}", function.name, laid_out, drawn.parameters, grad_output)
+
+
+def seeded(function: Function, limits: Limits, seed: int, count: int) -> Iterator[Case]:
+    """Cases that follow from a seed, the same on every machine."""
+    for i in range(count):
+        yield draw(function, Draws(Seeded(1000 * seed + i), limits), f"drawn-{seed}-{i}")
+
+
+def of_every_format(function: Function, count: int = 4) -> list[Case]:
+    """Golden cases of a function that has none which somebody wrote: finite values, and some of each format."""
+    return [
+        case._replace(id=f"{function.name}-{dtype}-{i}")
+        for dtype in DTYPES
+        for i, case in enumerate(seeded(function, Limits((dtype,), extreme=False), 1, count))
+    ]
+
+
+def _laid_out(array: np.ndarray, layout: str) -> np.ndarray:
+    """The same values in another order of memory, or in memory that cannot be written to."""
+    if layout == "strided" and array.ndim:
+        wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+        wide[..., ::2] = array
+        return wide[..., ::2]
+    if layout == "reversed" and array.ndim:
+        return array[..., ::-1].copy()[..., ::-1]
+    result = np.array(array, order="F" if layout == "transposed" else "C")
+    result.flags.writeable = layout != "read-only"
+    return result
+
+
+def _by_roles(specification: Specification, draws: Draws) -> Drawn:
+    """Arrays of what the arguments hold, and some of the values that are worth trying of each parameter."""
+    parameters = draws.parameters(specification.parameters)
+    first = specification.arguments[specification.required[0]]
+    if first.role == "boxes":
+        return _pairs_of_boxes(specification, draws, parameters)
+    if first.class_axis is not None:
+        return _rows_of_classes(specification, draws, parameters)
+    return _elements(specification, draws, parameters)
+
+
+def _elements(specification: Specification, draws: Draws, parameters: dict[str, Any]) -> Drawn:
+    """Arrays of corresponding elements. Some values are hit: equal to those of the first argument."""
+    shape = draws.elements(specification.axes)
+    tensors: dict[str, np.ndarray] = {}
+    for name, argument in specification.arguments.items():
+        if argument.role == "probabilities":
+            tensors[name] = draws.probabilities(*shape)
+        elif argument.role == "log-probabilities":
+            tensors[name] = draws.log_probabilities(*shape)
+        elif argument.role == "weight":
+            tensors |= _weight(name, draws, shape, broadcast=argument.broadcast)
+        else:
+            values = draws.logits(*shape)
+            hit = draws.uniform(*shape) < draws.one_of(0.0, 0.5) if tensors and argument.role == "values" else False
+            tensors[name] = np.where(hit, next(iter(tensors.values())), values) if tensors else values
+    return Drawn(tensors, parameters, shape[:1] if specification.per == "row" else shape)
+
+
+def _weight(name: str, draws: Draws, shape: tuple[int, ...], *, broadcast: bool) -> dict[str, np.ndarray]:
+    if not draws.maybe():
+        return {}
+    # A weight of several axes less, or of sizes of 1, is broadcast.
+    narrow = shape[draws.size(0, len(shape)) :] if broadcast else shape
+    narrow = tuple(1 if broadcast and draws.maybe() else size for size in narrow)
+    return {name: draws.weights(*narrow)}
+
+
+def _rows_of_classes(specification: Specification, draws: Draws, parameters: dict[str, Any]) -> Drawn:
+    """Rows of classes on axis 1 with a label each, or a distribution, and weights of classes."""
+    (name, logits), (target_name, target) = list(specification.arguments.items())[:2]
+    classes, rows = draws.classes(), draws.row_shape()
+    shape = (*rows[:1], classes, *rows[1:])
+    axis = min(1, len(shape) - 1)
+    if logits.role == "logits":
+        tensors = {name: draws.logits(*shape, axis=axis)}
+    else:
+        tensors = {name: draws.log_probabilities(*shape)}
+    if target.role == "classes" and draws.maybe():
+        parameters.pop("ignore_index", None)
+        tensors[target_name] = draws.probabilities(*shape)
+    else:
+        ignore_index = parameters.get("ignore_index", target.ignored)
+        labels = tensors[target_name] = draws.labels(rows, classes, ignore_index)
+        if logits.role == "logits":
+            sharp = parameters.get("label_smoothing", 0.0) == 0.0
+            draws.adverse(tensors[name], axis, labels, labels == ignore_index, masks=sharp)
+    for weight in specification.named("class weight"):
+        if draws.maybe():
+            tensors[weight] = draws.weights(classes)
+            tensors[weight][: draws.size(0, classes)] *= draws.one_of(1.0, 0.0)
+    return Drawn(tensors, parameters, rows)
+
+
+def _pairs_of_boxes(specification: Specification, draws: Draws, parameters: dict[str, Any]) -> Drawn:
+    """Boxes that correspond, as corners unless a parameter says otherwise."""
+    shape = draws.row_shape()
+    tensors = {name: draws.boxes(*shape) for name in specification.named("boxes")}
+    if parameters.get("box_format") != "cxcywh":
+        tensors = {
+            name: np.concatenate([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], axis=-1)
+            for name, boxes in tensors.items()
+        }
+    return Drawn({name: draws.cast(boxes) for name, boxes in tensors.items()}, parameters, shape)

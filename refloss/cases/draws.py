@@ -1,0 +1,215 @@
+"""What drawn cases are made of, whoever chooses: Hypothesis, which looks for trouble and shrinks, or a seed.
+
+Values come from seeds and a few words (kind, layout, option), so that drawing is cheap and an example shrinks to few
+rows, zeros and defaults: seed 0 stands for zeros, and the first of several words is the plainest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import ml_dtypes
+import numpy as np
+
+from refloss.cases.source import DTYPES, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from refloss.specification import Parameter
+
+# How logits differ from noise of variance 1. The second argument is the axis of classes.
+_KINDS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "ordinary": lambda noise, _: 3.0 * noise,
+    "ties": lambda noise, _: np.round(noise),
+    "confident": lambda noise, axis: np.where(noise == noise.max(axis, keepdims=True, initial=-np.inf), 40.0, noise),
+    "offset": lambda noise, _: noise + 1e4,
+    "tiny": lambda noise, _: noise * 2.0**-130,
+    "huge": lambda noise, _: noise * 1e37,
+}
+_EXTREME = ("tiny", "huge")
+_EXACT = ("ordinary", "ties", "confident")
+SHARES = {"none": 0.0, "some": 0.25, "many": 0.75, "all": 1.0}  # of rows that are ignored
+# What exact logits are multiples of: sums of one and a power of two up to 128 have no more digits than each type holds.
+_GRIDS = {"float64": 2.0**-20, "float32": 2.0**-10, "float16": 2.0**-3, "bfloat16": 1.0}
+_LABEL_DTYPES = (np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint8)
+_LEFT_OUT = object()
+
+
+class Limits(NamedTuple):
+    """What a caller wants of all cases.
+
+    dtypes: of inputs that have gradients.
+    max_rows, max_classes: the most rows, and classes or elements of a row.
+    extreme: whether values may overflow, be lost, or be NaN in rows that do not count.
+    exact: whether rows may be taken apart, put together, and have constants added to their logits without rounding:
+        logits are multiples of a power of two, and no batch is empty or flattened.
+    """
+
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    max_rows: int = 6
+    max_classes: int = 6
+    extreme: bool = True
+    exact: bool = False
+
+
+class Drawn(NamedTuple):
+    """A case without its cotangent; loss_shape is that of a loss which is not reduced."""
+
+    inputs: dict[str, Any]
+    parameters: dict[str, Any]
+    loss_shape: tuple[int, ...] = ()
+
+
+class Chooser(Protocol):
+    """Who decides."""
+
+    def one_of(self, options: tuple[Any, ...]) -> Any:
+        """One of several options, the plainest of which comes first."""
+
+    def between(self, low: int, high: int) -> int:
+        """An integer from low to high."""
+
+
+class Seeded:
+    """A chooser whose choices follow from a seed, the same on every machine."""
+
+    def __init__(self, seed: int) -> None:
+        self._source = Source(seed)
+
+    def one_of(self, options: tuple[Any, ...]) -> Any:
+        """One of several options, each as likely as another."""
+        return options[self.between(0, len(options) - 1)]
+
+    def between(self, low: int, high: int) -> int:
+        """An integer from low to high, each as likely as another."""
+        return low + int(self._source.integers(high + 1 - low, 1)[0])
+
+
+class Draws:
+    """What cases are made of."""
+
+    def __init__(self, chooser: Chooser, limits: Limits) -> None:
+        self._chooser = chooser
+        self.limits = limits
+        self._dtype_name = self.one_of(*limits.dtypes)
+        self.dtype = DTYPES[self._dtype_name]
+
+    def one_of(self, *options: Any) -> Any:
+        """One of several options, the plainest of which comes first."""
+        return self._chooser.one_of(options)
+
+    def maybe(self) -> bool:
+        """Whether something out of the ordinary is to happen."""
+        return bool(self.one_of(False, True))
+
+    def size(self, low: int, high: int) -> int:
+        """A number of things."""
+        return self._chooser.between(low, max(low, high))
+
+    def options(self, **choices: tuple[Any, ...]) -> dict[str, Any]:
+        """Parameters by name; one that is left out has its default."""
+        chosen = {name: self.one_of(_LEFT_OUT, *values) for name, values in choices.items()}
+        return {name: value for name, value in chosen.items() if value is not _LEFT_OUT}
+
+    def parameters(self, specified: Mapping[str, Parameter]) -> dict[str, Any]:
+        """Some of the values that a specification says are worth trying."""
+        return self.options(**{name: parameter.values for name, parameter in specified.items() if parameter.values})
+
+    def rows(self) -> int:
+        """How many rows, or images, there are."""
+        return self.size(2 if self.limits.exact else 0, self.limits.max_rows)
+
+    def classes(self, low: int = 1) -> int:
+        """How many classes there are."""
+        return self.size(max(low, 2) if self.limits.exact else low, self.limits.max_classes)
+
+    def row_shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
+        """Axes whose product is at most max_rows; only the first can be empty."""
+        axes: tuple[int, ...] = ()
+        for i in range(self.size(max(low, 1) if self.limits.exact else low, high)):
+            most = self.limits.max_rows // max(1, int(np.prod(axes)))
+            axes += (self.size(1, most) if i else self.rows(),)
+        return axes
+
+    def elements(self, axes: int = 0) -> tuple[int, ...]:
+        """The shape of arrays of corresponding elements, with at least so many axes."""
+        rows = self.row_shape(max(axes - 1, 0), 2)
+        return (*rows, self.classes()) if len(rows) < axes or self.maybe() else rows
+
+    def _seed(self) -> int:
+        return self._chooser.between(0, 2**16)
+
+    def noise(self, *shape: int) -> np.ndarray:
+        """Zeros, or roughly normal values of variance 1."""
+        seed = self._seed()
+        return Source(seed).normal(*shape) if seed else np.zeros(shape)
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        """Zeros, or values in [0, 1)."""
+        seed = self._seed()
+        return Source(seed).uniform(*shape) if seed else np.zeros(shape)
+
+    def cast(self, values: np.ndarray) -> np.ndarray:
+        """Finite values in the case's dtype."""
+        largest = float(ml_dtypes.finfo(self.dtype).max)  # type: ignore[no-untyped-call]
+        return np.asarray(np.clip(values, -largest, largest), self.dtype)
+
+    def logits(self, *shape: int, axis: int = -1) -> np.ndarray:
+        """Real values of one kind."""
+        kinds = _EXACT if self.limits.exact else (*_KINDS,)
+        kind = self.one_of(*(kind for kind in kinds if kind not in _EXTREME or self.limits.extreme))
+        values = _KINDS[kind](self.noise(*shape), axis) if shape else 3.0 * self.noise()
+        if self.limits.exact:
+            grid = _GRIDS[self._dtype_name]
+            values = np.round(values / grid) * grid
+        return self.cast(values)
+
+    def probabilities(self, *shape: int) -> np.ndarray:
+        """Values from 0 to 1: soft, hard, or next to 0."""
+        kind, values = self.one_of("soft", "hard", "small"), self.uniform(*shape)
+        return self.cast({"soft": values, "hard": np.round(values), "small": values * 2.0**-20}[kind])
+
+    def log_probabilities(self, *shape: int) -> np.ndarray:
+        """Values up to 0."""
+        return -np.abs(self.logits(*shape))
+
+    def weights(self, *shape: int) -> np.ndarray:
+        """Positive values."""
+        return self.cast(0.25 + 2.0 * self.uniform(*shape))
+
+    def labels(self, shape: tuple[int, ...], classes: int, ignore_index: int) -> np.ndarray:
+        """Classes, of which none, some or all are ignored, in an integer dtype that holds them."""
+        labels = (self.uniform(*shape) * classes).astype(np.int64)
+        ignored = self.one_of(*SHARES)
+        if ignored != "none":
+            labels = np.where(self.uniform(*shape) < SHARES[ignored], ignore_index, labels)
+        return self.integers(labels)
+
+    def integers(self, values: np.ndarray) -> np.ndarray:
+        """The same in an integer dtype that holds them."""
+        low, high = (int(end) for end in (values.min(initial=0), values.max(initial=0)))
+        dtypes = _LABEL_DTYPES[:1] if self.limits.exact else _LABEL_DTYPES
+        return values.astype(
+            self.one_of(*(dtype for dtype in dtypes if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max))
+        )
+
+    def adverse(self, logits: np.ndarray, axis: int, asked: np.ndarray, ignored: np.ndarray, *, masks: bool) -> None:
+        """Put −inf where no row asks for a class, and what must not leak into rows that are ignored."""
+        rows = np.moveaxis(logits, axis, -1)
+        if masks and rows.shape[-1] > 1 and self.maybe():
+            absent = self.size(0, rows.shape[-1] - 1)
+            rows[asked != absent, absent] = -np.inf
+        if self.limits.extreme and self.maybe():
+            rows[ignored] = self.one_of(np.nan, np.inf, -np.inf)
+
+    def boxes(self, *shape: int) -> np.ndarray:
+        """Centres and sizes, float64: on a grid, where edges coincide, or anywhere."""
+        on_grid, values = self.maybe(), self.uniform(*shape, 4)
+        values = np.round(4.0 * values) / 4.0 if on_grid else values
+        return np.concatenate([values[..., :2], 0.125 + 0.5 * values[..., 2:]], axis=-1)
+
+    def cotangent(self, shape: tuple[int, ...]) -> float | np.ndarray:
+        """A signed number, or one for each element of the loss."""
+        number = float(self.one_of(1.0, -0.75, 3.0, -1e4, 2.0**-20, 0.0))
+        return number * (1.0 + self.noise(*shape)) if shape and self.maybe() else number

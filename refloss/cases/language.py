@@ -1,0 +1,232 @@
+"""Golden and drawn cases of heads over tokens, sequences and pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from refloss.cases.draws import SHARES, Drawn, Draws
+from refloss.cases.source import DTYPES, Case, Source
+
+_ITEMS = (1, 40, 12.5)  # values of num_items_in_batch
+
+
+def _language(function: str, seed: int, shift: int = 0) -> list[Case]:
+    """The cases that losses of tokens share; each position asks for the token so many places after it."""
+
+    def case(name: str, logits: np.ndarray, labels: np.ndarray, grad_output: float = 1.0, **parameters: Any) -> Case:
+        return Case(f"{function}-{name}", function, {"logits": logits, "labels": labels}, parameters, grad_output)
+
+    source = Source(seed)
+    logits = source.normal(2, 9, 17) * 4.0
+    labels = source.integers(17, 2, 9)
+    single = logits.astype(np.float32)
+    padded = labels.copy()
+    padded[0, 6:] = -100
+    padded[1, 2] = -100
+    confident = single.copy()
+    targets = np.roll(labels, -shift, axis=1)
+    np.put_along_axis(confident, targets[..., None], np.float32(30.0), axis=-1)
+    masked = single.copy()
+    masked[..., 5] = -np.inf
+    visible = np.where(padded == 5, 6, padded)
+    poisoned = single.copy()
+    poisoned[0, 7] = np.nan
+    return [
+        *(case(name, logits.astype(dtype), padded, grad_output=-0.625) for name, dtype in DTYPES.items()),
+        case("num-items", single, padded, num_items_in_batch=40, grad_output=3.0),
+        case("num-items-fraction", single, padded, num_items_in_batch=12.5, grad_output=-1.0),
+        case("vocab-size", single, labels, vocab_size=17, grad_output=0.1),
+        case("ignore-a-class", single, labels, ignore_index=int(labels[0, 3]), grad_output=2.0),
+        case("ignore-index-0", single, labels, ignore_index=0, grad_output=-2.0),
+        case("confident", confident, labels, grad_output=100.0),
+        case("masked-classes", masked, visible, grad_output=1.5),
+        case("all-ignored", single, np.full((2, 9), -100), grad_output=1.0),
+        case("poisoned-ignored-row", poisoned, padded, grad_output=-4.0),
+        case("flat-logits", single.reshape(18, 17), padded, grad_output=0.9),
+        case("int32-labels", single, padded.astype(np.int32), grad_output=-0.2),
+        case("large-cotangent", logits.astype(np.float16), padded, grad_output=65536.0),
+    ]
+
+
+def causal_lm(function: str) -> list[Case]:
+    """Those of tokens, and labels that are shifted already."""
+    source = Source(3)
+    logits = (source.normal(2, 6, 13) * 4.0).astype(np.float32)
+    labels, shifted = source.integers(13, 2, 6), source.integers(13, 2, 6)
+    shifted[1, 3:] = -100
+    inputs = {"logits": logits, "labels": labels, "shift_labels": shifted}
+    return [
+        *_language(function, 2, shift=1),
+        Case(f"{function}-shift-labels", function, inputs, {"num_items_in_batch": 30}, -1.75),
+        Case(f"{function}-one-token", function, {"logits": logits[:, :1], "labels": labels[:, :1]}, {}, 1.0),
+    ]
+
+
+def masked_lm(function: str) -> list[Case]:
+    """Those of tokens."""
+    return _language(function, 4)
+
+
+def token_classification(function: str) -> list[Case]:
+    """Those of tokens, with the name that its number of classes has."""
+    wanted = ("vocab-size", "int32-labels", "flat-logits")
+    return [
+        case._replace(
+            parameters={"num_labels" if key == "vocab_size" else key: value for key, value in case.parameters.items()}
+        )
+        for case in _language(function, 5)
+        if not case.id.endswith(wanted[1:])
+    ]
+
+
+def sequence_classification(function: str) -> list[Case]:
+    """One label, several, or values."""
+    source = Source(6)
+    logits = source.normal(5, 4) * 3.0
+    single = logits.astype(np.float32)
+    labels, values = source.integers(4, 5), source.normal(5, 4).astype(np.float32)
+    several = source.integers(2, 5, 4).astype(np.float32)
+
+    def case(name: str, logits: np.ndarray, labels: np.ndarray, grad_output: float = -1.5, **parameters: Any) -> Case:
+        inputs = {"pooled_logits": logits, "labels": labels}
+        return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
+
+    return [
+        *(case(f"{name}-one-label", logits.astype(dtype), labels) for name, dtype in DTYPES.items()),
+        case("ignored", single, np.where(labels == 2, -100, labels), 2.0, num_labels=4),
+        case("ignore-a-class", single, labels, 2.0, ignore_index=int(labels[0])),
+        case("num-items", single, labels, 0.5, num_items_in_batch=11),
+        case("several-labels", single, several, 3.0),
+        case("several-labels-bfloat16", logits.astype(ml_dtypes.bfloat16), several, 3.0, num_labels=4),
+        case("several-labels-stated", single, several.astype(np.int64), problem_type="multi_label_classification"),
+        case("values", single, values, 0.25, problem_type="regression"),
+        case("one-value", single[:, :1], values[:, 0]),
+        case("one-value-float16", logits[:, :1].astype(np.float16), values[:, :1], 100.0, num_labels=1),
+        case("one-value-of-one", single[:1, :1], values[:1, :1], 4.0),
+        case("stated-one-label", single, labels, 1.0, problem_type="single_label_classification"),
+    ]
+
+
+def question_answering(function: str) -> list[Case]:
+    """Positions within and outside."""
+    source = Source(7)
+    start, end = source.normal(5, 9) * 4.0, source.normal(5, 9) * 4.0
+    first, last = source.integers(9, 5), source.integers(9, 5)
+    outside = np.array([0, 9, 14, -3, 5])
+
+    def case(
+        name: str, at: np.ndarray = first, dtype: Any = np.float32, grad_output: float = -1.5, **parameters: Any
+    ) -> Case:
+        inputs = {"start_logits": start.astype(dtype), "end_logits": end.astype(dtype)}
+        inputs |= {"start_positions": at, "end_positions": last}
+        return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
+
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        *(case(f"{name}-outside", outside, dtype, 2.0) for name, dtype in DTYPES.items()),
+        case("additional-axis", first[:, None], grad_output=0.5),
+        case("num-items", outside, num_items_in_batch=8, grad_output=3.0),
+        case("all-outside", np.full(5, 20), grad_output=1.0),
+        case("int32-positions", first.astype(np.int32), grad_output=7.0),
+    ]
+
+
+def semantic_segmentation(function: str) -> list[Case]:
+    """Sizes that differ, auxiliary logits, ignored pixels."""
+    source = Source(8)
+    logits, auxiliary = source.normal(2, 4, 3, 5) * 3.0, (source.normal(2, 4, 2, 2) * 3.0).astype(np.float32)
+    labels = source.integers(4, 2, 7, 8)
+    ignored = labels.copy()
+    ignored[0, 2:4] = 255
+
+    def case(
+        name: str, at: np.ndarray = ignored, dtype: Any = np.float32, grad_output: float = -1.5, **given: Any
+    ) -> Case:
+        inputs = {"logits": logits.astype(dtype), "labels": at}
+        if "auxiliary_logits" in given:
+            inputs["auxiliary_logits"] = given.pop("auxiliary_logits")
+        return Case(f"{function}-{name}", function, inputs, given, grad_output)
+
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        case("all-pixels", labels, grad_output=2.0),
+        case("auxiliary", auxiliary_logits=auxiliary, grad_output=0.5),
+        case("auxiliary-weight", auxiliary_logits=auxiliary, auxiliary_loss_weight=1.5),
+        case("ignore-a-class", labels, ignore_index=2, grad_output=3.0),
+        case("num-items", num_items_in_batch=200, grad_output=-4.0),
+        case("same-size", labels[:, :3, :5], grad_output=1.0),
+        case("smaller", labels[:, :2, :2], grad_output=2.5),
+        case("all-ignored", np.full((2, 7, 8), 255), grad_output=1.0),
+    ]
+
+
+def draw_tokens(draws: Draws, size_name: str, *, shifted: bool = False) -> Drawn:
+    """A class, or a token, for each position of each sequence."""
+    classes, rows = draws.classes(), draws.row_shape(2 if draws.limits.exact else 1, 2)
+    parameters = draws.options(num_items_in_batch=_ITEMS, ignore_index=(-100, 0, 255), **{size_name: (classes,)})
+    ignore_index = parameters.get("ignore_index", -100)
+    labels = draws.labels(rows, classes, ignore_index)
+    tensors, asked = {"labels": labels}, labels
+    if shifted and draws.maybe():
+        asked = tensors["shift_labels"] = draws.labels(rows, classes, ignore_index)
+    elif shifted:
+        asked = np.full(rows, ignore_index, np.int64)
+        asked[..., :-1] = labels[..., 1:]
+    logits = draws.logits(*rows, classes)
+    draws.adverse(logits, -1, asked, asked == ignore_index, masks=True)
+    flat = not draws.limits.exact and draws.maybe()
+    return Drawn({"logits": logits.reshape(-1, classes) if flat else logits} | tensors, parameters)
+
+
+def draw_sequences(draws: Draws) -> Drawn:
+    """Sequences with one label, several, or values."""
+    kind = draws.one_of("single_label_classification", "multi_label_classification", "regression")
+    rows, classes = draws.rows(), draws.classes(1 if kind == "regression" else 2)
+    parameters = draws.options(num_labels=(classes,), problem_type=(kind,))
+    logits = draws.logits(rows, classes)
+    if kind == "single_label_classification":
+        parameters |= draws.options(num_items_in_batch=_ITEMS, ignore_index=(-100, 0, 255))
+        ignore_index = parameters.get("ignore_index", -100)
+        labels = draws.labels((rows,), classes, ignore_index)
+        # Without a problem type it is these two dtypes that say what labels are.
+        labels = labels if "problem_type" in parameters else labels.astype(draws.one_of(np.int64, np.int32))
+        draws.adverse(logits, -1, labels, labels == ignore_index, masks=True)
+    elif kind == "multi_label_classification":
+        labels = draws.probabilities(rows, classes)
+    else:
+        labels = draws.logits(rows, classes)
+        # Numbers of several labels are only taken for values where that is said.
+        parameters |= {"problem_type": kind} if classes > 1 else {}
+        labels = labels[:, 0] if classes == 1 and "problem_type" not in parameters else labels
+    return Drawn({"pooled_logits": logits, "labels": labels}, parameters)
+
+
+def draw_answers(draws: Draws) -> Drawn:
+    """Where answers start and end, some of them outside."""
+    rows, length = draws.rows(), draws.classes()
+    tensors: dict[str, np.ndarray] = {}
+    for name in ("start", "end"):
+        positions = (draws.uniform(rows) * length).astype(np.int64)
+        beyond = draws.one_of(*SHARES.values())
+        positions = np.where(draws.uniform(rows) < beyond, draws.one_of(length, length + 5, -3), positions)
+        logits = draws.logits(rows, length)
+        draws.adverse(logits, -1, np.clip(positions, 0, length), positions >= length, masks=True)
+        positions = draws.integers(positions)
+        tensors[f"{name}_logits"] = logits
+        tensors[f"{name}_positions"] = positions[:, None] if draws.maybe() else positions
+    return Drawn(tensors, draws.options(num_items_in_batch=_ITEMS))
+
+
+def draw_images(draws: Draws) -> Drawn:
+    """Images and labels of other sizes."""
+    images, classes = draws.size(2 if draws.limits.exact else 0, 2), draws.classes()
+    parameters = draws.options(
+        ignore_index=(255, 0, -100), num_items_in_batch=_ITEMS, auxiliary_loss_weight=(0.4, 1.5, 0.0)
+    )
+    labels = draws.labels((images, draws.size(1, 5), draws.size(1, 5)), classes, parameters.get("ignore_index", 255))
+    names = ("logits", "auxiliary_logits") if draws.maybe() else ("logits",)
+    logits = {name: draws.logits(images, classes, draws.size(1, 3), draws.size(1, 3), axis=1) for name in names}
+    return Drawn(logits | {"labels": labels}, parameters)
