@@ -18,7 +18,7 @@ from refloss.numerics.exponential import excess, exp, log, log1p, logistic
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 
 ROWS = 128
-# From here on the sum of what the terms exceed is not trusted.
+# From here on the plain formulas: KL is above 460, far from cancelling, and 1/(1 + Φ) is still normal.
 LARGEST = 1e200
 
 

@@ -47,7 +47,7 @@ from refloss.numerics.pairs import (
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
-# e^−|x| of a logit beyond this is 0.
+# e^−|x| of a logit beyond this is 0: e^−746 < 2^-1075 (numerics.exponential.UNDERFLOW).
 _NOTHING = 746.0
 
 

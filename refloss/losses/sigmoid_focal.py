@@ -47,7 +47,7 @@ from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
 
 REDUCTIONS = ("mean", "sum", "none")
-# A logit beyond this is as good as infinite, and its arithmetic stays finite.
+# A logit beyond this is as good as infinite (γ·2^60 > 746 for γ ≥ 2^-50), and its arithmetic stays finite.
 _FARTHEST = 2.0**60
 
 

@@ -31,7 +31,10 @@ INFINITY_BITS = EXPONENT_BITS
 
 @jit.scalar
 def _round_to_precision(value, dropped_bits, smallest_exponent):
-    """value rounded to 53 − dropped_bits bits, and to multiples of 2^(smallest_exponent − 52 + dropped_bits)."""
+    """value rounded to 53 − dropped_bits bits, and to multiples of 2^(smallest_exponent − 52 + dropped_bits).
+
+    For |value| < 2^(1024 − dropped_bits): the magic constant of the next power of two overflows.
+    """
     bits = float64_bits(value)
     exponent = bits & EXPONENT_BITS
     floor = (smallest_exponent + 1023) << 52
