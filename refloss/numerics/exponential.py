@@ -1,7 +1,7 @@
 """Exponential and logarithm on float64, within 1 ulp, the same bits on every machine.
 
-How much closer they come is measured in docs/numerics.md: e^x to 0.7 ulp, log and log1p to 0.53. A subnormal result is
-rounded a second time, which makes 0.81 of it.
+How much closer they come is measured in docs/numerics.md: e^x to 0.68 ulp (of the 0.83 that its roundings might add up
+to), log and log1p to 0.53, log(1 + e^x) to 0.74. A subnormal result is rounded a second time: 0.81 at 100 000 points.
 
 e^x. Write x = n·ln 2 + r with n an integer and |r| ≤ ln(2)/2. Then e^x = 2^n·e^r, and
 

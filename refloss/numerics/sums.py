@@ -36,7 +36,8 @@ UNITS = 2**1074
 # Within these exponents magic constants are normal numbers (900 + 17 ≤ 1023, −900 − 56 ≥ −1022), and the finest units
 # are float64 (−900 − 108 ≥ −1074).
 GRID_EXPONENTS = 900
-# limb_parts gives a limb less than 2^33 (of the middle one 2^31 + 2^32), and 2^29·2^33 = 2^62 fits into int64.
+# limb_parts gives a limb less than 2^32 (the two halves of the middle one have no bit in common), and 2^29·2^32 = 2^61
+# fits into int64.
 _DEPOSITS = 2**29
 
 
