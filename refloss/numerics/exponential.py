@@ -57,7 +57,7 @@ UNDERFLOW = -746.0
 # above what is subnormal, where log_pair's halving of y would lose a bit.
 TINY = 2.0**-60
 # A power of two with an exponent n ≥ −1076 is held 2^RAISED times too large: a normal number, as is its product with
-# e^r ≥ 2^-1/2. What takes that back is then the only rounding on the way to a subnormal result.
+# e^r ≥ 2^-1/2. What takes that back is then the only rounding that scaling makes.
 RAISED = 128
 LOWER = 2.0**-RAISED
 
