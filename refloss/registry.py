@@ -1,7 +1,7 @@
 """Every loss by name. A loss registers itself where it is defined: see refloss.loss.loss.
 
-refloss's own live each in a module of its name, in refloss.losses or refloss.heads; they are imported when somebody asks
-for all of them.
+refloss's own live each in a module of its name, in refloss.losses or refloss.heads; they are imported when somebody
+asks for all of them.
 """
 
 from __future__ import annotations

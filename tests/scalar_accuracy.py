@@ -1,11 +1,14 @@
 """Measure the scalars against mpmath, and write the table of docs/numerics.md.
 
 python -m tests.scalar_accuracy --write
+
+--dense measures exp alone, at as many points as one likes, against exponentials in pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ import numba
 import numpy as np
 
 from refloss import jit
+from refloss.kernels.softmax.refine import exp_accurate
 from refloss.numerics import exponential
 from tests.truth import Pairs, pairs, ulp_errors
 
@@ -169,12 +173,37 @@ def worst_pair_error(where: Range, count: int) -> tuple[float, float]:
     return float(errors.max()), float(points[errors.argmax()])
 
 
+@numba.njit
+def _dense_exp_error(count, low):
+    np.random.seed(20)  # noqa: NPY002 - Numba's own generator
+    worst, where = 0.0, 0.0
+    for _ in range(count):
+        x = np.random.uniform(low, 0.0)  # noqa: NPY002
+        true, rest = exp_accurate(x, 0.0)
+        _, exponent = math.frexp(true)
+        error = abs((exponential.exp(x) - true) - rest) / math.ldexp(1.0, exponent - 53)
+        if error > worst:
+            worst, where = error, x
+    return worst, where
+
+
+def dense_exp_error(count: int) -> tuple[float, float]:
+    """The largest error of exp in ulp at points of [-650, 0], where results are normal, and where it occurs."""
+    error, point = _dense_exp_error(count, -650.0)
+    return error, point
+
+
 def main() -> None:
     """Print the table, or write it into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--points", type=int, default=100_000)
+    parser.add_argument("--dense", action="store_true")
     arguments = parser.parse_args()
+    if arguments.dense:
+        error, point = dense_exp_error(arguments.points)
+        print(f"exp: {error:.3f} ulp at {point!r}")
+        return
     lines = ["| scalar | range | from | to | worst error, ulp | at |", "|---|---|---|---|---|---|"]
     for where in RANGES:
         error, point = worst_error(where, arguments.points)

@@ -112,6 +112,12 @@ def test_every_sixteen_bit_value_survives_the_round_trip(dtype):
     assert np.array_equal(back.astype(np.float64), wide, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", SIXTEEN, ids=lambda dtype: dtype.name)
+def test_values_beyond_the_magic_constants_overflow(dtype):
+    values = np.ldexp(1.25, np.arange(900, 1024))
+    assert np.all(rounded(np.concatenate([values, -values]), dtype) == np.repeat([np.inf, -np.inf], values.size))
+
+
 @pytest.mark.parametrize("dtype", ALL, ids=lambda dtype: dtype.name)
 def test_non_finite_values_are_rounded_to_themselves(dtype):
     got = rounded([np.inf, -np.inf, np.nan, 0.0, -0.0], dtype).astype(np.float64)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refloss.numerics import pairs, sums
+from refloss.numerics import exact, pairs, sums
 from tests.compiled import compiled
 
 two_sum, two_product = compiled(pairs.two_sum), compiled(pairs.two_product)
@@ -63,13 +63,13 @@ def test_pairs_follow_the_float_rules_where_results_are_not_finite(operation, a,
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)))
 def test_exact_sum_is_exact(values):
-    assert sums.exact_sum(np.array(values, float)) == sum(map(Fraction, values))
+    assert exact.exact_sum(np.array(values, float)) == sum(map(Fraction, values))
 
 
 @given(st.lists(moderate, min_size=1), st.randoms())
 def test_exact_sum_rounds_as_fsum_in_any_order(values, random):
     shuffled = random.sample(values, len(values))
-    assert sums.rounded(sums.exact_sum(np.array(shuffled))) == math.fsum(values)
+    assert exact.rounded(exact.exact_sum(np.array(shuffled))) == math.fsum(values)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_exact_sum_rounds_as_fsum_in_any_order(values, random):
     ],
 )
 def test_exact_sum_at_the_edges(values, expected):
-    assert np.array_equal(sums.rounded(sums.exact_sum(np.array(values, float))), expected, equal_nan=True)
+    assert np.array_equal(exact.rounded(exact.exact_sum(np.array(values, float))), expected, equal_nan=True)
 
 
 def test_as_pair_keeps_the_remainder():
-    high, low = sums.as_pair(Fraction(1, 3))
+    high, low = exact.as_pair(Fraction(1, 3))
     assert abs(Fraction(high) + Fraction(low) - Fraction(1, 3)) < Fraction(2) ** -106
 
 

@@ -58,7 +58,7 @@ from refloss.specification import (
     weight,
 )
 
-# e^−|x| of a logit beyond this is 0.
+# e^−|x| of a logit beyond this is 0: e^−746 < 2^-1075 (numerics.exponential.UNDERFLOW).
 _NOTHING = 746.0
 
 

@@ -38,6 +38,7 @@ from refloss.specification import (
 @jit.scalar
 def _loss_of_log_target(x, t, factor, parameters):
     difference = two_sum(t, -x)
+    # e^−800 < 2^-1075, and e^710 > 2^1024.
     clamped = -800.0 if t < -800.0 else (710.0 if t > 710.0 else t)
     leading, tail, n = exp_pair(clamped, 0.0)
     probability = exp(t)

@@ -50,7 +50,7 @@ from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
 
 REDUCTIONS = ("mean", "sum", "none")
-# A logit beyond this is as good as infinite, and its arithmetic stays finite.
+# A logit beyond this is as good as infinite (γ·2^60 > 746 for γ ≥ 2^-50), and its arithmetic stays finite.
 _FARTHEST = 2.0**60
 
 

@@ -1,4 +1,4 @@
-"""The four instructions that Python lacks: a fused multiply-add and the bits of a float.
+"""Instructions that Python lacks: a fused multiply-add, and the bits of a float as an integer and back.
 
 Each becomes one LLVM instruction, so it means the same on every target.
 """
@@ -11,9 +11,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-# Both constants make adding them to a float64 round it to a multiple of a power of two; the float's low bits then
-# hold the multiple. See https://en.wikipedia.org/wiki/Kahan_summation_algorithm for the error-free variants.
+# Adding it to an x with |x| ≤ 2^51 gives a number between 2^52 and 2^53, where float64 are the integers: x is rounded
+# to the nearest one, and the bits are those of the constant plus that integer. Times 2^-k, it does so in units of 2^-k.
 ROUND_TO_INTEGER = 1.5 * 2.0**52
+# The bit of a float64 that is its sign, alone, as an int64.
 SIGN_BIT = -(2**63)
 
 

@@ -31,11 +31,16 @@ INFINITY_BITS = EXPONENT_BITS
 
 @jit.scalar
 def _round_to_precision(value, dropped_bits, smallest_exponent):
-    """value rounded to 53 − dropped_bits bits, and to multiples of 2^(smallest_exponent − 52 + dropped_bits)."""
+    """value rounded to 53 − dropped_bits bits, and to multiples of 2^(smallest_exponent − 52 + dropped_bits).
+
+    From 2^(1024 − dropped_bits) on, where no narrower format has numbers, a value stays about what it is.
+    """
     bits = float64_bits(value)
     exponent = bits & EXPONENT_BITS
     floor = (smallest_exponent + 1023) << 52
-    exponent = exponent if exponent > floor else floor
+    # The magic constant of a larger exponent overflows.
+    ceiling = (2046 - dropped_bits) << 52
+    exponent = min(max(exponent, floor), ceiling)
     magic = 1.5 * float64_from_bits(exponent + (dropped_bits << 52))
     rounded = (value + magic) - magic
     return float64_from_bits(float64_bits(rounded) | (bits & SIGN_BIT))

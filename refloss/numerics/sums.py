@@ -1,8 +1,8 @@
 """Sums whose value does not depend on the order of their terms.
 
-Two kinds. Inside a row, terms of known size are put on two fixed grids by adding a large constant; what is summed are
-the integer counts, and integer addition is associative. Between rows, where terms have any size, an accumulator of 66
-integers of 32 bits each covers all of float64's range, and the sum is exact. Many values at a time enter it through
+Two kinds. Inside a row, terms whose largest is known are put on two grids by adding a large constant; what is summed
+are the integer counts, and integer addition is associative. Between rows, where terms have any size, an accumulator of
+66 integers of 32 bits each covers all of float64's range, and the sum is exact. Many values at a time enter it through
 grids of their own, because the grids' counts can be deposited as well.
 """
 
@@ -16,21 +16,25 @@ from refloss.numerics.exponential import scale
 from refloss.numerics.formats import INFINITY_BITS, magnitude_bits
 from refloss.numerics.pairs import add, fast_two_sum, two_sum
 
-# Terms in [-1, 1] become multiples of 2^-36 and, for what is left, of 2^-72. The counts of 2^26 terms fit into int64,
-# and what is lost, 2^-73 a term, is below 2^-56 of a sum of 2^17 terms whose largest is near 1.
+# Terms in [-1, 1] become multiples of 2^-36 and, for what is left, of 2^-72. A count is at most 2^36, so those of 2^26
+# terms, 2^62, fit into int64 and those of 2^27 do not; what is lost, 2^-73 a term, is 2^-56 for 2^17 terms, of which
+# the largest is near 1.
 COARSE_MAGIC = ROUND_TO_INTEGER * 2.0**-36
 FINE_MAGIC = ROUND_TO_INTEGER * 2.0**-72
 FINEST_MAGIC = ROUND_TO_INTEGER * 2.0**-108
 MAX_TERMS = 2**26
 
 LIMB_BITS = 32
+# The last bit of the largest float64 is 2^971, in limb (1074 + 971)/32 = 63; limb_parts gives to the two after it, too.
 LIMBS = 66
 _LIMB_MASK = (1 << LIMB_BITS) - 1
 # An accumulator counts in units of 1 / UNITS.
 UNITS = 2**1074
-# Magic constants stay normal numbers within these exponents.
+# Within these exponents magic constants are normal numbers (900 + 17 ≤ 1023, −900 − 56 ≥ −1022), and the finest units
+# are float64 (−900 − 108 ≥ −1074).
 GRID_EXPONENTS = 900
-# A deposit adds less than 2^33 to a limb, so this many leave room for the sign.
+# limb_parts gives a limb less than 2^32 (the two halves of the middle one have no bit in common), and 2^29·2^32 = 2^61
+# fits into int64.
 DEPOSITS = 2**29
 
 
@@ -103,7 +107,7 @@ def row_sum(terms):
 
 @jit.scalar
 def exponent_of(value):
-    """The least exponent with |value| < 2^exponent, above 1023 for what is not finite; −1022 for 0."""
+    """The least exponent with |value| < 2^exponent, but −1022 for 0 and what is subnormal; 1025 if it is not finite."""
     return (magnitude_bits(value) >> 52) - 1022
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BLOCK_ELEMENTS = 1 << 18
-# Coefficients beyond these might overflow, or lose digits, before a derivative makes up for it.
+# Coefficients beyond these might overflow, or lose digits, before a derivative makes up for it. Within them, products
+# with derivatives from 2^-300 to 2^400 are finite, and their low parts, down to 2^-106 of them, normal numbers.
 _SMALLEST, _LARGEST = Fraction(1, 2**600), Fraction(2**600)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from refloss import jit
 from refloss.kernels.softmax.refine import is_close
 from refloss.numerics.bits import fma
-from refloss.numerics.exponential import exp_difference, exp_pair, log_pair, scale
+from refloss.numerics.exponential import TINY, exp_difference, exp_pair, log_pair, scale
 from refloss.numerics.formats import (
     from_ordinal,
     infinity_bits,
@@ -36,6 +36,10 @@ from refloss.numerics.formats import (
 )
 from refloss.numerics.pairs import add, divide, multiply, pair, times, two_sum
 from refloss.numerics.sums import grid_bits, grid_total
+
+# A logit farther than this from the other side's largest leaves 0 of the smaller side, also of a sum of MAX_TERMS
+# exponentials: 2^26·e^−800 < 2^-1075.
+FAR = 800.0
 
 
 class Split(NamedTuple):
@@ -138,15 +142,15 @@ def split_class(logit, reference, others):
     above = logit > reference
     larger = logit if above else reference
     smaller = reference if above else logit
-    far = smaller < larger - 800.0
+    far = smaller < larger - FAR
     distance, distance_low = two_sum(larger, -smaller)
-    leading, tail, n = exp_pair(-800.0 if far else -distance, 0.0 if far else -distance_low)
+    leading, tail, n = exp_pair(-FAR if far else -distance, 0.0 if far else -distance_low)
     # The smaller side relative to the larger one: the others' sum if the class is above them, else the class itself.
     ratio = _scaled(multiply(_either(above, others, one), (leading, tail)), n)
     total = add(_either(above, one, others), ratio)
     log_total = log_pair(total[0], total[1])
     tiny = (ratio[0], fma(-0.5 * ratio[0], ratio[0], ratio[1]))
-    log_total = _either(above and ratio[0] < 2.0**-60, tiny, log_total)
+    log_total = _either(above and ratio[0] < TINY, tiny, log_total)
     nll = _either(above, log_total, add(log_total, (distance, distance_low)))
     of_larger = divide(one, total)
     of_smaller = _scaled(divide((leading, tail), total), n)

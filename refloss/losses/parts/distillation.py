@@ -34,7 +34,7 @@ from refloss.numerics.bits import fma
 from refloss.numerics.exponential import excess, exp, log, log1p
 
 TEMPERATURE = 5.0
-# From here on the sum of what the terms exceed is not trusted.
+# From here on the plain formulas: KL is above 460, far from cancelling, and 1/(1 + Φ) is still normal.
 LARGEST = 1e200
 
 
