@@ -24,10 +24,6 @@ from refloss.origin import Origin, closure, origin, parts
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-if config.DISABLE_JIT:  # type: ignore[attr-defined]
-    # Intrinsics, such as the fused multiply-add, are instructions and cannot run in Python.
-    raise ImportError("refloss compiles its kernels, and NUMBA_DISABLE_JIT forbids it: unset NUMBA_DISABLE_JIT")
-
 # What is only called from compiled code needs no way in from Python, and compiles a fifth faster without; Python must
 # not call it, unless CUDA is simulated: then kernels are Python.
 _INSIDE: dict[str, Any] = {
@@ -54,12 +50,19 @@ def helper(function: Any, name: str = "") -> Any:
 def kernel(function: Any, name: str = "") -> Any:
     """Compile a loop over arrays, without the interpreter lock and kept on disk."""
     source = _named(function, name)
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return _refused
     dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
     if source.complete:
         # Where no folder can be written to, a kernel is compiled anew in each process.
         with contextlib.suppress(RuntimeError, OSError):
             dispatcher._cache = DiskCache(function, source)
     return dispatcher
+
+
+def _refused(*_: Any) -> Any:
+    # Intrinsics, such as the fused multiply-add, are instructions and cannot run in Python.
+    raise RuntimeError("refloss compiles its kernels, and NUMBA_DISABLE_JIT forbids that: unset NUMBA_DISABLE_JIT")
 
 
 def once(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,20 +56,20 @@ def closure(function: FunctionType) -> list[Any]:
     return values
 
 
-def _parts(value: Any, seen: set[int]) -> Iterator[str]:
+def _parts(value: Any, seen: set[int], owner: str = "") -> Iterator[str]:
     function = _source(value)
     if isinstance(value, tuple):
         for part in value:
-            yield from _parts(part, seen)
+            yield from _parts(part, seen, owner)
     elif function is None:
-        yield _constant(value)
+        yield f"{_constant(value)} in {owner}" if owner else _constant(value)
     elif id(function) not in seen:
         seen.add(id(function))
         name = f"{function.__module__}.{function.__qualname__}"
         is_local = "<" in function.__qualname__
         yield f"{name} (line {function.__code__.co_firstlineno}, {_code(function)[:8]})" if is_local else name
         for part in closure(function):
-            yield from _parts(part, seen)
+            yield from _parts(part, seen, name)
 
 
 def _reach(value: Any, facts: list[str], files: set[str], seen: set[int]) -> None:
@@ -82,7 +82,7 @@ def _reach(value: Any, facts: list[str], files: set[str], seen: set[int]) -> Non
         facts.append(_constant(value))
     elif id(function) not in seen:
         seen.add(id(function))
-        facts += [function.__module__, function.__qualname__, _code(function)]
+        facts.append(f"{function.__module__}.{function.__qualname__} {_code(function)}")
         reached = closure(function)
         if function.__code__.co_filename not in _package_files():
             files.add(function.__code__.co_filename)
