@@ -126,6 +126,8 @@ def _named(function: Any, name: str) -> Origin:
     source = origin(function)
     state = claim(f"{function.__module__}.{function.__qualname__}", *closure(function), stamp=source.stamp)
     if state:
+        # What is made over this function goes by the name that was claimed, or it would be another one after an edit.
+        function.claimed_name = function.__qualname__
         function.__qualname__ += f".{state}"
     return source
 

@@ -65,7 +65,7 @@ def _parts(value: Any, seen: set[int], owner: str = "") -> Iterator[str]:
         yield f"{_constant(value)} in {owner}" if owner else _constant(value)
     elif id(function) not in seen:
         seen.add(id(function))
-        name = f"{function.__module__}.{function.__qualname__}"
+        name = f"{function.__module__}.{getattr(function, 'claimed_name', function.__qualname__)}"
         is_local = "<" in function.__qualname__
         yield f"{name} (line {function.__code__.co_firstlineno}, {_code(function)[:8]})" if is_local else name
         for part in closure(function):

@@ -69,7 +69,15 @@ class Compiling(event.Listener):
     def on_end(self, _):
         pass
 
-if sys.argv[1] == "compiling":
+def work():
+    for _ in range(30):
+        refloss.mse(x, t)
+        started.set()
+    done.set()
+
+if sys.argv[1] == "working":
+    thread = threading.Thread(target=work)
+elif sys.argv[1] == "compiling":
     event.register("numba:compile", Compiling())
     thread = threading.Thread(target=lambda: (kernel_of(20)(np.ones(3)), done.set()))
 else:
@@ -94,8 +102,8 @@ print(done.is_set(), refloss.mse(x, t).loss == expected)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system that cannot fork")
-@pytest.mark.parametrize("busy", ["compiling", "making"])
-def test_a_fork_while_another_thread_compiles_does_not_hang_the_child(busy: str) -> None:
+@pytest.mark.parametrize("busy", ["compiling", "making", "working"])
+def test_a_fork_while_another_thread_is_busy_does_not_hang_the_child(busy: str) -> None:
     result = run(FORK, busy)
     assert (result.returncode, result.stdout) == (0, "True True\n"), result.stderr
 
