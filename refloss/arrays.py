@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import operator
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ _FLOAT_NAMES = "float64, float32, float16 or bfloat16"
 # DLPack's device types whose memory the CPU reads: plain, and pinned by CUDA or ROCm.
 _CPU_DEVICES = (1, 3, 11)
 _DLPACK_UINT, _DLPACK_BFLOAT = 1, 4
-_DLPACK_DTYPE_OFFSET = 20
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
@@ -60,21 +58,13 @@ class _Relabelled:
 
     def __dlpack__(self, **_: Any) -> Any:
         capsule = self.value.__dlpack__()
-        code, bits = _dlpack_dtype(capsule)
-        if (code.value, bits.value) == (_DLPACK_BFLOAT, 16):
-            code.value = _DLPACK_UINT
+        tensor = device.tensor_of(capsule)
+        if (tensor.code, tensor.bits) == (_DLPACK_BFLOAT, 16):
+            tensor.code = _DLPACK_UINT
             self.is_bfloat16 = True
         return capsule
 
     is_bfloat16 = False
-
-
-def _dlpack_dtype(capsule: Any) -> tuple[ctypes.c_uint8, ctypes.c_uint8]:
-    """The type code and bits inside a capsule: a DLTensor is {data, device, ndim, dtype{code, bits, lanes}, ...}."""
-    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    address = get_pointer(capsule, b"dltensor") + _DLPACK_DTYPE_OFFSET
-    return ctypes.c_uint8.from_address(address), ctypes.c_uint8.from_address(address + 1)
 
 
 def _from_dlpack(value: Any, name: str) -> np.ndarray:

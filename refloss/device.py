@@ -183,8 +183,13 @@ def imported(value: Any, name: str) -> Resident:
     return array
 
 
+def tensor_of(capsule: Any) -> Any:
+    """What a DLPack capsule holds; to write to it changes what its consumer sees."""
+    return _DLManagedTensor.from_address(_capsule_pointer(capsule, _NAME)).tensor
+
+
 def _from_capsule(capsule: Any, name: str) -> Resident:
-    tensor = _DLManagedTensor.from_address(_capsule_pointer(capsule, _NAME)).tensor
+    tensor = tensor_of(capsule)
     if tensor.code == _BFLOAT_CODE and tensor.bits == 16:
         dtype = _BFLOAT16
     elif tensor.code in _CODES and tensor.lanes == 1:

@@ -1,26 +1,28 @@
-"""Every Numba option of refloss, in one place.
+"""Every Numba option of refloss, in one place, and the names of what is compiled.
 
-Kernels are compiled on first use for the types they meet and kept on disk. Scalars are inlined into the kernels that
-call them, so they need no cache entry of their own; CUDA kernels call the same scalars, which Numba compiles for the
-GPU then. There is no fastmath anywhere: the bits of a result are part of the
-contract, and LLVM may only vectorise what keeps them.
+Kernels are compiled on first use for the types they meet and kept on disk (``refloss.disk_cache``) until something
+changes that their machine code depends on (``refloss.origin``). Scalars are inlined into the kernels that call them, so
+they need no cache entry of their own; CUDA kernels call the same scalars, which Numba compiles for the GPU then. There
+is no fastmath anywhere: the bits of a result are part of the contract, and LLVM may only vectorise what keeps them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 from numba.core import config
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
+
+from refloss.disk_cache import DiskCache
+from refloss.origin import Origin, closure, origin, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
 
 # What is only called from compiled code needs no way in from Python, and compiles a fifth faster without; Python must
 # not call it, unless CUDA is simulated: then kernels are Python.
@@ -30,70 +32,119 @@ _INSIDE: dict[str, Any] = {
     "no_cfunc_wrapper": True,
 }
 
+# Held while something is made or named; at a fork as well, so that a child never finds either half done.
+_making = threading.RLock()
+
 
 def scalar(function: Callable[..., Any]) -> Any:
     """Compile a scalar function lazily and inline it into its callers."""
     return numba.njit(forceinline=True, **_INSIDE)(function)
 
 
-def helper(function: Callable[..., Any], name: str = "") -> Any:
+def helper(function: Any, name: str = "") -> Any:
     """Compile a function that kernels call once a row or less; LLVM decides whether to inline it."""
-    return numba.njit(**_INSIDE)(_named(function, name))
+    _named(function, name)
+    return numba.njit(**_INSIDE)(function)
 
 
-def kernel(function: Callable[..., Any], name: str = "") -> Any:
-    """Compile a loop over arrays, without the interpreter lock and cached on disk."""
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(_named(function, name))
-    # Where no folder can be written to, a kernel is compiled anew in each process.
-    with contextlib.suppress(RuntimeError):
-        dispatcher._cache = _PackageCache(function)
+def kernel(function: Any, name: str = "") -> Any:
+    """Compile a loop over arrays, without the interpreter lock and kept on disk."""
+    source = _named(function, name)
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return _refused
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    if source.complete:
+        # Where no folder can be written to, a kernel is compiled anew in each process.
+        with contextlib.suppress(RuntimeError, OSError):
+            dispatcher._cache = DiskCache(function, source)
     return dispatcher
+
+
+def _refused(*_: Any) -> Any:
+    # Intrinsics, such as the fused multiply-add, are instructions and cannot run in Python.
+    raise RuntimeError("refloss compiles its kernels, and NUMBA_DISABLE_JIT forbids that: unset NUMBA_DISABLE_JIT")
 
 
 def once(make: Callable[..., Any]) -> Callable[..., Any]:
     """Make each thing once, also for threads that ask for it at the same time, as the layers of a head do."""
-    lock, made = threading.Lock(), functools.cache(make)
+    made: dict[Any, Any] = {}
 
     @functools.wraps(make)
-    def locked(*arguments: Any) -> Any:
-        with lock:
-            return made(*arguments)
+    def get(*arguments: Any) -> Any:
+        if arguments not in made:
+            with _making:
+                if arguments not in made:
+                    made[arguments] = make(*arguments)
+        return made[arguments]
 
-    return locked
+    return get
 
 
-def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A function that is defined inside another one, over functions that are handed to it, has to have a name.
+class _Claim(NamedTuple):
+    """What a name stands for, and each state that its source has been in, as modules are edited and loaded again."""
 
-    Its machine code, and its place in the cache, are called after its qualified name. Two loops that different
-    processes have cached under one name would be linked as one in a third process: the first to come, for both.
+    parts: tuple[str, ...]
+    stamps: list[str]
+
+
+_claims: dict[str, _Claim] = {}
+
+
+def claim(name: str, *values: Any, stamp: str = "") -> int:
+    """Take a name for a thing that is made of functions and constants.
+
+    Returns:
+        Which state of the source this is: 0 the first time and whenever the same is made again, 1 after an edit, ...
+
+    Raises:
+        ValueError: something else has that name.
+    """
+    found = parts(values)
+    with _making:
+        known = _claims.setdefault(name, _Claim(found, []))
+        if known.parts != found:
+            first, second = sorted(set(known.parts) - set(found)), sorted(set(found) - set(known.parts))
+            raise ValueError(
+                f"two loops are named {name!r}, one over {', '.join(first) or 'less'}, one over"
+                f" {', '.join(second) or 'less'}: they would share machine code; give each a name of its own"
+            )
+        if stamp not in known.stamps:
+            known.stamps.append(stamp)
+        return known.stamps.index(stamp)
+
+
+def _named(function: Any, name: str) -> Origin:
+    """Give a function its qualified name, which nothing else may have.
+
+    Its machine code, and its place in the cache, are called after that name, and the number that Numba adds to it
+    starts anew in every process. So two loops that different processes have cached under one name would be linked as
+    one in a third process: the first to come, for both. The same goes for what a module held before it was edited and
+    loaded again.
     """
     if name:
         function.__qualname__ += f".{name}"
-    return function
+    source = origin(function)
+    state = claim(f"{function.__module__}.{function.__qualname__}", *closure(function), stamp=source.stamp)
+    if state:
+        # What is made over this function goes by the name that was claimed, or it would be another one after an edit.
+        function.claimed_name = function.__qualname__
+        function.__qualname__ += f".{state}"
+    return source
 
 
-class _PackageCache(FunctionCache):
-    """Numba's disk cache, made stale by a change in any file of the package.
+def _hold() -> None:
+    """Wait until nothing is being made or compiled: a child that is forked then finds Numba and LLVM as they should be.
 
-    Numba looks at the kernel's own file only, and would go on serving a kernel whose scalars have changed elsewhere.
+    A thread that compiles does not go on in the child, and neither its locks nor its work would ever be finished there.
     """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        self._cache_file = IndexDataCacheFile(
-            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_package_stamp()
-        )
-
-    def _index_key(self, signature: Any, codegen: Any) -> Any:
-        """Numba's key without its hash of the closure, which differs between processes: name and stamp identify it."""
-        return signature, codegen.magic_tuple()
+    _making.acquire()
+    global_compiler_lock.acquire()
 
 
-@functools.cache
-def _package_stamp() -> tuple[tuple[str, int, int], ...]:
-    root = Path(__file__).parent
-    files = sorted(
-        [Path(__file__), *(path for part in ("numerics", "kernels", "losses") for path in root.glob(f"{part}/*.py"))]
-    )
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+def _let_go() -> None:
+    global_compiler_lock.release()
+    _making.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)

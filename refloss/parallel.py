@@ -7,14 +7,16 @@ import functools
 import itertools
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from refloss import subnormals
 from refloss.arrays import integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
 _limit: list[int] = []
 _progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("progress", default=None)
@@ -64,11 +66,13 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
             if report is not None:
                 report(last - first, rows)
 
-    helpers = min(get_num_threads(), -(-rows // block)) - 1
+    # Read once: another thread may set it meanwhile.
+    threads = get_num_threads()
+    helpers = min(threads, -(-rows // block)) - 1
     if helpers < 1:
         worker()
         return
-    futures = [_pool(get_num_threads() - 1).submit(worker) for _ in range(helpers)]
+    futures = _submitted(worker, helpers, threads - 1)
     try:
         worker()
     finally:
@@ -79,6 +83,30 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
         wait(started)
     for future in started:
         future.result()
+
+
+def _submitted(worker: Callable[[], None], helpers: int, threads: int) -> list[Future[None]]:
+    """A worker's calls by threads of the pool, as many as there can be: the calling thread does what they do not."""
+    futures: list[Future[None]] = []
+    # No thread starts any more while Python shuts down, or where the system allows no more of them. By then a call may
+    # have been queued all the same; it has a future here, so that it is cancelled or waited for like any other.
+    with contextlib.suppress(RuntimeError):
+        pool = _pool(threads)
+        for _ in range(helpers):
+            futures.append(Future())
+            pool.submit(_settle, futures[-1], worker)
+    return futures
+
+
+def _settle(future: Future[None], worker: Callable[[], None]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        worker()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
 
 
 def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -102,8 +130,15 @@ def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 
 @functools.lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work: to start them anew would take longer than many a loss."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="refloss")
+    """Threads that wait for work: to start them anew would take longer than many a loss.
+
+    Calls that use another pool when a new limit replaces it finish what they have handed to it.
+    """
+    # Its module cannot be imported any more while Python shuts down, which is a RuntimeError too.
+    from concurrent.futures import ThreadPoolExecutor
+
+    # A thread flushes subnormals if the one that starts it does.
+    return ThreadPoolExecutor(threads, thread_name_prefix="refloss", initializer=subnormals.keep)
 
 
 # A child process has none of its parent's threads.

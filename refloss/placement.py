@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from refloss import subnormals
 from refloss.device import DeviceArray, Resident, host, imported, is_on_gpu
 from refloss.dispatch import chosen, require_cuda
 from refloss.result import Call
@@ -29,6 +30,8 @@ def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+            if subnormals.are_flushed():
+                return subnormals.kept(call, *arguments, **keywords)
             if any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
                 result: R = _call_on_gpu(function, stays, arguments, keywords)
             else:

@@ -7,6 +7,8 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from refloss import subnormals
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -39,7 +41,7 @@ class Intermediates(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         if name not in self.later:
             raise KeyError(name)
-        self[name] = self.later.pop(name)()
+        self[name] = subnormals.kept(self.later.pop(name))
         return self[name]
 
 
