@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import json
@@ -129,16 +130,17 @@ def _load_npy(path: Path) -> dict[str, np.ndarray]:
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
+        places = sorted([archive.start_dir, *(entry.header_offset for entry in archive.infolist())])
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             if name == entry.filename or name in tensors:
                 raise ValueError(f"member {entry.filename!r} is {'there twice' if name in tensors else 'no .npy file'}")
-            tensors[name] = _member(path, archive, entry)
+            tensors[name] = _member(path, archive, entry, places[bisect.bisect(places, entry.header_offset)])
     return tensors
 
 
-def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """An array of an archive: in place, unless it is compressed."""
+def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> np.ndarray:
+    """An array of an archive, in place unless it is compressed; limit is where the next member begins."""
     with archive.open(entry) as file:  # the library's own checks of the member
         header = _header(file)
         size = file.tell()
@@ -150,7 +152,7 @@ def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.
         whole.seek(entry.header_offset + 26)
         name_length, extra_length = struct.unpack("<HH", whole.read(4))
         start = whole.tell() + name_length + extra_length
-    return _map_array(path, header, start + size, start + entry.file_size)
+    return _map_array(path, header, start + size, min(start + entry.compress_size, limit))
 
 
 class _Header(NamedTuple):
@@ -251,7 +253,7 @@ def save_tensors(path: Path, tensors: dict[str, Any]) -> None:
 
 def _system_error(error: SafetensorError, path: Path) -> Exception:
     """What an error of the library, which knows the system's only by its words, is in Python."""
-    code = re.search(r"\bOs \{ code: (\d+)", str(error))
+    code = re.search(r"\(os error (\d+)\)", str(error))
     if code is None:
         return ValueError(f"{path}: cannot be written: {reason(error)}")
     return OSError(int(code[1]), os.strerror(int(code[1])), str(path))
