@@ -53,8 +53,8 @@ def main() -> None:
         _flush()
     except _USAGE_ERROR as error:
         status = _failed(error.format_message())  # type: ignore[attr-defined]
-    except BrokenPipeError:
-        status = 141  # of a command that SIGPIPE ends
+    except (BrokenPipeError, SystemExit):  # the latter is what Click makes of the former
+        status = 141  # as of a command that SIGPIPE ends
     except MemoryError as error:
         status = _failed(": ".join(filter(None, ("not enough memory", str(error)))))
     except EXPECTED_ERRORS as error:
