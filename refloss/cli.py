@@ -27,6 +27,7 @@ from refloss.registry import FUNCTIONS, Function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TextIO
 
     from refloss.result import LossResult
 
@@ -50,10 +51,10 @@ def main() -> None:
     """Run the command line; whatever is wrong with files, names or options is one line and exit status 2."""
     try:
         status = app(standalone_mode=False)
-        _flush()
+        _flush(sys.stdout)
     except _USAGE_ERROR as error:
         status = _failed(error.format_message())  # type: ignore[attr-defined]
-    except (BrokenPipeError, SystemExit):  # the latter is what Click makes of the former
+    except (BrokenPipeError, SystemExit):  # the latter is what Click and rich make of the former
         status = 141  # as of a command that SIGPIPE ends
     except MemoryError as error:
         status = _failed(": ".join(filter(None, ("not enough memory", str(error)))))
@@ -61,24 +62,17 @@ def main() -> None:
         status = _failed(reason(error))
     except (KeyboardInterrupt, typer.Abort):
         status = 130
-    try:
-        _flush()
-    except OSError:  # Python would try again when it ends, and tell of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            _flush(stream)
+        except OSError:  # Python would try again when it ends, and tell of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
 
 
-def _flush() -> None:
-    if sys.stdout is not None:  # as it is where it was closed
-        sys.stdout.flush()
-
-
-class _Console(Console):
-    """Leaves a reader that has gone to main."""
-
-    def on_broken_pipe(self) -> None:
-        """Called by rich in place of an error."""
-        raise BrokenPipeError
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:  # as it is where it was closed
+        stream.flush()
 
 
 def _failed(message: str) -> int:
@@ -336,7 +330,7 @@ def _check_choices(compute_dtype: str | None, *outputs: Path | None) -> None:
 def _console(width: int) -> Console:
     """A console on stdout that cuts nothing off where no terminal sets a width."""
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    return _Console(width=None if terminal else width, highlight=False)
+    return Console(width=None if terminal else width, highlight=False)
 
 
 @app.command("list")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
@@ -343,8 +344,9 @@ def test_output_that_nobody_reads(tmp_path, command, status, err):
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "cases": cases}))
     # The reader has gone long before Python has started.
     shell = "set -o pipefail; " + command.format(refloss='"$0" -m refloss')
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     run = subprocess.run(
-        ["bash", "-c", shell, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash", "-c", shell, sys.executable], cwd=tmp_path, env=buffered, capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stderr) == (status, err)
 
