@@ -47,8 +47,6 @@ def refloss_result(call: Call, grad_output: Any = None) -> refloss.LossResult:
 
 def outcome_of(result: refloss.LossResult) -> Outcome:
     """A result under one name for each tensor."""
-    for name in list(getattr(result.intermediates, "later", ())):
-        _ = result.intermediates[name]  # computed when asked for
     return {
         "loss": np.asarray(result.loss),
         **{f"component.{name}": np.asarray(value) for name, value in result.components.items()},

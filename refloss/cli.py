@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -21,10 +22,12 @@ from refloss import parallel
 from refloss.arrays import float_array, float_dtype
 from refloss.files import disk_array, load_nested, load_tensor, load_tensors, save_tensors
 from refloss.golden import store
+from refloss.messages import EXPECTED_ERRORS, printable, reason
 from refloss.registry import FUNCTIONS, Function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TextIO
 
     from refloss.result import LossResult
 
@@ -48,19 +51,33 @@ def main() -> None:
     """Run the command line; whatever is wrong with files, names or options is one line and exit status 2."""
     try:
         status = app(standalone_mode=False)
+        _flush(sys.stdout)
     except _USAGE_ERROR as error:
         status = _failed(error.format_message())  # type: ignore[attr-defined]
-    except MemoryError:
-        status = _failed("not enough memory")
-    except (OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        status = _failed(str(error))
+    except (BrokenPipeError, SystemExit):  # the latter is what Click and rich make of the former
+        status = 141  # as of a command that SIGPIPE ends
+    except MemoryError as error:
+        status = _failed(": ".join(filter(None, ("not enough memory", str(error)))))
+    except EXPECTED_ERRORS as error:
+        status = _failed(reason(error))
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            _flush(stream)
+        except OSError:  # Python would try again when it ends, and tell of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
 
 
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:  # as it is where it was closed
+        stream.flush()
+
+
 def _failed(message: str) -> int:
-    print(f"refloss: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # of a reader that has gone
+        print(f"refloss: {printable(message)}", file=sys.stderr)
     return 2
 
 
@@ -107,8 +124,8 @@ def _kind(key: str, kind: type) -> tuple[type, str]:
 
 def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
-    except ValueError as error:
+        value = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--{name}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"--{name}: holds a {type(value).__name__}; expected names and values")
@@ -201,7 +218,7 @@ def _result_tensors(result: LossResult) -> dict[str, Any]:
 
 def _print_result(function: Function, given: dict[str, Any], result: LossResult) -> None:
     if np.ndim(result.loss):
-        print(f"loss        {np.size(result.loss)} values, mean {float(np.mean(result.loss))!r}")
+        print(f"loss        {np.size(result.loss)} values, mean {_mean(result.loss, np.size(result.loss))!r}")
         return
     print(f"loss        {float(result.loss)!r}")
     width = max([12, *(len(name) + 2 for name in result.components)])
@@ -211,9 +228,17 @@ def _print_result(function: Function, given: dict[str, Any], result: LossResult)
         return
     labels = result.intermediates.get("shift_labels", given["labels"])
     counted = int(np.count_nonzero(labels != given.get("ignore_index", -100)))
-    mean = float(np.sum(result.intermediates["nll"])) / counted if counted else math.nan
+    mean = _mean(result.intermediates["nll"], counted)
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(np.longdouble(mean)))
     print(f"tokens      {counted}")
-    print(f"perplexity  {float(np.exp(np.longdouble(mean)))!r}")
+    print(f"perplexity  {perplexity!r}")
+
+
+def _mean(losses: Any, count: int) -> float:
+    """The mean of what counts; NaN of nothing."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sum(losses)) / count if count else math.nan
 
 
 for _name, _function in FUNCTIONS.items():
@@ -229,7 +254,7 @@ def golden_write(
     names = {name.strip() for name in only.split(",") if name.strip()}
     with _progress("cases") as report:
         count = store.write(folder, names or None, report)
-    print(f"{count} cases written to {folder}")
+    print(printable(f"{count} cases written to {folder}"))
 
 
 @golden_app.command("check")
@@ -241,7 +266,7 @@ def golden_check(
         outcomes = list(store.check(folder, report))
     faults = [(case, fault) for case, fault in outcomes if fault is not None]
     for case, fault in faults:
-        print(f"{case}: {fault}")
+        print(printable(f"{case}: {fault}"))
     print(f"{len(outcomes) - len(faults)} of {len(outcomes)} cases have the same bits")
     if faults:
         raise typer.Exit(1)
@@ -268,7 +293,6 @@ def compare_folders(
     Exit status 0 where every case that it brings passes, 1 where one fails, 2 where nothing could be judged.
     """
     from refloss.testing.judging import compare
-    from refloss.testing.judging.wording import printable
     from refloss.testing.report import junit as junit_file
     from refloss.testing.report import page as report_file
     from refloss.testing.report import table
@@ -306,7 +330,8 @@ def _check_choices(compute_dtype: str | None, *outputs: Path | None) -> None:
 
 def _console(width: int) -> Console:
     """A console on stdout that cuts nothing off where no terminal sets a width."""
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(width=None if terminal else width, highlight=False)
 
 
 @app.command("list")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import errno
 import json
+import math
 import os
+import re
 import struct
 import tempfile
+import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from refloss.messages import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +79,8 @@ def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
             branch = branch.setdefault(folder, {})
             if not isinstance(branch, dict):
                 raise ValueError(f"{name}: {folder} is a tensor itself")
+        if last in branch:
+            raise ValueError(f"{name}: {last} has parts, and is a tensor itself")
         branch[last] = tensor
     return {name: _as_lists(branch, name) for name, branch in tree.items()}
 
@@ -101,47 +109,92 @@ def flattened(name: str, value: Any) -> dict[str, Any]:
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a file by its name; that of a .npy file has the name ''."""
+    """Every tensor of a file by its name, '' for that of a .npy file; whatever is wrong with a file is a ValueError."""
     readers = {".npy": _load_npy, ".npz": _load_npz, ".safetensors": _load_safetensors}
     if path.suffix not in readers:
         raise ValueError(f"{path}: expected a file ending in {', '.join(readers)}")
     try:
-        return readers[path.suffix](path)
-    except (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, struct.error) as error:
-        raise ValueError(f"{path}: not a readable {path.suffix} file: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the Python that a header is written in
+            return readers[path.suffix](path)
+    except Exception as error:  # parsers of headers and archives raise all sorts for bytes that no writer has written
+        raise ValueError(f"{path}: not a readable {path.suffix} file: {reason(error)}") from error
 
 
 def _load_npy(path: Path) -> dict[str, np.ndarray]:
-    return {"": _as_bfloat16(np.load(path, mmap_mode="r", allow_pickle=False))}
+    with path.open("rb") as file:
+        header = _header(file)
+        return {"": _map_array(path, header, file.tell(), path.stat().st_size)}
+
+
+def _load_npz(path: Path) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(path) as archive:
+        places = sorted([archive.start_dir, *(entry.header_offset for entry in archive.infolist())])
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if name == entry.filename or name in tensors:
+                raise ValueError(f"member {entry.filename!r} is {'there twice' if name in tensors else 'no .npy file'}")
+            tensors[name] = _member(path, archive, entry, places[bisect.bisect(places, entry.header_offset)])
+    return tensors
+
+
+def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> np.ndarray:
+    """An array of an archive, in place unless it is compressed; limit is where the next member begins."""
+    with archive.open(entry) as file:  # the library's own checks of the member
+        header = _header(file)
+        size = file.tell()
+    header.check(size, entry.file_size)
+    if entry.compress_type != zipfile.ZIP_STORED:
+        with archive.open(entry) as file:
+            return _as_bfloat16(np.lib.format.read_array(file, allow_pickle=False))
+    with path.open("rb") as whole:
+        whole.seek(entry.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", whole.read(4))
+        start = whole.tell() + name_length + extra_length
+    return _map_array(path, header, start + size, min(start + entry.compress_size, limit))
+
+
+class _Header(NamedTuple):
+    """What stands before the elements in NumPy's own format."""
+
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+
+    def check(self, start: int, end: int) -> None:
+        """Raise unless the elements fit between two places of a file."""
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"shape {self.shape}")
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if needed > end - start:
+            raise ValueError(f"{end - start} bytes of data; {self.dtype} of shape {self.shape} takes {needed}")
+
+
+def _header(file: IO[bytes]) -> _Header:
+    """Read to where the elements begin."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+        (3, 0): np.lib.format.read_array_header_2_0,  # differs in the names of fields
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"version {version} of the format")
+    shape, fortran_order, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return _Header(shape, "F" if fortran_order else "C", dtype)
+
+
+def _map_array(path: Path, header: _Header, start: int, end: int) -> np.ndarray:
+    header.check(start, end)
+    return _as_bfloat16(_map(path, header.dtype, start, header.shape, header.order))
 
 
 def _as_bfloat16(array: np.ndarray) -> np.ndarray:
     # NumPy's own format has no name for bfloat16 and calls it two bytes of anything.
     return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
-
-
-def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    tensors = {}
-    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as loaded:
-        for name in loaded.files:
-            entry = archive.getinfo(f"{name}.npy")
-            stored = entry.compress_type == zipfile.ZIP_STORED
-            tensors[name] = _as_bfloat16(_map_entry(path, entry) if stored else loaded[name])
-    return tensors
-
-
-def _map_entry(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
-    """A member of an archive that is not compressed, in place."""
-    with path.open("rb") as file:
-        file.seek(entry.header_offset + 26)
-        name_length, extra_length = struct.unpack("<HH", file.read(4))
-        file.seek(name_length + extra_length, os.SEEK_CUR)
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0}.get(version, np.lib.format.read_array_header_2_0)
-        shape, fortran_order, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
-        return _map(path, dtype, file.tell(), shape, "F" if fortran_order else "C")
 
 
 def _map(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], order: Any = "C") -> np.ndarray:
@@ -153,7 +206,7 @@ def _map(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], 
 
 def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
     with safe_open(path, "numpy"):
-        pass  # the library's own checks of the header
+        pass  # the library's own checks: the header, and that the tensors fill the file without gap or overlap
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -190,8 +243,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def save_tensors(path: Path, tensors: dict[str, Any]) -> None:
     """Write a .safetensors file; the same tensors give the same bytes."""
+    arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     with replacing(path) as part:
-        save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, part)
+        try:
+            save_file(arrays, part)
+        except SafetensorError as error:
+            raise _system_error(error, path) from error
+
+
+def _system_error(error: SafetensorError, path: Path) -> Exception:
+    """What an error of the library, which knows the system's only by its words, is in Python."""
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    if code is None:
+        return ValueError(f"{path}: cannot be written: {reason(error)}")
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path))
 
 
 @contextlib.contextmanager
@@ -200,5 +265,24 @@ def disk_array(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> It
     with tempfile.TemporaryFile(dir=folder) as file:
         if 0 in shape:
             yield np.empty(shape, dtype)
-        else:
-            yield np.memmap(file, dtype, "w+", shape=shape or (1,)).reshape(shape)
+            return
+        try:
+            _reserve(file, math.prod(shape) * dtype.itemsize)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        yield np.memmap(file, dtype, "r+", shape=shape or (1,)).reshape(shape)
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take a file's space: what is written to a map when the disk is full ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+    zeros = bytes(min(size, 1 << 20))
+    for start in range(0, size, len(zeros)):
+        file.write(zeros[: size - start])
+    file.flush()

@@ -2,47 +2,127 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from refloss import subnormals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
 
     import numpy as np
 
 
-class Intermediates(dict[str, Any]):
-    """Intermediate values; those in ``later`` are computed when they are first asked for, by ``[name]``.
+class Intermediates(MutableMapping[str, Any]):
+    """Intermediate values by name; those in ``later`` are computed when they are first asked for.
 
-    Until then they are not among the keys, and a copy or a pickle does not have them.
+    Both kinds are among the keys. Looking for a name, listing names and printing compute nothing; ``[name]``, ``get``,
+    ``pop``, ``values()``, ``items()`` and so ``dict(...)`` compute what they return. A copy, ``|`` and ``update`` keep
+    what is computed later. A pickle does not have it and does not list it, but says so when it is asked for.
+
+    Attributes:
+        later: by name the functions that compute what is not there yet.
     """
 
-    def __init__(self, *values: Any, **later: Callable[[], Any]) -> None:
-        super().__init__(*values)
-        self.later = later
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **later: Callable[[], Any]) -> None:
+        self._computed: dict[str, Any] = {}
+        self._lost: frozenset[str] = frozenset()  # what a pickle did not take along
+        self.later: dict[str, Callable[[], Any]] = {}
+        self.update(values)
+        self.later.update(later)
+
+    def computed(self) -> dict[str, Any]:
+        """The values that are there."""
+        return dict(self._computed)
 
     def renamed(self, prefix: str = "", suffix: str = "") -> Intermediates:
-        """The same with a prefix or a suffix to every name."""
+        """The same with a prefix or a suffix to every name; what is computed later is computed once for both."""
         later = {f"{prefix}{name}{suffix}": functools.partial(self.__getitem__, name) for name in self.later}
-        return Intermediates({f"{prefix}{name}{suffix}": value for name, value in self.items()}, **later)
+        return Intermediates({f"{prefix}{name}{suffix}": value for name, value in self._computed.items()}, **later)
 
     def include(self, others: Intermediates) -> None:
-        """Take over the values of others."""
-        self.update(others)
+        """Take over the values of others, computed or not."""
+        for name in others.later:
+            self._computed.pop(name, None)
+        for name, value in others._computed.items():
+            self[name] = value
         self.later.update(others.later)
+        self._lost = (self._lost | others._lost).difference(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self),)
+    def update(self, values: Any = (), /, **named: Any) -> None:
+        """As dict.update, but what others compute later is still computed later."""
+        if isinstance(values, Intermediates):
+            self.include(values)
+            values = ()
+        super().update(values, **named)
 
-    def __missing__(self, name: str) -> Any:
-        if name not in self.later:
+    def copy(self) -> Intermediates:
+        """A copy; both compute for themselves what is computed later, from the same inputs."""
+        return Intermediates(self)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Intermediates:
+        copied = self.copy()
+        copied._computed = copy.deepcopy(self._computed, memo)
+        return copied
+
+    def clear(self) -> None:
+        """Remove every value, computed or not."""
+        self._computed.clear()
+        self.later.clear()
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._computed:
+            return self._computed[name]
+        if name in self.later:
+            # Computed before it is taken off the list: where memory does not suffice, it can be asked for again.
+            self[name] = subnormals.kept(self.later[name])
+            return self._computed[name]
+        if name in self._lost:
+            raise KeyError(f"{name} is computed when it is asked for: a pickle lacks it unless that was before")
+        raise KeyError(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._computed[name] = value
+        self.later.pop(name, None)
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
             raise KeyError(name)
-        self[name] = subnormals.kept(self.later.pop(name))
-        return self[name]
+        self._computed.pop(name, None)
+        self.later.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._computed or name in self.later
+
+    def __iter__(self) -> Iterator[str]:
+        # Over names as they are now: to ask for a value moves its name.
+        return iter(self._computed | self.later)
+
+    def __len__(self) -> int:
+        return len(self._computed | self.later)
+
+    def __or__(self, others: Mapping[str, Any]) -> Intermediates:
+        if not isinstance(others, Mapping):
+            return NotImplemented
+        both = self.copy()
+        both.update(others)
+        return both
+
+    def __ror__(self, others: Mapping[str, Any]) -> Intermediates:
+        return Intermediates(others) | self if isinstance(others, Mapping) else NotImplemented
+
+    def __repr__(self) -> str:
+        values = [f"{name!r}: {value!r}" for name, value in self._computed.items()]
+        return f"{{{', '.join([*values, *(f'{name!r}: <computed when asked for>' for name in self.later)])}}}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_computed": self._computed, "_lost": self._lost.union(self.later), "later": {}}
 
 
 class Call(NamedTuple):

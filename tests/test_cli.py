@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import struct
 import subprocess
 import sys
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -241,6 +244,113 @@ def test_bad_files_names_and_options(run, tmp_path, monkeypatch, arguments, mess
     assert left == []
 
 
+def npy_with(header, data=b""):
+    """A .npy file with a header of one's own."""
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+UNREADABLE = {
+    "short.npz": "8 bytes of data; float64 of shape (4,) takes 32",
+    "torn.npy": "TokenError: ",
+    "lzma.npz": "LZMAError: ",
+    "nested.safetensors": "SafetensorError: ",
+    "\x1b[2J.npy": "no such file",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), UNREADABLE.items())
+def test_a_file_that_cannot_be_read_is_one_line(run, tmp_path, name, message):
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as archive:
+        archive.writestr("logits.npy", npy_with("{'descr': '<f8', 'fortran_order': False, 'shape': (4,)}\n", bytes(8)))
+        archive.writestr("labels.npy", bytes(4096))
+    (tmp_path / "torn.npy").write_bytes(npy_with("{'descr': ("))
+    with zipfile.ZipFile(tmp_path / "lzma.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("logits.npy", b"logits")
+    path = tmp_path / "lzma.npz"
+    path.write_bytes(path.read_bytes().replace(b"\x5d\0\0", b"\xff\0\0"))
+    (tmp_path / "nested.safetensors").write_bytes(struct.pack("<Q", 90000) + b'{"a":' * 18000)
+    status, out, err = run("compute", "mse", "--input", tmp_path / name, "--target", tmp_path / name)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"refloss: {tmp_path}")
+    assert message in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (EOFError(), "EOFError"),
+        (ValueError(), "ValueError"),
+        (RuntimeError("first\nsecond \x1b[31m"), "first\\nsecond \\x1b[31m"),
+        (OverflowError("too large"), "too large"),
+        (ZeroDivisionError("division by zero"), "division by zero"),
+        (RecursionError("too deep"), "too deep"),
+        (NotImplementedError(), "NotImplementedError"),
+        (MemoryError(), "not enough memory"),
+        (MemoryError("no room for 5 bytes"), "not enough memory: no room for 5 bytes"),
+    ],
+    ids=repr,
+)
+def test_every_error_is_told_in_one_line(run, monkeypatch, error, line):
+    def broken(**_):
+        raise error
+
+    monkeypatch.setattr(cli, "app", broken)
+    assert run() == (2, "", f"refloss: {line}\n")
+
+
+def test_a_fault_of_ours_is_a_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "app", lambda **_: [].nothing)
+    with pytest.raises(AttributeError):
+        cli.main()
+
+
+@pytest.mark.parametrize("mean", [800.0, 11357.0, 1e300, math.inf])
+def test_a_perplexity_that_no_number_holds(run, tmp_path, mean):
+    np.save(tmp_path / "x.npy", np.array([[[0.0, -mean]]]))
+    np.save(tmp_path / "y.npy", np.array([[1]]))
+    status, out, err = run("compute", "masked_lm", "--logits", tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1].split() == ["perplexity", "inf"]
+
+
+@pytest.mark.parametrize("values", [[], [1e308, -1e308, 1e308], [np.inf, np.nan]], ids=str)
+def test_means_that_are_no_numbers(run, tmp_path, values):
+    np.save(tmp_path / "x.npy", np.array(values, np.float64))
+    np.save(tmp_path / "y.npy", np.zeros(len(values)))
+    files = ["--input", tmp_path / "x.npy", "--target", tmp_path / "y.npy"]
+    status, out, err = run("compute", "l1", *files, "--reduction", "none")
+    assert (status, err) == (0, "")
+    assert out.endswith(f" mean {'inf' if values[:1] == [1e308] else 'nan'}\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="shells of its own")
+@pytest.mark.parametrize(
+    ("command", "status", "err"),
+    [
+        ("{refloss} list | true", 141, ""),
+        ("{refloss} --help | true", 141, ""),
+        ("{refloss} golden check . | true", 141, ""),
+        ("{refloss} golden check no 2>&1 | true", 2, ""),
+        ("{refloss} list > /dev/full", 2, "refloss: [Errno 28] No space left on device\n"),
+        ("{refloss} --version > /dev/full", 2, "refloss: [Errno 28] No space left on device\n"),
+        ("{refloss} list >&-", 0, ""),
+        ("{refloss} golden check no 2>&-", 2, ""),
+    ],
+)
+def test_output_that_nobody_reads(tmp_path, command, status, err):
+    # More cases than a pipe's buffer holds, none of which has a file.
+    cases = [{"id": f"{i}", "file": f"{i:099}", "sha256": "", "function": "mse", "parameters": {}} for i in range(1000)]
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "cases": cases}))
+    # The reader has gone long before Python has started.
+    shell = "set -o pipefail; " + command.format(refloss='"$0" -m refloss')
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = subprocess.run(
+        ["bash", "-c", shell, sys.executable], cwd=tmp_path, env=buffered, capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (status, err)
+
+
 def test_a_failed_write_leaves_nothing_behind(run, data, tmp_path, monkeypatch):
     logits, labels = data
     np.savez(tmp_path / "in.npz", logits=logits, labels=labels)
@@ -274,6 +384,38 @@ def test_golden_write_and_check(run, tmp_path):
     assert status == 1
     assert out.startswith("masked_lm-float32: ")
     assert out.endswith(f"{count - 1} of {count} cases have the same bits\n")
+
+
+def test_what_a_manifest_says_cannot_command_a_terminal(run, tmp_path):
+    folder = tmp_path / "g"
+    run("golden", "write", folder, "--only", "masked_lm")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    first, second, third = manifest["cases"][:3]
+    first["id"], first["file"] = "\x1b[2J", "\x1b]0;title\x07"
+    second["id"], second["function"] = "\x9b31m\n100 of 100 cases have the same bits", "\x1b[31m"
+    third["parameters"] = {"\x1b[1m": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    status, out, err = run("golden", "check", folder)
+    assert (status, err, len(out.splitlines())) == (1, "", 4)
+    assert out.startswith("\\x1b[2J: \\x1b]0;title\\x07: no such file\n\\x9b31m\\n100 of ")
+    (tmp_path / "candidate").mkdir()
+    for entry in manifest["cases"]:
+        save_file({"\x1b[31mred": np.zeros(1)}, tmp_path / "candidate" / entry["file"])
+    (tmp_path / "candidate" / "\x1b[0m").write_bytes(b"")
+    report = ["--junit", tmp_path / "x.xml", "--html", tmp_path / "x.html"]
+    for options in ([], ["--json"], report):
+        status, out, err = run("compare", folder, tmp_path / "candidate", *options)
+        assert status == 1
+        assert err == "refloss: \\x1b[0m: no case has this file\n"
+        assert not {"\x1b", "\x9b", "\x07"} & set(out)
+    for path in report[1::2]:
+        assert not {"\x1b", "\x9b", "\x07"} & set(path.read_text())
+    manifest["format"] = "\x1b[31m\n"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for command in (["golden", "check", folder], ["compare", folder, tmp_path / "candidate"]):
+        status, out, err = run(*command)
+        assert (status, out, len(err.splitlines())) == (2, "", 1)
+        assert "\x1b" not in err
 
 
 def test_list_names_every_function_and_key(run):
@@ -366,14 +508,18 @@ def test_compute_takes_one_file_for_several_arguments(run, scene):
     [
         ([], "Missing option '--config'"),
         (["--config", "{"], "--config: not JSON"),
+        (["--config", '{"a":' * 100000], "--config: not JSON: maximum recursion depth exceeded"),
+        (["--config", "garbled"], "--config: not JSON: 'utf-8' codec can't decode"),
         (["--config", "[1]"], "No such file"),
         (["--config", "{}"], "config has no 'num_labels'"),
         (["--config", "{}", "--labels", "nothing.npy"], "nothing.npy: no such file"),
     ],
 )
-def test_compute_of_a_head_says_what_is_wrong(run, scene, arguments, message):
+def test_compute_of_a_head_says_what_is_wrong(run, scene, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "garbled").write_bytes(b"\xff\xfe{")
     status, _, err = run("compute", "object_detection", scene[0], *arguments)
-    assert status == 2
+    assert (status, len(err.splitlines())) == (2, 1)
     assert message in err
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from refloss import cli
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
+from refloss.messages import printable
 from refloss.testing.judging import compare
-from refloss.testing.judging.wording import printable
 from refloss.testing.report import table
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
@@ -240,6 +240,7 @@ def entry_of(copy, **changes):
         {"parameters": {"ignore_index": "one"}},
         {"parameters": {"num_items_in_batch": [1, 2]}},
         {"grad_output": "much"},
+        {"parameters": {"num_items_in_batch": 10**400}},
     ],
     ids=str,
 )
@@ -248,6 +249,14 @@ def test_a_golden_case_that_makes_no_sense(run, copy, candidate, changes):
     status, out, err = run(copy, candidate)
     assert (status, err) == (1, "")
     assert f"FAIL {CASE}\n  the golden case is unusable: " in out
+
+
+def test_cases_of_one_name_judge_nobody(run, copy, candidate):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"cases": [*manifest["cases"], manifest["cases"][0]]}))
+    status, out, err = run(copy, candidate)
+    assert (status, out) == (2, "")
+    assert err == f"refloss: {copy / 'manifest.json'}: 2 cases have the id {manifest['cases'][0]['id']!r}\n"
 
 
 def test_json_has_every_case_and_is_json(run, golden, candidate):

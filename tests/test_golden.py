@@ -152,6 +152,10 @@ def test_check_names_unusable_cases(copy):
     assert found["masked_lm-float32"].startswith("labels[0, 0] = 99 is outside [0, 17)")
 
 
+def entry_of(name, file):
+    return {"id": name, "file": file, "sha256": "", "function": "mse", "parameters": {}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -168,11 +172,22 @@ def test_check_names_unusable_cases(copy):
             '{"format": 1, "cases": [{"id": "x", "file": "../x", "sha256": "", "function": "mse", "parameters": {}}]}',
             "names a file elsewhere",
         ),
+        ('{"a":' * 100000, "not a manifest: RecursionError"),
+        ("\udcff", "not a manifest: UnicodeDecodeError"),
+        (f'{{"format": {"1" * 5000}}}', "not a manifest: ValueError"),
+        (
+            json.dumps({"format": 1, "cases": [entry_of("a", "a.x"), entry_of("b", "b.x"), entry_of("a", "c.x")]}),
+            "2 cases have the id 'a'",
+        ),
+        (
+            json.dumps({"format": 1, "cases": [entry_of("a", "a.x"), entry_of("b", "a.x"), entry_of("c", "a.x")]}),
+            "3 cases have the file 'a.x'",
+        ),
     ],
 )
 def test_bad_manifests(tmp_path, text, message):
     if text is not None:
-        (tmp_path / "manifest.json").write_text(text)
+        (tmp_path / "manifest.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         list(store.check(tmp_path))
 
@@ -201,6 +216,17 @@ def test_lists_and_mappings_are_taken_apart_and_put_together():
 def test_names_that_do_not_fit_together(tensors, message):
     with pytest.raises(ValueError, match=message):
         nested(tensors)
+
+
+def test_expected_tensors_have_margins_and_nothing_else_that_is_computed_later():
+    detection, logits = (corpus.corpus({name})[0] for name in ("object_detection", "bce_with_logits"))
+    result = store.evaluate(detection)
+    names = set(store.expected_tensors(result))
+    assert "expected.intermediate.margin" in names
+    assert names >= {f"expected.intermediate.{name}" for name in result.intermediates if name.startswith("margin")}
+    result = store.evaluate(logits)
+    assert not any("intermediate" in name for name in store.expected_tensors(result))
+    assert set(result.intermediates.later) == {"losses", "probabilities"}
 
 
 def test_a_golden_case_of_a_head_that_matches_states_its_margins(folder):

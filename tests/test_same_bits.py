@@ -29,7 +29,7 @@ def options(shape=(37, 101)):
 
 
 def bits(result):
-    arrays = [result.loss, *result.grads.values(), *result.intermediates.values()]
+    arrays = [result.loss, *result.grads.values(), *result.intermediates.computed().values()]
     return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import refloss
 from refloss.cases.source import Case
 from refloss.files import load_tensors, nested, replacing, save_tensors
 from refloss.golden.corpus import corpus, functions
+from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -33,13 +35,14 @@ def evaluate(case: Case) -> LossResult:
 
 def expected_tensors(result: LossResult) -> dict[str, Any]:
     """A result under the names that golden files use."""
-    for name in [name for name in result.intermediates.later if name.startswith("margin")]:
-        _ = result.intermediates[name]  # a case whose matching is a near tie has to say so
+    for name in result.intermediates:
+        if name.startswith("margin"):
+            _ = result.intermediates[name]  # a case whose matching is a near tie has to say so
     return {
         "expected.loss": result.loss,
         **{f"expected.component.{name}": value for name, value in result.components.items()},
         **{f"expected.grad.{name}": value for name, value in result.grads.items()},
-        **{f"expected.intermediate.{name}": value for name, value in result.intermediates.items()},
+        **{f"expected.intermediate.{name}": value for name, value in result.intermediates.computed().items()},
     }
 
 
@@ -93,10 +96,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder}: no golden files here: there is no {MANIFEST}")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, cases = manifest["format"], manifest["cases"]
         complete = isinstance(cases, list) and all(_is_entry(entry) for entry in cases)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a manifest: {error!r}") from error
     if version != FORMAT:
         raise ValueError(f"{path}: has format {version}; this version of refloss reads format {FORMAT}")
@@ -104,6 +107,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a manifest: a case lacks an entry, or names a file elsewhere")
     if not cases:
         raise ValueError(f"{path}: has no cases")
+    for key in ("id", "file"):
+        value, times = Counter(entry[key] for entry in cases).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"{path}: {times} cases have the {key} {value!r}")
     return manifest
 
 
@@ -137,8 +144,8 @@ def _fault(folder: Path, entry: dict[str, Any]) -> str | None:
     try:
         case, expected = read_case(folder, entry)
         recomputed = {name: np.asarray(value) for name, value in expected_tensors(evaluate(case)).items()}
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
-        return str(error)
+    except EXPECTED_ERRORS as error:
+        return reason(error)
     different = [
         name
         for name in sorted(recomputed.keys() | expected.keys())

@@ -65,7 +65,7 @@ def token_loss(
         loss=result.loss,
         grads={name: gradient.reshape(logits.shape) for name, gradient in result.grads.items()},
         intermediates=Intermediates(
-            {name: value.reshape(labels.shape) for name, value in result.intermediates.items()},
+            {name: value.reshape(labels.shape) for name, value in result.intermediates.computed().items()},
             log_probabilities=lambda: result.intermediates["log_probabilities"].reshape(logits.shape),
             probabilities=lambda: result.intermediates["probabilities"].reshape(logits.shape),
         ),

@@ -24,7 +24,7 @@ def sequence_classification(case: Case, result: LossResult, unit: Roundoff) -> d
         rows = case._replace(function="masked_lm", inputs={"logits": logits, "labels": labels})
         found = cross_entropy.tokens(rows, result, unit)
         return found | {"grad.pooled_logits": found["grad.logits"]}
-    function = "bce_with_logits" if "probabilities" in result.intermediates.later else "mse"
+    function = "bce_with_logits" if "probabilities" in result.intermediates else "mse"
     name = _TASKS[function][1]
     pair = {name: logits.reshape(-1), "target": real(labels).reshape(-1)}
     found = elementwise.elementwise(Case(case.id, function, pair, {}, case.grad_output), result, unit)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from refloss.files import load_tensors
 from refloss.golden.store import read_case, read_manifest
+from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
@@ -50,8 +51,8 @@ def _judge_case(golden: Path, candidate: Path, entry: dict[str, Any], compute_dt
     try:
         case, expected = read_case(golden, entry)
         asked = question(case, compute_dtype, expected)
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        return CaseVerdict(name, function, passed=False, message=f"the golden case is unusable: {error}")
+    except EXPECTED_ERRORS as error:
+        return CaseVerdict(name, function, passed=False, message=f"the golden case is unusable: {reason(error)}")
     try:
         found = _read(path)
     except (OSError, ValueError) as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from refloss.messages import printable
+
 if TYPE_CHECKING:
     from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
-
-def printable(text: str) -> str:
-    """Text in one line without control characters: names of tensors and files may hold any, XML and terminals none."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+__all__ = ["failures", "fault", "hardest", "likely", "plural", "printable", "short", "summary"]
 
 
 def short(value: float | None) -> str:
