@@ -227,9 +227,9 @@ def heat_map(found: Errors, axes: Plane) -> Markup:
     wide, tall = max(columns * cell, 60.0), max(rows * cell, 20.0)
     worst_row, worst_column = divmod(int(np.argmax(matrix)), columns)
     shape = ",".join(map(str, found.ratio.shape))
-    scale = f"{wide / cells.shape[1]:.5g} {tall / cells.shape[0]:.5g}"
+    laid = f"translate({left:g} {top:g}) scale({wide / cells.shape[1]:.5g} {tall / cells.shape[0]:.5g})"
     parts = [
-        f'<g class="cells" transform="translate({left:g} {top:g}) scale({scale})">{_painted(_colours(cells, high))}</g>',
+        f'<g class="cells" transform="{laid}">{_painted(_colours(cells, high))}</g>',
         f'<rect class="frame" x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}" data-shape="{shape}"'
         f' data-order="{",".join(map(str, axes.order))}"/>',
         *(
