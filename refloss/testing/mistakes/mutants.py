@@ -104,8 +104,8 @@ def _transposed_axes(right: np.ndarray, _: np.ndarray) -> np.ndarray | str:
 
 
 def _upstream_ignored(asked: Question) -> Mutated:
-    found = _altered(asked, lambda case, _: alterations.without_upstream(case), UPSTREAM_IS_ONE, NOTHING_FINITE)
-    return {name: wrong if name.startswith("grad.") else NOT_A_GRADIENT for name, wrong in found.items()}
+    answers = _altered(asked, lambda case, _: alterations.without_upstream(case), UPSTREAM_IS_ONE, NOTHING_FINITE)
+    return {name: wrong if name.startswith("grad.") else NOT_A_GRADIENT for name, wrong in answers.items()}
 
 
 def _ignored_rows_leaking(asked: Question) -> Mutated:
@@ -113,12 +113,12 @@ def _ignored_rows_leaking(asked: Question) -> Mutated:
 
 
 def _mean_over_the_wrong_count(asked: Question) -> Mutated:
-    own = alterations.divisor(asked.case)
-    no_mistake = NOT_DIVIDED if own is None else EVERYTHING_COUNTS
-    found = _altered(asked, alterations.over_everything, no_mistake, NOT_DIVIDED)
+    divisor = alterations.divisor(asked.case)
+    no_mistake = NOT_DIVIDED if divisor is None else EVERYTHING_COUNTS
+    answers = _altered(asked, alterations.over_everything, no_mistake, NOT_DIVIDED)
     return {
         name: NOTHING_FINITE if isinstance(wrong, str) and not _has_numbers(asked.expected[name]) else wrong
-        for name, wrong in found.items()
+        for name, wrong in answers.items()
     }
 
 
@@ -179,7 +179,7 @@ def _is_small(asked: Question, name: str, wrong: np.ndarray | str) -> bool:
 
 def _altered(asked: Question, alter: Callable[[Case, str], Altered | None], no_mistake: str, no_effect: str) -> Mutated:
     """The right answer to another case; which one depends on the tensor where two means share a loss."""
-    found: Mutated = {}
+    mutated: Mutated = {}
     answers: dict[str, dict[str, np.ndarray] | None] = {}
     for name, right in _answered(asked).items():
         mean = name if name == "grad.end_logits" else ""
@@ -188,12 +188,12 @@ def _altered(asked: Question, alter: Callable[[Case, str], Altered | None], no_m
             answers[mean] = None if other is None else other.answer()[1]
         answer = answers[mean]
         if answer is None:
-            found[name] = no_mistake
+            mutated[name] = no_mistake
             continue
         wrong = _as(answer[name], right)
         lost = _is_rounded_away(asked, name) and bool((np.abs(wrong) < asked.bounds[name]).all())
-        found[name] = no_effect if _same(wrong, right) else ROUNDED_AWAY if lost else wrong
-    return found
+        mutated[name] = no_effect if _same(wrong, right) else ROUNDED_AWAY if lost else wrong
+    return mutated
 
 
 def _answered(asked: Question) -> dict[str, np.ndarray]:
@@ -202,7 +202,7 @@ def _answered(asked: Question) -> dict[str, np.ndarray]:
 
 
 def _is_rounded_away(asked: Question, name: str) -> bool:
-    """Whether an honest loss may be 0: nobody keeps 1e-12 beside 30 in float32. Of gradients something is left."""
+    """Whether an honest loss may be 0: 1e-12 is lost beside 30 in float32. Of gradients something is left."""
     right = asked.expected[name]
     return not name.startswith("grad.") and _has_numbers(right) and bool((np.abs(right) < asked.bounds[name]).all())
 
