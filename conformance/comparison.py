@@ -1,4 +1,4 @@
-"""What every case goes through: the formula in float64, torch as it is shipped, and wrong gradients."""
+"""What every case goes through: the formula in float64, torch as it is shipped, and wrong answers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,16 @@ import torch
 
 from conformance.call import Call
 from conformance.cases import Divergence
-from conformance.reference import disagreements, formula_precision, run_refloss, run_torch
+from conformance.error_model import question, tolerances
+from conformance.reference import disagreements, formula_precision, outcome_of, run_refloss, run_torch
+from refloss.testing.mistakes.mutants import WITHIN_ROUNDING, mutated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from conformance.cases import Array, Case
     from conformance.reference import Outcome
-
-    Tolerances = Callable[[Call], Outcome]
+    from refloss.testing.verdict import Question
 
 FORMULA_TOLERANCE = 1e-12  # of the tensor's largest element
-
-MUTANTS: dict[str, Callable[[Array, Array], Array]] = {
-    "zero": lambda gradient, _: np.zeros_like(gradient),
-    "negated": lambda gradient, _: -gradient,
-    "doubled": lambda gradient, _: 2 * gradient,
-    "a fifth too large": lambda gradient, _: 1.2 * gradient,
-    "shifted by a class": lambda gradient, _: np.roll(gradient, 1),
-    "blind to grad_output": lambda _, gradient_of_ones: gradient_of_ones,
-}
 
 
 def scale(values: Array) -> float:
@@ -53,24 +43,26 @@ def assert_formula(case: Case) -> None:
     assert not lines, "\n".join(lines)
 
 
-def assert_as_shipped(case: Case, dtype: torch.dtype, tolerances: Tolerances) -> None:
-    """Both sides in a dtype that people train in."""
+def assert_as_shipped(case: Case, dtype: torch.dtype, *, telling: bool = False) -> None:
+    """Both sides in a dtype that people train in; where that tells something, the comparison rejects wrong answers."""
     call = Call(case, dtype)
-    lines = disagreements(run_torch(call), run_refloss(call), tolerances(call))
+    asked, expected = question(call), run_torch(call)
+    allowed = tolerances(asked, call)
+    lines = disagreements(expected, outcome_of(asked.result), allowed)
     assert not lines, "\n".join(lines)
+    if telling:
+        assert_mutants_fail(asked, expected, allowed)
 
 
-def assert_wrong_gradients_fail(case: Case, dtype: torch.dtype, tolerances: Tolerances) -> None:
-    """The same comparison rejects each mutant of each gradient; one element alone has nowhere to shift to."""
-    call = Call(case, dtype)
-    expected, right, tolerance = run_torch(call), run_refloss(call), tolerances(call)
-    of_ones = run_refloss(call, grad_output=1.0)
-    for gradient in (name for name in right if name.startswith("grad.")):
-        for mutant, mutate in MUTANTS.items():
-            if mutant == "shifted by a class" and right[gradient].size == 1:
+def assert_mutants_fail(asked: Question, expected: Outcome, allowed: Outcome) -> None:
+    """Each of the judge's mutants of the loss and of each gradient, unless it cannot show."""
+    for mutant, answers in mutated(asked).items():
+        for name, wrong in answers.items():
+            if isinstance(wrong, str):
+                assert wrong != WITHIN_ROUNDING or asked.compute_dtype in {"bfloat16", "float16"}, f"{mutant} {name}"
                 continue
-            wrong = {**right, gradient: mutate(right[gradient], of_ones[gradient])}
-            assert disagreements(wrong, expected, tolerance), f"{mutant} {gradient} passes"
+            tensor = {name: wrong.astype(np.float64)}
+            assert disagreements(tensor, {name: expected[name]}, allowed), f"{mutant} {name} passes"
 
 
 def assert_divergence(divergence: Divergence) -> None:

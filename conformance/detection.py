@@ -21,7 +21,9 @@ from conformance.reference import formula_precision, outcome_of
 from refloss.cases.source import Case as GoldenCase
 from refloss.files import nested
 from refloss.golden import detection as golden
+from refloss.golden.store import expected_tensors
 from refloss.testing.error_model import bounds
+from refloss.testing.verdict import Question
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -204,13 +206,19 @@ def matching_disagreements(result: refloss.LossResult, theirs: list[Matched], to
     return lines
 
 
-def tolerances(run: Run, result: refloss.LossResult, cotangent: float) -> Outcome:
-    """A bound for every element, for transformers in float32 with refloss's matching."""
+def question(run: Run, result: refloss.LossResult, cotangent: float, assignment: Any) -> Question:
+    """A run with refloss's answer, and how far off transformers may be in float32, with the same matching."""
     inputs = {name: _arrays(value) for name, value in run.arguments.items() if name != "config"}
-    case = GoldenCase(run.key, KEYS[run.key], inputs, {"config": run.arguments["config"]}, cotangent)
-    own = bounds(case, result, "float32")
-    expected = {name: np.asarray(values) for name, values in outcome_of(result).items() if name in own}
-    return with_rounding(own, expected, run.arguments, torch.float32)
+    parameters = {"config": run.arguments["config"], "assignment": assignment}
+    case = GoldenCase(run.key, KEYS[run.key], inputs, parameters, cotangent)
+    expected = {name.removeprefix("expected."): np.asarray(value) for name, value in expected_tensors(result).items()}
+    return Question(case, result, expected, bounds(case, result, "float32"), "float32")
+
+
+def tolerances(run: Run, asked: Question) -> Outcome:
+    """A bound for every element, the roundings of both sides to their types included."""
+    expected = {name: values for name, values in outcome_of(asked.result).items() if name in asked.bounds}
+    return with_rounding(dict(asked.bounds), expected, run.arguments, torch.float32)
 
 
 def _arrays(value: Any) -> Any:

@@ -10,10 +10,13 @@ import torch
 
 import refloss
 from conformance.call import TORCH_FUNCTIONS, array
+from conformance.heads import SEQUENCE_CLASSIFICATION, attributes, problem_type
 from conformance.reference import outcome_of, refloss_result
 from refloss.cases.source import Case as GoldenCase
+from refloss.golden.store import expected_tensors
 from refloss.testing.error_model import bounds
 from refloss.testing.spacing import spacing
+from refloss.testing.verdict import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,16 +25,30 @@ if TYPE_CHECKING:
     from conformance.reference import Outcome
 
 
-def tolerances(call: Call) -> Outcome:
-    """A bound for every element of every tensor of a call, the roundings of both sides to their types included."""
-    result = refloss_result(call)
+def question(call: Call) -> Question:
+    """A call with refloss's answer, and how far off each tensor of an honest implementation may be."""
+    result, case = refloss_result(call), golden_case(call)
+    compute_dtype = str(call.compute_dtype).removeprefix("torch.")
+    expected = {name.removeprefix("expected."): np.asarray(value) for name, value in expected_tensors(result).items()}
+    return Question(case, result, expected, bounds(case, result, compute_dtype), compute_dtype)
+
+
+def golden_case(call: Call) -> GoldenCase:
+    """A call as refloss's functions are called by their own names."""
     inputs = {name: array(value) for name, value in call.arguments.items() if _is_input(name, value)}
     options = {name: _number(value) for name, value in call.arguments.items() if name not in inputs}
+    if call.case.loss in SEQUENCE_CLASSIFICATION:
+        config = attributes(options.pop("config"))
+        kind = problem_type(config, call.arguments["labels"])
+        options |= {"num_labels": config.num_labels, "problem_type": kind}
     loss = call.case.loss
     function = loss if loss in TORCH_FUNCTIONS else refloss.LOSS_MAPPING[loss].__name__
-    case = GoldenCase(call.case.id, function, inputs, options, array(call.cotangent))
-    own = bounds(case, result, str(call.compute_dtype).removeprefix("torch."))
-    return with_rounding(own, outcome_of(result), call.arguments, call.compute_dtype)
+    return GoldenCase(call.case.id, function, inputs, options, array(call.cotangent))
+
+
+def tolerances(asked: Question, call: Call) -> Outcome:
+    """A bound for every element of every tensor of a call, the roundings of both sides to their types included."""
+    return with_rounding(dict(asked.bounds), outcome_of(asked.result), call.arguments, call.compute_dtype)
 
 
 def with_rounding(own: Outcome, expected: Outcome, arguments: Mapping[str, Any], compute_dtype: torch.dtype) -> Outcome:

@@ -221,6 +221,8 @@ def test_formula(name: str, auxiliary: bool) -> None:
 def test_as_shipped(name: str) -> None:
     for run in recorded(name, True, torch.float32):
         theirs, matchings = run_transformers(run, -0.75)
-        ours, result = run_refloss(run, -0.75, assignment=[matched.pairs for matched in matchings])
-        lines = disagreements(theirs, ours, detection.tolerances(run, result, -0.75))
+        pairs = [matched.pairs for matched in matchings]
+        ours, result = run_refloss(run, -0.75, assignment=pairs)
+        asked = detection.question(run, result, -0.75, pairs)
+        lines = disagreements(theirs, ours, detection.tolerances(run, asked))
         assert not lines, "\n".join(lines)

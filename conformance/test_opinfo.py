@@ -16,7 +16,6 @@ import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, Case
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
-from conformance.error_model import tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +67,7 @@ def test_sample(case: Case, dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         assert_formula(case)
     else:
-        assert_as_shipped(case, dtype, tolerances)
+        assert_as_shipped(case, dtype)
 
 
 def test_samples_are_all_there() -> None:

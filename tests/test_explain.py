@@ -9,16 +9,12 @@ from hypothesis.extra import numpy as npst
 
 import refloss
 from refloss.cases.source import Case
-from refloss.golden.corpus import corpus
 from refloss.golden.store import evaluate
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.mistakes import mutants
+from tests.questions import questions
 
 FUNCTIONS = ("cross_entropy", "causal_lm", "masked_lm", "mse", "bce_with_logits", "dice", "giou", "question_answering")
-
-
-def questions(*functions):
-    return [question(case) for case in corpus(set(functions))]
 
 
 def asked_for(case_id):
@@ -35,7 +31,7 @@ def explanation(asked, name, wrong):
 
 
 def explained_mutants(mutant, *functions):
-    for asked in questions(*functions):
+    for asked in (asked for function in functions for asked in questions(function)):
         for name, wrong in mutants.MUTANTS[mutant](asked).items():
             if not isinstance(wrong, str):
                 yield asked.case, name, explanation(asked, name, wrong)

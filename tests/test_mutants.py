@@ -12,6 +12,7 @@ from refloss.registry import FUNCTIONS
 from refloss.testing.judging import judge
 from refloss.testing.mistakes import mutants
 from refloss.testing.mistakes.mutants import MUTANTS
+from tests.questions import questions
 
 # Honest float32 finds 0 or noise here: nothing is left beside a log-sum-exp of 30, or beside 1. See the tests below.
 ROUNDED_AWAY = {
@@ -38,11 +39,6 @@ def _without_explanations(monkeypatch):
     monkeypatch.setattr(judge, "explain", lambda asked, verdict: None)
 
 
-@functools.cache
-def questions(function):
-    return [judge.question(case) for case in corpus({function})]
-
-
 def tensors(asked):
     return {name: right for name, right in asked.expected.items() if not name.startswith("intermediate.")}
 
@@ -52,8 +48,9 @@ def test_every_mutant_fails_or_has_a_reason(function):
     survivors, untrue = [], []
     for asked in questions(function):
         right = tensors(asked)
-        for mutant, mutate in MUTANTS.items():
-            found = mutate(asked)
+        answers = mutants.mutated(asked)
+        assert answers.keys() == MUTANTS.keys()
+        for mutant, found in answers.items():
             assert found.keys() == right.keys()
             wrong = {name: value for name, value in found.items() if not isinstance(value, str)}
             for verdict in judge.judge(asked, right | wrong).tensors:
@@ -119,6 +116,29 @@ def test_one_per_cent_of_a_power_of_two_is_a_rounding_of_bfloat16():
     small = asked._replace(expected={"grad.input": ones}, bounds={"grad.input": np.zeros(3)})
     assert MUTANTS[reason[0]](small) == reason[1]
     assert not isinstance(MUTANTS[reason[0]](small._replace(expected={"grad.input": ones * 1.75}))["grad.input"], str)
+
+
+ALWAYS_SHOWN = {"zero", "negated", "doubled", "rows shifted by one", "transposed axes", "upstream gradient ignored"}
+
+
+@pytest.mark.parametrize("compute_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("function", ["cross_entropy", "mse", "kl_div", "question_answering"])
+def test_computed_in_16_bits_only_what_is_small_is_let_through(function, compute_dtype):
+    shown = set()
+    for case in corpus({function}):
+        asked = judge.question(case, compute_dtype)
+        for mutant, answers in mutants.mutated(asked).items():
+            wrong = {name: value for name, value in answers.items() if not isinstance(value, str)}
+            failed = {each.name for each in judge.judge(asked, tensors(asked) | wrong).tensors if not each.passed}
+            assert failed == wrong.keys(), (case.id, mutant)
+            shown |= {mutant} if wrong else set()
+            small = {name for name, value in answers.items() if isinstance(value, str)} - wrong.keys()
+            if mutant in ALWAYS_SHOWN:
+                assert all(answers[name] != mutants.WITHIN_ROUNDING for name in small), (case.id, mutant)
+            if mutant == "a fifth too large":
+                gradients = (answers[name] for name in small if name.startswith("grad."))
+                assert all(reason != mutants.WITHIN_ROUNDING for reason in gradients), case.id
+    assert shown >= ALWAYS_SHOWN
 
 
 # What makes a reason true, said without the code that gives it.

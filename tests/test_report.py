@@ -304,7 +304,8 @@ def test_one_wrong_element_of_many_is_seen(place):
 
 def test_axes_are_in_powers_of_ten():
     axis = charts.LogAxis(-2, 4, 0.0, 600.0)
-    assert [axis.place(value) for value in (0.01, 1, 10, 1e4, 1e9, math.inf, 1e-9)] == [0, 200, 300, 600, 600, 600, 0]
+    values = (0.01, 1, 10, 1e4, 1e9, math.inf, 1e-9)
+    assert [axis.position(value) for value in values] == [0, 200, 300, 600, 600, 600, 0]
     assert axis.ticks() == [
         (0, "10⁻²"),
         (100, "10⁻¹"),

@@ -37,7 +37,7 @@ class _Expected(NamedTuple):
 
     case: str
     reason: str
-    place: str  # file and number of the line
+    location: str  # file and number of the line
 
 
 class _Parameter(NamedTuple):
@@ -115,13 +115,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     expected, faults = _expected_failures(files)
     parameters = [
         *(_parameter(case, expected.get(case.id)) for case in cases),
-        *(pytest.param(_Parameter(None, fault=fault), id=place) for place, fault in faults.items()),
+        *(pytest.param(_Parameter(None, fault=fault), id=location) for location, fault in faults.items()),
     ]
     metafunc.parametrize(_FIXTURE, parameters, indirect=True)
 
 
 def _parameter(case: Case, expected: _Expected | None) -> Any:
-    marks = [] if expected is None else [pytest.mark.xfail(reason=f"{expected.reason} ({expected.place})", strict=True)]
+    marks = (
+        [] if expected is None else [pytest.mark.xfail(reason=f"{expected.reason} ({expected.location})", strict=True)]
+    )
     return pytest.param(_Parameter(case, expected), id=case.id, marks=marks)
 
 
@@ -132,25 +134,25 @@ def _selected(config: pytest.Config, patterns: list[str]) -> list[Case]:
     wanted = _names(config, "functions")
     check_names("function", wanted, functions())
     globs = [f"{name}-*" if name in functions() else name for name in patterns]
-    found = select(functions(), globs, _names(config, "dtypes"))
-    return [case for case in found if not wanted or case.function in wanted]
+    cases = select(functions(), globs, _names(config, "dtypes"))
+    return [case for case in cases if not wanted or case.function in wanted]
 
 
 def _expected_failures(files: list[Path]) -> tuple[dict[str, _Expected], dict[str, str]]:
-    """The lines of files by case, and what is wrong with others by place."""
-    found: dict[str, _Expected] = {}
+    """The lines of files by case, and what is wrong with others by location."""
+    expected: dict[str, _Expected] = {}
     faults = {}
     for path in files:
         if not path.is_file():
             faults[path.name] = f"{path}: no such file"
             continue
         for line in _lines(path):
-            fault = _fault(line, found)
+            fault = _fault(line, expected)
             if fault:
-                faults[line.place] = f"{line.place}: {fault}"
+                faults[line.location] = f"{line.location}: {fault}"
             else:
-                found[line.case] = line
-    return found, faults
+                expected[line.case] = line
+    return expected, faults
 
 
 def _lines(path: Path) -> Iterator[_Expected]:
@@ -160,12 +162,12 @@ def _lines(path: Path) -> Iterator[_Expected]:
             yield _Expected(case, reason.strip(), f"{path.name}:{number}")
 
 
-def _fault(line: _Expected, found: dict[str, _Expected]) -> str:
+def _fault(line: _Expected, known: dict[str, _Expected]) -> str:
     if line.case not in _known_ids():
         return f"there is no case {line.case}"
     if not line.reason:
         return f"{line.case} has no reason; expected 'id reason'"
-    return f"{line.case} is in {found[line.case].place} already" if line.case in found else ""
+    return f"{line.case} is in {known[line.case].location} already" if line.case in known else ""
 
 
 @functools.cache
@@ -197,7 +199,7 @@ def pytest_runtest_makereport(
     given = parameters.get(_FIXTURE)
     # A test that raises nothing and fails all the same is one that was expected to.
     if isinstance(given, _Parameter) and given.expected and report.failed and call.excinfo is None:
-        report.longrepr = f"{given.expected.place} is stale: {given.expected.case} passes; remove the line"
+        report.longrepr = f"{given.expected.location} is stale: {given.expected.case} passes; remove the line"
     return report
 
 

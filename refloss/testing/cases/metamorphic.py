@@ -28,7 +28,7 @@ class Form(NamedTuple):
 
     rows: arguments whose first axis is that of the batch, as it is for their gradients.
     classes: arguments with an axis of classes, and which it is.
-    labels: arguments that hold places on that axis.
+    labels: arguments that hold indices into that axis.
     softmax: those of classes which a softmax runs over.
     padded: axes along which ignored rows may be added; ignored is the label that marks them by default, None for one
         more than there are classes.

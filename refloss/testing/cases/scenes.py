@@ -78,8 +78,8 @@ def grounding_dino(draws: Draws) -> Arguments:
     scene, tokens = _Scene(draws), draws.classes(2)
     tensors = _predictions(draws, scene, tokens)
     maps = [np.round(draws.uniform(scene.classes, tokens)).astype(np.float32) for _ in scene.labels]
-    for own in maps:
-        own[:, 0] = 1.0
+    for token_map in maps:
+        token_map[:, 0] = 1.0
     text_mask = np.ones((scene.images, 1, tokens), bool)
     if draws.maybe():
         text_mask[..., -1] = False
@@ -107,7 +107,7 @@ def lw_detr(draws: Draws) -> Arguments:
 def rt_detr(draws: Draws, *, corners: bool = False, **choices: tuple[Any, ...]) -> Arguments:
     """Layers, the encoder's proposals, and queries for denoising before the others."""
     scene, layered = _Scene(draws), draws.maybe()
-    own = scene.queries
+    queries = scene.queries
     tensors = _denoising(draws, scene) if draws.maybe() else {}
     shape = (scene.images, scene.queries)
     tensors |= {
@@ -119,8 +119,8 @@ def rt_detr(draws: Draws, *, corners: bool = False, **choices: tuple[Any, ...]) 
     if layered:
         tensors["outputs_class"] = draws.logits(*of_layers, scene.classes)
         tensors["outputs_coord"] = draws.cast(draws.boxes(*of_layers))
-        tensors["enc_topk_logits"] = draws.logits(scene.images, own, scene.classes)
-        tensors["enc_topk_bboxes"] = draws.cast(draws.boxes(scene.images, own))
+        tensors["enc_topk_logits"] = draws.logits(scene.images, queries, scene.classes)
+        tensors["enc_topk_bboxes"] = draws.cast(draws.boxes(scene.images, queries))
     if layered and corners:
         tensors["predicted_corners"] = draws.logits(*of_layers, 4 * (_BINS + 1))
         tensors["initial_reference_points"] = draws.cast(draws.boxes(*of_layers))

@@ -18,9 +18,9 @@ from refloss.testing.checks.trials import (
     ViolationError,
     added,
     compare,
+    element,
     gradients,
     joined,
-    place,
     scaled,
 )
 from refloss.testing.error_model import COMPUTE_DTYPES
@@ -116,7 +116,7 @@ def _repeated(trial: Trial) -> bool:
         if different.any():
             index = tuple(int(i) for i in np.unravel_index(int(np.argmax(different)), value.shape))
             pair = " and ".join(f"{float(each[index]):.17g}" for each in (value, again))
-            raise ViolationError(f"{place(name, index)} is {pair} in two runs")
+            raise ViolationError(f"{element(name, index)} is {pair} in two runs")
     return True
 
 
@@ -131,11 +131,11 @@ def _not_negative(trial: Trial) -> bool:
 
 
 def _linear(trial: Trial) -> bool:
-    own = np.asarray(trial.case.grad_output)
-    other = -4.0 * (own[::-1] if own.ndim else own)
+    first = np.asarray(trial.case.grad_output)
+    other = -4.0 * (first[::-1] if first.ndim else first)
     second, both = (
-        trial.measure(trial.case._replace(grad_output=cotangent if own.ndim else float(cotangent)))
-        for cotangent in (other, own + other)
+        trial.measure(trial.case._replace(grad_output=cotangent if first.ndim else float(cotangent)))
+        for cotangent in (other, first + other)
     )
     compare({"loss": trial.answer["loss"]}, {"loss": second["loss"]}, "for two cotangents")
     summed = added([gradients(trial.answer), gradients(second)])
@@ -181,11 +181,11 @@ def _permuted_classes(trial: Trial) -> bool:
         return False
     name, axis = next(iter(trial.classes.items()))
     order = _order(case.inputs[name].shape[axis])
-    places = np.argsort(order)
+    labels_of = np.argsort(order)
 
     def renamed(labels: np.ndarray) -> np.ndarray:
         within = (labels >= 0) & (labels < len(order))
-        return np.where(within, places[np.where(within, labels, 0)], labels)
+        return np.where(within, labels_of[np.where(within, labels, 0)], labels)
 
     moved = {name: renamed(case.inputs[name]) for name in trial.labels}
     before = dict(trial.answer)

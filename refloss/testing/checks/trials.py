@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from refloss.testing.judging.driver import Driver
 
 # What adding and scaling results rounds here, in float64.
-_OWN_ROUNDING = 2.0**-50
+_ROUNDING = 2.0**-50
 
 
 class ViolationError(Exception):
@@ -95,14 +95,14 @@ class Trial:
 
     @property
     def labels(self) -> list[str]:
-        """Arguments that hold places on the axis of classes; targets may be probabilities instead."""
+        """Arguments that hold indices into the axis of classes; targets may be probabilities instead."""
         return [name for name in self.form.labels if self.case.inputs[name].dtype.kind in "iu"]
 
     @property
     def classes(self) -> dict[str, int]:
         """Arguments with an axis of classes, and which it is."""
-        found = {name: axis for name, axis in self.form.classes.items() if name in self.case.inputs}
-        return found | {name: 1 for name in self.form.labels if self.case.inputs[name].dtype.kind not in "iu"}
+        axes = {name: axis for name, axis in self.form.classes.items() if name in self.case.inputs}
+        return axes | {name: 1 for name in self.form.labels if self.case.inputs[name].dtype.kind not in "iu"}
 
     def with_inputs(self, inputs: dict[str, np.ndarray], **parameters: Any) -> Case:
         """The case with some inputs and parameters replaced."""
@@ -155,7 +155,7 @@ def compare(first: Answer, second: Answer, what: str) -> None:
     """Raise where two answers differ by more than both may be off. No answer to a case here is NaN."""
     for name in first:
         (a, of_a), (b, of_b) = first[name], second[name]
-        allowed = of_a + of_b + _OWN_ROUNDING * np.nan_to_num(np.abs(a))
+        allowed = of_a + of_b + _ROUNDING * np.nan_to_num(np.abs(a))
         with np.errstate(invalid="ignore"):
             difference = np.abs(a - b)
             wrong = ~((difference <= allowed) | (a == b))
@@ -164,11 +164,11 @@ def compare(first: Answer, second: Answer, what: str) -> None:
             excess = np.where(wrong, np.where(np.isfinite(difference), difference / allowed, np.inf), 0.0)
         index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))
         raise ViolationError(
-            f"{place(name, index)} is {a[index]:.9g} and {b[index]:.9g}, {what};"
+            f"{element(name, index)} is {a[index]:.9g} and {b[index]:.9g}, {what};"
             f" rounding may make a difference of {allowed[index]:.2g}"
         )
 
 
-def place(name: str, index: tuple[int, ...]) -> str:
+def element(name: str, index: tuple[int, ...]) -> str:
     """An element as one writes it."""
     return f"{name}[{', '.join(str(i) for i in index)}]" if index else name

@@ -62,7 +62,7 @@ _MODELS: dict[str, Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]]
 def bounds(case: Case, result: LossResult, compute_dtype: str) -> dict[str, np.ndarray]:
     """A bound for every element of every tensor of a case's right answer, without the rounding to the output's type."""
     unit = roundoff(compute_dtype)
-    found = _MODELS[case.function](case, result, unit)
+    limits = _MODELS[case.function](case, result, unit)
     given = case.grad_output
     cotangents = np.asarray(list(given.values()) if isinstance(given, Mapping) else given, np.float64)
     # What is smaller than tiny may be lost, before the cotangent multiplies it or after.
@@ -70,5 +70,5 @@ def bounds(case: Case, result: LossResult, compute_dtype: str) -> dict[str, np.n
     # Infinitely many times nothing: an element without terms, where no label counts.
     return {
         name: np.nan_to_num(np.asarray(bound, np.float64), nan=0.0, posinf=np.inf) + lost
-        for name, bound in found.items()
+        for name, bound in limits.items()
     }

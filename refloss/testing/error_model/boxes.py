@@ -1,7 +1,7 @@
 """How far honest overlaps of boxes, and their gradients, may be from the exact ones.
 
 Boxes as corners are exact, and so is which of two coordinates is the larger. With areas A₁ and A₂, intersection I (h_I
-high), union U, the box around both E (h_E high) and the own box h₁ high, an x coordinate has a derivative of the terms
+high), union U, the box around both E (h_E high) and the first box h₁ high, an x coordinate's derivative has the terms
 
     IoU   h_I/U + I·(h₁ + h_I)/U²
     GIoU  the same and (h₁ + h_I)/E + U·h_E/E²
@@ -44,16 +44,16 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 def _terms(kind: str, boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The magnitudes of the terms of a corner's derivative, along x and y."""
     low = np.maximum(boxes[:, :2], others[:, :2])
-    own, other = boxes[:, 2:] - boxes[:, :2], others[:, 2:] - others[:, :2]
+    size, other_size = boxes[:, 2:] - boxes[:, :2], others[:, 2:] - others[:, :2]
     both = np.maximum(np.minimum(boxes[:, 2:], others[:, 2:]) - low, 0.0)
     around = np.maximum(boxes[:, 2:], others[:, 2:]) - np.minimum(boxes[:, :2], others[:, :2])
     intersection, enclosing = (sizes.prod(axis=1, keepdims=True) for sizes in (both, around))
-    union = own.prod(axis=1, keepdims=True) + other.prod(axis=1, keepdims=True) - intersection
-    across, height, enclosing_height = both[:, ::-1], own[:, ::-1], around[:, ::-1]
-    found = across / union + intersection * (height + across) / union**2
+    union = size.prod(axis=1, keepdims=True) + other_size.prod(axis=1, keepdims=True) - intersection
+    across, height, enclosing_height = both[:, ::-1], size[:, ::-1], around[:, ::-1]
+    terms = across / union + intersection * (height + across) / union**2
     if kind == "giou":
-        found = found + (height + across) / enclosing + union * enclosing_height / enclosing**2
-    return np.asarray(found)
+        terms = terms + (height + across) / enclosing + union * enclosing_height / enclosing**2
+    return np.asarray(terms)
 
 
 def pair_bounds(

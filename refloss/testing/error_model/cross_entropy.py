@@ -164,9 +164,9 @@ def cross_entropy(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.nda
         weight=case.inputs.get("weight"),
         **case.parameters,
     )
-    found = row_bounds(given, unit)
+    limits = row_bounds(given, unit)
     per_row = ("loss", "intermediate.lse", "intermediate.nll")
-    return {name: value if name in per_row else np.moveaxis(value, -1, class_axis) for name, value in found.items()}
+    return {name: value if name in per_row else np.moveaxis(value, -1, class_axis) for name, value in limits.items()}
 
 
 def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
@@ -186,5 +186,5 @@ def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarr
     of_classes = ("grad.logits", "intermediate.log_probabilities", "intermediate.probabilities")
     shapes = dict.fromkeys(of_classes, logits.shape)
     shapes |= {f"intermediate.{name}": np.shape(result.intermediates[name]) for name in ("lse", "nll")}
-    found = row_bounds(given, unit) | {"intermediate.shift_labels": np.zeros(labels.shape)}
-    return {name: value.reshape(shapes[name]) if name in shapes else value for name, value in found.items()}
+    limits = row_bounds(given, unit) | {"intermediate.shift_labels": np.zeros(labels.shape)}
+    return {name: value.reshape(shapes[name]) if name in shapes else value for name, value in limits.items()}

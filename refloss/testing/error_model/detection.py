@@ -90,11 +90,11 @@ class Layer:
 
     def bounds(self) -> dict[str, Any]:
         """By the names of components and of a layer's inputs."""
-        own = self.of_boxes() | {"cardinality_error": self.off * self.boxes.shape[1]}
-        own |= self._softmax() if self.head.function in SOFTMAX else self._focal()
+        limits = self.of_boxes() | {"cardinality_error": self.off * self.boxes.shape[1]}
+        limits |= self._softmax() if self.head.function in SOFTMAX else self._focal()
         if self.suffix == "" and "pred_masks" in self.head.inputs:
-            own |= self._masks()
-        return own
+            limits |= self._masks()
+        return limits
 
     def coefficient(self, component: str) -> float:
         """A component's cotangent over num_boxes."""
@@ -109,7 +109,7 @@ class Layer:
         values = [real(self.head.inputs["labels"][image][key])[chosen] for image, _, chosen in self.table]
         return np.array(values, float).reshape(len(values), *(() if key == "class_labels" else (4,)))
 
-    def meant(self, background: int) -> np.ndarray:
+    def target_classes(self, background: int) -> np.ndarray:
         """The class of every query."""
         classes = np.full(self.logits.shape[:2], background)
         classes[self.table[:, 0], self.table[:, 1]] = self.targets("class_labels")
@@ -117,43 +117,43 @@ class Layer:
 
     def of_boxes(self) -> dict[str, Any]:
         """L1 and GIoU."""
-        mine, others = self.matched()
-        value, slope = pair_bounds("giou", mine, others, self.unit, centered=True)
+        predicted, others = self.matched()
+        value, slope = pair_bounds("giou", predicted, others, self.unit, centered=True)
         gradient = np.zeros(self.boxes.shape)
-        places = (self.table[:, 0], self.table[:, 1])
-        gradient[places] = self.coefficient("loss_giou") * slope + self.off * self.coefficient("loss_bbox")
-        terms = STEPS * self.unit.between + 4 * len(mine) * self.unit.inside
+        pairs = (self.table[:, 0], self.table[:, 1])
+        gradient[pairs] = self.coefficient("loss_giou") * slope + self.off * self.coefficient("loss_bbox")
+        terms = STEPS * self.unit.between + 4 * len(predicted) * self.unit.inside
         return {
             "pred_boxes": gradient,
-            "loss_bbox": terms * (np.abs(mine) + np.abs(others)).sum() / self.num_boxes,
-            "loss_giou": (value.sum() + terms * 4 * len(mine)) / self.num_boxes,
+            "loss_bbox": terms * (np.abs(predicted) + np.abs(others)).sum() / self.num_boxes,
+            "loss_giou": (value.sum() + terms * 4 * len(predicted)) / self.num_boxes,
         }
 
-    def elements(self, found: Elements, component: str, counted: np.ndarray | float = 1.0) -> dict[str, Any]:
+    def elements(self, errors: Elements, component: str, counted: np.ndarray | float = 1.0) -> dict[str, Any]:
         """A component that is a sum over classes, of those that are counted."""
-        count = np.count_nonzero(np.broadcast_to(counted, found.size.shape))
+        count = np.count_nonzero(np.broadcast_to(counted, errors.size.shape))
         terms = STEPS * self.unit.between + count * self.unit.inside
         return {
-            component: ((found.value * counted).sum() + terms * (found.size * counted).sum()) / self.num_boxes,
-            "logits": self.coefficient(component) * found.slope * counted,
+            component: ((errors.value * counted).sum() + terms * (errors.size * counted).sum()) / self.num_boxes,
+            "logits": self.coefficient(component) * errors.slope * counted,
         }
 
     def _softmax(self) -> dict[str, Any]:
         count = self.logits.shape[-1] - 1
         weight = np.append(np.ones(count), self.head.read("eos_coefficient"))
         cotangent = self.head.cotangent("loss_ce", self.suffix)
-        rows = cross_entropy.rows(self.logits, self.meant(count), cotangent, weight=weight)
-        own = cross_entropy.row_bounds(rows, self.unit)
-        return {"loss_ce": own["loss"], "logits": own["grad.logits"]}
+        rows = cross_entropy.rows(self.logits, self.target_classes(count), cotangent, weight=weight)
+        limits = cross_entropy.row_bounds(rows, self.unit)
+        return {"loss_ce": limits["loss"], "logits": limits["grad.logits"]}
 
     def _target_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """Targets and what counts, for every class or token."""
         inputs = self.head.inputs
         if "label_maps" not in inputs:
-            classes = self.meant(self.logits.shape[2])
+            classes = self.target_classes(self.logits.shape[2])
             return (classes[..., None] == np.arange(self.logits.shape[2])).astype(float), np.ones(self.logits.shape)
         # Where an image's maps begin is wrong from the third image on, as it is in the head.
-        joined = np.trunc(np.concatenate([real(own) for own in inputs["label_maps"]]))
+        joined = np.trunc(np.concatenate([real(of_image) for of_image in inputs["label_maps"]]))
         target = np.zeros(self.logits.shape)
         for (image, query, _), label in zip(self.table, self.targets("class_labels"), strict=True):
             target[image, query] = joined[int(label) + (len(inputs["label_maps"][image]) if image else 0)]
@@ -162,8 +162,8 @@ class Layer:
     def _focal(self) -> dict[str, Any]:
         target, counted = self._target_tokens()
         x = np.where(counted > 0, self.logits, 0.0)
-        found = focal_elements(x, target, self.unit, alpha=self.head.read("focal_alpha", 0.25))
-        return self.elements(found, "loss_ce", counted)
+        errors = focal_elements(x, target, self.unit, alpha=self.head.read("focal_alpha", 0.25))
+        return self.elements(errors, "loss_ce", counted)
 
     def _masks(self) -> dict[str, Any]:
         planes = real(self.head.inputs["pred_masks"])[self.table[:, 0], self.table[:, 1]]
@@ -174,10 +174,10 @@ class Layer:
         shape, pixels = (len(planes), -1), target[0].size
         x, moved = resampled(planes, size), pixel_error(planes, size, self.unit)
         moved = moved + self.unit.between * np.abs(x)
-        found = focal_elements(x, target, self.unit, alpha=0.25, moved=moved)
+        focal = focal_elements(x, target, self.unit, alpha=0.25, moved=moved)
         flat = x.reshape(shape), target.reshape(shape)
         of_dice, dice_slope, _ = dice_masks(flat[0], flat[1], self.unit, moved.reshape(shape))
-        errors = self.coefficient("loss_mask") * found.slope / pixels
+        errors = self.coefficient("loss_mask") * focal.slope / pixels
         errors += self.coefficient("loss_dice") * dice_slope.reshape(x.shape)
         p = 1 / (1 + np.exp(-x))
         bottom = (p + target).sum(axis=(1, 2), keepdims=True) + 1
@@ -187,13 +187,13 @@ class Layer:
         count = STEPS * self.unit.between + pixels * self.unit.inside
         return {
             "pred_masks": gradient,
-            "loss_mask": (found.value.sum() + count * found.size.sum()) / pixels / self.num_boxes,
+            "loss_mask": (focal.value.sum() + count * focal.size.sum()) / pixels / self.num_boxes,
             "loss_dice": of_dice.sum() / self.num_boxes,
         }
 
     def _target_masks(self, count: int) -> np.ndarray:
         """The masks of all pairs, padded to one size."""
-        masks = [real(own["masks"]) for own in self.head.inputs["labels"]]
+        masks = [real(of_image["masks"]) for of_image in self.head.inputs["labels"]]
         target = np.zeros((count, *np.max([mask.shape[1:] for mask in masks], axis=0)))
         for p, (image, _, chosen) in enumerate(self.table):
             mask = masks[image][chosen]
@@ -204,17 +204,17 @@ class Layer:
 def head_bounds(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
     """The DETRs and Grounding DINO."""
     head = Head(case, result, unit)
-    found = no_bounds(result)
+    limits = no_bounds(result)
     total = 0.0
     for suffix, classes, boxes, index in head.layers():
-        own = Layer(head, suffix, classes, boxes, index).bounds()
+        of_layer = Layer(head, suffix, classes, boxes, index).bounds()
         for name, source in (("logits", classes), ("pred_boxes", boxes), ("pred_masks", "pred_masks")):
-            if name in own:
-                found[f"grad.{source}"][... if name == "pred_masks" else index] += own.pop(name)
-        for name, bound in own.items():
-            found[f"component.{name}{suffix}"] = np.asarray(bound)
+            if name in of_layer:
+                limits[f"grad.{source}"][... if name == "pred_masks" else index] += of_layer.pop(name)
+        for name, bound in of_layer.items():
+            limits[f"component.{name}{suffix}"] = np.asarray(bound)
             total += head.is_counted(suffix) * head.weights[name] * bound
-    return found | {"loss": np.asarray(total + sum_error(result, unit))}
+    return limits | {"loss": np.asarray(total + sum_error(result, unit))}
 
 
 def no_bounds(result: LossResult) -> dict[str, np.ndarray]:

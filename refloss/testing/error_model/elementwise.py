@@ -120,14 +120,14 @@ def elementwise(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarr
     relative = STEPS * unit.between + x.size * unit.inside
     # A number of elements is exact, a sum of weights is not.
     of_gradient = STEPS * unit.between + (x.size * unit.inside if by_weight else 0.0)
-    own = STEPS * unit.between + unit.inside
+    relative = STEPS * unit.between + unit.inside
     return {
         "loss": relative * loss,
         f"grad.{names[0]}": of_gradient * coefficient * weight * magnitudes.first,
         f"grad.{names[1]}": of_gradient * coefficient * weight * magnitudes.target,
         "grad.weight": relative * coefficient * (magnitudes.value + mean),
-        "intermediate.losses": own * weight * magnitudes.value,
-        "intermediate.probabilities": own / (1 + np.exp(-x)),
+        "intermediate.losses": relative * weight * magnitudes.value,
+        "intermediate.probabilities": relative / (1 + np.exp(-x)),
     }
 
 

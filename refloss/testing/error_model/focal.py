@@ -8,7 +8,7 @@ order
     focal      |δℓ| ≤ a·(Δ(m^γ)·b + m^γ·δb)
                |δ∂ℓ| ≤ a·(Δ(m^γ)·|p − t| + m^γ·e·(p + t) + γ·(Δ(m^(γ−1))·b·w + m^(γ−1)·(δb·w + b·e·p)))
                        + (e + d)·a·(m^γ·(|p − t| + w) + γ·m^(γ−1)·b·w)
-    varifocal  where a class is not meant, α·p^γ is off by (γ + 2)·e of itself, where it is by q·(δt·|x| + e·(1 + |x|))
+    varifocal  of a negative class, α·p^γ is off by (γ + 2)·e of itself, of a positive one by q·(δt·|x| + e·(1 + |x|))
     dice       sums of n elements are off by (k·u + n·v) of themselves, above and below the line; p·(1 − p) by e·p
 
 The gradient of a focal loss's target is (2α − 1)·m^γ·b + a·m^γ·(γ·b·(1 − 2p)/m − x), with the same errors of its
@@ -73,7 +73,7 @@ def focal_elements(
 
 def quality_elements(
     x: np.ndarray,
-    meant: np.ndarray,
+    positive: np.ndarray,
     quality: np.ndarray,
     unit: Roundoff,
     *,
@@ -81,7 +81,7 @@ def quality_elements(
     gamma: float,
     off: np.ndarray,
 ) -> Elements:
-    """Varifocal losses: of classes that are meant, against a quality that is off."""
+    """Varifocal losses: of positive classes, against a quality that is off."""
     e = STEPS * unit.between
     p, b = 1 / (1 + np.exp(-x)), np.logaddexp(0, x)
     weight, of_loss = alpha * p**gamma, e * (1 + np.abs(x))
@@ -89,9 +89,9 @@ def quality_elements(
     value = off * (loss + off * np.abs(x)) + quality * (off * np.abs(x) + of_loss)
     slope = off * (np.abs(p - quality) + off) + quality * (off + e * (p + quality))
     return Elements(
-        np.where(meant, value, weight * ((gamma + 2) * e * b + of_loss)),
-        np.where(meant, slope, (gamma + 4) * e * weight * p),
-        np.where(meant, quality * loss, weight * b),
+        np.where(positive, value, weight * ((gamma + 2) * e * b + of_loss)),
+        np.where(positive, slope, (gamma + 4) * e * weight * p),
+        np.where(positive, quality * loss, weight * b),
     )
 
 
@@ -130,22 +130,22 @@ def sigmoid_focal(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.nda
     """The loss of that name."""
     x, t = real(case.inputs["inputs"]), real(case.inputs["targets"])
     options = {"alpha": case.parameters.get("alpha", 0.25), "gamma": case.parameters.get("gamma", 2.0)}
-    found = focal_elements(x, t, unit, **options)
+    elements = focal_elements(x, t, unit, **options)
     reduced = case.parameters.get("reduction", "mean") != "none"
-    loss, coefficient = sums(found, case.grad_output, _divisor(case, x), unit, reduced=reduced)
-    assert found.target_slope is not None
-    gradients = {"grad.inputs": coefficient * found.slope, "grad.targets": coefficient * found.target_slope}
-    return {"loss": loss, **gradients, "intermediate.losses": found.value}
+    loss, coefficient = sums(elements, case.grad_output, _divisor(case, x), unit, reduced=reduced)
+    assert elements.target_slope is not None
+    gradients = {"grad.inputs": coefficient * elements.slope, "grad.targets": coefficient * elements.target_slope}
+    return {"loss": loss, **gradients, "intermediate.losses": elements.value}
 
 
 def varifocal(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
     """The loss of that name."""
     x, t = real(case.inputs["inputs"]), real(case.inputs["targets"])
     options = {"alpha": case.parameters.get("alpha", 0.75), "gamma": case.parameters.get("gamma", 2.0)}
-    found = quality_elements(x, t > 0, t, unit, **options, off=np.zeros(x.shape))
+    elements = quality_elements(x, t > 0, t, unit, **options, off=np.zeros(x.shape))
     reduced = case.parameters.get("reduction", "mean") != "none"
-    loss, coefficient = sums(found, case.grad_output, _divisor(case, x), unit, reduced=reduced)
-    return {"loss": loss, "grad.inputs": coefficient * found.slope, "intermediate.losses": found.value}
+    loss, coefficient = sums(elements, case.grad_output, _divisor(case, x), unit, reduced=reduced)
+    return {"loss": loss, "grad.inputs": coefficient * elements.slope, "intermediate.losses": elements.value}
 
 
 def dice(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:

@@ -22,20 +22,20 @@ def sequence_classification(case: Case, result: LossResult, unit: Roundoff) -> d
     logits, labels = case.inputs["pooled_logits"], case.inputs["labels"]
     if "lse" in result.intermediates:
         rows = case._replace(function="masked_lm", inputs={"logits": logits, "labels": labels})
-        found = cross_entropy.tokens(rows, result, unit)
-        return found | {"grad.pooled_logits": found["grad.logits"]}
+        limits = cross_entropy.tokens(rows, result, unit)
+        return limits | {"grad.pooled_logits": limits["grad.logits"]}
     function = "bce_with_logits" if "probabilities" in result.intermediates else "mse"
     name = _TASKS[function][1]
     pair = {name: logits.reshape(-1), "target": real(labels).reshape(-1)}
-    found = elementwise.elementwise(Case(case.id, function, pair, {}, case.grad_output), result, unit)
+    limits = elementwise.elementwise(Case(case.id, function, pair, {}, case.grad_output), result, unit)
     shape = result.intermediates["losses"].shape
-    own = {key: value.reshape(shape) for key, value in found.items() if key.startswith("intermediate.")}
-    return {"loss": found["loss"], "grad.pooled_logits": found[f"grad.{name}"].reshape(logits.shape), **own}
+    per_element = {key: value.reshape(shape) for key, value in limits.items() if key.startswith("intermediate.")}
+    return {"loss": limits["loss"], "grad.pooled_logits": limits[f"grad.{name}"].reshape(logits.shape), **per_element}
 
 
 def question_answering(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
     """The mean of two cross-entropies over positions."""
-    found: dict[str, np.ndarray] = {"loss": np.zeros(())}
+    limits: dict[str, np.ndarray] = {"loss": np.zeros(())}
     for side in ("start", "end"):
         logits = case.inputs[f"{side}_logits"]
         items = case.parameters.get("num_items_in_batch")
@@ -47,13 +47,16 @@ def question_answering(case: Case, result: LossResult, unit: Roundoff) -> dict[s
             reduction="mean" if items is None else "sum",
             normaliser=None if items is None else float(items),
         )
-        own = cross_entropy.row_bounds(given, unit)
-        found["loss"] = found["loss"] + own["loss"] / 2
-        found[f"grad.{side}_logits"] = own["grad.logits"]
-        found |= {
-            name.replace(".", f".{side}_", 1): bound for name, bound in own.items() if name.startswith("intermediate.")
-        }
-    return found
+        part = cross_entropy.row_bounds(given, unit)
+        limits["loss"] = limits["loss"] + part["loss"] / 2
+        limits[f"grad.{side}_logits"] = part["grad.logits"]
+        limits |= _intermediates(part, f"{side}_")
+    return limits
+
+
+def _intermediates(part: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Those of a part, as the head calls them."""
+    return {name.replace(".", f".{prefix}", 1): bound for name, bound in part.items() if "intermediate." in name}
 
 
 def semantic_segmentation(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
@@ -61,15 +64,13 @@ def semantic_segmentation(case: Case, _: LossResult, unit: Roundoff) -> dict[str
     weights = {"": 1.0}
     if "auxiliary_logits" in case.inputs:
         weights["auxiliary_"] = case.parameters.get("auxiliary_loss_weight", 0.4)
-    found: dict[str, np.ndarray] = {"loss": np.zeros(())}
+    limits: dict[str, np.ndarray] = {"loss": np.zeros(())}
     for prefix, weight in weights.items():
-        own = _resampled_rows(case, f"{prefix}logits", weight, unit)
-        found["loss"] = found["loss"] + abs(weight) * own["loss"]
-        found[f"grad.{prefix}logits"] = own["grad.logits"]
-        found |= {
-            name.replace(".", f".{prefix}", 1): bound for name, bound in own.items() if name.startswith("intermediate.")
-        }
-    return found
+        part = _resampled_rows(case, f"{prefix}logits", weight, unit)
+        limits["loss"] = limits["loss"] + abs(weight) * part["loss"]
+        limits[f"grad.{prefix}logits"] = part["grad.logits"]
+        limits |= _intermediates(part, prefix)
+    return limits
 
 
 def _resampled_rows(case: Case, name: str, weight: float, unit: Roundoff) -> dict[str, Any]:
@@ -86,16 +87,16 @@ def _resampled_rows(case: Case, name: str, weight: float, unit: Roundoff) -> dic
         reduction="mean" if items is None else "sum",
         normaliser=None if items is None else float(items),
     )
-    own = cross_entropy.row_bounds(given, unit, np.moveaxis(error, 1, -1))
+    part = cross_entropy.row_bounds(given, unit, np.moveaxis(error, 1, -1))
     probability = np.exp(given.logits - np.logaddexp.reduce(given.logits, axis=-1, keepdims=True))
     terms = (
         (probability * given.mass.sum(axis=-1, keepdims=True) + given.mass) * given.cotangent / abs(given.normaliser)
     )
-    errors, magnitudes = (np.moveaxis(values, -1, 1) for values in (own["grad.logits"], terms))
+    errors, magnitudes = (np.moveaxis(values, -1, 1) for values in (part["grad.logits"], terms))
     return {
-        "loss": own["loss"],
+        "loss": part["loss"],
         "grad.logits": adjoint_error(errors, magnitudes, planes.shape[-2:], unit),
-        "intermediate.lse": own["intermediate.lse"],
-        "intermediate.nll": own["intermediate.nll"],
+        "intermediate.lse": part["intermediate.lse"],
+        "intermediate.nll": part["intermediate.nll"],
         "intermediate.upsampled_logits": error,
     }

@@ -1,7 +1,7 @@
 """How far honest heads that follow RT-DETR, and LW-DETR, may be from the exact ones, with the oracle's own matching.
 
 Notation as in detection: e = k·u, p = σ(x), b = softplus(x), q the IoU and δq its error, from that of the corners.
-Where a class is not meant, the weight w = α·p^γ is off by (γ + 2)·e of itself, b by e·(1 + |x|). Where it is meant,
+Of a negative class, the weight w = α·p^γ is off by (γ + 2)·e of itself, b by e·(1 + |x|). Of a positive one,
 with the target t and its error δt,
 
     b(x, t) by δt·|x| + e·(1 + |x|),    p − t by δt + e·(p + t)
@@ -64,9 +64,9 @@ class LayeredHead(Head):
 
     def cotangent(self, component: str, suffix: str) -> float:
         """The magnitude of a component's cotangent, before it is weighted."""
-        own = super().cotangent(component, suffix)
+        cotangent = super().cotangent(component, suffix)
         is_weighted = isinstance(self.grad_output, Mapping) and self.function not in GROUPED
-        return own * abs(self.weights[component]) if is_weighted else own
+        return cotangent * abs(self.weights[component]) if is_weighted else cotangent
 
     def layers(self) -> Iterator[tuple[str, str, str, Any]]:
         """Suffix, the inputs of classes and boxes, and the index into them."""
@@ -86,8 +86,8 @@ class LayeredHead(Head):
             elif suffix == proposals:
                 yield suffix, "enc_topk_logits", "enc_topk_bboxes", ...
             else:
-                own = slice(None, known) if kind == "_dn" else slice(known, None)
-                yield suffix, "outputs_class", "outputs_coord", (slice(None), int(number), own)
+                queries = slice(None, known) if kind == "_dn" else slice(known, None)
+                yield suffix, "outputs_class", "outputs_coord", (slice(None), int(number), queries)
 
 
 class LayeredLayer(Layer):
@@ -103,38 +103,38 @@ class LayeredLayer(Layer):
 
     def bounds(self) -> dict[str, Any]:
         """By the names of components and of a layer's inputs."""
-        own = self._classes()
+        limits = self._classes()
         intermediates = self.head.result.intermediates
         if self.head.function in GROUPED:
-            own["cardinality_error"] = self.off * self.boxes.shape[1]
+            limits["cardinality_error"] = self.off * self.boxes.shape[1]
         if "assignment_union" in intermediates and not self.suffix.startswith("_dn"):
             self.table = intermediates["assignment_union"]
             self.num_boxes = float(intermediates["num_boxes_union"])
-        own |= self.of_boxes()
-        return own | (self._edges() if f"loss_fgl{self.suffix}" in self.head.result.components else {})
+        limits |= self.of_boxes()
+        return limits | (self._edges() if f"loss_fgl{self.suffix}" in self.head.result.components else {})
 
     def _qualities(self) -> tuple[np.ndarray, np.ndarray]:
         """IoU of the matched boxes, and its error."""
-        mine, others = self.matched()
-        each = refloss.iou(mine, others, box_format="cxcywh", reduction="none", grad=False)
-        return 1 - np.asarray(each.loss), pair_bounds("iou", mine, others, self.unit, centered=True)[0]
+        predicted, others = self.matched()
+        each = refloss.iou(predicted, others, box_format="cxcywh", reduction="none", grad=False)
+        return 1 - np.asarray(each.loss), pair_bounds("iou", predicted, others, self.unit, centered=True)[0]
 
     def _classes(self) -> dict[str, Any]:
         x = self.logits
-        meant = (self.meant(-1)[..., None] == np.arange(x.shape[2])).astype(bool)
+        positive = (self.target_classes(-1)[..., None] == np.arange(x.shape[2])).astype(bool)
         quality, error = np.zeros(x.shape), np.zeros(x.shape)
-        places = (self.table[:, 0], self.table[:, 1], self.targets("class_labels").astype(int))
-        quality[places], error[places] = self._qualities()
+        pairs = (self.table[:, 0], self.table[:, 1], self.targets("class_labels").astype(int))
+        quality[pairs], error[pairs] = self._qualities()
         if self.head.function in GROUPED:
-            found = self._iou_aware(x, meant, quality, error)
+            errors = self._iou_aware(x, positive, quality, error)
         elif self.head.function == "deimv2_object_detection":
-            found = self._matching_aware(x, meant, quality, error)
+            errors = self._matching_aware(x, positive, quality, error)
         else:
             options = {name: self.head.read(f"focal_loss_{name}") for name in ("alpha", "gamma")}
-            found = quality_elements(x, meant, quality, self.unit, **options, off=error)
-        return self.elements(found, self.head.component)
+            errors = quality_elements(x, positive, quality, self.unit, **options, off=error)
+        return self.elements(errors, self.head.component)
 
-    def _matching_aware(self, x: np.ndarray, meant: np.ndarray, q: np.ndarray, dq: np.ndarray) -> Elements:
+    def _matching_aware(self, x: np.ndarray, positive: np.ndarray, q: np.ndarray, dq: np.ndarray) -> Elements:
         """Errors of DEIMv2's elements: the target is q^γ, and weighs nothing."""
         gamma, alpha, e = self.head.read("focal_loss_gamma"), self.head.read("mal_alpha", None), self.off
         p, b = 1 / (1 + np.exp(-x)), np.logaddexp(0, x)
@@ -142,12 +142,12 @@ class LayeredLayer(Layer):
         t = q**gamma
         dt = np.abs((q + dq) ** gamma - np.maximum(q - dq, 0) ** gamma) + e * t
         return Elements(
-            np.where(meant, dt * np.abs(x) + of_loss, weight * ((gamma + 2) * e * b + of_loss)),
-            np.where(meant, dt + e * (p + t), (gamma + 4) * e * weight * p),
-            np.where(meant, b - t * x, weight * b),
+            np.where(positive, dt * np.abs(x) + of_loss, weight * ((gamma + 2) * e * b + of_loss)),
+            np.where(positive, dt + e * (p + t), (gamma + 4) * e * weight * p),
+            np.where(positive, b - t * x, weight * b),
         )
 
-    def _iou_aware(self, x: np.ndarray, meant: np.ndarray, q: np.ndarray, dq: np.ndarray) -> Elements:
+    def _iou_aware(self, x: np.ndarray, positive: np.ndarray, q: np.ndarray, dq: np.ndarray) -> Elements:
         """The same of LW-DETR's."""
         alpha, e = self.head.read("focal_alpha"), self.off
         p, rest, b = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x)), np.logaddexp(0, x)
@@ -161,9 +161,9 @@ class LayeredLayer(Layer):
         value = dw * np.abs(x) + e * (w * (1 + b) + (1 - w) * (1 + b) + w * np.abs(x) + (1 - w) / rest)
         slope = dw + 4 * e * (w * rest + (1 - w) * p)
         return Elements(
-            np.where(meant, value, absent[0]),
-            np.where(meant, slope, absent[1]),
-            np.where(meant, b - w * x, p**2 * b),
+            np.where(positive, value, absent[0]),
+            np.where(positive, slope, absent[1]),
+            np.where(positive, b - w * x, p**2 * b),
         )
 
     def _edges(self) -> dict[str, Any]:
@@ -224,10 +224,10 @@ class LayeredLayer(Layer):
         teacher = real(self.head.inputs["outputs_class"])[last]
         shares = 1 / (1 + np.exp(-teacher.max(axis=-1)))
         matched = np.zeros(shares.shape, bool)
-        places = (self.table[:, 0], self.table[:, 1])
-        matched[places] = True
+        pairs = (self.table[:, 0], self.table[:, 1])
+        matched[pairs] = True
         errors = self.off * shares
-        shares[places], errors[places] = self._qualities()
+        shares[pairs], errors[pairs] = self._qualities()
         numbers = np.array([matched.sum(), (~matched).sum()])
         roots = np.sqrt(numbers)
         of_matched, of_others = roots / roots.sum() / np.maximum(4 * numbers, 1)
@@ -238,17 +238,17 @@ class LayeredLayer(Layer):
 def layered_bounds(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
     """RT-DETR, D-FINE, DEIMv2 and LW-DETR."""
     head = LayeredHead(case, result, unit)
-    found = no_bounds(result)
+    limits = no_bounds(result)
     total, is_weighted = 0.0, case.function not in GROUPED
     for suffix, classes, boxes, index in head.layers():
-        own = LayeredLayer(head, suffix, classes, boxes, index).bounds()
+        of_layer = LayeredLayer(head, suffix, classes, boxes, index).bounds()
         for name, source in (("logits", classes), ("pred_boxes", boxes), ("corners", "predicted_corners")):
-            if name in own:
-                found[f"grad.{source}"][index] += own.pop(name)
-        for name, bound in own.items():
+            if name in of_layer:
+                limits[f"grad.{source}"][index] += of_layer.pop(name)
+        for name, bound in of_layer.items():
             total += head.is_counted(suffix) * head.weights[name] * bound
-            found[f"component.{name}{suffix}"] = np.asarray(bound * (head.weights[name] if is_weighted else 1.0))
-    return found | {"loss": np.asarray(total + sum_error(result, unit))}
+            limits[f"component.{name}{suffix}"] = np.asarray(bound * (head.weights[name] if is_weighted else 1.0))
+    return limits | {"loss": np.asarray(total + sum_error(result, unit))}
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Bilinear resampling as two products of matrices, and how far an honest one may be off.
 
-A pixel's place among h × w is found in the type that is computed in: its weights are off by (h + w)·v, next to an edge
-on either side. The adjoint gathers with the same weights, and hands the pixels' errors on.
+A pixel's position among h × w is rounded to the type that is computed in: its weights are off by (h + w)·v, next to an
+edge on either side. The adjoint gathers with the same weights, and hands the pixels' errors on.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from refloss.roundoff import STEPS, Roundoff
 
 def _matrix(size: int, resized: int) -> np.ndarray:
     """[resized, size] weights."""
-    places = axis(size, resized)
+    samples = axis(size, resized)
     weights = np.zeros((resized, size))
-    np.add.at(weights, (np.arange(resized), places.first), 1.0 - places.weight)
-    np.add.at(weights, (np.arange(resized), places.second), places.weight)
+    np.add.at(weights, (np.arange(resized), samples.first), 1.0 - samples.weight)
+    np.add.at(weights, (np.arange(resized), samples.second), samples.weight)
     return weights
 
 

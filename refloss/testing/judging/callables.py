@@ -170,14 +170,14 @@ def select(
     check_names("dtype", kinds, list(DTYPES))
     if not wanted and not patterns:
         raise TypeError("neither function nor cases is given")
-    own = [each for each in patterns if isinstance(each, Case)]
+    given = [each for each in patterns if isinstance(each, Case)]
     globs = [each for each in patterns if not isinstance(each, Case)]
     known = [case for name in wanted or functions() for case in _built_in(name)] if globs or not patterns else []
     for glob in globs:
         if not any(fnmatch.fnmatchcase(case.id, glob) for case in known):
             raise ValueError(f"no case is called {glob}; there are {known[0].id}, {known[1].id} and others")
-    found = [case for case in known if not globs or any(fnmatch.fnmatchcase(case.id, glob) for glob in globs)]
-    return [case for case in (*found, *own) if not kinds or dtype_of(case) in kinds]
+    matching = [case for case in known if not globs or any(fnmatch.fnmatchcase(case.id, glob) for glob in globs)]
+    return [case for case in (*matching, *given) if not kinds or dtype_of(case) in kinds]
 
 
 @functools.cache

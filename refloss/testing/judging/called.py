@@ -68,11 +68,13 @@ def _array(value: Any, name: str) -> np.ndarray:
 
 def _parameters(function: Function, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that are no arrays, numbers as Python's."""
-    found = {key: given[key] for key in (*function.parameters, _ASSIGNMENT) if given.get(key) is not None}
+    parameters = {key: given[key] for key in (*function.parameters, _ASSIGNMENT) if given.get(key) is not None}
     for key, kind in function.parameters.items():
-        if key in found and kind in (int, float):
-            found[key] = kind(number(on_host(found[key], key), key)) if kind is float else int(found[key])
-    return found
+        if key in parameters and kind is float:
+            parameters[key] = float(number(on_host(parameters[key], key), key))
+        elif key in parameters and kind is int:
+            parameters[key] = int(parameters[key])
+    return parameters
 
 
 def _cotangent(given: Any) -> Any:

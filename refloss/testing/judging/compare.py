@@ -54,12 +54,12 @@ def _judge_case(golden: Path, candidate: Path, entry: dict[str, Any], compute_dt
     except EXPECTED_ERRORS as error:
         return CaseVerdict(name, function, passed=False, message=f"the golden case is unusable: {reason(error)}")
     try:
-        found = _read(path)
+        tensors = _read(path)
     except (OSError, ValueError) as error:
         message = str(error).replace(str(path), path.name)
         unreadable = TensorVerdict("file", passed=False, fault="unreadable", message=message)
         return CaseVerdict(name, function, passed=False, tensors=(unreadable,))
-    return judge(asked, found)
+    return judge(asked, tensors)
 
 
 def _read(path: Path) -> dict[str, Any]:

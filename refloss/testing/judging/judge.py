@@ -50,11 +50,11 @@ def judge(asked: Question, candidate: Mapping[str, Any]) -> CaseVerdict:
     return CaseVerdict(asked.case.id, asked.case.function, passed, tuple(tensors))
 
 
-def _judge_tensor(asked: Question, name: str, found: Any) -> TensorVerdict:
+def _judge_tensor(asked: Question, name: str, candidate: Any) -> TensorVerdict:
     expected = asked.expected[name]
-    if found is None:
+    if candidate is None:
         return TensorVerdict(name, passed=False, fault="missing", message="the candidate does not have it")
-    got = np.asarray(found)
+    got = np.asarray(candidate)
     if got.shape != expected.shape:
         message = f"shape {list(got.shape)} instead of {list(expected.shape)}"
         explanation = "transposed" if sorted(got.shape) == sorted(expected.shape) and got.ndim > 1 else None
@@ -83,31 +83,31 @@ def _types(asked: Question, name: str) -> tuple[Any, ...]:
 
 def _judge_values(asked: Question, name: str, got: np.ndarray) -> TensorVerdict:
     expected = asked.expected[name]
-    right, found = expected.astype(np.float64), got.astype(np.float64)
-    own = np.broadcast_to(asked.bounds[name], right.shape)
+    right, values_got = expected.astype(np.float64), got.astype(np.float64)
+    bound = np.broadcast_to(asked.bounds[name], right.shape)
     size = np.abs(np.where(np.isfinite(right), right, 0.0))
     # The candidate rounds once to its type, and what is expected was rounded once to its own.
-    allowed = own + (spacing(size + own, got.dtype) + spacing(size, expected.dtype)) / 2
+    allowed = bound + (spacing(size + bound, got.dtype) + spacing(size, expected.dtype)) / 2
     steps = spacing(size, got.dtype)
-    values = Values(found, right, allowed, steps)
+    values = Values(values_got, right, allowed, steps)
     off = errors(values)
     worst, largest, most = None, 0.0, 0.0
     if right.size:
         index = tuple(int(i) for i in np.unravel_index(int(np.argmax(off.ratio)), right.shape))
-        worst = Worst(index, float(found[index]), float(right[index]), float(allowed[index]))
+        worst = Worst(index, float(values_got[index]), float(right[index]), float(allowed[index]))
         largest, most = float(off.ratio[index]), float(off.error.max())
     if largest <= 1.0:
         return TensorVerdict(name, passed=True, worst=worst, ulp=most, ratio=largest, values=values)
     assert worst is not None
-    wrong = np.isfinite(right) & ~np.isfinite(found)
+    wrong = np.isfinite(right) & ~np.isfinite(values_got)
     fault = "not finite" if wrong.any() else "too far off"
-    message = _place(worst)
+    message = _where(worst)
     if right.ndim:
         message = f"{int(np.count_nonzero(off.ratio > 1.0))} of {right.size} elements, the worst {message}"
     verdict = TensorVerdict(name, False, fault, message, worst, most, largest, values=values)
     return TensorVerdict(name, False, fault, message, worst, most, largest, explain(asked, verdict), values=values)
 
 
-def _place(worst: Worst) -> str:
+def _where(worst: Worst) -> str:
     where = f"at {list(worst.index)}: " if worst.index else ""
     return f"{where}{worst.got:.9g} instead of {worst.expected:.9g} ± {worst.allowed:.2g}"

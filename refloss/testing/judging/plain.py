@@ -34,5 +34,5 @@ def _lines(case: CaseVerdict) -> list[str]:
 
 
 def _row(tensor: TensorVerdict) -> tuple[str, str, str, str]:
-    found = "passes" if tensor.passed else "; ".join(part for part in (fault(tensor), likely(tensor)) if part)
-    return printable(tensor.name), short(tensor.ulp), short(tensor.ratio), found
+    told = "passes" if tensor.passed else "; ".join(part for part in (fault(tensor), likely(tensor)) if part)
+    return printable(tensor.name), short(tensor.ulp), short(tensor.ratio), told

@@ -121,16 +121,16 @@ def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
 def _row_divisor(case: Case, tensor: str | None) -> Divisor | None:
     if case.parameters.get("reduction", "mean") != "mean":
         return None
-    own = labels(case, tensor)
-    if own is None:
+    row_labels = labels(case, tensor)
+    if row_labels is None:
         return _element_divisor(case) if case.function == "sequence_classification" else _probability_divisor(case)
-    right, what = float(own.counted), "the rows that count"
+    right, what = float(row_labels.counted), "the rows that count"
     if "weight" in case.inputs:
         weight = np.asarray(case.inputs["weight"], np.float64)
-        right, what = math.fsum(weight[own.values[own.counts]].ravel()), "the sum of their weights"
+        right, what = math.fsum(weight[row_labels.values[row_labels.counts]].ravel()), "the sum of their weights"
     if "num_items_in_batch" in case.parameters:
         right, what = float(case.parameters["num_items_in_batch"]), "num_items_in_batch"
-    return Divisor(right, float(own.values.size), what, "all rows")
+    return Divisor(right, float(row_labels.values.size), what, "all rows")
 
 
 def _probability_divisor(case: Case) -> Divisor:
@@ -179,8 +179,8 @@ def over_everything(case: Case, tensor: str | None = None) -> Altered | None:
         assert rows is not None
         count = math.prod(rows.shape[:-1]) if "config" in accepted else rows.shape[0]
         return Altered(altered(case, num_boxes=float(count)))
-    own = divisor(case, tensor)
-    return None if own is None or own.right == own.all else divided_by(case, own.all)
+    count = divisor(case, tensor)
+    return None if count is None or count.right == count.all else divided_by(case, count.all)
 
 
 def leaking(case: Case, tensor: str | None = None, *, counted: bool = False) -> Altered | None:
@@ -188,24 +188,24 @@ def leaking(case: Case, tensor: str | None = None, *, counted: bool = False) -> 
     if "text_mask" in case.inputs:
         mask = case.inputs["text_mask"]
         return None if mask.all() else Altered(altered(case, {"text_mask": np.ones_like(mask)}))
-    own = labels(case, tensor)
-    if own is None or own.counts.all():
+    row_labels = labels(case, tensor)
+    if row_labels is None or row_labels.counts.all():
         return None
-    full = _with_every_row(case, own)
+    full = _with_every_row(case, row_labels)
     right = divisor(case, tensor)
     if counted or right is None or right.right == 0.0:
         return Altered(full)
     return divided_by(full, right.right)
 
 
-def _with_every_row(case: Case, own: Labels) -> Case:
+def _with_every_row(case: Case, row_labels: Labels) -> Case:
     """Ignored rows get the class that they have, or else the first."""
-    values = case.inputs[own.name]
+    values = case.inputs[row_labels.name]
     if case.function == "question_answering":
-        return altered(case, {own.name: np.where(values < own.classes, values, 0)})
+        return altered(case, {row_labels.name: np.where(values < row_labels.classes, values, 0)})
     ignored = case.parameters.get("ignore_index", _LABELS[case.function][2])
-    known = ignored if 0 <= ignored < own.classes else 0
-    return altered(case, {own.name: np.where(values == ignored, known, values)}, ignore_index=NO_LABEL)
+    known = ignored if 0 <= ignored < row_labels.classes else 0
+    return altered(case, {row_labels.name: np.where(values == ignored, known, values)}, ignore_index=NO_LABEL)
 
 
 def smoothed_over_others(case: Case) -> Altered | None:
@@ -227,7 +227,7 @@ def without_upstream(case: Case) -> Altered | None:
 
 
 def activated_twice(case: Case) -> Altered | None:
-    """Probabilities in the place of logits; None where there are no logits, or where they are matched."""
+    """Probabilities instead of logits; None where there are no logits, or where they are matched."""
     axis, sigmoid = softmax_axis(case), _SIGMOIDS.get(case.function)
     names = logits(case) if axis is not None else [] if sigmoid is None else [sigmoid]
     given = {}
@@ -261,9 +261,9 @@ def softmax_axis(case: Case) -> int | None:
         return None
     if case.function == "sequence_classification" and not _has_classes(case):
         return None
-    values, own = case.inputs[_LABELS[case.function][1]], labels(case)
+    values, row_labels = case.inputs[_LABELS[case.function][1]], labels(case)
     axis = min(1, values.ndim - 1) if case.function == "cross_entropy" else values.ndim - 1
-    return axis if own is None or own.classes == values.shape[axis] else None
+    return axis if row_labels is None or row_labels.classes == values.shape[axis] else None
 
 
 @np.errstate(all="ignore")

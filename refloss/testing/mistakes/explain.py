@@ -50,16 +50,16 @@ class _Tensor(NamedTuple):
         """A few thousand elements: most mistakes that do not fit do not fit there."""
         return self._replace(got=_few(self.got), expected=_few(self.expected), allowed=_few(self.allowed))
 
-    def fits(self, values: np.ndarray, own: np.ndarray) -> bool:
+    def fits(self, values: np.ndarray, bound: np.ndarray) -> bool:
         """Whether it would pass were these the right values, with a bound of their own, and whether they are others."""
-        if self.got.size > SAMPLE and not self.sample().may_be(_few(values), _few(own)):
+        if self.got.size > SAMPLE and not self.sample().may_be(_few(values), _few(bound)):
             return False
-        return self.may_be(values, own) and not self._replace(got=self.expected).may_be(values, own)
+        return self.may_be(values, bound) and not self._replace(got=self.expected).may_be(values, bound)
 
-    def may_be(self, values: np.ndarray, own: np.ndarray) -> bool:
+    def may_be(self, values: np.ndarray, bound: np.ndarray) -> bool:
         """Whether it would pass were these the right values, with a bound of their own."""
         size = np.abs(np.where(np.isfinite(values), values, 0.0))
-        allowed = SLACK * own + self.rounding * size + self.smallest
+        allowed = SLACK * bound + self.rounding * size + self.smallest
         return bool(_near(self.got, values, allowed).all())
 
 
@@ -98,19 +98,19 @@ def explain(asked: Question, verdict: TensorVerdict) -> str | None:
         2 * float(relative.min(initial=2.0**-8)),
         float(values.ulp.min()),
     )
-    found = _is_zero(tensor) or _factor(asked, tensor, named=True) or _shifted(tensor) or _transposed(tensor)
-    if found is None and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
-        found = _only_ignored_rows(asked, tensor) or _of_other_cases(asked, tensor) or _of_softmax(asked, tensor)
-    return found or _factor(asked, tensor, named=False) or _overflow(asked, tensor)
+    explanation = _is_zero(tensor) or _factor(asked, tensor, named=True) or _shifted(tensor) or _transposed(tensor)
+    if explanation is None and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
+        explanation = _only_ignored_rows(asked, tensor) or _of_other_cases(asked, tensor) or _of_softmax(asked, tensor)
+    return explanation or _factor(asked, tensor, named=False) or _overflow(asked, tensor)
 
 
 def _few(values: np.ndarray) -> np.ndarray:
     return np.asarray(values.flat[:: max(values.size // SAMPLE, 1)])
 
 
-def _near(found: np.ndarray, values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    same = (found == values) | (np.isnan(found) & np.isnan(values))
-    return np.asarray(same | (np.abs(found - values) <= allowed))
+def _near(got: np.ndarray, values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    same = (got == values) | (np.isnan(got) & np.isnan(values))
+    return np.asarray(same | (np.abs(got - values) <= allowed))
 
 
 def _is_zero(tensor: _Tensor) -> str | None:
@@ -121,10 +121,10 @@ def _factor(asked: Question, tensor: _Tensor, *, named: bool) -> str | None:
     """Off by a constant factor: one that has a name, or any other that enough elements agree on."""
     if tensor.got.size > SAMPLE and _factors_that_fit(tensor.sample()) is None:
         return None
-    found = _factors_that_fit(tensor)
-    if found is None:
+    interval = _factors_that_fit(tensor)
+    if interval is None:
         return None
-    low, high, known = found
+    low, high, known = interval
     middle = (low + high) / 2
     if low <= 1.0 <= high or high - low > 0.05 * abs(middle):
         return None
@@ -227,9 +227,9 @@ def _other_cases(case: Case, side: str) -> Iterator[tuple[str, Altered]]:
 
 
 def _wrong_count(case: Case, side: str) -> str:
-    own = alterations.divisor(case, side)
-    if own is not None:
-        return f"a mean over {own.all_what} ({own.all:g}) instead of {own.what} ({own.right:g})"
+    divisor = alterations.divisor(case, side)
+    if divisor is not None:
+        return f"a mean over {divisor.all_what} ({divisor.all:g}) instead of {divisor.what} ({divisor.right:g})"
     right = "the number of objects" if "config" in case.parameters else "num_boxes"
     return f"divided by the number of queries or rows instead of {right}"
 
@@ -257,8 +257,8 @@ def _only_ignored_rows(asked: Question, tensor: _Tensor) -> str | None:
     )
     if rest.is_right().all():
         return "ignored rows are included: their gradient is not 0"
-    count, found = alterations.divisor(asked.case, _side(tensor.name)), _factors_that_fit(rest)
-    if count is not None and found is not None and found[0] <= count.right / count.all <= found[1]:
+    count, interval = alterations.divisor(asked.case, _side(tensor.name)), _factors_that_fit(rest)
+    if count is not None and interval is not None and interval[0] <= count.right / count.all <= interval[1]:
         return "ignored rows are included, in the count as well"
     return None
 
@@ -271,8 +271,8 @@ def _other(asked: Question, key: str, other: Altered) -> _Other | None:
     if key not in known:
         try:
             result, tensors = other.answer()
-            own = bounds(other.case, result, compute_dtype)
-            scaled = {name: value / other.over if name == "loss" else value for name, value in own.items()}
+            limits = bounds(other.case, result, compute_dtype)
+            scaled = {name: value / other.over if name == "loss" else value for name, value in limits.items()}
             known[key] = _Other(tensors, scaled)
         except (ArithmeticError, LookupError, TypeError, ValueError):
             known[key] = None
@@ -282,12 +282,12 @@ def _other(asked: Question, key: str, other: Altered) -> _Other | None:
 def _of_softmax(asked: Question, tensor: _Tensor) -> str | None:
     """Probabilities that are taken along another axis, or twice."""
     try:
-        found = list(softmax_mistakes(asked.case))
+        guesses = list(softmax_mistakes(asked.case))
     except (ArithmeticError, LookupError, TypeError, ValueError):
         return None
     # Their terms are those of the right ones, elsewhere: as large, up to the logarithms' errors.
     bound = 4 * np.asarray(asked.bounds[tensor.name]).max(initial=0.0)
-    return next((words for words, name, values in found if name == tensor.name and tensor.fits(values, bound)), None)
+    return next((words for words, name, values in guesses if name == tensor.name and tensor.fits(values, bound)), None)
 
 
 def _largest(values: np.ndarray) -> float:

@@ -34,10 +34,10 @@ def _plain_factors(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
         if value > 1:
             yield value, words
             yield 1 / value, f"1 / {words}"
-    own = alterations.labels(case, tensor)
-    if own is not None and own.classes > 1:
-        yield own.classes / (own.classes - 1), f"K / (K − 1) of {own.classes} classes"
-        yield (own.classes - 1) / own.classes, f"(K − 1) / K of {own.classes} classes"
+    labels = alterations.labels(case, tensor)
+    if labels is not None and labels.classes > 1:
+        yield labels.classes / (labels.classes - 1), f"K / (K − 1) of {labels.classes} classes"
+        yield (labels.classes - 1) / labels.classes, f"(K − 1) / K of {labels.classes} classes"
     yield 2.0, ""
     yield 0.5, ""
     for power in range(2, POWERS_OF_TWO + 1):
@@ -59,7 +59,7 @@ def _of_upstream(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
 
 def _of_means(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
     """A sum for a mean, a mean for a sum, or a mean over something else."""
-    own, divisor = alterations.labels(case, tensor), alterations.divisor(case, tensor)
+    labels, divisor = alterations.labels(case, tensor), alterations.divisor(case, tensor)
     if divisor is not None and divisor.right:
         right = f"{divisor.what} ({divisor.right:g})"
         yield divisor.right, f"a sum for a mean over {right}"
@@ -72,8 +72,9 @@ def _of_means(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
     boxes = case.parameters.get("num_boxes")
     if boxes:
         yield float(boxes), f"num_boxes ({boxes:g}) ignored"
-    if own is not None and "weight" in case.inputs and divisor is not None and own.counted:
-        yield divisor.right / own.counted, f"a mean over the rows that count ({own.counted}) instead of their weights"
+    if labels is not None and "weight" in case.inputs and divisor is not None and labels.counted:
+        words = f"a mean over the rows that count ({labels.counted}) instead of their weights"
+        yield divisor.right / labels.counted, words
 
 
 def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
@@ -81,12 +82,12 @@ def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
     name = tensor.removeprefix("grad.")
     first = case.inputs.get(name, case.inputs.get(FUNCTIONS[case.function].differentiable[0]))
     shape = () if first is None else first.shape
-    own = alterations.labels(case, tensor)
+    labels = alterations.labels(case, tensor)
     counts: list[tuple[float, str]] = []
     if shape:
         counts.append((shape[0], "the batch size"))
-    if own is not None:
-        counts += [(own.counted, "the number of rows that count"), (own.values.size, "the number of labels")]
+    if labels is not None:
+        counts += [(labels.counted, "the number of rows that count"), (labels.values.size, "the number of labels")]
     objects = [value for key, value in case.inputs.items() if key.startswith("labels.") and key.endswith("boxes")]
     if objects:
         counts.append((sum(len(boxes) for boxes in objects), "the number of objects"))

@@ -33,7 +33,7 @@ class LogAxis(NamedTuple):
         needed = math.ceil(math.log10(largest)) if 0 < largest < math.inf else nearest
         return cls(low, min(max(needed, nearest), farthest), start, stop)
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """The pixel of a positive value; the nearest end's where it is outside."""
         decades = math.log10(value) if value < math.inf else math.inf
         part = (decades - self.low) / (self.high - self.low)
@@ -43,7 +43,7 @@ class LogAxis(NamedTuple):
         """Pixels and labels; 1 is among them."""
         step = math.ceil((self.high - self.low) / most)
         powers = [power for power in range(self.low, self.high + 1) if power % step == 0]
-        return [(self.place(10.0**power), power_of_ten(power)) for power in powers]
+        return [(self.position(10.0**power), power_of_ten(power)) for power in powers]
 
 
 def power_of_ten(exponent: int) -> str:
@@ -87,20 +87,20 @@ class _Counts(NamedTuple):
 
 def _count(values: np.ndarray, axis: LogAxis, bins: int) -> _Counts:
     positive = values[(values > 0) & np.isfinite(values)]
-    place = (np.log10(positive) - axis.low) / (axis.high - axis.low) * bins
-    counted = np.bincount(np.clip(place, 0, bins - 1).astype(int), minlength=bins)
+    positions = (np.log10(positive) - axis.low) / (axis.high - axis.low) * bins
+    counted = np.bincount(np.clip(positions, 0, bins - 1).astype(int), minlength=bins)
     return _Counts(int(np.count_nonzero(values == 0)), counted, int(np.count_nonzero(values == np.inf)))
 
 
-def histogram(found: Errors) -> Markup:
+def histogram(errors: Errors) -> Markup:
     """Errors in ulp: how many elements have which, those above their bounds apart, and the bounds themselves."""
     width, height, left, right, top, base = 460.0, 200.0, 46.0, 452.0, 12.0, 158.0
-    infinite = bool(np.isinf(found.error).any())
-    largest = _finite_maximum(found.error, found.bound)
+    infinite = bool(np.isinf(errors.error).any())
+    largest = _finite_maximum(errors.error, errors.bound)
     axis = LogAxis.over(largest, (-2, 2, 40), left + 40, right - (30 if infinite else 0))
     bins = (axis.high - axis.low) * max(1, 40 // (axis.high - axis.low))
-    above = found.ratio > 1
-    every, over, bounds = (_count(values, axis, bins) for values in (found.error, found.error[above], found.bound))
+    above = errors.ratio > 1
+    every, over, bounds = (_count(values, axis, bins) for values in (errors.error, errors.error[above], errors.bound))
     most = max(every.exact, every.infinite, int(every.bins.max()), int(bounds.bins.max()), 1)
     # A single element has some height, too.
     scale = (base - top) / (math.log10(most) + 0.4)
@@ -129,7 +129,7 @@ def histogram(found: Errors) -> Markup:
         _text((left + right) / 2, base + 34, "error, ulp (0: exact)"),
         _text(11, (top + base) / 2, "elements", turned=True),
     ]
-    label = f"histogram of the errors of {found.error.size} elements, {int(above.sum())} of them above their bounds"
+    label = f"histogram of the errors of {errors.error.size} elements, {int(above.sum())} of them above their bounds"
     return _svg(width, height, parts, label, "histogram")
 
 
@@ -150,10 +150,10 @@ def _outline(counts: _Counts, axis: LogAxis, level: Callable[[int], float]) -> s
 SPARK_AXIS = LogAxis(-2, 10, 30.0, 204.0)
 
 
-def spark(found: Errors) -> Markup:
+def spark(errors: Errors) -> Markup:
     """A histogram in a line of text, on an axis that is the same for all; below it, the range of the bounds."""
     bins, base = 48, 16.0
-    counts = _count(found.error, SPARK_AXIS, bins)
+    counts = _count(errors.error, SPARK_AXIS, bins)
     most = max(counts.exact, int(counts.bins.max()), 1)
     step = (SPARK_AXIS.stop - SPARK_AXIS.start) / bins
     drawn = [(4.0, 8.0, counts.exact)]
@@ -161,11 +161,11 @@ def spark(found: Errors) -> Markup:
     heights = ((x, wide, 2 + 12 * math.log1p(n) / math.log1p(most)) for x, wide, n in drawn if n)
     path = "".join(f"M{x:.4g} {base:g}v-{tall:.3g}h{wide:.3g}v{tall:.3g}z" for x, wide, tall in heights)
     parts = ['<use href="#spark"/>', f'<path class="within" d="{path}"/>']
-    finite = found.bound[np.isfinite(found.bound) & (found.bound > 0)]
+    finite = errors.bound[np.isfinite(errors.bound) & (errors.bound > 0)]
     if finite.size:
-        start, stop = SPARK_AXIS.place(float(finite.min())), SPARK_AXIS.place(float(finite.max()))
+        start, stop = SPARK_AXIS.position(float(finite.min())), SPARK_AXIS.position(float(finite.max()))
         parts.append(f'<path class="above" d="M{start - 1.5:.4g} 17H{stop + 1.5:.4g}v3H{start - 1.5:.4g}z"/>')
-    label = f"{counts.exact} of {found.error.size} exact, the largest error {short(float(found.error.max()))} ulp"
+    label = f"{counts.exact} of {errors.error.size} exact, the largest error {short(float(errors.error.max()))} ulp"
     return _svg(220, 22, parts, label, "spark")
 
 
@@ -180,9 +180,9 @@ _ROWS, _COLUMNS = 96, 160
 
 
 def _blend(stops: Sequence[tuple[int, ...]], part: float) -> tuple[int, ...]:
-    place = part * (len(stops) - 1)
-    first = min(int(place), len(stops) - 2)
-    return tuple(round(a + (b - a) * (place - first)) for a, b in zip(stops[first], stops[first + 1], strict=True))
+    position = part * (len(stops) - 1)
+    first = min(int(position), len(stops) - 2)
+    return tuple(round(a + (b - a) * (position - first)) for a, b in zip(stops[first], stops[first + 1], strict=True))
 
 
 _PALETTE = [
@@ -216,9 +216,9 @@ def plane(function: str, name: str, dimensions: int) -> Plane:
     return Plane(order, rows, f"{kind} (axis {last})" if kind else f"axis {last}")
 
 
-def heat_map(found: Errors, axes: Plane) -> Markup:
+def heat_map(errors: Errors, axes: Plane) -> Markup:
     """Where the errors sit: error ÷ bound of every element on a log scale, pooled by maximum where there are many."""
-    matrix = found.ratio.transpose(axes.order).reshape(-1, found.ratio.shape[axes.order[-1]])
+    matrix = errors.ratio.transpose(axes.order).reshape(-1, errors.ratio.shape[axes.order[-1]])
     rows, columns = matrix.shape
     cells = _pooled(matrix)
     high = LogAxis.over(_finite_maximum(matrix), (_LOWEST, 1, 40), 0, 1).high
@@ -226,10 +226,10 @@ def heat_map(found: Errors, axes: Plane) -> Markup:
     cell = min(400 / columns, 300 / rows, 24.0)
     wide, tall = max(columns * cell, 60.0), max(rows * cell, 20.0)
     worst_row, worst_column = divmod(int(np.argmax(matrix)), columns)
-    shape = ",".join(map(str, found.ratio.shape))
-    scale = f"{wide / cells.shape[1]:.5g} {tall / cells.shape[0]:.5g}"
+    shape = ",".join(map(str, errors.ratio.shape))
+    laid = f"translate({left:g} {top:g}) scale({wide / cells.shape[1]:.5g} {tall / cells.shape[0]:.5g})"
     parts = [
-        f'<g class="cells" transform="translate({left:g} {top:g}) scale({scale})">{_painted(_colours(cells, high))}</g>',
+        f'<g class="cells" transform="{laid}">{_painted(_colours(cells, high))}</g>',
         f'<rect class="frame" x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}" data-shape="{shape}"'
         f' data-order="{",".join(map(str, axes.order))}"/>',
         *(
@@ -256,25 +256,25 @@ def _pooled(matrix: np.ndarray) -> np.ndarray:
 
 
 def _colours(cells: np.ndarray, high: int) -> np.ndarray:
-    """Places in the palette."""
+    """Indices into the palette."""
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = np.log10(cells)
         below = 1 + np.clip((decades - _LOWEST) / -_LOWEST * _BELOW, 0, _BELOW - 1)
         above = 1 + _BELOW + np.clip(decades / high * _ABOVE, 0, _ABOVE - 1)
-        place = np.where(cells > 1, above, below)
-    place = np.where(cells == 0, 0, np.where(np.isinf(cells), len(_PALETTE) - 1, place))
-    return place.astype(np.uint8)
+        colours = np.where(cells > 1, above, below)
+    colours = np.where(cells == 0, 0, np.where(np.isinf(cells), len(_PALETTE) - 1, colours))
+    return colours.astype(np.uint8)
 
 
-def _painted(places: np.ndarray) -> str:
+def _painted(colours: np.ndarray) -> str:
     """Cells as a path for every colour, of strokes as long as neighbours in a row are alike."""
-    rows, columns = places.shape
+    rows, columns = colours.shape
     edges = np.ones((rows, columns), bool)
-    edges[:, 1:] = places[:, 1:] != places[:, :-1]
+    edges[:, 1:] = colours[:, 1:] != colours[:, :-1]
     starts = np.flatnonzero(edges)
-    lengths = np.diff(starts, append=places.size)
+    lengths = np.diff(starts, append=colours.size)
     strokes: dict[int, list[str]] = {}
-    for start, length, colour in zip(starts.tolist(), lengths.tolist(), places.flat[starts].tolist(), strict=True):
+    for start, length, colour in zip(starts.tolist(), lengths.tolist(), colours.flat[starts].tolist(), strict=True):
         y, x = divmod(start, columns)
         strokes.setdefault(colour, []).append(f"M{x} {y}.5h{length}")
     return "".join(
@@ -293,10 +293,10 @@ def _index_ticks(rows: int, columns: int, left: float, top: float, wide: float, 
     ]
 
 
-def _round_indices(count: int, room: float) -> range:
-    """Indices from 0 in steps of 1, 2 or 5 times a power of ten, no more than there is room for."""
+def _round_indices(count: int, most: float) -> range:
+    """Indices from 0 in steps of 1, 2 or 5 times a power of ten, at most so many."""
     steps = (digit * 10**power for power in range(20) for digit in (1, 2, 5))
-    return range(0, count, next(step for step in steps if count <= step * max(room, 1)))
+    return range(0, count, next(step for step in steps if count <= step * max(most, 1)))
 
 
 _LEGEND = (80.0, 84.0, 210.0)  # of the strips: where they start, how wide below the bound and in all
@@ -304,8 +304,8 @@ _LEGEND = (80.0, 84.0, 210.0)  # of the strips: where they start, how wide below
 
 def _colour_legend(high: int, y: float, not_finite: bool) -> list[str]:
     """A strip of the palette; what all of them have in common is there once, from definitions."""
-    start, _, room = _LEGEND
-    parts = [f'<use href="#legend" y="{y:.4g}"/>', _text(start + room, y + 24, power_of_ten(high))]
+    start, _, width = _LEGEND
+    parts = [f'<use href="#legend" y="{y:.4g}"/>', _text(start + width, y + 24, power_of_ten(high))]
     return [*parts, f'<use href="#not-finite" y="{y:.4g}"/>'] if not_finite else parts
 
 
@@ -319,20 +319,20 @@ def definitions() -> Markup:
         )
         return f'<linearGradient id="{name}">{marks}</linearGradient>'
 
-    start, below, room = _LEGEND
+    start, below, width = _LEGEND
     parts = [
         gradient("cool", _COOL),
         gradient("warm", _WARM),
         '<g id="legend"><rect class="frame" x="46" y="0" width="14" height="10"/>',
         _text(53, 24, "0"),
         f'<rect fill="url(#cool)" x="{start:g}" width="{below:g}" height="10"/>',
-        f'<rect fill="url(#warm)" x="{start + below:g}" width="{room - below:g}" height="10"/>',
+        f'<rect fill="url(#warm)" x="{start + below:g}" width="{width - below:g}" height="10"/>',
         _line(start + below, -3, start + below, 13, "axis"),
         _text(start, 24, power_of_ten(_LOWEST)),
         _text(start + below, 24, "1"),
-        _text(start + room + 20, 9, "error ÷ bound", "s"),
-        f'</g><g id="not-finite"><rect fill="rgb{_NOT_FINITE[:3]}" x="{start + room + 20:g}" y="15" width="10"',
-        f' height="10"/>{_text(start + room + 34, 24, "not finite", "s")}</g>',
+        _text(start + width + 20, 9, "error ÷ bound", "s"),
+        f'</g><g id="not-finite"><rect fill="rgb{_NOT_FINITE[:3]}" x="{start + width + 20:g}" y="15" width="10"',
+        f' height="10"/>{_text(start + width + 34, 24, "not finite", "s")}</g>',
         f'<path id="spark" class="faint" d="M2 16.5H14M{SPARK_AXIS.start:g} 16.5H{SPARK_AXIS.stop:g}"/>',
     ]
     return Markup(f'<svg class="defs" aria-hidden="true"><defs>{"".join(parts)}</defs></svg>')
@@ -358,15 +358,15 @@ def overview(dots: Sequence[Dot]) -> Markup:
     base = top + row * len(groups)
     ratios = np.array([dot.ratio for dot in dots if dot.ratio is not None] or [0.0])
     axis = LogAxis.over(_finite_maximum(ratios), (-4, 2, 12), left + 62, right - 130)
-    bound = axis.place(1.0)
+    bound = axis.position(1.0)
     columns = {"exact": left + 22, "∞": right - 96, "no values": right - 36}
 
-    def place(ratio: float | None) -> float:
+    def position(ratio: float | None) -> float:
         if ratio is None:
             return columns["no values"]
         if ratio == 0:
             return columns["exact"]
-        return axis.place(ratio) if ratio < math.inf else columns["∞"]
+        return axis.position(ratio) if ratio < math.inf else columns["∞"]
 
     ticks = axis.ticks(16)
     # What is beyond the last power of ten is drawn there.
@@ -387,7 +387,7 @@ def overview(dots: Sequence[Dot]) -> Markup:
     for i, dot in enumerate(sorted(dots, key=lambda dot: not dot.passed)):
         # Spread, so that those in the same place are seen to be many.
         y = top + row * (groups.index(dot.group) + 0.5) + (i * 5 % 9 - 4) * 1.6
-        x = place(dot.ratio) + (0.0 if dot.ratio and dot.ratio < math.inf else (i * 7 % 13 - 6) * 2.0)
+        x = position(dot.ratio) + (0.0 if dot.ratio and dot.ratio < math.inf else (i * 7 % 13 - 6) * 2.0)
         parts.append(
             f'<a href="#{dot.anchor}"><circle class="{"within" if dot.passed else "above"}" r="3.6"'
             f' cx="{x:.4g}" cy="{y:.4g}"><title>{escape(printable(dot.label))}</title></circle></a>'

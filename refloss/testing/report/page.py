@@ -122,13 +122,13 @@ class _Anchors:
     """Names within the page, each given once."""
 
     def __init__(self) -> None:
-        self._taken: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()
 
     def new(self, *parts: str) -> str:
         """A name like its parts."""
         name = "/".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
-        self._taken[name] += 1
-        return name if self._taken[name] == 1 else self.new(*parts, str(self._taken[name]))
+        self._uses[name] += 1
+        return name if self._uses[name] == 1 else self.new(*parts, str(self._uses[name]))
 
 
 def _case(case: CaseVerdict, anchors: _Anchors) -> Case:
@@ -144,28 +144,28 @@ def _tensor(case: CaseVerdict, verdict: TensorVerdict, anchor: str) -> Tensor:
     wrong = fault(verdict)
     if verdict.values is None or verdict.values.got.size == 0:
         return Tensor(anchor, verdict, wrong, 0, 0)
-    found = errors(verdict.values)
-    above = int(np.count_nonzero(found.ratio > 1))
+    off = errors(verdict.values)
+    above = int(np.count_nonzero(off.ratio > 1))
     if verdict.passed:
-        return Tensor(anchor, verdict, wrong, found.ratio.size, above, spark=charts.spark(found))
-    worst = _worst(verdict, found)
-    if found.ratio.size == 1:
+        return Tensor(anchor, verdict, wrong, off.ratio.size, above, spark=charts.spark(off))
+    worst = _worst(verdict, off)
+    if off.ratio.size == 1:
         return Tensor(anchor, verdict, wrong, 1, above, worst=worst)
-    heat_map = charts.heat_map(found, charts.plane(case.function, verdict.name, found.ratio.ndim))
-    return Tensor(anchor, verdict, wrong, found.ratio.size, above, charts.histogram(found), heat_map, worst)
+    heat_map = charts.heat_map(off, charts.plane(case.function, verdict.name, off.ratio.ndim))
+    return Tensor(anchor, verdict, wrong, off.ratio.size, above, charts.histogram(off), heat_map, worst)
 
 
-def _worst(verdict: TensorVerdict, found: Errors) -> list[Element]:
+def _worst(verdict: TensorVerdict, off: Errors) -> list[Element]:
     """The elements that are farthest off, by error ÷ bound."""
     values = verdict.values
     assert values is not None
-    flat = found.ratio.ravel()
+    flat = off.ratio.ravel()
     count = min(_WORST, int(np.count_nonzero(flat)))
-    places = np.argpartition(-flat, count - 1)[:count] if count else np.empty(0, int)
+    offsets = np.argpartition(-flat, count - 1)[:count] if count else np.empty(0, int)
     rows = []
-    for place in sorted(places, key=lambda place: (-flat[place], place)):
-        index = tuple(int(i) for i in np.unravel_index(place, found.ratio.shape))
-        numbers = (values.got, values.expected, values.allowed, found.error, found.ratio)
+    for offset in sorted(offsets, key=lambda offset: (-flat[offset], offset)):
+        index = tuple(int(i) for i in np.unravel_index(offset, off.ratio.shape))
+        numbers = (values.got, values.expected, values.allowed, off.error, off.ratio)
         rows.append(Element(str(list(index)) if index else "–", *(float(array[index]) for array in numbers)))
     return rows
 
@@ -193,15 +193,15 @@ def _groups(cases: Sequence[Case]) -> list[Group]:
 
 def _mistakes(failing: Sequence[Case]) -> list[tuple[str, bool, list[Tensor]]]:
     """What is wrong, the most frequent first: an explanation (and True), or a fault that has none."""
-    found: dict[tuple[str, bool], list[Tensor]] = {}
+    wrong: dict[tuple[str, bool], list[Tensor]] = {}
     for case in failing:
         for tensor in case.tensors:
             if tensor.verdict.passed is False:
                 explanation = tensor.verdict.explanation
                 key = (printable(explanation or tensor.verdict.fault or "fails"), explanation is not None)
-                found.setdefault(key, []).append(tensor)
+                wrong.setdefault(key, []).append(tensor)
     return sorted(
-        ((name, explained, tensors) for (name, explained), tensors in found.items()), key=lambda entry: -len(entry[2])
+        ((name, explained, tensors) for (name, explained), tensors in wrong.items()), key=lambda entry: -len(entry[2])
     )
 
 

@@ -28,9 +28,9 @@ def show(judgement: Judgement, console: Console) -> None:
         console.print(_passing(passing))
     if failing:
         names = [len(printable(tensor.name)) for case in failing for tensor in case.tensors]
-        for place, case in enumerate(failing):
+        for i, case in enumerate(failing):
             console.print()
-            _show_failing(case, console, max([len("tensor"), *names]), heading=place == 0)
+            _show_failing(case, console, max([len("tensor"), *names]), heading=i == 0)
     style = "bold red" if failing else "bold green" if passing else "bold yellow"
     console.print(Text(f"\n{summary(judgement)}" if judgement.judged else summary(judgement), style))
 
