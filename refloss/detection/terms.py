@@ -65,7 +65,8 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
             logits.gradient[places] = own.gradient
         background.losses[places] = result.loss
         run = launcher(scene.backend, "cross_entropy")
-        loss = run.divided(run.exact_sum(background.losses), Fraction(background.normaliser))
+        normaliser = Fraction(background.normaliser) if np.isfinite(background.normaliser) else background.normaliser
+        loss = run.divided(run.exact_sum(background.losses), normaliser)
         return Outcome({"loss_ce": loss}, Intermediates({"lse": background.lse}))
 
     return Term(("loss_ce",), evaluate, before)
@@ -193,7 +194,7 @@ def masks() -> Term:
 
 def _matched_masks(scene: Scene) -> np.ndarray:
     """[M, H, W] the target of each pair, padded with 0 to the largest of all images."""
-    shape = np.max([mask.shape[1:] for mask in scene.targets.masks], axis=0)
+    shape = np.array([mask.shape[1:] for mask in scene.targets.masks], np.int64).reshape(-1, 2).max(axis=0, initial=0)
     kinds: set[Any] = {mask.dtype for mask in scene.targets.masks}
     whole = all(kind.kind in "biu" for kind in kinds)
     result = np.zeros((len(scene.matching.image), *shape), np.uint8 if whole else np.float64)

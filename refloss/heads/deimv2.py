@@ -12,7 +12,7 @@ from refloss.detection.inputs import Inputs
 from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
 from refloss.detection.targets import Targets
-from refloss.heads.configuration import read
+from refloss.heads.configuration import flag, read
 from refloss.losses.matching_aware import ONE_CLASS_LOOP
 from refloss.placement import accepts_gpu_arrays
 from refloss.result import LossResult
@@ -80,12 +80,12 @@ def deimv2_object_detection(
         initial_reference_points,
     )
     alpha = 1.0 if read(config, "mal_alpha") is None else detr.coefficient(config, "mal_alpha")
-    gamma = detr.coefficient(config, "focal_loss_gamma")
+    gamma = detr.coefficient(config, "focal_loss_gamma", low=0.0)
     recipe = Recipe(
         classes=terms.quality_classes("loss_mal", ONE_CLASS_LOOP, (1.0, alpha, gamma)),
         weights=("mal", "bbox", "giou", "fgl", "ddf"),
         bins=rt_detr.bins(config),
-        union=_union if read(config, "use_dense_one_to_one") else None,
+        union=_union if flag(config, "use_dense_one_to_one") else None,
         drops_with_layers=True,
     )
     inputs, options = Inputs(grad=grad, grad_dtype=grad_dtype), Options(grad_output, assignment, num_boxes, backend)

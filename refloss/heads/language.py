@@ -44,9 +44,8 @@ def token_loss(
     **options: Any,
 ) -> LossResult:
     """Cross-entropy of the rows of logits with labels: the mean, or the sum over num_items_in_batch."""
-    if isinstance(out, np.ndarray) and out.shape == logits.shape:
-        out = out.reshape(rows.shape, copy=False)
-    divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch")
+    out = arrays.reshaped_out(out, logits.shape, rows.shape)
+    divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch", low=0.0)
     result = rows_cross_entropy(
         rows,
         labels,

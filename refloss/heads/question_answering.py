@@ -53,6 +53,7 @@ def question_answering(
         return None
     parts = {"start": (start_logits, start_positions), "end": (end_logits, end_positions)}
     half = np.float64(arrays.number(grad_output, "grad_output")) / 2
+    wanted = arrays.wanted_gradients(grad, [f"{name}_logits" for name in parts])
     loss = np.float64(0.0)
     result = LossResult(loss=None)
     for name, (values, given) in parts.items():
@@ -72,7 +73,7 @@ def question_answering(
             num_items_in_batch,
             size,
             grad_output=half,
-            grad=grad,
+            grad=f"{name}_logits" in wanted,
             grad_dtype=grad_dtype,
             backend=backend,
         )

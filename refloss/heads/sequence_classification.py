@@ -75,10 +75,13 @@ def sequence_classification(
         )
     count = logits.shape[-1] if num_labels is None and logits.ndim else arrays.integer(num_labels, "num_labels")
     kind = problem_type or _problem_type(count, given)
-    options = {"grad_output": grad_output, "grad": grad, "grad_dtype": grad_dtype, "backend": backend}
+    wanted = bool(arrays.wanted_gradients(grad, ["pooled_logits"]))
+    options = {"grad_output": grad_output, "grad": wanted, "grad_dtype": grad_dtype, "backend": backend}
     if kind == "regression":
         squeezed = (logits.squeeze(), given.squeeze()) if count == 1 else (logits, given)
-        result = _elementwise(mse, "input", *squeezed, out=_reshaped(out, logits.shape, squeezed[0].shape), **options)
+        result = _elementwise(
+            mse, "input", *squeezed, out=arrays.reshaped_out(out, logits.shape, squeezed[0].shape), **options
+        )
     elif kind == "multi_label_classification":
         result = _elementwise(bce_with_logits, "logits", logits, given, out=out, **options)
     elif kind == "single_label_classification":
@@ -102,10 +105,6 @@ def _problem_type(num_labels: int, labels: np.ndarray) -> str:
     if num_labels == 1:
         return "regression"
     return "single_label_classification" if labels.dtype in (np.int64, np.int32) else "multi_label_classification"
-
-
-def _reshaped(out: np.ndarray | None, shape: tuple[int, ...], squeezed: tuple[int, ...]) -> np.ndarray | None:
-    return out.reshape(squeezed, copy=False) if isinstance(out, np.ndarray) and out.shape == shape else out
 
 
 def _elementwise(

@@ -66,7 +66,7 @@ def token_classification(
         num_items_in_batch=num_items_in_batch,
         ignore_index=ignore_index,
         grad_output=grad_output,
-        grad=grad,
+        grad=bool(arrays.wanted_gradients(grad, ["logits"])),
         grad_dtype=grad_dtype,
         out=out,
         backend=backend,

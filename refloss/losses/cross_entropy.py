@@ -70,7 +70,7 @@ def cross_entropy(
         reduction: "mean", "sum" or "none".
         label_smoothing: ε in [0, 1].
         grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape.
-        grad: False skips the gradients.
+        grad: True, False, or the names of the inputs whose gradients to compute.
         grad_dtype: dtype of the gradient of logits instead of their own.
         out: an array of the shape of logits that receives their gradient; not overlapping them.
         backend: "auto", "cpu" or "cuda".
@@ -106,7 +106,10 @@ def cross_entropy(
         labels = arrays.integer_array(target, "target")
         arrays.check_shape(labels, row_shape, "target", f"one label for each row of logits {x.shape}, or its shape")
         arrays.check_labels(labels, x.shape[class_axis], ignore_index, "target")
-    return rows_cross_entropy(
+    wanted = arrays.wanted_gradients(grad, ["logits", "target"] if arrays.is_float(labels) else ["logits"])
+    if "logits" not in wanted:
+        out = arrays.gradient_buffer(x, grad_dtype, out, "logits", wanted=False)
+    result = rows_cross_entropy(
         x,
         labels,
         class_axis=class_axis,
@@ -115,11 +118,14 @@ def cross_entropy(
         ignore_index=ignore_index,
         reduction=reduction,
         grad_output=grad_output,
-        grad=grad,
+        grad=bool(wanted),
         grad_dtype=grad_dtype,
         out=out,
         backend=backend,
     )
+    for name in result.grads.keys() - wanted:
+        del result.grads[name]
+    return result
 
 
 def rows_cross_entropy(

@@ -67,7 +67,8 @@ def dice(
         raise ValueError(f"inputs has shape {x.shape}; expected [N, ...]")
     arrays.check_shape(t, x.shape, "targets", "the shape of inputs")
     arrays.check_range(t, 0.0, 1.0, "targets")
-    divisor = arrays.number(num_boxes, "num_boxes") if reduction == "sum" else 1.0
+    divisor = arrays.number(num_boxes, "num_boxes", finite=True, low=0.0)
+    divisor = divisor if reduction == "sum" else 1.0
     cotangent = arrays.cotangent(grad_output, x.shape[:1] if reduction == "none" else ())
     wanted = arrays.wanted_gradients(grad, ["inputs", "targets"])
     gradient = arrays.gradient_buffer(x, grad_dtype, out, "inputs", t, wanted="inputs" in wanted)

@@ -96,7 +96,7 @@ def kl_div(
     return elementwise.evaluate(
         LOOP,
         {"input": x, "target": t},
-        parameter=1.0 if log_target else 0.0,
+        parameter=1.0 if arrays.flag(log_target, "log_target") else 0.0,
         divisor=divisor,
         reduction="mean" if by_batch else reduction,
         grad_output=grad_output,

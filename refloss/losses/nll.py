@@ -65,6 +65,7 @@ def nll(
     factors = class_weight(weight, x.shape[class_axis])
     run = launcher(backend, "nll")
     cotangent = arrays.cotangent(grad_output, row_shape if reduction == "none" else ())
-    gradient = arrays.gradient_buffer(x, grad_dtype, out, "input", labels, factors, wanted=grad)
+    wanted = bool(arrays.wanted_gradients(grad, ["input"]))
+    gradient = arrays.gradient_buffer(x, grad_dtype, out, "input", labels, factors, wanted=wanted)
     loss = run.nll(run.Task(x, labels, class_axis, factors, ignore_index, reduction, cotangent, gradient))
     return LossResult(loss=loss, grads={} if gradient is None else {"input": gradient})
