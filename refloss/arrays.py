@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -12,7 +13,7 @@ import numpy as np
 from refloss import device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 FLOAT_DTYPES: tuple[np.dtype[Any], ...] = (
     np.dtype(np.float64),
@@ -21,29 +22,56 @@ FLOAT_DTYPES: tuple[np.dtype[Any], ...] = (
     np.dtype(ml_dtypes.bfloat16),
 )
 _FLOAT_NAMES = "float64, float32, float16 or bfloat16"
+# NumPy stops at 64, and what is computed takes views with some axes more.
+MAX_AXES = 32
+_INT64 = np.iinfo(np.int64)
 # DLPack's device types whose memory the CPU reads: plain, and pinned by CUDA or ROCm.
 _CPU_DEVICES = (1, 3, 11)
 _DLPACK_UINT, _DLPACK_BFLOAT = 1, 4
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
-    """An array of any framework as a NumPy array, without a copy where its memory can be shared."""
-    if isinstance(value, np.ndarray):
-        return value if isinstance(value, device.Resident) else np.asarray(value)
-    # What a torch tensor is apart from its memory: a node of a graph, a lazy conjugate or negative.
-    for settle in ("detach", "resolve_conj", "resolve_neg"):
-        value = getattr(value, settle)() if hasattr(value, settle) else value
-    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
-        return _from_dlpack(value, name)
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: cannot make an array of {type(value).__name__}: {error}") from error
-    if array.dtype == object:
+    """An array of any framework as a NumPy array of native byte order, without a copy where memory can be shared."""
+    _refuse_masks(value, name)
+    array = value if isinstance(value, device.Resident) else _converted(value, name)
+    if array.dtype.kind == "O":
         raise TypeError(
             f"{name}: cannot make an array of {type(value).__name__}: its parts have no common type or shape"
         )
-    return array
+    if array.ndim > MAX_AXES:
+        raise ValueError(f"{name} has {array.ndim} axes; expected at most {MAX_AXES}")
+    if array.dtype.isnative:
+        return array
+    if isinstance(array, device.Resident):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected native byte order for an array on a GPU")
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def _refuse_masks(value: Any, name: str) -> None:
+    """NumPy drops masks in silence, those of a list's parts as well."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; expected one without a mask, whose elements all count")
+    if isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            if not isinstance(part, int | float):
+                _refuse_masks(part, f"{name}[{i}]")
+
+
+def _converted(value: Any, name: str) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if device.has_no_values(value):
+        raise TypeError(f"{name} is a {type(value).__name__} of shape and dtype alone; expected an array with values")
+    # Whatever another framework raises, it does not say which argument it is about.
+    try:
+        value = device.settled(value)
+        if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+            kind = int(value.__dlpack_device__()[0])
+        else:
+            return np.asarray(value)
+    except Exception as error:
+        raise TypeError(f"{name}: cannot make an array of {type(value).__name__}: {error}") from error
+    return _from_dlpack(value, kind, name)
 
 
 class _Relabelled:
@@ -67,8 +95,7 @@ class _Relabelled:
     is_bfloat16 = False
 
 
-def _from_dlpack(value: Any, name: str) -> np.ndarray:
-    kind = int(value.__dlpack_device__()[0])
+def _from_dlpack(value: Any, kind: int, name: str) -> np.ndarray:
     if kind not in _CPU_DEVICES:
         raise ValueError(
             f"{name} lives on DLPack device type {kind}; refloss reads arrays on the CPU and on CUDA: copy it first"
@@ -76,7 +103,7 @@ def _from_dlpack(value: Any, name: str) -> np.ndarray:
     relabelled = _Relabelled(value)
     try:
         array = np.from_dlpack(relabelled)
-    except (BufferError, RuntimeError, TypeError) as error:
+    except Exception as error:
         raise TypeError(f"{name}: {type(value).__name__} cannot be exported by DLPack: {error}") from error
     return array.view(ml_dtypes.bfloat16) if relabelled.is_bfloat16 else array
 
@@ -86,10 +113,8 @@ def float_array(value: Any, name: str) -> np.ndarray:
     array = as_array(value, name)
     if isinstance(value, list | tuple | int | float) and array.dtype.kind in "iu":
         array = array.astype(np.float64)
-    if array.dtype.newbyteorder("=") not in FLOAT_DTYPES:
+    if array.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype}; expected {_FLOAT_NAMES}")
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
     whole = all(stride % array.itemsize == 0 for stride in array.strides)
     if whole and array.flags.aligned:
         return array
@@ -103,14 +128,37 @@ def is_float(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" or array.dtype == FLOAT_DTYPES[3]
 
 
+def is_real(array: np.ndarray) -> bool:
+    """Whether a dtype is an integer or a float of any kind."""
+    return array.dtype.kind in "iu" or is_float(array)
+
+
 def integer_array(value: Any, name: str) -> np.ndarray:
     """An input of an integer dtype."""
     array = as_array(value, name)
-    if array.size == 0 and isinstance(value, list):
+    if array.size == 0 and isinstance(value, list | tuple):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {array.dtype}; expected an integer dtype")
     return array
+
+
+def index_array(value: Any, name: str) -> np.ndarray:
+    """Indices as int64; without any, of whatever dtype of numbers."""
+    array = as_array(value, name)
+    array = array if array.size == 0 and is_real(array) else integer_array(array, name)
+    check_range(array, _INT64.min, _INT64.max, name)
+    return array.astype(np.int64)
+
+
+def entries(value: Any, name: str, expected: str) -> list[Any]:
+    """The entries of a list, or of an array along its first axis."""
+    try:
+        if isinstance(value, str | bytes | Mapping):
+            raise TypeError
+        return list(value)
+    except Exception:
+        raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected {expected}") from None
 
 
 def check_shape(array: np.ndarray, expected: Sequence[int], name: str, why: str) -> None:
@@ -148,93 +196,136 @@ def check_range(array: np.ndarray, low: float, high: float, name: str) -> None:
     raise ValueError(f"{where} = {array[index]} is outside [{low:g}, {high:g}]")
 
 
-def integer(value: Any, name: str) -> int:
-    """An integer argument."""
+def _shown(value: Any) -> str:
+    """A value as an error shows it, on one line; an integer of thousands of digits has no repr."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def integer(value: Any, name: str, *, low: int | None = None) -> int:
+    """An integer argument; of 64 bits and at least low, if that is given."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is a bool; expected an integer")
     try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}; expected an integer") from None
+        result = operator.index(value)
+    except Exception:
+        raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected an integer") from None
+    if low is not None and result < low:
+        raise ValueError(f"{name} is {_shown(result)}; expected at least {low}")
+    if low is not None and result > _INT64.max:
+        raise ValueError(f"{name} is {_shown(result)}; expected an integer of 64 bits")
+    return result
 
 
 def label(value: Any, name: str) -> int:
     """An integer argument that labels are compared with."""
     result = integer(value, name)
-    if not -(2**63) <= result < 2**63:
-        raise ValueError(f"{name} is {result}; expected an integer of 64 bits")
+    if not _INT64.min <= result <= _INT64.max:
+        raise ValueError(f"{name} is {_shown(result)}; expected an integer of 64 bits")
     return result
 
 
-def number(value: Any, name: str) -> float:
-    """A real argument: a number or an array without axes."""
+def number(value: Any, name: str, *, finite: bool = False, positive: bool = False, low: float | None = None) -> float:
+    """A real argument, a number or an array without axes: finite, above 0 or at least low, where that is said."""
+    result = _as_float(value, name)
+    good = (not finite or math.isfinite(result)) and (not positive or result > 0.0) and (low is None or result >= low)
+    if not good:
+        words = ["finite"] * finite + ["positive"] * positive + ["number"]
+        expected = " ".join(words) + ("" if low is None else f" of at least {low:g}")
+        raise ValueError(f"{name} is {result}; expected a {expected}")
+    return result
+
+
+def _as_float(value: Any, name: str) -> float:
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is {_shown(value)}; expected a number that float64 holds") from None
     array = as_array(value, name)
     if array.ndim:
         raise ValueError(f"{name} has shape {array.shape}; expected a number or an array without axes")
-    if array.dtype.kind not in "iu" and not is_float(array):
-        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}; expected a number")
+    if not is_real(array):
+        raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected a number")
     return float(array)
+
+
+def flag(value: Any, name: str) -> bool:
+    """An argument that is true or false, as 0, 1 and None are."""
+    if value is None or (isinstance(value, bool | np.bool_ | int | np.integer) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected True or False")
 
 
 def cotangent(grad_output: Any, shape: tuple[int, ...]) -> np.ndarray:
     """grad_output as float64: one element, or one for each element of the loss."""
     array = as_array(grad_output, "grad_output")
-    if array.dtype.kind not in "iu" and not is_float(array):
+    if not is_real(array):
         raise TypeError(f"grad_output has dtype {array.dtype}; expected real numbers")
     if array.ndim:
         check_shape(array, shape, "grad_output", "the loss's shape, or no axes at all")
     return np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
 
 
-def choice(value: str, name: str, options: Sequence[str]) -> str:
+def choice(value: str, name: str, options: Collection[str]) -> str:
     """An argument that is one of a few words."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         expected = ", ".join(repr(option) for option in options)
-        raise ValueError(f"{name} is {value!r}; expected one of {expected}")
+        raise ValueError(f"{name} is {_shown(value)}; expected one of {expected}")
     return value
 
 
-def wanted_gradients(grad: Any, names: Sequence[str]) -> set[str]:
-    """The inputs whose gradients are computed: all for True, none for False, else one by name or several."""
+def asked_gradients(grad: Any) -> bool | tuple[str, ...]:
+    """Whose gradients are asked for: those of all inputs (True), of none (False), or of some by name."""
     if isinstance(grad, bool | np.bool_):
-        return set(names) if grad else set()
-    if isinstance(grad, str):
-        return {choice(grad, "grad", names)}
-    if not isinstance(grad, Collection) or isinstance(grad, bytes):
-        raise TypeError(f"grad is {grad!r} of type {type(grad).__name__}; expected a bool, a name or several names")
-    return {choice(name, "grad", names) for name in grad}
+        return bool(grad)
+    names = (grad,) if isinstance(grad, str) else grad
+    if not isinstance(names, list | tuple | Set) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"grad is {_shown(grad)} of type {type(grad).__name__}; expected a bool, a name or several names"
+        )
+    return tuple(names)
+
+
+def wanted_gradients(grad: Any, names: Collection[str]) -> set[str]:
+    """The inputs whose gradients are computed: all for True, none for False, else one by name or several."""
+    asked = asked_gradients(grad)
+    if isinstance(asked, bool):
+        return set(names) if asked else set()
+    return {choice(name, "grad", names) for name in asked}
 
 
 def float_dtype(value: Any, name: str) -> np.dtype[Any]:
     """A dtype argument that is one of the four float formats."""
     try:
         dtype: np.dtype[Any] = np.dtype(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; expected {_FLOAT_NAMES}") from None
+    except Exception:
+        raise TypeError(f"{name} is {_shown(value)}; expected {_FLOAT_NAMES}") from None
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} is {dtype}; expected {_FLOAT_NAMES}")
     return dtype
 
 
 def gradient_buffer(
-    like: np.ndarray, grad_dtype: Any, out: Any, name: str, *others: np.ndarray | None, wanted: bool = True
+    like: np.ndarray, grad_dtype: Any, out: Any, name: str, *, wanted: bool = True
 ) -> np.ndarray | None:
-    """Where a gradient goes: a fresh array, or the caller's own, apart from every input; None if it is not wanted."""
+    """Where a gradient goes: a fresh array, or the caller's own; None if it is not wanted."""
     dtype = like.dtype if grad_dtype is None else float_dtype(grad_dtype, "grad_dtype")
     if out is None:
         return device.empty(like.shape, dtype, like=like) if wanted else None
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out is a {type(out).__name__}; expected a NumPy array")
     check_shape(out, like.shape, "out", f"the shape of {name}")
     if out.dtype not in FLOAT_DTYPES or (grad_dtype is not None and out.dtype != dtype):
         raise TypeError(f"out has dtype {out.dtype}; expected {dtype}")
     if not out.flags.writeable:
         raise ValueError("out is read-only; expected an array to write to")
+    if not out.flags.aligned:
+        raise ValueError(f"out is not aligned; expected its elements at multiples of {out.dtype.alignment} bytes")
     if not _has_own_places(out):
         raise ValueError(f"out has strides {out.strides}; expected every {out.itemsize}-byte element in its own place")
-    for other in (like, *others):
-        if other is not None and np.may_share_memory(out, other):
-            raise ValueError("out shares memory with an input; inputs are never changed")
     return out if wanted else None
 
 
@@ -242,7 +333,7 @@ def _has_own_places(out: np.ndarray) -> bool:
     """Whether every element has memory of its own, at a whole number of elements from the first."""
     if out.size == 0:
         return True
-    if not out.flags.aligned or any(stride % out.itemsize for stride in out.strides):
+    if any(stride % out.itemsize for stride in out.strides):
         return False
     reach = out.itemsize
     for stride, size in sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True)):
@@ -250,3 +341,56 @@ def _has_own_places(out: np.ndarray) -> bool:
             return False
         reach += (size - 1) * stride
     return True
+
+
+def reshaped_out(out: Any, shape: tuple[int, ...], other: tuple[int, ...]) -> Any:
+    """A buffer of one shape as the same memory in another; what does not fit is left for gradient_buffer to tell."""
+    if not isinstance(out, np.ndarray) or out.shape != shape:
+        return out
+    try:
+        return out.reshape(other, copy=False)
+    except ValueError:
+        raise ValueError(
+            f"out has shape {out.shape} and strides {out.strides}; expected memory that can be taken as {other}"
+        ) from None
+
+
+def check_out(out: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise if a caller's buffer shares memory with an argument, in whatever form and depth it was given."""
+    memory = _memory(out, "out")
+    if memory is None:
+        return
+    for name, value in arguments.items():
+        for part, array in _arrays_in(value, name) if name != "out" else ():
+            if np.may_share_memory(memory, array):
+                raise ValueError(f"out shares memory with {part}; inputs are never changed")
+
+
+def _arrays_in(value: Any, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Every array in an argument, and what it is called."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _arrays_in(part, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from _arrays_in(part, f"{name}[{i}]")
+    else:
+        array = _memory(value, name)
+        if array is not None:
+            yield name, array
+
+
+def _memory(value: Any, name: str) -> np.ndarray | None:
+    """What of an argument's memory could be written to; None for what is no array, or none that can be taken in."""
+    if value is None or isinstance(value, str | bytes | int | float | complex | np.generic):
+        return None
+    if isinstance(value, np.ndarray):
+        return value
+    if device.is_on_gpu(value):
+        return device.imported(value, name)
+    try:
+        if not hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            memoryview(value)
+        return as_array(value, name)
+    except (TypeError, ValueError):
+        return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from refloss import arrays
+
 _MISSING = object()
 
 
@@ -16,3 +18,8 @@ def read(config: Any, name: str, *, default: Any = _MISSING) -> Any:
     if value is _MISSING:
         raise ValueError(f"config has no {name!r}, which this loss reads")
     return value
+
+
+def flag(config: Any, name: str) -> bool:
+    """Something that a configuration says or denies."""
+    return arrays.flag(read(config, name), f"config.{name}")

@@ -106,6 +106,8 @@ def is_on_gpu(value: Any) -> bool:
         return any(is_on_gpu(part) for part in value.values())
     if isinstance(value, list | tuple):
         return any(is_on_gpu(part) for part in value)
+    if has_no_values(value):
+        return False
     # DLPack first: a torch tensor that has a gradient raises when it is asked for the other.
     if hasattr(value, "__dlpack_device__"):
         return _device_type(value) in _CUDA_DEVICES
@@ -115,7 +117,27 @@ def is_on_gpu(value: Any) -> bool:
 def _device_type(value: Any) -> int:
     if not (hasattr(value, "__dlpack_device__") and hasattr(value, "__dlpack__")):
         return 0
-    return int(value.__dlpack_device__()[0])
+    try:
+        return int(value.__dlpack_device__()[0])
+    except Exception:
+        # An array that cannot say where it is: whoever reads it as an argument tells which one that is.
+        return 0
+
+
+def has_no_values(value: Any) -> bool:
+    """Whether an array of another framework stands for a shape and a dtype alone, as torch's meta and fake tensors do.
+
+    The address that a fake tensor hands out is that of nothing.
+    """
+    kind = getattr(getattr(value, "device", None), "type", None)
+    return kind == "meta" or getattr(value, "fake_mode", None) is not None
+
+
+def settled(value: Any) -> Any:
+    """An array apart from what else a torch tensor is: a node of a graph, a lazy conjugate or negative."""
+    for settle in ("detach", "resolve_conj", "resolve_neg"):
+        value = getattr(value, settle)() if hasattr(value, settle) else value
+    return value
 
 
 # The structs of dlpack.h, version 0: https://dmlc.github.io/dlpack/latest/c_api.html
@@ -159,8 +181,7 @@ _raw_pointer = _api("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ct
 
 def imported(value: Any, name: str) -> Resident:
     """An array on a GPU, without a copy; its memory stays alive as long as the result."""
-    for settle in ("detach", "resolve_conj", "resolve_neg"):
-        value = getattr(value, settle)() if hasattr(value, settle) else value
+    value = settled(value)
     if _device_type(value) in _CUDA_DEVICES:
         number = int(value.__dlpack_device__()[1])
         if number != 0:

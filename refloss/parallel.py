@@ -11,6 +11,8 @@ from concurrent.futures import Future, wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from refloss import subnormals
 from refloss.arrays import integer
 
@@ -33,10 +35,7 @@ def get_num_threads() -> int:
 
 def set_num_threads(count: int) -> None:
     """Limit the threads of every later loss. The result does not depend on it."""
-    count = integer(count, "count")
-    if count < 1:
-        raise ValueError(f"count is {count}; expected at least 1")
-    _limit[:] = [count]
+    _limit[:] = [integer(count, "count", low=1)]
 
 
 @contextlib.contextmanager
@@ -117,7 +116,8 @@ def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     def work(first: int, last: int, _: None) -> None:
         for i in range(first, last):
             try:
-                with progress(None):
+                # A thread has NumPy's defaults, not what the caller's has set.
+                with progress(None), np.errstate(all="ignore"):
                     results[i] = function(items[i])
             except Exception as error:
                 errors[i] = error

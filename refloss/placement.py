@@ -7,15 +7,16 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from refloss import subnormals
+from refloss.arrays import check_out
 from refloss.device import DeviceArray, Resident, host, imported, is_on_gpu
 from refloss.dispatch import chosen, require_cuda
 from refloss.result import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,10 +33,14 @@ def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]
         def call(*arguments: P.args, **keywords: P.kwargs) -> R:
             if subnormals.are_flushed():
                 return subnormals.kept(call, *arguments, **keywords)
-            if any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
-                result: R = _call_on_gpu(function, stays, arguments, keywords)
-            else:
-                result = function(*arguments, **keywords)
+            if keywords.get("out") is not None:
+                check_out(keywords["out"], Call(function, arguments, keywords).named())
+            # What overflows or is undefined has a defined answer; a warning would say no more.
+            with np.errstate(all="ignore"):
+                if any(map(is_on_gpu, itertools.chain(arguments, keywords.values()))):
+                    result: R = _call_on_gpu(function, stays, arguments, keywords)
+                else:
+                    result = function(*arguments, **keywords)
             # A frozen result is still being made here; what a loss is made of has set a call of its own.
             if result is not None:
                 object.__setattr__(result, "call", Call(call, arguments, keywords))

@@ -84,7 +84,7 @@ CROSS_ENTROPY = [
         "out has dtype float32; expected float64",
     ),
     (dict(out=read_only(np.zeros((4, 5)))), ValueError, "out is read-only"),
-    (dict(out=FLAT), ValueError, "out shares memory with an input"),
+    (dict(out=FLAT), ValueError, "out shares memory with"),
     (dict(out=np.lib.stride_tricks.as_strided(np.zeros(5), (4, 5), (0, 8))), ValueError, r"out has strides \(0, 8\)"),
     (dict(backend="tpu"), ValueError, "backend is 'tpu'; expected one of 'auto', 'cpu', 'cuda'"),
 ]
@@ -167,11 +167,11 @@ def test_nothing_is_written_when_the_input_is_bad():
 
 def test_out_shares_memory_with_no_input():
     target, weight = np.full((4, 5), 0.2), np.ones(20)
-    with pytest.raises(ValueError, match="out shares memory with an input"):
+    with pytest.raises(ValueError, match="out shares memory with"):
         refloss.cross_entropy(FLAT, target, out=target)
-    with pytest.raises(ValueError, match="out shares memory with an input"):
+    with pytest.raises(ValueError, match="out shares memory with"):
         refloss.cross_entropy(FLAT, TARGET, weight[:5], out=weight.reshape(4, 5))
-    with pytest.raises(ValueError, match="out shares memory with an input"):
+    with pytest.raises(ValueError, match="out shares memory with"):
         refloss.mse(FLAT, target, out=target)
 
 

@@ -255,7 +255,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("huber", {"delta": 0.0}, ValueError, "delta is 0.0; expected a positive number"),
     ("huber", {"delta": np.nan}, ValueError, "delta is nan"),
     ("huber", {"delta": "wide"}, TypeError, "delta is 'wide'"),
-    ("smooth_l1", {"beta": -1.0}, ValueError, "beta is -1.0; expected a number that is not negative"),
+    ("smooth_l1", {"beta": -1.0}, ValueError, "beta is -1.0; expected a number of at least 0"),
     ("bce", {"input": np.array([0.5, 1.5])}, ValueError, r"input\[1\] = 1.5 is outside \[0, 1\]"),
     ("bce", {"target": np.array([np.nan, 0.5])}, ValueError, r"target\[0\] = nan is outside \[0, 1\]"),
     ("bce", {"weight": np.zeros(3)}, ValueError, r"weight has shape \(3,\); expected one that broadcasts to \(2,\)"),

@@ -128,7 +128,7 @@ def test_dice_edges():
         ("sigmoid_focal", {"targets": np.ones((3, 2))}, ValueError, "targets has shape (3, 2)"),
         ("sigmoid_focal", {"targets": np.full((2, 3), 1.5)}, ValueError, "targets[0, 0] = 1.5 is outside [0, 1]"),
         ("sigmoid_focal", {"inputs": np.ones(3), "targets": np.ones(3)}, ValueError, "inputs has shape (3,)"),
-        ("sigmoid_focal", {"gamma": -1}, ValueError, "gamma is -1.0; expected a number of at least 0"),
+        ("sigmoid_focal", {"gamma": -1}, ValueError, "gamma is -1.0; expected a finite number of at least 0"),
         ("sigmoid_focal", {"reduction": "all"}, ValueError, "reduction is 'all'"),
         ("sigmoid_focal", {"inputs": np.ones((2, 3), int)}, TypeError, "inputs has dtype int64"),
         ("dice", {"inputs": np.ones(()), "targets": np.ones(())}, ValueError, "inputs has shape ()"),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
-from refloss.configuration import read
+from refloss.configuration import flag, read
 from refloss.detection import terms
 from refloss.detection.engine import Layer, Term
 from refloss.detection.inputs import Inputs, required
@@ -16,12 +16,12 @@ from refloss.detection.matching import Matcher
 
 def class_count(config: Any) -> int:
     """num_labels."""
-    return arrays.integer(read(config, "num_labels"), "config.num_labels")
+    return arrays.integer(read(config, "num_labels"), "config.num_labels", low=0)
 
 
-def coefficient(config: Any, name: str) -> float:
-    """A number of the configuration."""
-    return arrays.number(read(config, name), f"config.{name}")
+def coefficient(config: Any, name: str, *, low: float | None = None) -> float:
+    """A finite number of the configuration."""
+    return arrays.number(read(config, name), f"config.{name}", finite=True, low=low)
 
 
 def matcher(config: Any, kind: str, maps: tuple[np.ndarray, ...] = ()) -> Matcher:
@@ -64,7 +64,7 @@ def auxiliary_layers(
 ) -> list[Layer]:
     """The layers before the last; none without auxiliary_loss, when what is given has no effect."""
     given = {"outputs_class": outputs_class, "outputs_coord": outputs_coord}
-    if not read(config, "auxiliary_loss"):
+    if not flag(config, "auxiliary_loss"):
         for name, value in given.items():
             if value is not None:
                 inputs.add(name, value)
@@ -74,7 +74,7 @@ def auxiliary_layers(
     count = len(inputs.add("outputs_class", outputs_class, "L", "B", "Q", "C", shape=sizes))
     shape = {"L": count, "B": sizes["B"], "Q": sizes["Q"], "4": 4}
     inputs.add("outputs_coord", outputs_coord, "L", "B", "Q", "4", shape=shape)
-    counted = arrays.integer(read(config, "decoder_layers"), "config.decoder_layers") - 1
+    counted = arrays.integer(read(config, "decoder_layers"), "config.decoder_layers", low=0) - 1
     return [
         inputs.layer(f"_{i}", "outputs_class", "outputs_coord", index=i, counts=i < counted) for i in range(count - 1)
     ]

@@ -129,10 +129,9 @@ class Options(NamedTuple):
 
 def normaliser(num_boxes: Any, targets: Targets, groups: int) -> float:
     """How many objects all groups of queries see, or what the caller has averaged over ranks; at least 1."""
-    count = float(groups * len(targets.labels)) if num_boxes is None else arrays.number(num_boxes, "num_boxes")
-    if not np.isfinite(count):
-        raise ValueError(f"num_boxes is {count}; expected a finite number")
-    return max(count, 1.0)
+    if num_boxes is None:
+        return max(float(groups * len(targets.labels)), 1.0)
+    return max(arrays.number(num_boxes, "num_boxes", finite=True, low=0.0), 1.0)
 
 
 class _Run(NamedTuple):
@@ -156,6 +155,7 @@ class _Matched(NamedTuple):
 
 def run(head: Head, layers: list[Layer], targets: Targets, inputs: Inputs, options: Options) -> LossResult:
     """The weighted sum of the components of all layers; gradients go into the layers' tensors, which are of inputs."""
+    inputs.check_gradients()
     pairing.check_matcher(head.matcher)
     weights = _weights(head, layers)
     cotangents = _cotangents(options.grad_output, weights, head.weighted)
@@ -164,6 +164,8 @@ def run(head: Head, layers: list[Layer], targets: Targets, inputs: Inputs, optio
     for layer in layers:
         check_boxes(layer.tensors["pred_boxes"].value, layer.names["pred_boxes"])
     num_boxes = normaliser(options.num_boxes, targets, head.matcher.groups)
+    for layer in layers:
+        arrays.number(num_boxes * layer.repeats, f"num_boxes times {layer.repeats} groups", finite=True)
     alike = _Run(head, targets, cotangents, num_boxes, given, options.backend)
     matched = parallel.each(functools.partial(_match, alike), layers)
     intermediates = Intermediates()

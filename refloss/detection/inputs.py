@@ -12,10 +12,10 @@ from refloss.detection.engine import Layer, Tensor, Term
 
 
 class Inputs:
-    """Inputs by name, and their gradients."""
+    """Inputs by name, and their gradients: of all of them, of none, or of those that are named."""
 
-    def __init__(self, *, grad: bool, grad_dtype: Any) -> None:
-        self._grad = bool(grad)
+    def __init__(self, *, grad: Any, grad_dtype: Any) -> None:
+        self._asked = arrays.asked_gradients(grad)
         self._grad_dtype = grad_dtype
         self._outside: dict[str, np.ndarray] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -27,9 +27,7 @@ class Inputs:
 
         One that is clamped to [0, 1] has no gradient outside.
         """
-        if isinstance(value, list | tuple):
-            value = np.stack([arrays.as_array(part, f"{name}[{i}]") for i, part in enumerate(value)])
-        array = arrays.float_array(value, name)
+        array = _stacked(value, name) if isinstance(value, list | tuple) else arrays.float_array(value, name)
         known = shape or {}
         expected = ", ".join(str(known.get(axis, axis)) for axis in axes)
         sizes = dict(zip(axes, array.shape, strict=False))
@@ -37,7 +35,7 @@ class Inputs:
         if axes and not fits:
             raise ValueError(f"{name} has shape {array.shape}; expected [{expected}]")
         gradient = None
-        if self._grad:
+        if self._asked if isinstance(self._asked, bool) else name in self._asked:
             dtype = array.dtype if self._grad_dtype is None else arrays.float_dtype(self._grad_dtype, "grad_dtype")
             gradient = np.zeros(array.shape, dtype)
         if clamp:
@@ -45,6 +43,10 @@ class Inputs:
             array = np.clip(array, array.dtype.type(0), array.dtype.type(1))
         self.tensors[name] = Tensor(array, gradient)
         return array
+
+    def check_gradients(self) -> None:
+        """Raise if a gradient is asked for by another name than that of an input."""
+        arrays.wanted_gradients(self._asked, list(self.tensors))
 
     @property
     def grads(self) -> dict[str, np.ndarray]:
@@ -94,3 +96,17 @@ def required(value: Any, name: str, because: str) -> Any:
     if value is None:
         raise ValueError(f"{name} is None; expected an array, because {because}")
     return value
+
+
+def _stacked(parts: list[Any] | tuple[Any, ...], name: str) -> np.ndarray:
+    """A list of arrays of one shape as one array; of a list of numbers as well."""
+    if not parts:
+        raise ValueError(f"{name} is an empty {type(parts).__name__}; expected an array, or several of one shape")
+    read = [arrays.float_array(part, f"{name}[{i}]") for i, part in enumerate(parts)]
+    for i, part in enumerate(read):
+        arrays.check_shape(part, read[0].shape, f"{name}[{i}]", f"the shape of {name}[0]")
+    try:
+        return np.stack(read)
+    except TypeError:
+        kinds = ", ".join(sorted({str(part.dtype) for part in read}))
+        raise TypeError(f"{name} has arrays of {kinds}; expected one dtype") from None

@@ -128,7 +128,7 @@ def given_matchings(assignment: Any, suffixes: list[str], also: tuple[str, ...] 
         return {}
     if isinstance(assignment, Mapping):
         return {suffix: assignment[KEY + suffix] for suffix in (*suffixes, *also) if KEY + suffix in assignment}
-    layers = list(assignment)
+    layers = arrays.entries(assignment, KEY, "None, a mapping, or a list with an entry for each layer")
     if len(layers) != len(suffixes):
         order = ", ".join(repr(KEY + suffix) for suffix in suffixes)
         raise ValueError(f"assignment has {len(layers)} entries; expected one for each layer: {order}")
@@ -140,25 +140,24 @@ def read_matching(given: Any, name: str, queries: int, targets: Targets) -> Matc
     if isinstance(given, list | tuple):
         pairs = []
         for image, pair in enumerate(given):
-            query, chosen = (_indices(part, f"{name}[{image}]") for part in pair)
+            parts = arrays.entries(pair, f"{name}[{image}]", "a pair (queries, objects)")
+            if len(parts) != 2:
+                raise ValueError(f"{name}[{image}] has {len(parts)} entries; expected a pair (queries, objects)")
+            query, chosen = (
+                arrays.index_array(part, f"{name}[{image}][{i}]").reshape(-1) for i, part in enumerate(parts)
+            )
             arrays.check_shape(chosen, query.shape, f"{name}[{image}][1]", "an object for each query")
             pairs.append((np.full(len(query), image), query, chosen))
         if len(pairs) != len(targets.counts):
             raise ValueError(f"{name} has {len(pairs)} entries; expected one for each of {len(targets.counts)} images")
         matching = _joined(pairs)
     else:
-        table = arrays.integer_array(given, name)
+        table = arrays.index_array(given, name)
         if table.ndim != 2 or table.shape[1] != 3:
             raise ValueError(f"{name} has shape {table.shape}; expected [M, 3]: image, query, object")
-        matching = Matching(*(table[:, column].astype(np.int64) for column in range(3)))
+        matching = Matching(*(table[:, column] for column in range(3)))
     _check(matching, name, queries, targets)
     return matching
-
-
-def _indices(part: Any, name: str) -> np.ndarray:
-    array = arrays.as_array(part, name)
-    array = array.astype(np.int64) if array.size == 0 else arrays.integer_array(array, name)
-    return array.reshape(-1)
 
 
 def check_queries(matching: Matching, name: str, queries: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import arrays
-from refloss.configuration import read
+from refloss.configuration import flag, read
 from refloss.detection import engine, localization, terms
 from refloss.detection.detr import class_count, coefficient
 from refloss.detection.engine import Head, Layer, Options, Term
@@ -56,9 +56,9 @@ class Denoising(NamedTuple):
 def _matcher(config: Any) -> Matcher:
     """Costs as the configuration weighs them, of sigmoids or of a softmax."""
     of_class, of_bbox, of_giou = (coefficient(config, f"matcher_{part}_cost") for part in ("class", "bbox", "giou"))
-    if not read(config, "use_focal_loss"):
+    if not flag(config, "use_focal_loss"):
         return Matcher("softmax", of_class, of_bbox, of_giou)
-    alpha, gamma = coefficient(config, "matcher_alpha"), coefficient(config, "matcher_gamma")
+    alpha, gamma = coefficient(config, "matcher_alpha"), coefficient(config, "matcher_gamma", low=0.0)
     return Matcher("focal", of_class, of_bbox, of_giou, alpha, gamma)
 
 
@@ -67,7 +67,11 @@ def bins(config: Any) -> Bins:
     last = arrays.integer(read(config, "max_num_bins"), "config.max_num_bins")
     if last < 4 or last % 2:
         raise ValueError(f"config.max_num_bins is {last}; expected an even number of at least 4")
-    return Bins(last, coefficient(config, "up"), coefficient(config, "reg_scale"))
+    up, reg_scale = coefficient(config, "up"), coefficient(config, "reg_scale")
+    for name, value in (("up", up), ("reg_scale", reg_scale)):
+        if value == 0.0:
+            raise ValueError(f"config.{name} is 0; expected another number, or all offsets are the same")
+    return Bins(last, up, reg_scale)
 
 
 def _denoising(meta: Any, queries: int, targets: Targets) -> Denoising | None:
@@ -76,13 +80,19 @@ def _denoising(meta: Any, queries: int, targets: Targets) -> Denoising | None:
         return None
     name = "denoising_meta_values"
     for key in ("dn_positive_idx", "dn_num_group", "dn_num_split"):
-        if not isinstance(meta, Mapping) or key not in meta:
+        if not isinstance(meta, Mapping):
+            raise TypeError(f"{name} is a {type(meta).__name__}; expected a mapping")
+        if key not in meta:
             raise ValueError(f"{name} has no {key!r}")
-    groups = arrays.integer(meta["dn_num_group"], f'{name}["dn_num_group"]')
-    split = [arrays.integer(part, f'{name}["dn_num_split"]') for part in meta["dn_num_split"]]
-    if len(split) != 2 or min(split) < 0 or sum(split) != queries:
-        raise ValueError(f'{name}["dn_num_split"] is {split}; expected two numbers that add up to {queries} queries')
-    positive = meta["dn_positive_idx"]
+    groups = arrays.integer(meta["dn_num_group"], f'{name}["dn_num_group"]', low=1)
+    split_name = f'{name}["dn_num_split"]'
+    split = [
+        arrays.integer(part, f"{split_name}[{i}]", low=0)
+        for i, part in enumerate(arrays.entries(meta["dn_num_split"], split_name, "two numbers of queries"))
+    ]
+    if len(split) != 2 or sum(split) != queries:
+        raise ValueError(f"{split_name} is {split}; expected two numbers that add up to {queries} queries")
+    positive = arrays.entries(meta["dn_positive_idx"], f'{name}["dn_positive_idx"]', "one entry for each image")
     if len(positive) != len(targets.counts):
         raise ValueError(
             f'{name}["dn_positive_idx"] has {len(positive)} entries;'
@@ -100,17 +110,16 @@ def _denoising(meta: Any, queries: int, targets: Targets) -> Denoising | None:
 
 def _positive(given: Any, name: str, count: int, groups: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
     """The queries of an image that stand for its objects, group by group, and these objects."""
-    number = np.tile(np.arange(count), groups)
     if count == 0:
-        return number, number
-    query = arrays.integer_array(given, name).reshape(-1).astype(np.int64)
-    arrays.check_shape(query, number.shape, name, f"{groups} groups of {count} objects")
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    query = arrays.index_array(given, name).reshape(-1)
+    arrays.check_shape(query, (groups * count,), name, f"{groups} groups of {count} objects")
     wrong = np.flatnonzero((query < 0) | (query >= queries))
     if wrong.size:
         raise ValueError(f"{name}[{wrong[0]}] = {query[wrong[0]]} is outside [0, {queries}), the denoising queries")
     if len(np.unique(query)) < len(query):
         raise ValueError(f"{name} has a query twice")
-    return query, number
+    return query, np.tile(np.arange(count), groups)
 
 
 def _add_predictions(inputs: Inputs, given: Predictions, classes: int, *, clamp: bool) -> dict[str, int]:
@@ -196,7 +205,7 @@ def evaluate(
     sizes = _add_predictions(inputs, given, classes, clamp=recipe.bins is not None)
     targets = read_targets(labels, sizes["B"], [classes] * sizes["B"])
     noise = _denoising(meta, sizes["Q"], targets)
-    with_layers = bool(read(config, "auxiliary_loss"))
+    with_layers = flag(config, "auxiliary_loss")
     dropped = EVERY if recipe.drops_with_layers and not with_layers else _own(noise)
     layers = [inputs.layer("", "logits", "pred_boxes", index=None if dropped == EVERY else (EVERY, dropped))]
     if with_layers:

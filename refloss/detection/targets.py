@@ -41,16 +41,17 @@ def read_targets(labels: Any, images: int, classes: Sequence[int], *, with_masks
 
 
 def _item(image: Any, key: str, name: str) -> Any:
+    if not hasattr(image, "__getitem__") or isinstance(image, str | bytes | list | tuple | np.ndarray):
+        raise TypeError(f"{name} is a {type(image).__name__}; expected a mapping with {key!r}")
     try:
         return image[key]
-    except (KeyError, TypeError, IndexError):
+    except Exception:
         raise ValueError(f"{name} has no {key!r}") from None
 
 
 def _image(image: Any, name: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
     label_name, box_name = f'{name}["class_labels"]', f'{name}["boxes"]'
-    labels = arrays.as_array(_item(image, "class_labels", name), label_name)
-    labels = labels.astype(np.int64) if labels.size == 0 else arrays.integer_array(labels, label_name)
+    labels = arrays.index_array(_item(image, "class_labels", name), label_name)
     if labels.ndim != 1:
         raise ValueError(f"{label_name} has shape {labels.shape}; expected [n]")
     boxes = arrays.float_array(_item(image, "boxes", name), box_name)
@@ -63,12 +64,14 @@ def _image(image: Any, name: str, classes: int) -> tuple[np.ndarray, np.ndarray]
         raise ValueError(f"{label_name}[{wrong[0]}] = {labels[wrong[0]]} is outside [0, {classes})")
     wide = boxes.astype(np.float64)
     check_boxes(wide, box_name)
-    return labels.astype(np.int64), wide
+    return labels, wide
 
 
 def _masks(image: Any, name: str, count: int) -> np.ndarray:
     name, masks = f'{name}["masks"]', _item(image, "masks", name)
     array = arrays.as_array(masks, name)
+    # A list without masks has lost two axes.
+    array = array.reshape(0, 0, 0) if array.shape == (0,) else array
     if array.ndim != 3 or array.shape[0] != count:
         raise ValueError(f"{name} has shape {array.shape}; expected ({count}, H, W), a mask for each class label")
     if array.dtype.kind not in "biu":

@@ -208,7 +208,7 @@ def masks() -> Term:
 
 def _matched_masks(scene: Scene) -> np.ndarray:
     """[M, H, W] the target of each pair, padded with 0 to the largest of all images."""
-    shape = np.max([mask.shape[1:] for mask in scene.targets.masks], axis=0)
+    shape = np.array([mask.shape[1:] for mask in scene.targets.masks], np.int64).reshape(-1, 2).max(axis=0, initial=0)
     kinds: set[Any] = {mask.dtype for mask in scene.targets.masks}
     whole = all(kind.kind in "biu" for kind in kinds)
     result = np.zeros((len(scene.matching.image), *shape), np.uint8 if whole else np.float64)

@@ -87,7 +87,8 @@ def d_fine_object_detection(
         predicted_corners,
         initial_reference_points,
     )
-    alpha, gamma = (detr.coefficient(config, f"focal_loss_{name}") for name in ("alpha", "gamma"))
+    alpha = detr.coefficient(config, "focal_loss_alpha")
+    gamma = detr.coefficient(config, "focal_loss_gamma", low=0.0)
     recipe = Recipe(
         classes=terms.quality_classes("loss_vfl", ONE_CLASS_LOOP, Focus(1.0, alpha, gamma)),
         weights=("vfl", "bbox", "giou", "fgl", "ddf"),

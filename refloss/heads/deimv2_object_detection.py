@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refloss.cases import drawn_scenes, scenes
-from refloss.configuration import read
+from refloss.configuration import flag, read
 from refloss.detection import detr, rt_detr, terms
 from refloss.detection.arguments import CORNERS, PARAMETERS, PROPOSALS, arguments_of
 from refloss.detection.engine import Options
@@ -94,12 +94,12 @@ def deimv2_object_detection(
         initial_reference_points,
     )
     alpha = 1.0 if read(config, "mal_alpha") is None else detr.coefficient(config, "mal_alpha")
-    gamma = detr.coefficient(config, "focal_loss_gamma")
+    gamma = detr.coefficient(config, "focal_loss_gamma", low=0.0)
     recipe = Recipe(
         classes=terms.quality_classes("loss_mal", ONE_CLASS_LOOP, Focus(1.0, alpha, gamma)),
         weights=("mal", "bbox", "giou", "fgl", "ddf"),
         bins=rt_detr.bins(config),
-        union=_union if read(config, "use_dense_one_to_one") else None,
+        union=_union if flag(config, "use_dense_one_to_one") else None,
         drops_with_layers=True,
     )
     inputs, options = Inputs(grad=grad, grad_dtype=grad_dtype), Options(grad_output, assignment, num_boxes, backend)

@@ -10,7 +10,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.cases import drawn_scenes, scenes
-from refloss.configuration import read
+from refloss.configuration import flag
 from refloss.detection import detr, engine, terms
 from refloss.detection.arguments import PARAMETERS, arguments_of
 from refloss.detection.engine import Head, Layer, Options, Outcome, Scene, Term
@@ -92,7 +92,7 @@ def grounding_dino_object_detection(
     layers += _encoder_layer(inputs, config, encoder_logits, encoder_pred_boxes, sizes)
     maps = _read_maps(label_maps, sizes)
     targets = read_targets(labels, sizes["B"], [len(own) for own in maps])
-    mask = arrays.as_array(text_mask, "text_mask").astype(bool)
+    mask = _real(text_mask, "text_mask").astype(bool)
     head = Head(
         matcher=detr.matcher(config, "label_maps", maps),
         terms=(
@@ -111,7 +111,7 @@ def _encoder_layer(
 ) -> list[Layer]:
     """The encoder's proposals; no layer without two_stage, when what is given has no effect."""
     given = {"encoder_logits": encoder_logits, "encoder_pred_boxes": encoder_pred_boxes}
-    if not read(config, "two_stage"):
+    if not flag(config, "two_stage"):
         for name, value in given.items():
             if value is not None:
                 inputs.add(name, value)
@@ -124,8 +124,17 @@ def _encoder_layer(
     return [inputs.layer("_enc", *given)]
 
 
+def _real(value: Any, name: str) -> np.ndarray:
+    """An array of bools or numbers."""
+    array = arrays.as_array(value, name)
+    if array.dtype.kind != "b" and not arrays.is_real(array):
+        raise TypeError(f"{name} has dtype {array.dtype}; expected bools or real numbers")
+    return array
+
+
 def _read_maps(label_maps: Any, sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
-    maps = tuple(arrays.as_array(own, f"label_maps[{i}]").astype(np.float64) for i, own in enumerate(label_maps))
+    given = arrays.entries(label_maps, "label_maps", "a list with an array for each image")
+    maps = tuple(_real(own, f"label_maps[{i}]").astype(np.float64) for i, own in enumerate(given))
     if len(maps) != sizes["B"]:
         raise ValueError(f"label_maps has {len(maps)} entries; expected one for each of {sizes['B']} images")
     for i, own in enumerate(maps):
@@ -153,14 +162,15 @@ def _target_rows(scene: Scene, maps: tuple[np.ndarray, ...]) -> np.ndarray:
 
 def _token_classes(maps: tuple[np.ndarray, ...], mask: np.ndarray, alpha: float) -> Term:
     """Sigmoid focal loss with γ = 2 of every token that counts; the sum over num_boxes."""
-    joined = np.trunc(np.concatenate(maps)) if maps else np.empty((0, 0))
 
     def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         cotangent = cotangents["loss_ce"]
         logits = scene.layer.tensors["logits"].wanted(cotangent != 0.0)
         counted = _broadcast(mask, logits.value.shape)
         target = np.zeros(logits.value.shape)
-        target[scene.matching.image, scene.matching.query] = joined[_target_rows(scene, maps)]
+        if maps:
+            joined = np.trunc(np.concatenate(maps))
+            target[scene.matching.image, scene.matching.query] = joined[_target_rows(scene, maps)]
         result = sigmoid_focal(
             logits.value[counted],
             target[counted],

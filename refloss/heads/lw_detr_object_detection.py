@@ -84,9 +84,7 @@ def lw_detr_object_detection(
     sizes = detr.add_predictions(inputs, logits, pred_boxes, minimum=classes)
     layers = [detr.last_layer(inputs), *detr.auxiliary_layers(inputs, config, outputs_class, outputs_coord, sizes)]
     layers.append(_encoder_layer(inputs, enc_outputs_class, enc_outputs_coord, sizes))
-    groups = arrays.integer(read(config, "group_detr"), "config.group_detr")
-    if groups < 1:
-        raise ValueError(f"config.group_detr is {groups}; expected at least 1")
+    groups = arrays.integer(read(config, "group_detr"), "config.group_detr", low=1)
     alpha = detr.coefficient(config, "focal_alpha")
     head = Head(
         matcher=detr.matcher(config, "focal")._replace(groups=groups),

@@ -92,7 +92,8 @@ def rt_detr_object_detection(
         As refloss.object_detection, also for denoising queries that do not exist or do not fit the objects.
     """
     given = Predictions(logits, pred_boxes, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes)
-    alpha, gamma = (detr.coefficient(config, f"focal_loss_{name}") for name in ("alpha", "gamma"))
+    alpha = detr.coefficient(config, "focal_loss_alpha")
+    gamma = detr.coefficient(config, "focal_loss_gamma", low=0.0)
     recipe = Recipe(
         classes=terms.quality_classes("loss_vfl", ONE_CLASS_LOOP, Focus(1.0, alpha, gamma)),
         weights=("vfl", "bbox", "giou"),

@@ -89,14 +89,16 @@ def semantic_segmentation(
     cotangent = np.float64(arrays.number(grad_output, "grad_output"))
     terms = [("", logits, 1.0)]
     if auxiliary_logits is not None:
-        terms.append(("auxiliary_", auxiliary_logits, arrays.number(auxiliary_loss_weight, "auxiliary_loss_weight")))
+        weight = arrays.number(auxiliary_loss_weight, "auxiliary_loss_weight", finite=True)
+        terms.append(("auxiliary_", auxiliary_logits, weight))
+    wanted = arrays.wanted_gradients(grad, [f"{prefix}logits" for prefix, _, _ in terms])
     inputs = [(prefix, arrays.float_array(values, f"{prefix}logits"), weight) for prefix, values, weight in terms]
     for prefix, x, _ in inputs:
         _check(x, classes, f"{prefix}logits", ignore_index)
     wanted = options.wanted([f"{prefix}logits" for prefix, _, _ in inputs])
     items = np.float64(np.count_nonzero(classes != ignore_index))
     if num_items_in_batch is not None:
-        items = np.float64(arrays.number(num_items_in_batch, "num_items_in_batch"))
+        items = np.float64(arrays.number(num_items_in_batch, "num_items_in_batch", low=0.0))
     loss = np.float64(0.0)
     grads: dict[str, np.ndarray] = {}
     intermediates = Intermediates()

@@ -105,7 +105,7 @@ def sequence_classification(
     options = options._replace(grad=bool(options.wanted(("pooled_logits",))))
     if kind == "regression":
         squeezed = (logits.squeeze(), given.squeeze()) if count == 1 else (logits, given)
-        options = options._replace(out=_reshaped(out, logits.shape, squeezed[0].shape))
+        options = options._replace(out=arrays.reshaped_out(out, logits.shape, squeezed[0].shape))
         result = _elementwise(mse, "input", *squeezed, options)
     elif kind == "multi_label_classification":
         result = _elementwise(bce_with_logits, "logits", logits, given, options)
@@ -129,10 +129,6 @@ def _problem_type(num_labels: int, labels: np.ndarray) -> str:
     if num_labels == 1:
         return "regression"
     return "single_label_classification" if labels.dtype in (np.int64, np.int32) else "multi_label_classification"
-
-
-def _reshaped(out: np.ndarray | None, shape: tuple[int, ...], squeezed: tuple[int, ...]) -> np.ndarray | None:
-    return out.reshape(squeezed, copy=False) if isinstance(out, np.ndarray) and out.shape == shape else out
 
 
 def _elementwise(loss: Any, name: str, logits: np.ndarray, labels: np.ndarray, options: Options) -> LossResult:

@@ -127,7 +127,8 @@ def dice(
         raise ValueError(f"inputs has shape {x.shape}; expected [N, ...]")
     arrays.check_shape(t, x.shape, "targets", "the shape of inputs")
     arrays.check_range(t, 0.0, 1.0, "targets")
-    divisor = arrays.number(num_boxes, "num_boxes") if reduction == "sum" else 1.0
+    divisor = arrays.number(num_boxes, "num_boxes", finite=True, low=0.0)
+    divisor = divisor if reduction == "sum" else 1.0
     options = Options(grad_output, grad, grad_dtype, out, backend)
     cotangent = options.cotangent(x.shape[:1] if reduction == "none" else ())
     wanted = options.wanted(("inputs", "targets"))

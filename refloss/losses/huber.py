@@ -98,9 +98,7 @@ def huber(
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
-    delta = arrays.number(delta, "delta")
-    if not delta > 0.0:
-        raise ValueError(f"delta is {delta}; expected a positive number")
+    delta = arrays.number(delta, "delta", positive=True)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(

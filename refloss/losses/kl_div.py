@@ -135,7 +135,7 @@ def kl_div(
     divisor = (x.shape[0] if x.ndim else 1) if by_batch else x.size
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
-        LOOP_OF_LOG_TARGET if log_target else LOOP,
+        LOOP_OF_LOG_TARGET if arrays.flag(log_target, "log_target") else LOOP,
         {"input": x, "target": t},
         options,
         divisor=divisor,

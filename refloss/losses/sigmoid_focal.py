@@ -198,22 +198,20 @@ def sigmoid_focal(
     """
     arrays.choice(reduction, "reduction", REDUCTIONS)
     x, t = arrays.float_array(inputs, "inputs"), arrays.float_array(targets, "targets")
-    divisor = arrays.number(num_boxes, "num_boxes")
+    divisor = arrays.number(num_boxes, "num_boxes", finite=True, low=0.0)
     if reduction == "mean":
         if x.ndim < 2:
             raise ValueError(f"inputs has shape {x.shape}; expected [N, K, ...] for reduction 'mean'")
-        divisor *= x.shape[1]
+        divisor = arrays.number(divisor * x.shape[1], "num_boxes times the size of axis 1", finite=True)
     arrays.check_shape(t, x.shape, "targets", "the shape of inputs")
     arrays.check_range(t, 0.0, 1.0, "targets")
-    exponent = arrays.number(gamma, "gamma")
-    if not exponent >= 0.0:
-        raise ValueError(f"gamma is {exponent}; expected a number of at least 0")
+    exponent = arrays.number(gamma, "gamma", finite=True, low=0.0)
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(
         LOOP,
         {"inputs": x, "targets": t},
         options,
-        parameters=(arrays.number(alpha, "alpha"), exponent),
+        parameters=(arrays.number(alpha, "alpha", finite=True), exponent),
         reduction="none" if reduction == "none" else "mean",
         divisor=divisor,
     )

@@ -95,9 +95,7 @@ def smooth_l1(
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
-    beta = arrays.number(beta, "beta")
-    if not beta >= 0.0:
-        raise ValueError(f"beta is {beta}; expected a number that is not negative")
+    beta = arrays.number(beta, "beta", low=0.0)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.evaluate(

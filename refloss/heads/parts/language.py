@@ -47,10 +47,8 @@ def token_loss(
     ignore_index: int,
 ) -> LossResult:
     """Cross-entropy of the rows of logits with labels: the mean, or the sum over num_items_in_batch."""
-    out = options.out
-    if isinstance(out, np.ndarray) and out.shape == logits.shape:
-        options = options._replace(out=out.reshape(rows.shape, copy=False))
-    divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch")
+    options = options._replace(out=arrays.reshaped_out(options.out, logits.shape, rows.shape))
+    divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch", low=0.0)
     result = softmax_rows(
         cross_entropy.LOOP,
         rows,
