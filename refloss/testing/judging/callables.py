@@ -14,12 +14,12 @@ import numpy as np
 from refloss.files import nested
 from refloss.golden.corpus import corpus, functions
 from refloss.golden.source import DTYPES, Case
-from refloss.golden.store import evaluate, expected_tensors
+from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
-from refloss.testing.error_model import COMPUTE_DTYPES, bounds
+from refloss.testing.error_model import COMPUTE_DTYPES
 from refloss.testing.judging.called import called, changed_since, on_host
 from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
-from refloss.testing.judging.judge import default_compute_dtype, judge, question
+from refloss.testing.judging.judge import judge, question, question_of
 from refloss.testing.judging.plain import text
 from refloss.testing.spacing import FLOATS
 from refloss.testing.verdict import CaseVerdict, Judgement, Question
@@ -207,7 +207,7 @@ def _assert_matches(
     __tracebackhide__ = True
     if not candidate:
         raise TypeError("nothing to judge: give loss, grads or components")
-    asked = _question(case, result, compute_dtype)
+    asked = question_of(case, result, compute_dtype)
     check_names("tensor", candidate, [name for name in asked.expected if "intermediate" not in name])
     arrays = {name: None if value is None else on_host(value, name) for name, value in candidate.items()}
     verdict = _judged(asked, arrays)
@@ -217,14 +217,6 @@ def _assert_matches(
     if not verdict.passed:
         raise MismatchError(Judgement((verdict,), compute_dtype))
     return verdict
-
-
-def _question(case: Case, result: LossResult, compute_dtype: str | None) -> Question:
-    """As judge.question, of a result that is there."""
-    tensors = {name.removeprefix("expected."): value for name, value in expected_tensors(result).items()}
-    expected = {name: on_host(value, name) for name, value in tensors.items()}
-    compute_dtype = compute_dtype or default_compute_dtype(case)
-    return Question(case, result, expected, bounds(case, result, compute_dtype), compute_dtype)
 
 
 def _judged(asked: Question, candidate: Mapping[str, np.ndarray | None]) -> CaseVerdict:
