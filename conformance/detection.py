@@ -21,15 +21,21 @@ from conformance.reference import formula_precision, outcome_of
 from refloss.cases.source import Case as GoldenCase
 from refloss.files import nested
 from refloss.golden import detection as golden
+<<<<<<< HEAD
 from refloss.golden.store import expected_tensors
 from refloss.testing.error_model import bounds
 from refloss.testing.verdict import Question
+=======
+from refloss.cases.source import Case as GoldenCase
+from refloss.testing.judging.judge import question_of
+>>>>>>> wt-d
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from conformance.cases import Array
     from conformance.reference import Outcome
+    from refloss.testing.verdict import Question
 
 KEYS = {
     "ForObjectDetection": "object_detection",
@@ -211,8 +217,7 @@ def question(run: Run, result: refloss.LossResult, cotangent: float, assignment:
     inputs = {name: _arrays(value) for name, value in run.arguments.items() if name != "config"}
     parameters = {"config": run.arguments["config"], "assignment": assignment}
     case = GoldenCase(run.key, KEYS[run.key], inputs, parameters, cotangent)
-    expected = {name.removeprefix("expected."): np.asarray(value) for name, value in expected_tensors(result).items()}
-    return Question(case, result, expected, bounds(case, result, "float32"), "float32")
+    return question_of(case, result, "float32")
 
 
 def tolerances(run: Run, asked: Question) -> Outcome:

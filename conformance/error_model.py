@@ -12,25 +12,27 @@ import refloss
 from conformance.call import TORCH_FUNCTIONS, array
 from conformance.heads import SEQUENCE_CLASSIFICATION, attributes, problem_type
 from conformance.reference import outcome_of, refloss_result
+<<<<<<< HEAD
 from refloss.cases.source import Case as GoldenCase
 from refloss.golden.store import expected_tensors
 from refloss.testing.error_model import bounds
+=======
+from refloss.cases.source import Case as GoldenCase
+from refloss.testing.judging.judge import question_of
+>>>>>>> wt-d
 from refloss.testing.spacing import spacing
-from refloss.testing.verdict import Question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from conformance.call import Call
     from conformance.reference import Outcome
+    from refloss.testing.verdict import Question
 
 
 def question(call: Call) -> Question:
     """A call with refloss's answer, and how far off each tensor of an honest implementation may be."""
-    result, case = refloss_result(call), golden_case(call)
-    compute_dtype = str(call.compute_dtype).removeprefix("torch.")
-    expected = {name.removeprefix("expected."): np.asarray(value) for name, value in expected_tensors(result).items()}
-    return Question(case, result, expected, bounds(case, result, compute_dtype), compute_dtype)
+    return question_of(golden_case(call), refloss_result(call), str(call.compute_dtype).removeprefix("torch."))
 
 
 def golden_case(call: Call) -> GoldenCase:

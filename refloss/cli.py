@@ -49,6 +49,7 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 
 def main() -> None:
     """Run the command line; whatever is wrong with files, names or options is one line and exit status 2."""
+    _offer_functions()
     try:
         status = app(standalone_mode=False)
         _flush(sys.stdout)
@@ -224,7 +225,7 @@ def _print_result(function: Function, given: dict[str, Any], result: LossResult)
     width = max([12, *(len(name) + 2 for name in result.components)])
     for name, value in result.components.items():
         print(f"{name:<{width}}{float(value)!r}")
-    if not function.counts_tokens:
+    if not function.specification.counts_tokens:
         return
     labels = result.intermediates.get("shift_labels", given["labels"])
     counted = int(np.count_nonzero(labels != given.get("ignore_index", -100)))
@@ -241,8 +242,12 @@ def _mean(losses: Any, count: int) -> float:
         return float(np.sum(losses)) / count if count else math.nan
 
 
-for _name, _function in FUNCTIONS.items():
-    compute_app.command(_name)(_compute_command(_name, _function))
+def _offer_functions() -> None:
+    """Make a command of every loss that is registered by now."""
+    offered = {command.name for command in compute_app.registered_commands}
+    for name, function in FUNCTIONS.items():
+        if name not in offered:
+            compute_app.command(name)(_compute_command(name, function))
 
 
 @golden_app.command("write")
@@ -342,8 +347,9 @@ def list_functions() -> None:
     for heading in ("function", "gradients", "LOSS_MAPPING keys", "what it is"):
         table.add_column(heading, no_wrap=heading == "function", overflow="fold")
     for name, function in FUNCTIONS.items():
-        keys = [key for key, call in refloss.LOSS_MAPPING.items() if call is function.call]
-        table.add_row(name, ", ".join(function.differentiable), ", ".join(keys), function.summary)
+        specification = function.specification
+        told = (specification.differentiable, specification.keys)
+        table.add_row(name, *(", ".join(names) for names in told), function.summary)
     console.print(table)
 
 

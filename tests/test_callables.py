@@ -12,11 +12,11 @@ import pytest
 import refloss
 from refloss.cases.source import Case
 from refloss.files import nested
-from refloss.golden.corpus import corpus, functions
+from refloss.golden.corpus import corpus
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing import MismatchError, assert_matches, check
-from refloss.testing.judging import callables
+from refloss.testing.judging import judge
 from refloss.testing.judging.callables import GoldenCase, listeners, select
 from refloss.testing.judging.called import called, changed_since
 from tests.test_arrays import Convertible, Detachable, Producer
@@ -43,7 +43,7 @@ def data():
     return logits, labels
 
 
-@pytest.mark.parametrize("function", functions())
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_result_knows_what_was_asked(function):
     for case in corpus({function})[3:6]:
         result = evaluate(case)
@@ -210,7 +210,7 @@ def test_the_type_that_is_computed_in(data):
 
 
 def test_what_has_no_error_model_does_not_pass(data, monkeypatch):
-    monkeypatch.setattr(callables, "bounds", lambda *arguments: {})
+    monkeypatch.setattr(judge, "bounds", lambda *arguments: {})
     result = refloss.causal_lm(*data)
     with pytest.raises(ValueError, match="loss: not judged, for there is no error model"):
         assert_matches(result, loss=result.loss)

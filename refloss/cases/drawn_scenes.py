@@ -125,7 +125,9 @@ def rt_detr(draws: Draws, *, corners: bool = False, union: bool = False) -> Draw
         tensors["predicted_corners"] = draws.logits(*of_layers, 4 * (_BINS + 1))
         tensors["initial_reference_points"] = draws.cast(draws.boxes(*of_layers))
     config = LAYERED_CONFIG | {"num_labels": scene.classes, "auxiliary_loss": layered, "max_num_bins": _BINS}
-    choices = {"use_dense_one_to_one": (True, False), "mal_alpha": (None, 0.5)} if union else {}
+    choices: dict[str, tuple[Any, ...]] = (
+        {"use_dense_one_to_one": (True, False), "mal_alpha": (None, 0.5)} if union else {}
+    )
     costs = {f"matcher_{name}": values for name, values in _COSTS.items()}
     choices |= {"use_focal_loss": (True, False), "focal_loss_gamma": (2.0, 1.5)} | costs
     return Drawn(tensors, _parameters(draws, config, **choices))

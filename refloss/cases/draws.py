@@ -172,7 +172,8 @@ class Draws:
 
     def log_probabilities(self, *shape: int) -> np.ndarray:
         """Values up to 0."""
-        return -np.abs(self.logits(*shape))
+        values: np.ndarray = -np.abs(self.logits(*shape))
+        return values
 
     def weights(self, *shape: int) -> np.ndarray:
         """Positive values."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from refloss.specification import CONFIG, Argument, Parameter
 
 LAYERS = ("outputs_class", "outputs_coord")
@@ -27,8 +29,7 @@ def arguments_of(
         found["label_maps"] = Argument("masks", nested=True, batched=False)
         found["text_mask"] = Argument("mask", batched=False)
     for name in (*layers, *(_ENCODER if text else ())):
-        role = "boxes" if name in _BOXES else "logits"
-        found[name] = Argument(role, True, optional=True, class_axis=None if role == "boxes" else -1, batched=False)
+        found[name] = replace(boxes if name in _BOXES else logits, optional=True)
     if noise:
         found["denoising_meta_values"] = Argument("objects", optional=True, nested=True, batched=False)
     return found

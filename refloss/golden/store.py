@@ -13,7 +13,7 @@ import numpy as np
 import refloss
 from refloss.cases.source import Case
 from refloss.files import load_tensors, nested, replacing, save_tensors
-from refloss.golden.corpus import corpus, functions
+from refloss.golden.corpus import corpus
 from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.registry import FUNCTIONS
 
@@ -48,9 +48,9 @@ def expected_tensors(result: LossResult) -> dict[str, Any]:
 
 def write(folder: Path, only: set[str] | None = None, report: Callable[[int, int], None] | None = None) -> int:
     """Write a file for every case and the manifest last; the number of cases."""
-    unknown = sorted((only or set()) - set(functions()))
+    unknown = sorted((only or set()) - set(FUNCTIONS))
     if unknown:
-        raise ValueError(f"no golden cases for {', '.join(unknown)}; there are some for {', '.join(functions())}")
+        raise ValueError(f"no golden cases for {', '.join(unknown)}; there are some for {', '.join(FUNCTIONS)}")
     folder.mkdir(parents=True, exist_ok=True)
     cases = corpus(only)
     entries = []

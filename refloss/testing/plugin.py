@@ -128,13 +128,13 @@ def _parameter(case: Case, expected: _Expected | None) -> Any:
 
 
 def _selected(config: pytest.Config, patterns: list[str]) -> list[Case]:
-    from refloss.golden.corpus import functions
+    from refloss.registry import FUNCTIONS
     from refloss.testing.judging.callables import check_names, select
 
     wanted = _names(config, "functions")
-    check_names("function", wanted, functions())
-    globs = [f"{name}-*" if name in functions() else name for name in patterns]
-    cases = select(functions(), globs, _names(config, "dtypes"))
+    check_names("function", wanted, FUNCTIONS)
+    globs = [f"{name}-*" if name in FUNCTIONS else name for name in patterns]
+    cases = select(FUNCTIONS, globs, _names(config, "dtypes"))
     return [case for case in cases if not wanted or case.function in wanted]
 
 
@@ -172,10 +172,10 @@ def _fault(line: _Expected, known: dict[str, _Expected]) -> str:
 
 @functools.cache
 def _known_ids() -> frozenset[str]:
-    from refloss.golden.corpus import functions
+    from refloss.registry import FUNCTIONS
     from refloss.testing.judging.callables import select
 
-    return frozenset(case.id for case in select(functions()))
+    return frozenset(case.id for case in select(FUNCTIONS))
 
 
 @pytest.fixture

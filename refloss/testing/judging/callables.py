@@ -13,13 +13,18 @@ import numpy as np
 
 from refloss.cases.source import DTYPES, Case
 from refloss.files import nested
-from refloss.golden.corpus import corpus, functions
+from refloss.golden.corpus import cases_of
+<<<<<<< HEAD
 from refloss.golden.store import evaluate, expected_tensors
+=======
+from refloss.cases.source import DTYPES, Case
+from refloss.golden.store import evaluate
+>>>>>>> wt-d
 from refloss.registry import FUNCTIONS
-from refloss.testing.error_model import COMPUTE_DTYPES, bounds
+from refloss.testing.error_model import COMPUTE_DTYPES
 from refloss.testing.judging.called import called, changed_since, on_host
 from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
-from refloss.testing.judging.judge import default_compute_dtype, judge, question
+from refloss.testing.judging.judge import judge, question, question_of
 from refloss.testing.judging.plain import text
 from refloss.testing.spacing import FLOATS
 from refloss.testing.verdict import CaseVerdict, Judgement, Question
@@ -166,13 +171,13 @@ def select(
     """Built-in cases of functions, with ids that match patterns, whose first input has one of some dtypes."""
     wanted, kinds = _listed(function), _listed(dtypes)
     patterns: list[Any] = [cases] if isinstance(cases, str | Case) else list(cases or [])
-    check_names("function", wanted, functions())
+    check_names("function", wanted, FUNCTIONS)
     check_names("dtype", kinds, list(DTYPES))
     if not wanted and not patterns:
         raise TypeError("neither function nor cases is given")
     given = [each for each in patterns if isinstance(each, Case)]
     globs = [each for each in patterns if not isinstance(each, Case)]
-    known = [case for name in wanted or functions() for case in _built_in(name)] if globs or not patterns else []
+    known = [case for name in wanted or FUNCTIONS for case in _built_in(name)] if globs or not patterns else []
     for glob in globs:
         if not any(fnmatch.fnmatchcase(case.id, glob) for case in known):
             raise ValueError(f"no case is called {glob}; there are {known[0].id}, {known[1].id} and others")
@@ -182,7 +187,7 @@ def select(
 
 @functools.cache
 def _built_in(function: str) -> list[Case]:
-    return corpus({function})
+    return cases_of(function)
 
 
 def dtype_of(case: Case) -> str:
@@ -207,7 +212,7 @@ def _assert_matches(
     __tracebackhide__ = True
     if not candidate:
         raise TypeError("nothing to judge: give loss, grads or components")
-    asked = _question(case, result, compute_dtype)
+    asked = question_of(case, result, compute_dtype)
     check_names("tensor", candidate, [name for name in asked.expected if "intermediate" not in name])
     arrays = {name: None if value is None else on_host(value, name) for name, value in candidate.items()}
     verdict = _judged(asked, arrays)
@@ -217,14 +222,6 @@ def _assert_matches(
     if not verdict.passed:
         raise MismatchError(Judgement((verdict,), compute_dtype))
     return verdict
-
-
-def _question(case: Case, result: LossResult, compute_dtype: str | None) -> Question:
-    """As judge.question, of a result that is there."""
-    tensors = {name.removeprefix("expected."): value for name, value in expected_tensors(result).items()}
-    expected = {name: on_host(value, name) for name, value in tensors.items()}
-    compute_dtype = compute_dtype or default_compute_dtype(case)
-    return Question(case, result, expected, bounds(case, result, compute_dtype), compute_dtype)
 
 
 def _judged(asked: Question, candidate: Mapping[str, np.ndarray | None]) -> CaseVerdict:

@@ -47,7 +47,10 @@ def called(result: LossResult) -> Case:
 
 
 def changed_since(case: Case, result: LossResult) -> bool:
-    """Whether the arrays of a call no longer give its loss."""
+    """Whether the arrays of a call no longer give its loss, as where a kernel has written its gradient over them.
+
+    The loss alone costs 1 to 3 % of what its bounds do, and a sixth where boxes are matched.
+    """
     call = FUNCTIONS[case.function].call
     again = call(**nested(case.inputs), **case.parameters, grad_output=case.grad_output, grad=False)
     return not np.array_equal(again.loss, on_host(result.loss, "loss"), equal_nan=True)

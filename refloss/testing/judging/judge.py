@@ -8,6 +8,7 @@ import numpy as np
 
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.testing.error_model import bounds
+from refloss.testing.judging.called import on_host
 from refloss.testing.mistakes.explain import explain
 from refloss.testing.spacing import FLOATS, errors, spacing
 from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, Values, Worst
@@ -15,16 +16,27 @@ from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, Values
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+<<<<<<< HEAD
     from refloss.cases.source import Case
+=======
+    from refloss.cases.source import Case
+    from refloss.result import LossResult
+>>>>>>> wt-d
 
 
 def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None) -> Question:
     """A case for a candidate that computes in a type, by default the case's own; expected as a golden file has it."""
-    result = evaluate(case)
+    return question_of(case, evaluate(case), compute_dtype, expected)
+
+
+def question_of(
+    case: Case, result: LossResult, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None
+) -> Question:
+    """The same of a result that is there."""
     tensors = expected_tensors(result) if expected is None else expected
-    named = {name.removeprefix("expected."): np.asarray(value) for name, value in tensors.items()}
+    arrays = {name.removeprefix("expected."): on_host(value, name) for name, value in tensors.items()}
     compute_dtype = compute_dtype or default_compute_dtype(case)
-    return Question(case, result, named, bounds(case, result, compute_dtype), compute_dtype)
+    return Question(case, result, arrays, bounds(case, result, compute_dtype), compute_dtype)
 
 
 def default_compute_dtype(case: Case) -> str:
