@@ -21,14 +21,7 @@ from conformance.reference import formula_precision, outcome_of
 from refloss.cases.source import Case as GoldenCase
 from refloss.files import nested
 from refloss.golden import detection as golden
-<<<<<<< HEAD
-from refloss.golden.store import expected_tensors
-from refloss.testing.error_model import bounds
-from refloss.testing.verdict import Question
-=======
-from refloss.cases.source import Case as GoldenCase
 from refloss.testing.judging.judge import question_of
->>>>>>> wt-d
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -12,14 +12,8 @@ import refloss
 from conformance.call import TORCH_FUNCTIONS, array
 from conformance.heads import SEQUENCE_CLASSIFICATION, attributes, problem_type
 from conformance.reference import outcome_of, refloss_result
-<<<<<<< HEAD
-from refloss.cases.source import Case as GoldenCase
-from refloss.golden.store import expected_tensors
-from refloss.testing.error_model import bounds
-=======
 from refloss.cases.source import Case as GoldenCase
 from refloss.testing.judging.judge import question_of
->>>>>>> wt-d
 from refloss.testing.spacing import spacing
 
 if TYPE_CHECKING:

@@ -14,12 +14,7 @@ import numpy as np
 from refloss.cases.source import DTYPES, Case
 from refloss.files import nested
 from refloss.golden.corpus import cases_of
-<<<<<<< HEAD
-from refloss.golden.store import evaluate, expected_tensors
-=======
-from refloss.cases.source import DTYPES, Case
 from refloss.golden.store import evaluate
->>>>>>> wt-d
 from refloss.registry import FUNCTIONS
 from refloss.testing.error_model import COMPUTE_DTYPES
 from refloss.testing.judging.called import called, changed_since, on_host

@@ -16,12 +16,8 @@ from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, Values
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-<<<<<<< HEAD
-    from refloss.cases.source import Case
-=======
     from refloss.cases.source import Case
     from refloss.result import LossResult
->>>>>>> wt-d
 
 
 def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None) -> Question:
