@@ -1,4 +1,4 @@
-"""refloss's own error model, refloss.testing.error_model, for what torch and transformers make of a call."""
+"""refloss's own error model, refloss.error_model, for what torch and transformers make of a call."""
 
 from __future__ import annotations
 

@@ -322,7 +322,7 @@ def compare_folders(
 
 def _check_choices(compute_dtype: str | None, *outputs: Path | None) -> None:
     """Before hours of work: a type that there is, and files that can be written."""
-    from refloss.testing.error_model import COMPUTE_DTYPES
+    from refloss.error_model import COMPUTE_DTYPES
 
     if compute_dtype is not None and compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(f"--compute-dtype: {compute_dtype!r} is none of {', '.join(COMPUTE_DTYPES)}")

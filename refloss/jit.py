@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import threading
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
@@ -111,6 +112,20 @@ def claim(name: str, *values: Any, stamp: str = "") -> int:
         if stamp not in known.stamps:
             known.stamps.append(stamp)
         return known.stamps.index(stamp)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a loss brings to its family's loops, whose machine code is called by its name.
+
+    Raises:
+        ValueError: another description of the family has that name.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        claim(f"{type(self).__name__} {self.name}", *(getattr(self, part.name) for part in fields(self)))
 
 
 def _named(function: Any, name: str) -> Origin:

@@ -142,6 +142,35 @@ class Call(NamedTuple):
         return named
 
 
+class Pairs(NamedTuple):
+    """Predictions that are matched with objects, and what a sum over them is divided by."""
+
+    table: np.ndarray  # [M, 3]: image, query, object
+    num_boxes: float
+
+
+class MatchedLayer(NamedTuple):
+    """What a head that matches knows of one of its layers.
+
+    Attributes:
+        suffix: what the names of its components and intermediates end in.
+        inputs: the arguments that it is made of, by what they hold: "logits", "pred_boxes", ...
+        index: its part of those arguments.
+        weights: of each of its components in the total, 0 for those that are not part of it.
+        is_weighted: whether components are reported times their weights.
+        pairs: its matching.
+        of_boxes: what boxes and edges go by: the same, or the union of the matchings of all layers.
+    """
+
+    suffix: str
+    inputs: Mapping[str, str]
+    index: Any
+    weights: Mapping[str, float]
+    is_weighted: bool
+    pairs: Pairs
+    of_boxes: Pairs
+
+
 @dataclass(frozen=True, eq=False)
 class LossResult:
     """A loss, its gradients and what lies between.
@@ -152,6 +181,7 @@ class LossResult:
             dtype; empty with ``grad=False``.
         components: the parts of a composite loss under the names that transformers gives them.
         intermediates: values on the way, for tensor-by-tensor debugging.
+        layers: what a head that matches knows of its layers; empty for other losses.
         call: what was asked, so that a candidate can be judged. It keeps the arguments alive as long as the result; a
             copy or a pickle does not have it.
     """
@@ -160,6 +190,7 @@ class LossResult:
     grads: dict[str, np.ndarray] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     intermediates: Intermediates = field(default_factory=Intermediates)
+    layers: tuple[MatchedLayer, ...] = field(default=(), repr=False)
     call: Call | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

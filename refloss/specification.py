@@ -250,14 +250,21 @@ class Softmax(Specification):
     """A loss of a row's softmax, of labels or of distributions over the classes.
 
     Attributes:
-        added: added(lse, parameters) is what it has beside the likelihood of its masses.
+        added: added(lse, mass, parameters) is what it has beside the likelihood of its masses, whose sum is mass.
     """
 
-    added: Callable[[np.ndarray, Mapping[str, Any]], AddedTerms] | None = None
+    added: Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], AddedTerms] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatchingHead(Specification):
-    """A head that matches predictions with objects."""
+    """A head that matches predictions with objects.
 
+    Attributes:
+        classes: what its loss of classes is.
+        clamps: whether boxes are clamped to [0, 1].
+    """
+
+    classes: Literal["cross-entropy", "focal", "varifocal", "matching-aware", "IoU-aware"]
+    clamps: bool = False
     mean: Mean = "objects"

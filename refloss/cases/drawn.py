@@ -111,7 +111,7 @@ def _rows_of_classes(specification: Specification, draws: Draws, parameters: dic
         parameters.pop("ignore_index", None)
         tensors[target_name] = draws.probabilities(*shape)
     else:
-        ignore_index = int(parameters.get("ignore_index", target.ignored))
+        ignore_index = int(parameters.get("ignore_index", -100 if target.ignored is None else target.ignored))
         labels = tensors[target_name] = draws.labels(rows, classes, ignore_index)
         if logits.role == "logits":
             sharp = parameters.get("label_smoothing", 0.0) == 0.0

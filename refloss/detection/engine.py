@@ -1,6 +1,6 @@
 """Match, then terms, layer by layer: the engine of every DETR-like head.
 
-Layers are matched and evaluated several at a time. A head is a matcher, the terms of its layers, and the weights of
+Layers are matched and computed several at a time. A head is a matcher, the terms of its layers, and the weights of
 their components in the total. Each term computes components and adds their vector-Jacobian products to the gradients of
 a layer's inputs; no two terms write to the same element.
 """
@@ -19,7 +19,7 @@ from refloss.detection import matching as pairing
 from refloss.detection.matching import KEY, Matcher, Matching
 from refloss.detection.targets import Targets, check_boxes
 from refloss.numerics.exact import rounded
-from refloss.result import Intermediates, LossResult
+from refloss.result import Intermediates, LossResult, MatchedLayer, Pairs
 
 if TYPE_CHECKING:
     from refloss.detection.inputs import Inputs
@@ -48,6 +48,8 @@ class Layer(NamedTuple):
     suffix: str
     tensors: Mapping[str, Tensor]  # "logits" [B, Q, C], "pred_boxes" [B, Q, 4], and what else its terms need
     names: Mapping[str, str]  # the same by the names that the caller gave them, for errors
+    inputs: Mapping[str, str]  # the arguments that they are, or are part of
+    index: Any  # which part
     counts: bool = True  # whether it is part of the total
     terms: tuple[Term, ...] = ()  # beside those of every layer
     matching: Matching | None = None  # where nothing is to be matched: denoising queries know their objects
@@ -97,13 +99,13 @@ class Background(NamedTuple):
 
 
 class Term(NamedTuple):
-    """Components that are computed together; evaluate gets the cotangent of each.
+    """Components that are computed together; compute gets the cotangent of each.
 
     A term may do the better part of its work before the matching, which then has the log-sum-exps.
     """
 
     components: tuple[str, ...]
-    evaluate: Callable[[Scene, Mapping[str, float]], Outcome]
+    compute: Callable[[Scene, Mapping[str, float]], Outcome]
     before: Callable[[Layer, int, Mapping[str, float], str], Background] | None = None
     of_union: bool = False  # whether it takes the union of all layers' matchings, where the head makes one
 
@@ -145,7 +147,7 @@ class _Run(NamedTuple):
     backend: str
 
 
-class _Matched(NamedTuple):
+class _Prepared(NamedTuple):
     """A layer whose matching is known."""
 
     scene: Scene
@@ -166,22 +168,27 @@ def run(head: Head, layers: list[Layer], targets: Targets, inputs: Inputs, optio
     num_boxes = normaliser(options.num_boxes, targets, head.matcher.groups)
     for layer in layers:
         arrays.number(num_boxes * layer.repeats, f"num_boxes times {layer.repeats} groups", finite=True)
-    alike = _Run(head, targets, cotangents, num_boxes, given, options.backend)
-    matched = parallel.each(functools.partial(_match, alike), layers)
+    common = _Run(head, targets, cotangents, num_boxes, given, options.backend)
+    prepared = parallel.each(functools.partial(_prepare, common), layers)
     intermediates = Intermediates()
-    union = None if head.union is None else _union(alike, matched, intermediates)
+    union = None if head.union is None else _union(common, prepared, intermediates)
     components: dict[str, Any] = {}
-    for own, outcome in zip(matched, parallel.each(functools.partial(_evaluate, union), matched), strict=True):
-        suffix = own.scene.layer.suffix
-        components.update({name + suffix: value for name, value in outcome.components.items()})
-        intermediates.include(outcome.intermediates.renamed(suffix=suffix))
+    for layer, outcome in zip(layers, parallel.each(functools.partial(_compute, union), prepared), strict=True):
+        components.update({name + layer.suffix: value for name, value in outcome.components.items()})
+        intermediates.include(outcome.intermediates.renamed(suffix=layer.suffix))
     loss = _total(components, weights)
     if head.weighted:
         components = {name: np.float64(weights[name]) * value for name, value in components.items()}
-    return LossResult(loss=loss, grads=inputs.grads, components=components, intermediates=intermediates)
+    return LossResult(
+        loss=loss,
+        grads=inputs.grads,
+        components=components,
+        intermediates=intermediates,
+        layers=tuple(_record(each, union, weights, is_weighted=head.weighted) for each in prepared),
+    )
 
 
-def _match(run: _Run, layer: Layer) -> _Matched:
+def _prepare(run: _Run, layer: Layer) -> _Prepared:
     """Match a layer's queries with the objects, after what its terms do before."""
     terms = tuple(
         (term, {name: run.cotangents[name + layer.suffix] for name in term.components})
@@ -195,20 +202,20 @@ def _match(run: _Run, layer: Layer) -> _Matched:
     pairs = groups * int(np.minimum(run.targets.counts, queries // groups).sum())
     pairs = pairs if matching is None else len(matching.query)
     background = None
-    for term, own in terms:
+    for term, cotangents in terms:
         if term.before is not None:
-            background = term.before(layer, pairs, own, run.backend)
+            background = term.before(layer, pairs, cotangents, run.backend)
     num_boxes = run.num_boxes * layer.repeats
     intermediates = Intermediates({"num_boxes": np.float64(num_boxes)})
     if layer.matching is None:
-        matching = _matched(run, layer, matching, None if background is None else background.lse, intermediates)
+        matching = _assign(run, layer, matching, None if background is None else background.lse, intermediates)
     assert matching is not None
     intermediates[KEY] = matching.table()
     scene = Scene(layer, run.targets, matching, num_boxes, run.backend, background, {})
-    return _Matched(scene, terms, intermediates)
+    return _Prepared(scene, terms, intermediates)
 
 
-def _matched(
+def _assign(
     run: _Run, layer: Layer, matching: Matching | None, lse: np.ndarray | None, intermediates: Intermediates
 ) -> Matching:
     """The matching of least cost unless there is one already, and how it came about."""
@@ -220,16 +227,16 @@ def _matched(
         matching = pairing.match(intermediates["cost_matrix"], run.targets, groups)
     else:
         intermediates.later["cost_matrix"] = cost
-    found = matching
-    intermediates.later["margin"] = lambda: pairing.margins(intermediates["cost_matrix"], found, run.targets, groups)
+    chosen = matching
+    intermediates.later["margin"] = lambda: pairing.margins(intermediates["cost_matrix"], chosen, run.targets, groups)
     return matching
 
 
-def _union(run: _Run, matched: list[_Matched], intermediates: Intermediates) -> Matching:
+def _union(run: _Run, prepared: list[_Prepared], intermediates: Intermediates) -> Matching:
     """The union of the matchings of all layers that were matched, or the caller's."""
     assert run.head.union is not None
     name = KEY + UNION
-    scenes = [own.scene for own in matched if own.scene.layer.matching is None]
+    scenes = [each.scene for each in prepared if each.scene.layer.matching is None]
     if UNION in run.given:
         union = pairing.read_matching(run.given[UNION], name, min(scene.queries for scene in scenes), run.targets)
     else:
@@ -239,17 +246,40 @@ def _union(run: _Run, matched: list[_Matched], intermediates: Intermediates) -> 
     return union
 
 
-def _evaluate(union: Matching | None, matched: _Matched) -> Outcome:
+def _of_union(scene: Scene, union: Matching | None) -> Scene:
+    """The scene for terms that go by the union of the layers' matchings, where there is one."""
+    if union is None or scene.layer.matching is not None:
+        return scene
+    return scene._replace(matching=union, num_boxes=float(max(len(union.query), 1)), shared={})
+
+
+def _compute(union: Matching | None, prepared: _Prepared) -> Outcome:
     """The terms of a layer."""
-    scene, of_union = matched.scene, matched.scene
-    if union is not None and scene.layer.matching is None:
-        of_union = scene._replace(matching=union, num_boxes=float(max(len(union.query), 1)), shared={})
+    scene, of_union = prepared.scene, _of_union(prepared.scene, union)
     components: dict[str, Any] = {}
-    for term, cotangents in matched.terms:
-        outcome = term.evaluate(of_union if term.of_union else scene, cotangents)
+    for term, cotangents in prepared.terms:
+        outcome = term.compute(of_union if term.of_union else scene, cotangents)
         components.update(outcome.components)
-        matched.intermediates.update(outcome.intermediates)
-    return Outcome(components, matched.intermediates)
+        prepared.intermediates.update(outcome.intermediates)
+    return Outcome(components, prepared.intermediates)
+
+
+def _record(
+    prepared: _Prepared, union: Matching | None, weights: dict[str, float], *, is_weighted: bool
+) -> MatchedLayer:
+    """What is left with the result of a layer."""
+    scene, layer = prepared.scene, prepared.scene.layer
+    of_union = _of_union(scene, union)
+    names = [name for term, _ in prepared.terms for name in term.components]
+    return MatchedLayer(
+        suffix=layer.suffix,
+        inputs=layer.inputs,
+        index=layer.index,
+        weights={name: weights[name + layer.suffix] for name in names},
+        is_weighted=is_weighted,
+        pairs=Pairs(scene.matching.table(), scene.num_boxes),
+        of_boxes=Pairs(of_union.matching.table(), of_union.num_boxes),
+    )
 
 
 def _weights(head: Head, layers: list[Layer]) -> dict[str, float]:

@@ -75,7 +75,7 @@ class Inputs:
         if index is not None:
             tensors = {key: tensor.part(index) for key, tensor in tensors.items()}
             names = {key: f"{name}[{_shown(index)}]" for key, name in sources.items()}
-        return Layer(suffix, tensors, names, counts, terms)
+        return Layer(suffix, tensors, names, sources, ... if index is None else index, counts, terms)
 
 
 def _shown(index: Any) -> str:

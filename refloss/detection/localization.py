@@ -55,14 +55,14 @@ def teacher(corners: np.ndarray, logits: np.ndarray, backend: str) -> Teacher:
 def local(bins: Bins, teacher: Teacher) -> Term:
     """Fine-grained localisation, a sum over num_boxes, and distillation; gradients of a layer's corners."""
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         wanted = any(cotangent != 0.0 for cotangent in cotangents.values())
         corners = by_edge(scene.layer.tensors["predicted_corners"].wanted(wanted))
         fine, own = _fine_grained(scene, corners, bins, cotangents["loss_fgl"])
         distilled = _distillation(scene, corners, teacher, own, cotangents["loss_ddf"])
         return Outcome({"loss_fgl": fine, "loss_ddf": distilled}, Intermediates())
 
-    return Term(("loss_fgl", "loss_ddf"), evaluate, of_union=True)
+    return Term(("loss_fgl", "loss_ddf"), compute, of_union=True)
 
 
 def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -> tuple[np.float64, np.ndarray]:

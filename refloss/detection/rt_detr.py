@@ -197,10 +197,10 @@ def _local(inputs: Inputs, recipe: Recipe, queries: slice, backend: str) -> tupl
     return (localization.local(recipe.bins, localization.teacher(corners, logits, backend)),)
 
 
-def evaluate(
+def layered_loss(
     inputs: Inputs, given: Predictions, labels: Any, config: Any, meta: Any, recipe: Recipe, options: Options
 ) -> LossResult:
-    """Match and evaluate all layers of a head."""
+    """Match and compute all layers of a head."""
     classes = class_count(config)
     sizes = _add_predictions(inputs, given, classes, clamp=recipe.bins is not None)
     targets = read_targets(labels, sizes["B"], [classes] * sizes["B"])

@@ -59,7 +59,7 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
             result = rows(logits, nobody, np.float64(cotangents["loss_ce"]) / np.float64(normaliser), backend)
         return Background(np.asarray(result.loss), result.intermediates["lse"], normaliser)
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         background = scene.background
         assert background is not None
         places = (scene.matching.image, scene.matching.query)
@@ -74,13 +74,13 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
         loss = total(background.losses, background.normaliser)
         return Outcome({"loss_ce": loss}, Intermediates({"lse": background.lse}))
 
-    return Term(("loss_ce",), evaluate, before)
+    return Term(("loss_ce",), compute, before)
 
 
 def focal_classes(num_labels: int, alpha: float) -> Term:
     """Sigmoid focal loss with γ = 2 of every class; the sum over num_boxes."""
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
         # transformers marks a query without an object by class num_labels, and drops the class after the last.
         background = num_labels if num_labels < logits.value.shape[2] else NONE
@@ -96,13 +96,13 @@ def focal_classes(num_labels: int, alpha: float) -> Term:
         )
         return Outcome({"loss_ce": loss}, Intermediates())
 
-    return Term(("loss_ce",), evaluate)
+    return Term(("loss_ce",), compute)
 
 
 def quality_classes(component: str, loop: OneClassLoop, focus: Focus) -> Term:
     """A sigmoid loss of every class in which the IoU of a query's box matters; the sum over num_boxes."""
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         logits = scene.layer.tensors["logits"].wanted(cotangents[component] != 0.0)
         distances = overlaps(scene)
         qualities = np.zeros((2, len(scene.targets.counts) * scene.queries))
@@ -118,13 +118,13 @@ def quality_classes(component: str, loop: OneClassLoop, focus: Focus) -> Term:
         )
         return Outcome({component: loss}, Intermediates())
 
-    return Term((component,), evaluate)
+    return Term((component,), compute)
 
 
 def boxes(*, of_union: bool = False) -> Term:
     """L1 distance and 1 − GIoU of the matched boxes; sums over num_boxes."""
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         names = ("loss_bbox", "loss_giou")
         predicted = scene.layer.tensors["pred_boxes"].wanted(any(cotangents[name] != 0.0 for name in names))
         of_l1, of_giou = (cotangents[name] / scene.num_boxes for name in names)
@@ -138,7 +138,7 @@ def boxes(*, of_union: bool = False) -> Term:
             Intermediates({"iou": distances.iou, "giou": distances.giou}),
         )
 
-    return Term(("loss_bbox", "loss_giou"), evaluate, of_union=of_union)
+    return Term(("loss_bbox", "loss_giou"), compute, of_union=of_union)
 
 
 def overlaps(scene: Scene) -> Distances:
@@ -170,19 +170,19 @@ def mean(values: np.ndarray, scene: Scene) -> np.float64:
 def cardinality(*, of_softmax: bool) -> Term:
     """How far the number of queries that see an object is off, a mean over images; it has no gradient."""
 
-    def evaluate(scene: Scene, _: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, _: Mapping[str, float]) -> Outcome:
         counted = counts(scene.layer.tensors["logits"].value, of_softmax=of_softmax, backend=scene.backend)
         with np.errstate(invalid="ignore"):
             error = np.abs(counted - scene.targets.counts).sum(dtype=np.float64) / np.float64(len(counted))
         return Outcome({"cardinality_error": error}, Intermediates())
 
-    return Term(("cardinality_error",), evaluate)
+    return Term(("cardinality_error",), compute)
 
 
 def masks() -> Term:
     """Focal loss (α = 1/4, γ = 2, a mean over pixels) and dice loss of upsampled masks; sums over num_boxes."""
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         predicted = scene.layer.tensors["pred_masks"].wanted(any(cotangent != 0.0 for cotangent in cotangents.values()))
         target = _matched_masks(scene)
         pixels = max(1, target[0].size) if len(target) else 1
@@ -203,7 +203,7 @@ def masks() -> Term:
             Intermediates({"dice": losses.dice}),
         )
 
-    return Term(("loss_mask", "loss_dice"), evaluate)
+    return Term(("loss_mask", "loss_dice"), compute)
 
 
 def _matched_masks(scene: Scene) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.cases import language as cases
+from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
 from refloss.options import Gradients, Options
@@ -31,6 +32,7 @@ from refloss.specification import labels as tokens
         follows="transformers' ForCausalLMLoss",
         counts_tokens=True,
         cases=cases.causal_lm,
+        bounds=softmax.tokens,
         draw=partial(cases.draw_tokens, size_name="vocab_size", shifted=True),
     )
 )

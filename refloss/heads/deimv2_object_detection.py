@@ -10,24 +10,25 @@ import numpy as np
 from refloss.cases import drawn_scenes, scenes
 from refloss.configuration import flag, read
 from refloss.detection import detr, rt_detr, terms
-from refloss.detection.arguments import CORNERS, PARAMETERS, PROPOSALS, arguments_of
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
+from refloss.detection.specification import CORNERS, PROPOSALS, matching_head
 from refloss.detection.targets import Targets
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
 from refloss.losses.parts.matching_aware import ONE_CLASS_LOOP
 from refloss.options import Gradients
 from refloss.result import LossResult
-from refloss.specification import MatchingHead
 
 
 @loss(
-    MatchingHead(
-        arguments=arguments_of(layers=(*PROPOSALS, *CORNERS), noise=True),
-        parameters=PARAMETERS,
+    matching_head(
+        layers=(*PROPOSALS, *CORNERS),
+        noise=True,
+        classes="matching-aware",
+        clamps=True,
         keys=("Deimv2ForObjectDetection",),
         follows="transformers' Deimv2ForObjectDetectionLoss",
         cases=partial(scenes.layered_cases, seed=110, corners=True, union=True),
@@ -103,7 +104,7 @@ def deimv2_object_detection(
         drops_with_layers=True,
     )
     inputs, options = Inputs(grad=grad, grad_dtype=grad_dtype), Options(grad_output, assignment, num_boxes, backend)
-    return rt_detr.evaluate(inputs, given, labels, config, denoising_meta_values, recipe, options)
+    return rt_detr.layered_loss(inputs, given, labels, config, denoising_meta_values, recipe, options)
 
 
 def _union(matchings: list[Matching], targets: Targets) -> Matching:

@@ -12,23 +12,22 @@ from refloss import arrays
 from refloss.cases import drawn_scenes, scenes
 from refloss.configuration import flag
 from refloss.detection import detr, engine, terms
-from refloss.detection.arguments import PARAMETERS, arguments_of
 from refloss.detection.engine import Head, Layer, Options, Outcome, Scene, Term
 from refloss.detection.inputs import Inputs, required
+from refloss.detection.specification import matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.losses.sigmoid_focal import sigmoid_focal
 from refloss.options import Gradients
 from refloss.result import Intermediates, LossResult
-from refloss.specification import MatchingHead
 
 CLASS_WEIGHT = 2.0
 
 
 @loss(
-    MatchingHead(
-        arguments=arguments_of(text=True),
-        parameters=PARAMETERS,
+    matching_head(
+        text=True,
+        classes="focal",
         keys=("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection"),
         follows="transformers' GroundingDinoForObjectDetectionLoss",
         cases=partial(scenes.detr_cases, seed=80, classes=8, text=True),
@@ -163,7 +162,7 @@ def _target_rows(scene: Scene, maps: tuple[np.ndarray, ...]) -> np.ndarray:
 def _token_classes(maps: tuple[np.ndarray, ...], mask: np.ndarray, alpha: float) -> Term:
     """Sigmoid focal loss with γ = 2 of every token that counts; the sum over num_boxes."""
 
-    def evaluate(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         cotangent = cotangents["loss_ce"]
         logits = scene.layer.tensors["logits"].wanted(cotangent != 0.0)
         counted = _broadcast(mask, logits.value.shape)
@@ -186,7 +185,7 @@ def _token_classes(maps: tuple[np.ndarray, ...], mask: np.ndarray, alpha: float)
             logits.gradient[counted] = result.grads["inputs"]
         return Outcome({"loss_ce": result.loss}, Intermediates())
 
-    return Term(("loss_ce",), evaluate)
+    return Term(("loss_ce",), compute)
 
 
 def _broadcast(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

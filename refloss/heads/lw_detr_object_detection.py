@@ -10,24 +10,23 @@ from refloss import arrays
 from refloss.cases import drawn_scenes, scenes
 from refloss.configuration import read
 from refloss.detection import detr, engine, terms
-from refloss.detection.arguments import ENCODER_OUTPUTS, LAYERS, PARAMETERS, arguments_of
 from refloss.detection.engine import Head, Layer, Options
 from refloss.detection.inputs import Inputs, required
+from refloss.detection.specification import ENCODER_OUTPUTS, LAYERS, matching_head
 from refloss.detection.targets import read_targets
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
 from refloss.losses.parts.iou_aware_bce import ONE_CLASS_LOOP
 from refloss.options import Gradients
 from refloss.result import LossResult
-from refloss.specification import MatchingHead
 
 GAMMA = 2.0
 
 
 @loss(
-    MatchingHead(
-        arguments=arguments_of(layers=(*LAYERS, *ENCODER_OUTPUTS)),
-        parameters=PARAMETERS,
+    matching_head(
+        layers=(*LAYERS, *ENCODER_OUTPUTS),
+        classes="IoU-aware",
         keys=("LwDetrForObjectDetection", "RfDetrForObjectDetection"),
         follows="transformers' LwDetrForObjectDetectionLoss",
         cases=partial(scenes.grouped_cases, seed=120),

@@ -8,6 +8,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.cases import language as cases
+from refloss.heads.parts import error_model
 from refloss.heads.parts.language import token_loss
 from refloss.loss import loss
 from refloss.options import Gradients, Options
@@ -31,6 +32,7 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         keys=("ForQuestionAnswering",),
         follows="transformers' ForQuestionAnsweringLoss",
         cases=cases.question_answering,
+        bounds=error_model.question_answering,
         draw=cases.draw_answers,
     )
 )

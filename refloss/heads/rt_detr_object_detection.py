@@ -7,22 +7,22 @@ from typing import Any
 
 from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, rt_detr, terms
-from refloss.detection.arguments import PARAMETERS, PROPOSALS, arguments_of
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
+from refloss.detection.specification import PROPOSALS, matching_head
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
 from refloss.losses.varifocal import ONE_CLASS_LOOP
 from refloss.options import Gradients
 from refloss.result import LossResult
-from refloss.specification import MatchingHead
 
 
 @loss(
-    MatchingHead(
-        arguments=arguments_of(layers=PROPOSALS, noise=True),
-        parameters=PARAMETERS,
+    matching_head(
+        layers=PROPOSALS,
+        noise=True,
+        classes="varifocal",
         keys=("RTDetrForObjectDetection", "RTDetrV2ForObjectDetection"),
         follows="transformers' RTDetrForObjectDetectionLoss",
         cases=partial(scenes.layered_cases, seed=90),
@@ -99,4 +99,4 @@ def rt_detr_object_detection(
         weights=("vfl", "bbox", "giou"),
     )
     inputs, options = Inputs(grad=grad, grad_dtype=grad_dtype), Options(grad_output, assignment, num_boxes, backend)
-    return rt_detr.evaluate(inputs, given, labels, config, denoising_meta_values, recipe, options)
+    return rt_detr.layered_loss(inputs, given, labels, config, denoising_meta_values, recipe, options)

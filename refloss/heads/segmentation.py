@@ -7,20 +7,19 @@ from typing import Any
 
 from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine, terms
-from refloss.detection.arguments import PARAMETERS, arguments_of
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
+from refloss.detection.specification import matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.options import Gradients
 from refloss.result import LossResult
-from refloss.specification import MatchingHead
 
 
 @loss(
-    MatchingHead(
-        arguments=arguments_of(masks=True),
-        parameters=PARAMETERS,
+    matching_head(
+        masks=True,
+        classes="cross-entropy",
         keys=("ForSegmentation",),
         follows="transformers' ForSegmentationLoss",
         cases=partial(scenes.detr_cases, seed=50, classes=6, masks=True),

@@ -10,6 +10,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.cases import language as cases
+from refloss.heads.parts import error_model
 from refloss.kernels.resample import run
 from refloss.loss import loss
 from refloss.losses import cross_entropy
@@ -40,6 +41,7 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         keys=("ForSemanticSegmentation",),
         follows="transformers' ForSemanticSegmentationLoss",
         cases=cases.semantic_segmentation,
+        bounds=error_model.semantic_segmentation,
         draw=cases.draw_images,
     )
 )

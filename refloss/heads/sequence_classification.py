@@ -8,6 +8,7 @@ import numpy as np
 
 from refloss import arrays, configuration
 from refloss.cases import language as cases
+from refloss.heads.parts import error_model
 from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
 from refloss.losses.bce_with_logits import bce_with_logits
@@ -47,6 +48,7 @@ class ProblemTypeError(ValueError, RuntimeError):
         ),
         follows="transformers' ForSequenceClassificationLoss",
         cases=cases.sequence_classification,
+        bounds=error_model.sequence_classification,
         draw=cases.draw_sequences,
     )
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from refloss import arrays, configuration
 from refloss.cases import language as cases
+from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
 from refloss.options import Gradients, Options
@@ -26,6 +27,7 @@ from refloss.specification import labels as token_labels
         keys=("ForTokenClassification",),
         follows="transformers' ForTokenClassification",
         cases=cases.token_classification,
+        bounds=softmax.tokens,
         draw=partial(cases.draw_tokens, size_name="num_labels"),
     )
 )

@@ -107,7 +107,7 @@ def bce(
     arrays.check_range(x, 0.0, 1.0, "input")
     arrays.check_range(t, 0.0, 1.0, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return elementwise.evaluate(
+    return elementwise.loss_of_elements(
         LOOP,
         {"input": x, "target": t},
         options,

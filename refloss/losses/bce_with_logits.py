@@ -203,7 +203,7 @@ def bce_with_logits(
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     x, t = arrays.float_array(logits, "logits"), arrays.float_array(target, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    result = elementwise.evaluate(
+    result = elementwise.loss_of_elements(
         LOOP if pos_weight is None else LOOP_WITH_FACTOR,
         {"logits": x, "target": t},
         options,

@@ -19,6 +19,7 @@ import numpy as np
 
 from refloss import arrays, jit
 from refloss.cases import boxes as cases
+from refloss.error_model import focal
 from refloss.kernels.masks import run
 from refloss.kernels.masks.loop import DiceLoop
 from refloss.loss import loss
@@ -85,6 +86,7 @@ LOOP = DiceLoop("dice", _probability, terms, _slopes)
         per="row",
         follows="transformers.loss.loss_for_object_detection.dice_loss",
         cases=cases.dice,
+        bounds=focal.dice,
     )
 )
 def dice(

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from refloss.cases import boxes as cases
+from refloss.error_model import boxes as boxes_error
 from refloss.loss import loss
 from refloss.losses.parts import box_pairs
 from refloss.options import Gradients, Options
@@ -20,6 +21,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
         mean="rows",
         per="row",
         follows="torchvision.ops.generalized_box_iou_loss",
+        bounds=boxes_error.overlap,
         cases=partial(cases.overlaps, seed=34),
     )
 )
@@ -57,7 +59,7 @@ def giou(
         ValueError: a shape or an option that does not fit. TypeError: a dtype that does not.
     """
     options = Options(grad_output, grad, grad_dtype, backend=backend)
-    return box_pairs.evaluate(
+    return box_pairs.pairwise_loss(
         "giou",
         boxes1,
         boxes2,

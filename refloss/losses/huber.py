@@ -101,7 +101,7 @@ def huber(
     delta = arrays.number(delta, "delta", positive=True)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return elementwise.evaluate(
+    return elementwise.loss_of_elements(
         LOOP,
         {"input": x, "target": t},
         options,

@@ -134,7 +134,7 @@ def kl_div(
     by_batch = reduction == "batchmean"
     divisor = (x.shape[0] if x.ndim else 1) if by_batch else x.size
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return elementwise.evaluate(
+    return elementwise.loss_of_elements(
         LOOP_OF_LOG_TARGET if arrays.flag(log_target, "log_target") else LOOP,
         {"input": x, "target": t},
         options,

@@ -11,6 +11,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.cases import rows as cases
+from refloss.error_model import nll as nll_error
 from refloss.kernels.nll.loop import Task
 from refloss.kernels.nll.run import nll_loss
 from refloss.loss import loss
@@ -40,6 +41,7 @@ from refloss.specification import (
         padded=(0,),
         follows="torch.nn.functional.nll_loss",
         cases=cases.nll,
+        bounds=nll_error.nll,
     )
 )
 def nll(

@@ -27,6 +27,7 @@ import numpy as np
 
 from refloss import arrays, jit
 from refloss.cases import boxes as cases
+from refloss.error_model import focal
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.loss import loss
@@ -152,6 +153,7 @@ LOOP = Loop("sigmoid_focal", _loss)
         axes=2,
         follows="transformers.loss.loss_for_object_detection.sigmoid_focal_loss",
         cases=cases.sigmoid_focal,
+        bounds=focal.sigmoid_focal,
     )
 )
 def sigmoid_focal(
@@ -207,7 +209,7 @@ def sigmoid_focal(
     arrays.check_range(t, 0.0, 1.0, "targets")
     exponent = arrays.number(gamma, "gamma", finite=True, low=0.0)
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return elementwise.evaluate(
+    return elementwise.loss_of_elements(
         LOOP,
         {"inputs": x, "targets": t},
         options,

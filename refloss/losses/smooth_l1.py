@@ -98,7 +98,7 @@ def smooth_l1(
     beta = arrays.number(beta, "beta", low=0.0)
     x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return elementwise.evaluate(
+    return elementwise.loss_of_elements(
         LOOP,
         {"input": x, "target": t},
         options,

@@ -24,6 +24,7 @@ import numpy as np
 
 from refloss import arrays, jit
 from refloss.cases import boxes as cases
+from refloss.error_model import focal
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.kernels.softmax.refine import is_close
@@ -100,6 +101,7 @@ LOOP = Loop("varifocal", _loss, _is_close, _accurate)
         axes=2,
         follows="RTDetrLoss.loss_labels_vfl of transformers",
         cases=cases.varifocal,
+        bounds=focal.varifocal,
     )
 )
 def varifocal(
@@ -153,7 +155,7 @@ def varifocal(
     arrays.check_range(t, 0.0, 1.0, "targets")
     exponent = arrays.number(gamma, "gamma", finite=True, low=0.0)
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return elementwise.evaluate(
+    return elementwise.loss_of_elements(
         LOOP,
         {"inputs": x, "targets": t},
         options,

@@ -3,8 +3,6 @@
 Rooms, each of which imports only from those before it, types included:
 
     verdict, spacing   what is asked and what is found, as data; float types, and errors in their ulp
-    error_model        how far an honest implementation may be off (`bounds` is the name of the function)
-    cases              drawn by Hypothesis or from a seed
     mistakes           usual ones: as altered cases, as factors, as mutants; which of them explains a tensor
     judging            tensors, functions, files against the right answers; a judgement in words
     checks             what must hold without right answers
@@ -18,9 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refloss.error_model import COMPUTE_DTYPES, bounds
     from refloss.testing import strategies
     from refloss.testing.checks.metamorphic import check_properties
-    from refloss.testing.error_model import COMPUTE_DTYPES, bounds
     from refloss.testing.judging.callables import GoldenCase, MismatchError, assert_matches, check
     from refloss.testing.judging.compare import judge_folders
     from refloss.testing.judging.judge import question
@@ -45,19 +43,19 @@ __all__ = [
 
 # Where each name lives: most bring in Numba, and strategies Hypothesis, so each is imported when first used.
 _HOMES = {
-    "COMPUTE_DTYPES": "error_model",
-    "CaseVerdict": "verdict",
-    "GoldenCase": "judging.callables",
-    "Judgement": "verdict",
-    "MismatchError": "judging.callables",
-    "Question": "verdict",
-    "TensorVerdict": "verdict",
-    "assert_matches": "judging.callables",
-    "bounds": "error_model",
-    "check": "judging.callables",
-    "check_properties": "checks.metamorphic",
-    "judge_folders": "judging.compare",
-    "question": "judging.judge",
+    "COMPUTE_DTYPES": "refloss.error_model",
+    "CaseVerdict": "refloss.testing.verdict",
+    "GoldenCase": "refloss.testing.judging.callables",
+    "Judgement": "refloss.testing.verdict",
+    "MismatchError": "refloss.testing.judging.callables",
+    "Question": "refloss.testing.verdict",
+    "TensorVerdict": "refloss.testing.verdict",
+    "assert_matches": "refloss.testing.judging.callables",
+    "bounds": "refloss.error_model",
+    "check": "refloss.testing.judging.callables",
+    "check_properties": "refloss.testing.checks.metamorphic",
+    "judge_folders": "refloss.testing.judging.compare",
+    "question": "refloss.testing.judging.judge",
 }
 
 
@@ -66,7 +64,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'refloss.testing' has no attribute {name!r}")
     if name not in _HOMES:
         return importlib.import_module(f"refloss.testing.{name}")
-    value = getattr(importlib.import_module(f"refloss.testing.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +14,13 @@ from refloss.kernels.rows import load_strided, row_offset, save_strided
 COORDINATES = 4
 
 
-class BoxLoop(NamedTuple):
+@dataclass(frozen=True)
+class BoxLoop(jit.Description):
     """The scalar of a pair: compare(a, b, coefficients, centered, distances, index, gradient).
 
     It fills in the distances of a pair and a's gradient; coefficients are the cotangents of L1, 1 − IoU, 1 − GIoU.
     """
 
-    name: str
     compare: Callable[..., Any]
 
 

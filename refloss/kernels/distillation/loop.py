@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,8 @@ from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 ROWS = 128
 
 
-class DistillationLoop(NamedTuple):
+@dataclass(frozen=True)
+class DistillationLoop(jit.Description):
     """The scalars of a divergence of softened rows.
 
     soften(value, highest) is e^((value − highest)/T), larger(value, highest) hands NaN on. with_mean(x, y, t, mean) is
@@ -29,7 +31,6 @@ class DistillationLoop(NamedTuple):
     coefficient) is the gradient. Where Φ is not below largest, plain(x, y, t) is KL of a row, and x becomes s − t.
     """
 
-    name: str
     larger: Callable[..., Any]
     soften: Callable[..., Any]
     with_mean: Callable[..., Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,7 +146,8 @@ def _save_gradient(derivative, weight, cotangent, scalars, buffer, first):
     save(derivative, buffer, first)
 
 
-class Loop(NamedTuple):
+@dataclass(frozen=True)
+class Loop(jit.Description):
     """A loss's scalars, which each device makes a loop of.
 
     loss(input, target, factor, parameters) is its value as a pair, its derivative for input and that for target. Where
@@ -153,7 +155,6 @@ class Loop(NamedTuple):
     accurate(input, target, factor, parameters) computes it again.
     """
 
-    name: str
     loss: Callable[..., Any]
     is_close: Callable[..., Any] | None = None
     accurate: Callable[..., Any] | None = None
@@ -224,7 +225,7 @@ def compiled(loop: Loop) -> Any:
             value, for_input[i], for_target[i] = loss(x[i], t[i], factor[i], parameters)
             values[i] = settled(value)
 
-    def evaluate(inputs, outputs, wanted, scalars, limbs, first, last):
+    def compute_elements(inputs, outputs, wanted, scalars, limbs, first, last):
         """Write what is wanted of elements first ... last and add to the limbs; the sum of what is not finite."""
         special = 0.0
         rows, scratch, ones = _new_rows(), _new_rows(), np.ones(BLOCK)
@@ -257,7 +258,7 @@ def compiled(loop: Loop) -> Any:
                 special += add_exactly(values, limbs)
         return special
 
-    return jit.kernel(evaluate, loop.name)
+    return jit.kernel(compute_elements, loop.name)
 
 
 @jit.helper

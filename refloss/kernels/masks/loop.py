@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,20 +20,21 @@ from refloss.numerics.pairs import rounded
 from refloss.numerics.sums import LIMBS, add_exactly, grid_total, limbs_pair, unit_sum
 
 
-class DiceLoop(NamedTuple):
+@dataclass(frozen=True)
+class DiceLoop(jit.Description):
     """A mask's scalars.
 
     probability(x, t) is p and what is missed; terms(Σ p, Σ t, Σ missed) are D and the loss, pairs; slopes(x, t, loss,
     D, cotangent) are the gradients of an element and of its target.
     """
 
-    name: str
     probability: Callable[..., Any]
     terms: Callable[..., Any]
     slopes: Callable[..., Any]
 
 
-class MaskLoop(NamedTuple):
+@dataclass(frozen=True)
+class MaskLoop(jit.Description):
     """The scalars of focal and dice loss together.
 
     pixel(x, t) is the focal loss, its derivative, p·(1 − p), what is missed and p; dice(Σ p, Σ t, Σ missed, cotangent,
@@ -40,7 +42,6 @@ class MaskLoop(NamedTuple):
     slope(derivative, p·(1 − p), t, cotangent, constant, factor) is the derivative of both losses.
     """
 
-    name: str
     pixel: Callable[..., Any]
     dice: Callable[..., Any]
     slope: Callable[..., Any]

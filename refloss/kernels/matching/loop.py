@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,14 +20,14 @@ from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 SOFTMAX, FOCAL, LABEL_MAPS = 0, 1, 2
 
 
-class MatchingLoop(NamedTuple):
+@dataclass(frozen=True)
+class MatchingLoop(jit.Description):
     """The scalars of a cost.
 
     softmax(x, lse) and focal(x, α, γ) are class costs, with_map(cost, focal, share) adds a class of a label map, and
     whole(class cost, x, y, width, height, target, weights) is the cost of a query and an object.
     """
 
-    name: str
     softmax: Callable[..., Any]
     focal: Callable[..., Any]
     with_map: Callable[..., Any]

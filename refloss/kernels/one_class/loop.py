@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,10 +38,10 @@ class Focus(NamedTuple):
     gamma: float
 
 
-class OneClassLoop(NamedTuple):
+@dataclass(frozen=True)
+class OneClassLoop(jit.Description):
     """A loss's scalars, which each device makes a loop of: negative(x, focus) and positive(x, quality, focus)."""
 
-    name: str
     negative: Callable[..., Any]
     positive: Callable[..., Any]
 
@@ -78,7 +79,7 @@ def compiled(loop: OneClassLoop) -> Any:
     def replace(x, positives, row, offset, focus, values, derivatives):
         values[offset], derivatives[offset] = positive(x[offset], quality_of(positives, row), focus)
 
-    def evaluate(logits, gradient, classes, positives, focus, coefficient, with_gradient, limbs, first, last):
+    def compute_classes(logits, gradient, classes, positives, focus, coefficient, with_gradient, limbs, first, last):
         """Write the gradient of rows first ... last and add to the limbs; the sum of what is not finite."""
         count = max(1, BLOCK // max(1, classes))
         size = count * classes
@@ -99,4 +100,4 @@ def compiled(loop: OneClassLoop) -> Any:
                 save(derivatives[:size], gradient, start * classes)
         return special
 
-    return jit.kernel(evaluate, name)
+    return jit.kernel(compute_classes, name)

@@ -67,13 +67,13 @@ def _run(
     classes = logits.shape[-1]
     source = elements_of(logits)
     destination = source if gradient is None else elements_of(gradient)
-    evaluate, scalars = compiled(loop), (positives, focus, coefficient, gradient is not None)
+    kernel, scalars = compiled(loop), (positives, focus, coefficient, gradient is not None)
     totals: list[int] = []
     special: list[float] = []
 
     def work(first: int, last: int, limbs: np.ndarray) -> None:
         limbs[:] = 0
-        special.append(evaluate(source, destination, classes, *scalars, limbs, first, last))
+        special.append(kernel(source, destination, classes, *scalars, limbs, first, last))
         totals.append(accumulated(limbs))
 
     block = max(1, BLOCK_ELEMENTS // max(1, classes))

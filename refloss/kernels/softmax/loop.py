@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ Pair = tuple[float, float]
 NO_PARAMETERS = (0.0,)
 
 
-class SoftmaxLoop(NamedTuple):
+@dataclass(frozen=True)
+class SoftmaxLoop(jit.Description):
     """A loss's scalars, which rows, columns and both forms on a GPU make loops of. All numbers are pairs.
 
     label(split, mass, parameters): of a row whose label has all the mass, its loss and two factors of its gradient,
@@ -42,7 +44,6 @@ class SoftmaxLoop(NamedTuple):
     Σ q_j·(lse − x_j), its loss and the factor of its gradient c·(pushed·p_j − q_j). None for a loss of hard labels.
     """
 
-    name: str
     label: Callable[..., Any]
     soft: Callable[..., Any] | None = None
 
@@ -323,7 +324,7 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
     describe = soft_scalar(loop)
 
     @functools.partial(jit.helper, name=loop.name)
-    def evaluated(split, x, target, terms, scratch):
+    def of_row(split, x, target, terms, scratch):
         mass, likelihood, plain = _masses_of_probabilities(split, x, target, terms, scratch)
         loss, pushed = describe(split, mass, likelihood, terms.parameters)
         return rounded(loss), rounded(plain), pushed
@@ -342,7 +343,7 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
                 split = split_softmax(x, top, scratch.exponentials)
                 loss, nll, pushed = np.nan, np.nan, pair(np.nan)
                 if split.defined:
-                    loss, nll, pushed = evaluated(split, x, target, terms, scratch)
+                    loss, nll, pushed = of_row(split, x, target, terms, scratch)
                 output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
                 output.nll[index] = nll
                 output.loss[index] = loss

@@ -21,7 +21,9 @@ FORMATS = ("xyxy", "cxcywh")
 NAMES = ("boxes1", "boxes2")
 
 
-def evaluate(kind: str, boxes1: Any, boxes2: Any, options: Options, *, box_format: str, reduction: str) -> LossResult:
+def pairwise_loss(
+    kind: str, boxes1: Any, boxes2: Any, options: Options, *, box_format: str, reduction: str
+) -> LossResult:
     """1 − IoU ("iou") or 1 − GIoU ("giou") of corresponding boxes."""
     arrays.choice(reduction, "reduction", REDUCTIONS)
     arrays.choice(box_format, "box_format", FORMATS)

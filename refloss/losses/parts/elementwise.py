@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def evaluate(
+def loss_of_elements(
     loop: Loop,
     inputs: dict[str, np.ndarray],
     options: Options,

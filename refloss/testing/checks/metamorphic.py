@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.error_model import COMPUTE_DTYPES
 from refloss.registry import FUNCTIONS
 from refloss.testing.cases.metamorphic import FORMS, SHIFTS, cases
 from refloss.testing.checks.trials import (
@@ -23,7 +24,6 @@ from refloss.testing.checks.trials import (
     joined,
     scaled,
 )
-from refloss.testing.error_model import COMPUTE_DTYPES
 from refloss.testing.judging.driver import Driver
 
 if TYPE_CHECKING:

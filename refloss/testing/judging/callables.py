@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.cases.source import DTYPES, Case
+from refloss.error_model import COMPUTE_DTYPES
 from refloss.files import nested
 from refloss.golden.corpus import cases_of
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
-from refloss.testing.error_model import COMPUTE_DTYPES
 from refloss.testing.judging.called import called, changed_since, on_host
 from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
 from refloss.testing.judging.judge import judge, question, question_of

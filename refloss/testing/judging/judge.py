@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.error_model import bounds
 from refloss.golden.store import evaluate, expected_tensors
-from refloss.testing.error_model import bounds
 from refloss.testing.judging.called import on_host
 from refloss.testing.mistakes.explain import explain
 from refloss.testing.spacing import FLOATS, errors, spacing

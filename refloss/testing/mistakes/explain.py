@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from refloss.testing.error_model import bounds
+from refloss.error_model import bounds
 from refloss.testing.mistakes import alterations
 from refloss.testing.mistakes.factors import WRONG_SIGN, named_factors
 from refloss.testing.mistakes.softmax import softmax_mistakes

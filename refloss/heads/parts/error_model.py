@@ -6,28 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.cases.source import Case
+from refloss.error_model import elementwise, softmax
+from refloss.error_model.resampling import adjoint_error, pixel_error, resampled
+from refloss.losses.bce_with_logits import bce_with_logits
+from refloss.losses.mse import mse
+from refloss.registry import FUNCTIONS
 from refloss.roundoff import Roundoff, real
-from refloss.testing.error_model import cross_entropy, elementwise
-from refloss.testing.error_model.resampling import adjoint_error, pixel_error, resampled
+from refloss.specification import Elementwise
 
 if TYPE_CHECKING:
+    from refloss.cases.source import Case
     from refloss.result import LossResult
-
-_TASKS = {"mse": ("regression", "input"), "bce_with_logits": ("multi_label_classification", "logits")}
 
 
 def sequence_classification(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
     """Mean squared error, binary cross-entropy or cross-entropy."""
     logits, labels = case.inputs["pooled_logits"], case.inputs["labels"]
     if "lse" in result.intermediates:
-        rows = case._replace(function="masked_lm", inputs={"logits": logits, "labels": labels})
-        limits = cross_entropy.tokens(rows, result, unit)
+        limits = softmax.tokens(case._replace(inputs={"logits": logits, "labels": labels}), result, unit)
         return limits | {"grad.pooled_logits": limits["grad.logits"]}
-    function = "bce_with_logits" if "probabilities" in result.intermediates else "mse"
-    name = _TASKS[function][1]
-    pair = {name: logits.reshape(-1), "target": real(labels).reshape(-1)}
-    limits = elementwise.elementwise(Case(case.id, function, pair, {}, case.grad_output), result, unit)
+    loss = bce_with_logits if "probabilities" in result.intermediates else mse
+    specification = FUNCTIONS[loss.__name__].specification
+    assert isinstance(specification, Elementwise)
+    name, target = specification.required
+    pair = {name: logits.reshape(-1), target: real(labels).reshape(-1)}
+    limits = elementwise.bounds(specification, case._replace(inputs=pair, parameters={}), unit)
     shape = result.intermediates["losses"].shape
     per_element = {key: value.reshape(shape) for key, value in limits.items() if key.startswith("intermediate.")}
     return {"loss": limits["loss"], "grad.pooled_logits": limits[f"grad.{name}"].reshape(logits.shape), **per_element}
@@ -39,7 +42,7 @@ def question_answering(case: Case, result: LossResult, unit: Roundoff) -> dict[s
     for side in ("start", "end"):
         logits = case.inputs[f"{side}_logits"]
         items = case.parameters.get("num_items_in_batch")
-        given = cross_entropy.rows(
+        given = softmax.rows(
             logits,
             result.intermediates[f"{side}_positions"],
             real(case.grad_output) / 2,
@@ -47,7 +50,7 @@ def question_answering(case: Case, result: LossResult, unit: Roundoff) -> dict[s
             reduction="mean" if items is None else "sum",
             normaliser=None if items is None else float(items),
         )
-        part = cross_entropy.row_bounds(given, unit)
+        part = softmax.row_bounds(given, unit)
         limits["loss"] = limits["loss"] + part["loss"] / 2
         limits[f"grad.{side}_logits"] = part["grad.logits"]
         limits |= _intermediates(part, f"{side}_")
@@ -79,7 +82,7 @@ def _resampled_rows(case: Case, name: str, weight: float, unit: Roundoff) -> dic
     error, upsampled = pixel_error(planes, size, unit), resampled(planes, size)
     # Pixels are stored in the type that is computed in.
     error = error + unit.between * np.abs(upsampled)
-    given = cross_entropy.rows(
+    given = softmax.rows(
         np.moveaxis(upsampled, 1, -1),
         labels,
         weight * real(case.grad_output),
@@ -87,7 +90,7 @@ def _resampled_rows(case: Case, name: str, weight: float, unit: Roundoff) -> dic
         reduction="mean" if items is None else "sum",
         normaliser=None if items is None else float(items),
     )
-    part = cross_entropy.row_bounds(given, unit, np.moveaxis(error, 1, -1))
+    part = softmax.row_bounds(given, unit, np.moveaxis(error, 1, -1))
     probability = np.exp(given.logits - np.logaddexp.reduce(given.logits, axis=-1, keepdims=True))
     terms = (
         (probability * given.mass.sum(axis=-1, keepdims=True) + given.mass) * given.cotangent / abs(given.normaliser)

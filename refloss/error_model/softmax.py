@@ -1,4 +1,4 @@
-"""How far an honest cross-entropy may be from the exact one, and the heads over tokens.
+"""How far an honest loss of rows of logits may be from the exact one: cross-entropy, and what adds to it.
 
 Notation: a row x of C logits has the maximum m, distances a_j = m − x_j, Z = Σ e^(x_j − m) and ℓ_j = log p_j. Its
 target mass is q_j = w_j·((1 − ε)·t_j + ε/C) with Q = Σ q_j; c is its cotangent over the normaliser. u is the unit
@@ -16,6 +16,11 @@ an exponential and a logarithm, k roundings of a product (STEPS), and R more whe
     |δ∂t_j|  ≤ |c|·(1 − ε)·|w_j|·(|δℓ_j| + ((k + R)·u + C·v)·|ℓ_j|)
 
 Logits that come from elsewhere have an error of their own, d_j in x_j: it adds d_j + Σ p_i·d_i to |δℓ_j|.
+
+A loss that adds a function a of lse to its rows, with the derivative b, has
+
+    |δL|     ≤ ... + |a'|·|δlse| + (k + R)·u·|a|
+    |δg_j|   ≤ ... + |c|·(p_j·|b'|·|δlse| + |b|·((k + R)·u·p_j + p_j·(e^|δℓ_j| − 1) + tiny))
 """
 
 from __future__ import annotations
@@ -27,10 +32,14 @@ import numpy as np
 from refloss.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from refloss.cases.source import Case
     from refloss.result import LossResult
+    from refloss.specification import AddedTerms, Softmax
 
 IGNORED = -100
+_OPTIONS = ("ignore_index", "reduction", "label_smoothing")
 
 
 class Rows(NamedTuple):
@@ -43,6 +52,7 @@ class Rows(NamedTuple):
     normaliser: float
     reduced: bool  # whether the loss is one number
     cotangent: np.ndarray  # [R] or []
+    added: Callable[[np.ndarray, np.ndarray], AddedTerms] | None = None  # of lse and of the sum of masses, [R, 1]
 
 
 class _Softmax(NamedTuple):
@@ -66,6 +76,7 @@ def rows(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     normaliser: float | None = None,
+    added: Callable[[np.ndarray, np.ndarray], AddedTerms] | None = None,
 ) -> Rows:
     """What a call means; the target holds labels [R] or probabilities [R, C]."""
     logits, classes = real(logits), logits.shape[-1]
@@ -81,7 +92,7 @@ def rows(
     # What an ignored row holds concerns no other.
     sound = np.isfinite(logits).all(axis=-1, keepdims=True)
     logits = np.where(sound | (counted > 0), logits, 0.0)
-    return Rows(logits, one_hot, mass, kept, normaliser, reduction != "none", np.abs(real(cotangent)))
+    return Rows(logits, one_hot, mass, kept, normaliser, reduction != "none", np.abs(real(cotangent)), added)
 
 
 def _one_hot(labels: np.ndarray, classes: int, ignore_index: int) -> np.ndarray:
@@ -105,12 +116,21 @@ def row_bounds(given: Rows, unit: Roundoff, logit_error: np.ndarray | None = Non
         shift = (softmax.probability * logit_error).sum(axis=-1, keepdims=True)
         log_error = log_error + logit_error + shift
     of_lse = unit.between * (softmax.spread + 3 + softmax.log_total + softmax.lse)
+    of_lse = of_lse + unit.inside * (classes + 4) + shift
     row_error = log_error + relative * softmax.log_probability
     loss = (np.abs(given.mass) * row_error).sum(axis=-1)
+    of_logits, of_target = _gradients(given, softmax, log_error, of_gradient, unit)
+    if given.added is not None:
+        added = given.added(softmax.lse, np.abs(given.mass).sum(axis=-1, keepdims=True))
+        of_p = relative * softmax.probability + _of_probability(softmax, log_error, unit)
+        loss += (added.slope * of_lse + relative * added.value)[..., 0]
+        coefficient = np.abs(given.cotangent / given.normaliser)[..., None]
+        of_logits += coefficient * (added.pushed_slope * of_lse * softmax.probability + added.pushed * of_p)
     return {
         "loss": np.divide(loss.sum(), abs(given.normaliser)) if given.reduced else loss,
-        **_gradients(given, softmax, log_error, of_gradient, unit),
-        "intermediate.lse": (shift + unit.inside * (classes + 4) + of_lse)[..., 0],
+        "grad.logits": of_logits,
+        "grad.target": of_target,
+        "intermediate.lse": of_lse[..., 0],
         "intermediate.nll": (np.abs(given.target) * row_error).sum(axis=-1),
         "intermediate.log_probabilities": log_error,
         "intermediate.probabilities": _of_probability(softmax, log_error, unit),
@@ -124,14 +144,15 @@ def _of_probability(softmax: _Softmax, log_error: np.ndarray, unit: Roundoff) ->
 
 def _gradients(
     given: Rows, softmax: _Softmax, log_error: np.ndarray, relative: float, unit: Roundoff
-) -> dict[str, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the gradients of logits and of a target."""
     coefficient = np.abs(given.cotangent / given.normaliser)[..., None]
     mass, kept_weight = np.abs(given.mass), np.abs(given.kept_weight)
     pushed = mass.sum(axis=-1, keepdims=True)
     of_probability = _of_probability(softmax, log_error, unit)
     logits = relative * (mass + pushed * softmax.probability) + pushed * of_probability
     target = kept_weight * (log_error + relative * softmax.log_probability)
-    return {"grad.logits": coefficient * logits, "grad.target": coefficient * target}
+    return coefficient * logits, coefficient * target
 
 
 def _softmax(logits: np.ndarray) -> _Softmax:
@@ -151,22 +172,28 @@ def _softmax(logits: np.ndarray) -> _Softmax:
     )
 
 
-def cross_entropy(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
+def bounds(specification: Softmax, case: Case, unit: Roundoff) -> dict[str, np.ndarray]:
     """Classes on axis 1, or on the only one."""
-    logits, target = case.inputs["logits"], case.inputs["target"]
+    logits_name, target_name = list(specification.arguments)[:2]
+    logits, target = case.inputs[logits_name], case.inputs[target_name]
     class_axis = min(1, logits.ndim - 1)
     if target.dtype.kind not in "biu":
         target = np.moveaxis(target, class_axis, -1)
+    weights = [case.inputs[name] for name in specification.named("class weight") if name in case.inputs]
+    options = {name: value for name, value in case.parameters.items() if name in _OPTIONS}
+    added = specification.added
     given = rows(
         np.moveaxis(logits, class_axis, -1),
         target,
         case.grad_output,
-        weight=case.inputs.get("weight"),
-        **case.parameters,
+        weight=weights[0] if weights else None,
+        added=None if added is None else lambda lse, mass: added(lse, mass, case.parameters),
+        **options,
     )
     limits = row_bounds(given, unit)
     per_row = ("loss", "intermediate.lse", "intermediate.nll")
-    return {name: value if name in per_row else np.moveaxis(value, -1, class_axis) for name, value in limits.items()}
+    limits = {name: value if name in per_row else np.moveaxis(value, -1, class_axis) for name, value in limits.items()}
+    return limits | {f"grad.{logits_name}": limits["grad.logits"], f"grad.{target_name}": limits["grad.target"]}
 
 
 def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""How far an honest head that matches may be from the exact one, with the oracle's own matching.
+"""How far honest layers of heads that follow DETR may be from the exact ones, with the oracle's own matching.
 
 Notation: e = k·u, c the cotangent over num_boxes; boxes, focal losses, masks and cross-entropies are in the modules of
 those names. L1 distances are differences, off by u of the coordinates. A mask's pixels come from elsewhere, so their
@@ -13,92 +13,78 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.configuration import read
+from refloss.error_model import softmax
+from refloss.error_model.boxes import pair_bounds
+from refloss.error_model.focal import Elements, dice_masks, focal_elements
+from refloss.error_model.resampling import adjoint_error, pixel_error, resampled
 from refloss.files import nested
+from refloss.registry import FUNCTIONS
 from refloss.roundoff import STEPS, Roundoff, real
-from refloss.testing.error_model import cross_entropy
-from refloss.testing.error_model.boxes import pair_bounds
-from refloss.testing.error_model.focal import Elements, dice_masks, focal_elements
-from refloss.testing.error_model.resampling import adjoint_error, pixel_error, resampled
+from refloss.specification import MatchingHead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from refloss.cases.source import Case
-    from refloss.result import LossResult
-
-SOFTMAX = ("object_detection", "segmentation")
+    from refloss.result import LossResult, MatchedLayer
 
 
 class Head:
-    """A case of a head: its arguments, the weights of its components in the total, and their cotangents."""
+    """A case of a head: its arguments, its configuration and its specification."""
 
     def __init__(self, case: Case, result: LossResult, unit: Roundoff) -> None:
-        self.function, self.result, self.unit = case.function, result, unit
+        specification = FUNCTIONS[case.function].specification
+        assert isinstance(specification, MatchingHead)
+        self.specification, self.result, self.unit = specification, result, unit
         self.inputs = nested(case.inputs)
         self.config = case.parameters["config"]
         self.grad_output = case.grad_output
-        self.weights = self._weights()
 
     def read(self, name: str, default: Any = 0.0) -> Any:
         """A value of the configuration."""
         return read(self.config, name, default=default)
 
-    def _weights(self) -> dict[str, float]:
-        return {
-            "loss_ce": 2.0 if self.function == "grounding_dino_object_detection" else 1.0,
-            "loss_bbox": self.read("bbox_loss_coefficient"),
-            "loss_giou": self.read("giou_loss_coefficient"),
-            "loss_mask": self.read("mask_loss_coefficient"),
-            "loss_dice": self.read("dice_loss_coefficient"),
-            "cardinality_error": 0.0,
-        }
-
-    def is_counted(self, suffix: str) -> bool:
-        """Whether a layer is part of the total."""
-        return suffix in ("", "_enc") or int(suffix[1:]) < self.read("decoder_layers") - 1
-
-    def cotangent(self, component: str, suffix: str) -> float:
-        """The magnitude of a component's cotangent, before it is weighted."""
+    def cotangent(self, component: str, layer: MatchedLayer) -> float:
+        """The magnitude of the cotangent of a component, before it is divided by num_boxes."""
+        weight = abs(layer.weights[component])
         if isinstance(self.grad_output, Mapping):
-            return abs(float(self.grad_output.get(component + suffix, 0.0)))
-        counts = self.is_counted(suffix)
-        return abs(float(self.grad_output) * self.weights[component]) if counts else 0.0
-
-    def layers(self) -> Iterator[tuple[str, str, str, Any]]:
-        """Suffix, the inputs of classes and boxes, and the index into them."""
-        for name in self.result.intermediates:
-            if not name.startswith("assignment"):
-                continue
-            suffix = name.removeprefix("assignment")
-            if suffix == "":
-                yield suffix, "logits", "pred_boxes", ...
-            elif suffix == "_enc":
-                yield suffix, "encoder_logits", "encoder_pred_boxes", ...
-            else:
-                yield suffix, "outputs_class", "outputs_coord", int(suffix[1:])
+            given = abs(float(self.grad_output.get(component + layer.suffix, 0.0)))
+            return given * weight if layer.is_weighted else given
+        return abs(float(self.grad_output)) * weight
 
 
 class Layer:
     """A layer's values in float64, and the bounds of its components and gradients."""
 
-    def __init__(self, head: Head, suffix: str, classes: str, boxes: str, index: Any) -> None:
-        self.head, self.suffix, self.unit = head, suffix, head.unit
+    def __init__(self, head: Head, record: MatchedLayer) -> None:
+        self.head, self.record, self.unit = head, record, head.unit
         self.off = STEPS * head.unit.between
-        self.logits, self.boxes = (real(head.inputs[name])[index] for name in (classes, boxes))
-        self.table = head.result.intermediates[f"assignment{suffix}"]
-        self.num_boxes = float(head.result.intermediates[f"num_boxes{suffix}"])
+        self.logits, self.boxes = (self.input(name) for name in ("logits", "pred_boxes"))
+        if head.specification.clamps:
+            self.boxes = np.clip(self.boxes, 0, 1)
+        self.table, self.num_boxes = record.pairs
+
+    def input(self, name: str) -> np.ndarray:
+        """The layer's part of an argument, by what it holds."""
+        part: np.ndarray = real(self.head.inputs[self.record.inputs[name]])[self.record.index]
+        return part
 
     def bounds(self) -> dict[str, Any]:
         """By the names of components and of a layer's inputs."""
-        limits = self.of_boxes() | {"cardinality_error": self.off * self.boxes.shape[1]}
-        limits |= self._softmax() if self.head.function in SOFTMAX else self._focal()
-        if self.suffix == "" and "pred_masks" in self.head.inputs:
+        limits = self.of_classes()
+        if "cardinality_error" in self.record.weights:
+            limits["cardinality_error"] = self.off * self.boxes.shape[1]
+        self.table, self.num_boxes = self.record.of_boxes
+        limits |= self.of_boxes()
+        if "pred_masks" in self.record.inputs:
             limits |= self._masks()
         return limits
 
+    def of_classes(self) -> dict[str, Any]:
+        """The loss of classes."""
+        return self._softmax() if self.head.specification.classes == "cross-entropy" else self._focal()
+
     def coefficient(self, component: str) -> float:
         """A component's cotangent over num_boxes."""
-        return self.head.cotangent(component, self.suffix) / self.num_boxes
+        return self.head.cotangent(component, self.record) / self.num_boxes
 
     def matched(self) -> tuple[np.ndarray, np.ndarray]:
         """The boxes of every pair."""
@@ -141,9 +127,9 @@ class Layer:
     def _softmax(self) -> dict[str, Any]:
         count = self.logits.shape[-1] - 1
         weight = np.append(np.ones(count), self.head.read("eos_coefficient"))
-        cotangent = self.head.cotangent("loss_ce", self.suffix)
-        rows = cross_entropy.rows(self.logits, self.target_classes(count), cotangent, weight=weight)
-        limits = cross_entropy.row_bounds(rows, self.unit)
+        cotangent = self.head.cotangent("loss_ce", self.record)
+        rows = softmax.rows(self.logits, self.target_classes(count), cotangent, weight=weight)
+        limits = softmax.row_bounds(rows, self.unit)
         return {"loss_ce": limits["loss"], "logits": limits["grad.logits"]}
 
     def _target_tokens(self) -> tuple[np.ndarray, np.ndarray]:
@@ -199,29 +185,3 @@ class Layer:
             mask = masks[image][chosen]
             target[p, : mask.shape[0], : mask.shape[1]] = mask
         return target
-
-
-def head_bounds(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
-    """The DETRs and Grounding DINO."""
-    head = Head(case, result, unit)
-    limits = no_bounds(result)
-    total = 0.0
-    for suffix, classes, boxes, index in head.layers():
-        of_layer = Layer(head, suffix, classes, boxes, index).bounds()
-        for name, source in (("logits", classes), ("pred_boxes", boxes), ("pred_masks", "pred_masks")):
-            if name in of_layer:
-                limits[f"grad.{source}"][... if name == "pred_masks" else index] += of_layer.pop(name)
-        for name, bound in of_layer.items():
-            limits[f"component.{name}{suffix}"] = np.asarray(bound)
-            total += head.is_counted(suffix) * head.weights[name] * bound
-    return limits | {"loss": np.asarray(total + sum_error(result, unit))}
-
-
-def no_bounds(result: LossResult) -> dict[str, np.ndarray]:
-    """Zeros for every gradient, to be added to."""
-    return {f"grad.{name}": np.zeros(np.shape(value)) for name, value in result.grads.items()}
-
-
-def sum_error(result: LossResult, unit: Roundoff) -> float:
-    """What adding up components loses."""
-    return STEPS * unit.between * float(sum(abs(value) for value in result.components.values()))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import refloss
+from refloss.registry import FUNCTIONS
 from refloss.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def pair_bounds(
 
 
 def _gradient(kind: str, boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    loss = refloss.giou if kind == "giou" else refloss.iou
-    gradient: np.ndarray = loss(boxes, others, box_format="cxcywh", reduction="sum").grads["boxes1"]
+    gradient: np.ndarray = FUNCTIONS[kind].call(boxes, others, box_format="cxcywh", reduction="sum").grads["boxes1"]
     return gradient
 
 

@@ -1,1 +1,0 @@
-"""Cases that are drawn: by Hypothesis, or from seeds for metamorphic checks."""
