@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import refloss
+from refloss.device import tensor_of
 
 VALUES = np.array([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], np.float32)
 LABELS = np.array([2, 0])
@@ -25,10 +26,8 @@ class Producer:
     def __dlpack__(self, *, stream=None):
         if self.array.dtype != ml_dtypes.bfloat16:
             return self.array.__dlpack__()
-        from refloss.arrays import _dlpack_dtype
-
         capsule = self.array.view(np.uint16).__dlpack__()
-        _dlpack_dtype(capsule)[0].value = 4
+        tensor_of(capsule).code = 4
         return capsule
 
 
