@@ -54,8 +54,9 @@ class Function(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, type]:
-        """The other arguments by their types, but for the keywords that every loss takes."""
-        return {name: parameter.kind for name, parameter in self.specification.parameters.items()}
+        """The other arguments of the command line by their types, but for the keywords that every loss takes."""
+        parameters = self.specification.parameters.items()
+        return {name: parameter.kind for name, parameter in parameters if parameter.on_command_line}
 
 
 _registered: dict[str, Function] = {}

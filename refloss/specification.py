@@ -120,7 +120,7 @@ def labels(of: str, *, ignored: int | None = -100, optional: bool = False) -> Ar
 
 def weight(*, differentiable: bool = False, broadcast: bool = False) -> Argument:
     """A factor for each element, which may be left out."""
-    return Argument("weight", differentiable, optional=True, broadcast=broadcast, batched=not broadcast)
+    return Argument("weight", differentiable, optional=True, broadcast=broadcast)
 
 
 def class_weight() -> Argument:
@@ -136,11 +136,13 @@ class Parameter:
         kind: its type on the command line; a mapping is given as JSON there.
         values: those worth trying, the plainest first.
         structural: whether nothing is right without it, so that leaving it out is no usual mistake.
+        on_command_line: whether it can be given there.
     """
 
     kind: type
     values: tuple[Any, ...] = ()
     structural: bool = False
+    on_command_line: bool = True
 
 
 def reduction(*options: str) -> Parameter:

@@ -43,7 +43,7 @@ class Limits(NamedTuple):
     max_rows, max_classes: the most rows, and classes or elements of a row.
     extreme: whether values may overflow, be lost, or be NaN in rows that do not count.
     exact: whether rows may be taken apart, put together, and have constants added to their logits without rounding:
-        logits are multiples of a power of two, and no batch is empty or flattened.
+        logits are multiples of a power of two, no batch is empty or flattened, some row counts, and arrays are plain.
     """
 
     dtypes: tuple[str, ...] = tuple(DTYPES)
@@ -72,13 +72,21 @@ class Chooser(Protocol):
 
 
 class Seeded:
-    """A chooser whose choices follow from a seed, the same on every machine."""
+    """A chooser whose choices follow from a seed, the same on every machine.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: of all choices.
+        plainness: how often the plainest option is taken, beside the times that all of them are as likely.
+    """
+
+    def __init__(self, seed: int, plainness: float = 0.5) -> None:
         self._source = Source(seed)
+        self._plainness = plainness
 
     def one_of(self, options: tuple[Any, ...]) -> Any:
-        """One of several options, each as likely as another."""
+        """One of several options."""
+        if float(self._source.uniform(1)[0]) < self._plainness:
+            return options[0]
         return options[self.between(0, len(options) - 1)]
 
     def between(self, low: int, high: int) -> int:
@@ -129,7 +137,7 @@ class Draws:
         axes: tuple[int, ...] = ()
         for i in range(self.size(max(low, 1) if self.limits.exact else low, high)):
             most = self.limits.max_rows // max(1, int(np.prod(axes)))
-            axes += (self.size(1, most) if i else self.rows(),)
+            axes += (self.size(2 if self.limits.exact else 1, most) if i else self.rows(),)
         return axes
 
     def elements(self, axes: int = 0) -> tuple[int, ...]:
@@ -166,7 +174,9 @@ class Draws:
         return self.cast(values)
 
     def probabilities(self, *shape: int) -> np.ndarray:
-        """Values from 0 to 1: soft, hard, or next to 0."""
+        """Values from 0 to 1: soft, hard, or next to 0; where they are to be exact, sixteenths but 0 and 1."""
+        if self.limits.exact:
+            return self.cast((1.0 + np.floor(15.0 * self.uniform(*shape))) / 16.0)
         kind, values = self.one_of("soft", "hard", "small"), self.uniform(*shape)
         return self.cast({"soft": values, "hard": np.round(values), "small": values * 2.0**-20}[kind])
 
@@ -179,13 +189,28 @@ class Draws:
         """Positive values."""
         return self.cast(0.25 + 2.0 * self.uniform(*shape))
 
+    def class_weights(self, classes: int) -> np.ndarray:
+        """Factors of classes, some of which may be 0."""
+        weight = self.weights(classes)
+        if not self.limits.exact:
+            weight[: self.size(0, classes)] *= self.one_of(1.0, 0.0)
+        return weight
+
     def labels(self, shape: tuple[int, ...], classes: int, ignore_index: int) -> np.ndarray:
         """Classes, of which none, some or all are ignored, in an integer dtype that holds them."""
         labels = (self.uniform(*shape) * classes).astype(np.int64)
-        ignored = self.one_of(*SHARES)
-        if ignored != "none":
-            labels = np.where(self.uniform(*shape) < SHARES[ignored], ignore_index, labels)
+        labels = np.where(self.ignored(shape), ignore_index, labels)
+        if self.limits.exact and labels.flat[-1] == ignore_index:
+            labels.flat[-1] = (ignore_index + 1) % classes
         return self.integers(labels)
+
+    def ignored(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Which rows do not count: none, some or all; if they may be taken apart, the last one does."""
+        share = self.one_of(*(("none", "some") if self.limits.exact else SHARES))
+        ignored = self.uniform(*shape) < SHARES[share] if share != "none" else np.zeros(shape, bool)
+        if self.limits.exact and shape:
+            ignored.flat[-1] = False
+        return ignored
 
     def integers(self, values: np.ndarray) -> np.ndarray:
         """The same in an integer dtype that holds them."""
@@ -212,5 +237,8 @@ class Draws:
 
     def cotangent(self, shape: tuple[int, ...]) -> float | np.ndarray:
         """A signed number, or one for each element of the loss."""
+        if self.limits.exact:
+            number = float(self.one_of(-1.5, 1.0, -0.75, 3.0))
+            return number * np.round(2.0 + self.noise(*shape)) if shape else number
         number = float(self.one_of(1.0, -0.75, 3.0, -1e4, 2.0**-20, 0.0))
         return number * (1.0 + self.noise(*shape)) if shape and self.maybe() else number

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from refloss.cases.draws import SHARES, Drawn, Draws
+from refloss.cases.draws import Drawn, Draws
 from refloss.cases.source import DTYPES, Case, Source
 
 _ITEMS = (1, 40, 12.5)  # values of num_items_in_batch
@@ -208,10 +208,13 @@ def draw_answers(draws: Draws) -> Drawn:
     """Where answers start and end, some of them outside."""
     rows, length = draws.rows(), draws.classes()
     tensors: dict[str, np.ndarray] = {}
+    beyond = draws.ignored((rows,))
+    # What is below 0 is taken for 0, whichever class that is.
+    outside = (length,) if draws.limits.exact else (length, length + 5, -3)
     for name in ("start", "end"):
         positions = (draws.uniform(rows) * length).astype(np.int64)
-        beyond = draws.one_of(*SHARES.values())
-        positions = np.where(draws.uniform(rows) < beyond, draws.one_of(length, length + 5, -3), positions)
+        beyond = beyond if draws.limits.exact else draws.ignored((rows,))
+        positions = np.where(beyond, draws.one_of(*outside), positions)
         logits = draws.logits(rows, length)
         draws.adverse(logits, -1, np.clip(positions, 0, length), positions >= length, masks=True)
         positions = draws.integers(positions)
@@ -230,3 +233,32 @@ def draw_images(draws: Draws) -> Drawn:
     names = ("logits", "auxiliary_logits") if draws.maybe() else ("logits",)
     logits = {name: draws.logits(images, classes, draws.size(1, 3), draws.size(1, 3), axis=1) for name in names}
     return Drawn(logits | {"labels": labels}, parameters)
+
+
+def tokens_counted(case: Case, *, shift: int = 0) -> float:
+    """How many labels count; those that are not shifted yet are moved by so many places."""
+    shifted = case.inputs.get("shift_labels")
+    labels = case.inputs["labels"][..., shift:] if shifted is None else shifted
+    return float(np.count_nonzero(labels != case.parameters.get("ignore_index", -100)))
+
+
+def sequences_counted(case: Case) -> float:
+    """How many labels count, or how many numbers there are."""
+    labels = case.inputs["labels"]
+    if labels.dtype.kind not in "iu" or ("problem_type" in case.parameters and labels.ndim > 1):
+        return float(case.inputs["pooled_logits"].size)
+    return tokens_counted(case)
+
+
+def answers_counted(case: Case) -> float | None:
+    """How many starts are inside; None unless as many ends are."""
+    counts = {
+        int(np.count_nonzero(case.inputs[f"{side}_positions"] < case.inputs[f"{side}_logits"].shape[1]))
+        for side in ("start", "end")
+    }
+    return float(counts.pop()) if len(counts) == 1 else None
+
+
+def pixels_counted(case: Case) -> float:
+    """How many labels count."""
+    return float(np.count_nonzero(case.inputs["labels"] != case.parameters.get("ignore_index", 255)))

@@ -27,6 +27,7 @@ from refloss.specification import labels as tokens
         },
         parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
         mean="labels",
+        divisor=partial(cases.tokens_counted, shift=1),
         padded=(0, 1),
         keys=("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration"),
         follows="transformers' ForCausalLMLoss",

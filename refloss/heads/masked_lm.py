@@ -23,6 +23,7 @@ from refloss.specification import labels as tokens
         arguments={"logits": softmax_logits(-1), "labels": tokens("logits")},
         parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
         mean="labels",
+        divisor=cases.tokens_counted,
         padded=(0, 1),
         keys=("ForMaskedLM",),
         follows="transformers' ForMaskedLMLoss",

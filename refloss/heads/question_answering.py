@@ -28,6 +28,7 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         },
         parameters=ITEMS,
         mean="labels",
+        divisor=cases.answers_counted,
         padded=(0,),
         keys=("ForQuestionAnswering",),
         follows="transformers' ForQuestionAnsweringLoss",

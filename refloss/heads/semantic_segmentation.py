@@ -37,6 +37,7 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
             "auxiliary_loss_weight": Parameter(float, (0.4, 1.5, 0.0)),
         },
         mean="labels",
+        divisor=cases.pixels_counted,
         padded=(0,),
         keys=("ForSemanticSegmentation",),
         follows="transformers' ForSemanticSegmentationLoss",

@@ -15,7 +15,7 @@ from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.mse import mse
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import CONFIG, IGNORE_INDEX, ITEMS, Argument, Parameter, Specification
+from refloss.specification import IGNORE_INDEX, ITEMS, Argument, Parameter, Specification
 from refloss.specification import labels as class_labels
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -32,13 +32,14 @@ class ProblemTypeError(ValueError, RuntimeError):
             "labels": class_labels("pooled_logits"),
         },
         parameters={
-            **CONFIG,
+            "config": Parameter(dict, structural=True, on_command_line=False),
             "num_labels": Parameter(int, structural=True),
             "problem_type": Parameter(str, structural=True),
             **ITEMS,
             **IGNORE_INDEX,
         },
         mean="labels",
+        divisor=cases.sequences_counted,
         padded=(0,),
         keys=(
             "ForSequenceClassification",

@@ -14,15 +14,21 @@ from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import CONFIG, IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
+from refloss.specification import IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
 from refloss.specification import labels as token_labels
 
 
 @loss(
     Softmax(
         arguments={"logits": softmax_logits(-1), "labels": token_labels("logits")},
-        parameters={**CONFIG, "num_labels": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
+        parameters={
+            "config": Parameter(dict, structural=True, on_command_line=False),
+            "num_labels": Parameter(int, structural=True),
+            **ITEMS,
+            **IGNORE_INDEX,
+        },
         mean="labels",
+        divisor=cases.tokens_counted,
         padded=(0, 1),
         keys=("ForTokenClassification",),
         follows="transformers' ForTokenClassification",

@@ -1,12 +1,76 @@
-"""Hypothesis strategies for the inputs of every function."""
+"""Hypothesis strategies for the inputs of every function: refloss's one generator, with Hypothesis choosing."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 try:
-    from refloss.testing.cases.drawn import inputs
+    from hypothesis import strategies as st
 except ModuleNotFoundError as error:
     if error.name != "hypothesis":
         raise
     raise ImportError("refloss.testing.strategies needs Hypothesis: pip install 'refloss[testing]'") from error
 
+from refloss.cases.drawn import draw
+from refloss.cases.draws import Draws, Limits
+from refloss.cases.source import DTYPES, Case
+from refloss.registry import FUNCTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
 __all__ = ["inputs"]
+
+
+def inputs(
+    function: str,
+    *,
+    dtypes: Sequence[str] = tuple(DTYPES),
+    max_rows: int = 6,
+    max_classes: int = 6,
+    extreme: bool = True,
+) -> SearchStrategy[Case]:
+    """Cases of a function of refloss.registry.FUNCTIONS, each of which it accepts.
+
+    They vary in shape (empty batches included), dtype, memory layout, kind of values (ties, huge and tiny ones,
+    offsets, confident rows, classes of −inf that no label asks for), ignored rows (some, all, with NaN and infinities
+    in them), options and signed cotangents. Losses are finite but for means over nothing.
+
+    Args:
+        function: its name.
+        dtypes: of inputs that have gradients.
+        max_rows: an upper limit to the number of rows; heads that match have at most as many queries.
+        max_classes: an upper limit to the number of classes, or of elements in a row.
+        extreme: whether there are values whose losses overflow float32, or are lost in it, and NaN and infinities in
+            rows that are ignored: refloss defines what comes of them, but few other implementations take them.
+    """
+    if function not in FUNCTIONS:
+        raise ValueError(f"unknown function {function!r}; expected one of {', '.join(FUNCTIONS)}")
+    unknown = [name for name in dtypes if name not in DTYPES]
+    if unknown or not dtypes:
+        raise ValueError(f"dtypes is {dtypes!r}; expected some of {', '.join(DTYPES)}")
+    if min(max_rows, max_classes) < 1:
+        raise ValueError(f"max_rows is {max_rows} and max_classes is {max_classes}; expected at least 1")
+    return _cases(function, Limits(tuple(dtypes), max_rows, max_classes, extreme))
+
+
+class _Hypothesis:
+    """A chooser that looks for trouble and shrinks what it finds."""
+
+    def __init__(self, draw_from: DrawFn) -> None:
+        self._draw = draw_from
+
+    def one_of(self, options: tuple[Any, ...]) -> Any:
+        """One of several options; an example shrinks to the first."""
+        return self._draw(st.sampled_from(options))
+
+    def between(self, low: int, high: int) -> int:
+        """An integer from low to high; an example shrinks to low."""
+        return self._draw(st.integers(low, high))
+
+
+@st.composite
+def _cases(draw_from: DrawFn, function: str, limits: Limits) -> Case:
+    return draw(FUNCTIONS[function], Draws(_Hypothesis(draw_from), limits))

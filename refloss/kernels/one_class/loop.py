@@ -62,9 +62,9 @@ def _scale(derivatives, coefficient):
 @jit.once
 def compiled(loop: OneClassLoop) -> Any:
     """The loop on the CPU."""
-    name, negative, positive = loop
+    negative, positive = loop.negative, loop.positive
 
-    @functools.partial(jit.helper, name=name)
+    @functools.partial(jit.helper, name=loop.name)
     def fill(x, focus, values, derivatives):
         if focus.gamma == 2.0:
             # Known to the compiler, which leaves out what other exponents need.
@@ -75,7 +75,7 @@ def compiled(loop: OneClassLoop) -> Any:
             for i in range(x.size):
                 values[i], derivatives[i] = negative(x[i], focus)
 
-    @functools.partial(jit.helper, name=name)
+    @functools.partial(jit.helper, name=loop.name)
     def replace(x, positives, row, offset, focus, values, derivatives):
         values[offset], derivatives[offset] = positive(x[offset], quality_of(positives, row), focus)
 
@@ -100,4 +100,4 @@ def compiled(loop: OneClassLoop) -> Any:
                 save(derivatives[:size], gradient, start * classes)
         return special
 
-    return jit.kernel(compute_classes, name)
+    return jit.kernel(compute_classes, loop.name)

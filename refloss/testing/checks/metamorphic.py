@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.cases.drawn import seeded
+from refloss.cases.draws import Limits
+from refloss.cases.source import DTYPES
 from refloss.error_model import COMPUTE_DTYPES
+from refloss.golden.corpus import cases_of
 from refloss.registry import FUNCTIONS
-from refloss.testing.cases.metamorphic import FORMS, SHIFTS, cases
+from refloss.specification import MatchingHead
 from refloss.testing.checks.trials import (
     Trial,
     ViolationError,
     added,
     compare,
+    divisor,
     element,
     gradients,
     joined,
@@ -29,7 +34,16 @@ from refloss.testing.judging.driver import Driver
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from refloss.cases.source import Case
+
 _ADDED = 2  # rows of padding
+_CASES = 10  # of a seed
+_SHIFTS = (
+    128.0,
+    -128.0,
+    64.0,
+    -32.0,
+)  # exact in every type, as the logits of the cases are multiples of a power of two
 
 
 def check_properties(
@@ -62,15 +76,15 @@ def check_properties(
         AssertionError: that names each property which does not hold, with the numbers that show it.
         ValueError: an unknown function or type; nothing that fn implements.
     """
-    for what, given, known in (("function", function, FORMS), ("compute_dtype", compute_dtype, COMPUTE_DTYPES)):
+    for what, given, known in (("function", function, FUNCTIONS), ("compute_dtype", compute_dtype, COMPUTE_DTYPES)):
         if given not in known:
             raise ValueError(f"unknown {what} {given!r}; expected one of {', '.join(known)}")
     driver = Driver(fn, to_native, from_native)
     held: set[str] = set()
     broken: dict[str, str] = {}
     for seed in seeds:
-        for case in cases(function, compute_dtype, seed):
-            _check_case(Trial(driver, compute_dtype, FORMS[function], case), held, broken)
+        for case in _cases(function, compute_dtype, seed):
+            _check_case(Trial(driver, compute_dtype, case), held, broken)
     if broken:
         lines = [f"  {name}: {broken[name]}" for name in PROPERTIES if name in broken]
         raise AssertionError(
@@ -121,7 +135,7 @@ def _repeated(trial: Trial) -> bool:
 
 
 def _not_negative(trial: Trial) -> bool:
-    if not trial.form.positive:
+    if not trial.specification.positive:
         return False
     loss, allowed = trial.answer["loss"]
     if not np.all(loss >= -allowed):
@@ -144,23 +158,22 @@ def _linear(trial: Trial) -> bool:
 
 
 def _shift(trial: Trial) -> bool:
-    if not trial.form.softmax:
+    if not trial.softmax:
         return False
     shifted = {}
-    for name, logits in trial.case.inputs.items():
-        if name in trial.form.softmax:
-            rows = np.moveaxis(logits.copy(), trial.form.classes[name], -1)
-            shifts = np.resize(np.array(SHIFTS, logits.dtype), rows.shape[:-1])
-            shifted[name] = np.moveaxis(rows + shifts[..., None], -1, trial.form.classes[name])
+    for name, axis in trial.softmax.items():
+        rows = np.moveaxis(trial.case.inputs[name], axis, -1)
+        shifts = np.resize(np.array(_SHIFTS, rows.dtype), rows.shape[:-1])
+        shifted[name] = np.moveaxis(rows + shifts[..., None], -1, axis)
     after = trial.measure(trial.with_inputs(shifted))
     compare(trial.answer, after, "before and after a constant is added to the logits of a row")
     return True
 
 
 def _rows_sum(trial: Trial) -> bool:
-    names = [f"grad.{name}" for name in trial.form.softmax if f"grad.{name}" in trial.answer]
+    names = [f"grad.{name}" for name in trial.softmax if f"grad.{name}" in trial.answer]
     for name in names:
-        axis = trial.form.classes[name.removeprefix("grad.")]
+        axis = trial.softmax[name.removeprefix("grad.")]
         sums = trial.answer[name].changed(functools.partial(np.sum, axis=axis))
         compare({name: sums}, {name: sums.changed(np.zeros_like)}, "the sum over a row's classes and 0")
     return bool(names)
@@ -203,14 +216,14 @@ def _permuted_classes(trial: Trial) -> bool:
 def _batch_is_loop(trial: Trial) -> bool:
     if not trial.rows:
         return False
-    counted = trial.form.counted if _is_mean(trial) else None
     singles = [_between(i, i + 1) for i in range(trial.row_count)]
     cases = [trial.with_rows(single) for single in singles]
-    shares = [1.0 if counted is None else counted(case) for case in cases]
-    whole = 1.0 if counted is None else sum(shares)
+    shares = _shares(trial, cases)
+    if shares is None:
+        return False
     # A mean over nothing is no number; its share of the whole is 0, and so are its gradients.
     answers = [
-        scaled(trial.measure(case), share / whole)
+        scaled(trial.measure(case), share)
         if share
         else {name: each.changed(single).changed(np.zeros_like) for name, each in gradients(trial.answer).items()}
         for case, single, share in zip(cases, singles, shares, strict=True)
@@ -220,13 +233,18 @@ def _batch_is_loop(trial: Trial) -> bool:
 
 
 def _micro_batches(trial: Trial) -> bool:
-    case, form = trial.case, trial.form
+    case = trial.case
     takes_items = "num_items_in_batch" in FUNCTIONS[case.function].parameters
     if not trial.rows or (not takes_items and case.parameters.get("reduction") != "sum"):
         return False
     options = {}
-    if takes_items and form.counted is not None:
-        options = {"num_items_in_batch": case.parameters.get("num_items_in_batch", form.counted(case))}
+    if takes_items and not trial.labels:
+        return False
+    if takes_items:
+        items = case.parameters.get("num_items_in_batch", divisor(trial, case))
+        if items is None:
+            return False
+        options = {"num_items_in_batch": items}
     cut = trial.row_count // 2
     halves = (_between(0, cut), _between(cut, trial.row_count))
     answers = [trial.measure(trial.with_rows(half, **options)) for half in halves]
@@ -235,11 +253,11 @@ def _micro_batches(trial: Trial) -> bool:
 
 
 def _padding(trial: Trial) -> bool:
-    axes = trial.form.padded if trial.labels else ()
+    axes = trial.specification.padded if trial.labels else ()
     for axis in axes:
         case = trial.with_rows(functools.partial(_with_more, axis=axis))
         for name in trial.labels:
-            np.moveaxis(case.inputs[name], axis, 0)[-_ADDED:] = trial.form.ignore_index(trial.case)
+            np.moveaxis(case.inputs[name], axis, 0)[-_ADDED:] = trial.ignore_index(name)
         before = trial.changed(functools.partial(_with_more, axis=axis, change=np.zeros_like))
         compare(before, trial.measure(case), "before and after rows that are ignored are added")
     return bool(axes)
@@ -260,9 +278,25 @@ PROPERTIES: dict[str, Callable[[Trial], bool]] = {
 }
 
 
-def _is_mean(trial: Trial) -> bool:
+def _shares(trial: Trial, cases: list[Case]) -> list[float] | None:
+    """What the loss of each part is multiplied by in that of the whole; None where that is no one number."""
     parameters = trial.case.parameters
-    return parameters.get("reduction", "mean") in ("mean", "batchmean") and "num_items_in_batch" not in parameters
+    is_mean = parameters.get("reduction", "mean") in ("mean", "batchmean") and "num_items_in_batch" not in parameters
+    if not is_mean or trial.specification.mean == "num_boxes":
+        return [1.0] * len(cases)
+    counts = [divisor(trial, case) for case in cases]
+    known = [count for count in counts if count is not None]
+    return [count / sum(known) for count in known] if len(known) == len(counts) else None
+
+
+def _cases(function: str, compute_dtype: str, seed: int) -> Iterable[Case]:
+    """The cases of a seed, with inputs of the type that is computed in; for heads that match a built-in one."""
+    dtype = compute_dtype if compute_dtype in DTYPES else "float32"
+    known = FUNCTIONS[function]
+    if not isinstance(known.specification, MatchingHead):
+        return seeded(known, Limits((dtype,), extreme=False, exact=True), seed, _CASES)
+    built_in = [case for case in cases_of(function) if case.inputs[known.required[0]].dtype == DTYPES[dtype]]
+    return [built_in[seed % len(built_in)]]
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
@@ -277,7 +311,7 @@ def _between(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def _with_more(rows: np.ndarray, axis: int, change: Callable[[np.ndarray], np.ndarray] = np.copy) -> np.ndarray:
     """Rows, and the first ones again, changed."""
-    return np.concatenate([rows, change(np.take(rows, range(_ADDED), axis))], axis)
+    return np.concatenate([rows, change(np.take(rows, range(_ADDED), axis, mode="wrap"))], axis)
 
 
 def _order(count: int) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.registry import FUNCTIONS
+from refloss.specification import Softmax
 from refloss.testing.judging.driver import GRAD
 from refloss.testing.judging.judge import question
 from refloss.testing.spacing import FLOATS, spacing
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refloss.cases.source import Case
-    from refloss.testing.cases.metamorphic import Form
+    from refloss.specification import Argument
     from refloss.testing.judging.driver import Driver
 
 # What adding and scaling results rounds here, in float64.
@@ -49,8 +51,9 @@ Answer = dict[str, Measured]  # "loss", and "grad.<name>"
 class Trial:
     """A case that a function is tried on, and how its arguments lie."""
 
-    def __init__(self, driver: Driver, compute_dtype: str, form: Form, case: Case) -> None:
-        self.driver, self.form, self.case = driver, form, case
+    def __init__(self, driver: Driver, compute_dtype: str, case: Case) -> None:
+        self.driver, self.case = driver, case
+        self.specification = FUNCTIONS[case.function].specification
         self._compute_dtype = compute_dtype
 
     @functools.cached_property
@@ -83,26 +86,61 @@ class Trial:
         """Whether the loss is one number."""
         return self.case.parameters.get("reduction") != "none"
 
-    @property
+    @functools.cached_property
+    def arguments(self) -> dict[str, Argument]:
+        """Those that are given."""
+        return {name: each for name, each in self.specification.arguments.items() if name in self.case.inputs}
+
+    @functools.cached_property
     def rows(self) -> list[str]:
-        """Arguments whose first axis is that of the batch."""
-        return [name for name in self.form.rows if name in self.case.inputs]
+        """Arguments whose first axis is that of the batch; a weight may be the same for all rows."""
+        first = next(iter(self.case.inputs.values()))
+        return [
+            name
+            for name, argument in self.arguments.items()
+            if argument.batched
+            and not (argument.broadcast and self.case.inputs[name].shape[:1] != first.shape[: first.ndim and 1])
+        ]
 
     @property
     def row_count(self) -> int:
         """How many rows a batch has."""
         return len(self.case.inputs[self.rows[0]])
 
+    @functools.cached_property
+    def targets(self) -> dict[str, Argument]:
+        """Arguments that say which classes there should be."""
+        return {name: each for name, each in self.arguments.items() if each.role in ("labels", "classes")}
+
     @property
     def labels(self) -> list[str]:
-        """Arguments that hold indices into the axis of classes; targets may be probabilities instead."""
-        return [name for name in self.form.labels if self.case.inputs[name].dtype.kind in "iu"]
+        """Those that hold indices into the axis of classes; some may be numbers for every class instead."""
+        return [name for name in self.targets if self.case.inputs[name].dtype.kind in "iu"]
 
     @property
     def classes(self) -> dict[str, int]:
-        """Arguments with an axis of classes, and which it is."""
-        axes = {name: axis for name, axis in self.form.classes.items() if name in self.case.inputs}
-        return axes | {name: 1 for name in self.form.labels if self.case.inputs[name].dtype.kind not in "iu"}
+        """Arguments with an axis of classes, and which it is; none where no class is asked for."""
+        if not self.targets:
+            return {}
+        axes = {name: each.class_axis for name, each in self.arguments.items() if each.class_axis is not None}
+        return axes | {name: axes[self.targets[name].of] for name in self.targets if name not in self.labels}
+
+    @property
+    def softmax(self) -> dict[str, int]:
+        """Arguments that are nothing but a softmax to the loss, and their axis of classes."""
+        changed = isinstance(self.specification, Softmax) and self.specification.added is not None
+        each = any(name not in self.labels and target.role == "labels" for name, target in self.targets.items())
+        if changed or each:
+            return {}
+        return {name: axis for name, axis in self.classes.items() if self.arguments[name].activation == "softmax"}
+
+    def ignore_index(self, name: str) -> int:
+        """The label of rows that do not count."""
+        target = self.targets[name]
+        if target.ignored is None:
+            logits, axis = self.case.inputs[target.of], self.classes[target.of]
+            return int(logits.shape[axis])
+        return int(self.case.parameters.get("ignore_index", target.ignored))
 
     def with_inputs(self, inputs: dict[str, np.ndarray], **parameters: Any) -> Case:
         """The case with some inputs and parameters replaced."""
@@ -172,3 +210,30 @@ def compare(first: Answer, second: Answer, what: str) -> None:
 def element(name: str, index: tuple[int, ...]) -> str:
     """An element as one writes it."""
     return f"{name}[{', '.join(str(i) for i in index)}]" if index else name
+
+
+def divisor(trial: Trial, case: Case) -> float | None:
+    """What a case's mean divides a sum over rows by; None where no one number of its inputs is that."""
+    specification = trial.specification
+    if specification.divisor is not None:
+        return specification.divisor(case)
+    first = next(iter(case.inputs.values()))
+    names = [name for name in specification.named("weight", "class weight") if name in case.inputs]
+    weights = [case.inputs[name].astype(np.float64) for name in names]
+    if specification.mean == "labels":
+        return _labels_counted(trial, case, weights)
+    if specification.mean == "weights" and weights:
+        return None  # the weights' own gradients are of the whole
+    if case.parameters.get("reduction") == "batchmean" or specification.mean == "rows":
+        return float(len(first))
+    return float(first.size) if specification.mean in ("elements", "weights") else None
+
+
+def _labels_counted(trial: Trial, case: Case, weights: list[np.ndarray]) -> float:
+    """The sum of the weights of the labels that count; the number of rows for distributions."""
+    name, target = next(iter(trial.targets.items()))
+    labels, logits = case.inputs[name], case.inputs[target.of]
+    if labels.dtype.kind not in "iu":
+        return float(logits.size / logits.shape[trial.classes[target.of]])
+    counted = labels[labels != trial.ignore_index(name)]
+    return float(weights[0][counted].sum() if weights else counted.size)
