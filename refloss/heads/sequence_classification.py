@@ -73,7 +73,7 @@ def sequence_classification(
         problem_type = (
             configuration.read(config, "problem_type", default=None) if problem_type is None else problem_type
         )
-    count = logits.shape[-1] if num_labels is None and logits.ndim else arrays.integer(num_labels, "num_labels")
+    count = logits.shape[-1] if num_labels is None and logits.ndim else arrays.integer(num_labels, "num_labels", low=0)
     kind = problem_type or _problem_type(count, given)
     wanted = bool(arrays.wanted_gradients(grad, ["pooled_logits"]))
     options = {"grad_output": grad_output, "grad": wanted, "grad_dtype": grad_dtype, "backend": backend}

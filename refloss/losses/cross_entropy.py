@@ -185,7 +185,7 @@ def log_probabilities(logits: np.ndarray, class_axis: int, backend: str = "auto"
     result = rows_cross_entropy(
         x, largest, class_axis=x.ndim - 1, ignore_index=-1, reduction="none", grad=False, backend=backend
     )
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         below = x - np.take_along_axis(x, largest[..., None], -1)
     return np.moveaxis(below - np.asarray(result.loss)[..., None], -1, class_axis)
 
