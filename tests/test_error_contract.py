@@ -4,9 +4,11 @@ import array
 import copy
 import functools
 import inspect
+import json
 import math
 import types
 import warnings
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -61,7 +63,7 @@ def refusal(function, arguments, errors=(TypeError, ValueError)):
 
 # Numbers.
 
-NOT_NUMBERS = (math.nan, "2", True, [2.0], np.array([2.0]), 1j, None, HUGE, np.ma.masked, {})
+NOT_NUMBERS: tuple[Any, ...] = (math.nan, "2", True, [2.0], np.array([2.0]), 1j, None, HUGE, np.ma.masked, {})
 # What is infinite is legal where it has a meaning, as torch and docs/divergences.md have it.
 INFINITE = {("huber", "delta"), ("smooth_l1", "beta"), *((name, "num_items_in_batch") for name in FUNCTIONS)}
 NEGATIVE = ("num_boxes", "gamma", "beta", "delta", "num_items_in_batch", "label_smoothing")
@@ -105,7 +107,7 @@ def test_nothing_is_written_for_a_number_that_means_nothing(function):
     assert (out == 7.0).all()
 
 
-class Read(dict):
+class Read(dict[str, Any]):
     """A configuration that knows what it was asked for."""
 
     def __init__(self, values):
@@ -258,7 +260,7 @@ WRONG = {
     "words": lambda value: np.full(value.shape, "word"),
     "ragged": lambda value: [[1.0], [2.0, 3.0]],
     "ragged arrays": lambda value: [np.ones(2), np.ones(3)],
-    "deep": lambda value: functools.reduce(lambda inner, _: [inner], range(70), 1.0),
+    "deep": lambda value: json.loads(70 * "[" + 70 * "]"),
     "a function": lambda value: len,
     "a huge number": lambda value: HUGE,
     "a set": lambda value: {1.0},
