@@ -202,17 +202,12 @@ def arrays_of(function):
     return [name for name in (*facts.required, *facts.optional) if name in arguments and name not in facts.nested]
 
 
-class Fake:
-    """As torch's FakeTensor: it exports an address that is that of nothing."""
+class Fake(Producer):
+    """As torch's FakeTensor: it exports the address of nothing that it holds."""
 
     def __init__(self, array, **properties):
-        self.array = array
+        super().__init__(np.zeros_like(array))
         self.__dict__ |= properties
-
-    def __dlpack_device__(self):
-        raise AssertionError("it is asked for its memory")
-
-    __dlpack__ = __dlpack_device__
 
 
 class Lost(Producer):
@@ -278,6 +273,7 @@ def test_arrays_that_are_none(function, kind):
             changed_arguments.pop("shift_labels", None)  # with which labels have no effect
         message = refusal(function, changed_arguments)
         assert message.startswith(name), (name, message)
+        assert kind not in ("fake", "meta") or "of shape and dtype alone; expected an array with values" in message
 
 
 @pytest.mark.parametrize("kind", ["masked", "fake", "meta", "complex", "structured", "words", "ragged", "64 axes"])
@@ -649,6 +645,18 @@ def test_no_warning_escapes(function):
         warnings.simplefilter("error")
         drawn = given(inputs(function, max_rows=4, max_classes=4), extremes, poisons, st.booleans())
         settings(max_examples=40, derandomize=True, database=None, deadline=None)(drawn(check))()
+
+
+def test_no_warning_escapes_from_margins_of_costs_that_are_not_finite():
+    arguments = arguments_of("object_detection")
+    arguments = {name: value for name, value in arguments.items() if not name.startswith("outputs")}
+    arguments["config"] |= {"auxiliary_loss": False}
+    arguments["logits"] = np.full(arguments["logits"].shape, math.nan)
+    arguments["pred_boxes"] = arguments["pred_boxes"].astype(np.float64)
+    with np.errstate(all="raise"):
+        result = call("object_detection", arguments)
+        assert (result.intermediates["cost_matrix"] == np.finfo(np.float64).max).all()
+        everything_of(result)
 
 
 def test_what_is_shown_of_an_argument_fits_on_a_line():
