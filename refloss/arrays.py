@@ -389,7 +389,7 @@ def _memory(value: Any, name: str) -> np.ndarray | None:
     if device.is_on_gpu(value):
         return device.imported(value, name)
     try:
-        if not hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        if not any(hasattr(value, name) for name in ("__dlpack__", "__array__", "__array_interface__")):
             memoryview(value)
         return as_array(value, name)
     except (TypeError, ValueError):

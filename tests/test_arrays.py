@@ -76,10 +76,25 @@ def test_lists_and_numbers():
 
 
 def test_subclasses_and_scalars_of_numpy():
-    matrix = np.ma.masked_array(VALUES)
+    class Named(np.ndarray):
+        pass
+
+    matrix = VALUES.view(Named)
     assert refloss.cross_entropy(matrix, LABELS).loss == refloss.cross_entropy(VALUES, LABELS).loss
     result = refloss.cross_entropy(VALUES, LABELS, label_smoothing=np.float32(0.5), ignore_index=np.int8(-1))
     assert result.loss == refloss.cross_entropy(VALUES, LABELS, label_smoothing=0.5).loss
+
+
+def test_masked_arrays_are_refused_even_without_a_masked_element():
+    for logits in (
+        np.ma.masked_array(VALUES),
+        [np.ma.masked_array(row) for row in VALUES],
+        np.ma.masked_less(VALUES, 0),
+    ):
+        with pytest.raises(TypeError, match=r"^logits.* is a masked array; expected one without a mask"):
+            refloss.cross_entropy(logits, LABELS)
+    with pytest.raises(TypeError, match=r"^target\[1\] is a masked array"):
+        refloss.cross_entropy(VALUES, [2, np.ma.masked])
 
 
 def test_arrays_on_another_device_are_refused():

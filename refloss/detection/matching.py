@@ -95,6 +95,12 @@ def _joined(pairs: list[tuple[Any, Any, Any]]) -> Matching:
 
 def margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int) -> np.ndarray:
     """[B] how much worse the next best assignment of an image is; negative if this one is not the best."""
+    # Costs may be as large as numbers are.
+    with np.errstate(all="ignore"):
+        return _margins(cost, matching, targets, groups, backend)
+
+
+def _margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int, backend: str) -> np.ndarray:
     best = match(cost, targets, groups)
     size = len(cost) // groups
     result = np.empty(len(targets.counts))

@@ -64,7 +64,7 @@ def _matcher(config: Any) -> Matcher:
 
 def bins(config: Any) -> Bins:
     """How edges are divided."""
-    last = arrays.integer(read(config, "max_num_bins"), "config.max_num_bins")
+    last = arrays.integer(read(config, "max_num_bins"), "config.max_num_bins", low=0)
     if last < 4 or last % 2:
         raise ValueError(f"config.max_num_bins is {last}; expected an even number of at least 4")
     up, reg_scale = coefficient(config, "up"), coefficient(config, "reg_scale")

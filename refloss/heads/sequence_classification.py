@@ -102,7 +102,7 @@ def sequence_classification(
         problem_type = (
             configuration.read(config, "problem_type", default=None) if problem_type is None else problem_type
         )
-    count = logits.shape[-1] if num_labels is None and logits.ndim else arrays.integer(num_labels, "num_labels")
+    count = logits.shape[-1] if num_labels is None and logits.ndim else arrays.integer(num_labels, "num_labels", low=0)
     kind = problem_type or _problem_type(count, given)
     options = Options(grad_output, grad, grad_dtype, out, backend)
     options = options._replace(grad=bool(options.wanted(("pooled_logits",))))

@@ -74,7 +74,7 @@ def token_classification(
         ValueError: a shape or a label that does not fit, a config without num_labels. TypeError: a dtype that does not.
     """
     if num_labels is None and config is not None:
-        num_labels = arrays.integer(configuration.read(config, "num_labels"), "config.num_labels")
+        num_labels = arrays.integer(configuration.read(config, "num_labels"), "config.num_labels", low=0)
     ignore_index = arrays.label(ignore_index, "ignore_index")
     classes = arrays.integer_array(labels, "labels")
     x = arrays.float_array(logits, "logits")

@@ -27,9 +27,9 @@ def token_rows(
     """Logits with the vocabulary on the last axis and a row for every label, as transformers' view(-1, vocab_size)."""
     if logits.ndim == 0:
         raise ValueError(f"{logits_name} has shape (); expected [..., V]")
-    size = logits.shape[-1] if vocab_size is None else arrays.integer(vocab_size, size_name)
+    size = logits.shape[-1] if vocab_size is None else arrays.integer(vocab_size, size_name, low=0)
     count = math.prod(labels_shape)
-    if size < 0 or count * size != logits.size or (size == 0 and math.prod(logits.shape[:-1]) != count):
+    if count * size != logits.size or (size == 0 and math.prod(logits.shape[:-1]) != count):
         raise ValueError(
             f"{logits_name} has shape {logits.shape} and {size_name} is {size}; "
             f"expected a row for each of {name} {labels_shape}, {count} in all"

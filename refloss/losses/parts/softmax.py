@@ -85,7 +85,7 @@ def _log_probabilities(
         ignore_index=-1,
         reduction="none",
     )
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         below = x - np.take_along_axis(x, largest[..., None], -1)
     return np.moveaxis(below - result.intermediates["nll"][..., None], -1, class_axis)
 
