@@ -71,6 +71,7 @@ class Run(NamedTuple):
     differentiable: tuple[str, ...]
 
 
+@functools.cache
 def golden_cases() -> list[tuple[str, GoldenCase]]:
     """Every golden case of a head, for each of its keys; those of the 16-bit formats are float32's."""
     return [

@@ -155,31 +155,26 @@ _MAY_BE_SMALL = (
 def mutated(asked: Question) -> dict[str, Mutated]:
     """Every mutant's tensors by its name: wrong values, or the reason why none can show."""
     answers = {mutant: mutate(asked) for mutant, mutate in MUTANTS.items()}
-    if roundoff(asked.compute_dtype).between > 2.0**-12:
-        for mutant in _MAY_BE_SMALL:
-            answers[mutant] = {
-                name: WITHIN_ROUNDING
-                if (mutant != _FIFTH or not name.startswith("grad.")) and _is_small(asked, name, wrong)
-                else wrong
-                for name, wrong in answers[mutant].items()
-            }
+    for mutant in _MAY_BE_SMALL if roundoff(asked.compute_dtype).between > 2.0**-12 else ():
+        for name, wrong in answers[mutant].items():
+            shows = isinstance(wrong, str) or (mutant == _FIFTH and name.startswith("grad."))
+            if not shows and _is_small(asked, name, np.asarray(wrong, np.float64)):
+                answers[mutant][name] = WITHIN_ROUNDING
     return answers
 
 
 @np.errstate(invalid="ignore")
-def _is_small(asked: Question, name: str, wrong: np.ndarray | str) -> bool:
+def _is_small(asked: Question, name: str, wrong: np.ndarray) -> bool:
     """Whether an honest answer that is off to one side may look like a wrong one that is off to the other."""
-    if isinstance(wrong, str):
-        return False
     right, bound = asked.expected[name].astype(np.float64), np.asarray(asked.bounds[name])
     size = np.abs(np.where(np.isfinite(right), right, 0.0)) + bound
-    difference = np.abs(wrong.astype(np.float64) - right)
-    return bool(((difference <= 2 * (bound + spacing(size, asked.expected[name].dtype))) | ~(difference > 0)).all())
+    allowed = 2 * (bound + spacing(size, asked.expected[name].dtype))
+    return bool((_alike(wrong, right) | (np.abs(wrong - right) <= allowed)).all())
 
 
 def _altered(asked: Question, alter: Callable[[Case, str], Altered | None], no_mistake: str, no_effect: str) -> Mutated:
     """The right answer to another case; which one depends on the tensor where two means share a loss."""
-    mutated: Mutated = {}
+    tensors: Mutated = {}
     answers: dict[str, dict[str, np.ndarray] | None] = {}
     for name, right in _answered(asked).items():
         mean = name if name == "grad.end_logits" else ""
@@ -188,12 +183,12 @@ def _altered(asked: Question, alter: Callable[[Case, str], Altered | None], no_m
             answers[mean] = None if other is None else other.answer()[1]
         answer = answers[mean]
         if answer is None:
-            mutated[name] = no_mistake
+            tensors[name] = no_mistake
             continue
         wrong = _as(answer[name], right)
         lost = _is_rounded_away(asked, name) and bool((np.abs(wrong) < asked.bounds[name]).all())
-        mutated[name] = no_effect if _same(wrong, right) else ROUNDED_AWAY if lost else wrong
-    return mutated
+        tensors[name] = no_effect if _same(wrong, right) else ROUNDED_AWAY if lost else wrong
+    return tensors
 
 
 def _answered(asked: Question) -> dict[str, np.ndarray]:
@@ -211,8 +206,12 @@ def _has_numbers(values: np.ndarray) -> bool:
     return bool((np.isfinite(values) & (values != 0)).any())
 
 
+def _alike(wrong: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.asarray((wrong == right) | (np.isnan(wrong) & np.isnan(right)))
+
+
 def _same(wrong: np.ndarray, right: np.ndarray) -> bool:
-    return bool(((wrong == right) | (np.isnan(wrong) & np.isnan(right))).all())
+    return bool(_alike(wrong, right).all())
 
 
 @np.errstate(over="ignore")
