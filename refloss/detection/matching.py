@@ -97,10 +97,10 @@ def margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int)
     """[B] how much worse the next best assignment of an image is; negative if this one is not the best."""
     # Costs may be as large as numbers are.
     with np.errstate(all="ignore"):
-        return _margins(cost, matching, targets, groups, backend)
+        return _margins(cost, matching, targets, groups)
 
 
-def _margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int, backend: str) -> np.ndarray:
+def _margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int) -> np.ndarray:
     best = match(cost, targets, groups)
     size = len(cost) // groups
     result = np.empty(len(targets.counts))
