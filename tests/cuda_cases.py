@@ -1,12 +1,75 @@
-"""What the tests of the CUDA backend share: the CPU's bits, demanded of a simulated GPU and of a real one."""
+"""What the tests of the CUDA backend share: the CPU's bits, demanded of a simulated GPU and of a real one.
 
+The cases are chosen by what can differ between them, which kernel is launched and of what types: by default every
+function in every format, once.
+"""
+
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from refloss.cases.source import Case
+from refloss.arrays import is_float
+from refloss.cases.source import DTYPES, Case
 from refloss.files import nested
+from refloss.golden import corpus
 from refloss.registry import FUNCTIONS
+
+# Fewer queries than in the first cases of these heads, of the same kernels.
+_SMALLER = {"d_fine_object_detection": "no-denoising", "deimv2_object_detection": "last-layer"}
+# Golden cases that launch other kernels than the first one of their function does.
+_OTHER_KERNELS = (
+    "bce_with_logits-pos-weight",
+    "cross_entropy-probabilities-weighted-smoothed",
+    "cross_entropy-weighted-smoothed",
+    "kl_div-log-target",
+)
+# Ends of the names of golden cases that take other ways through the same kernels.
+_OTHER_WAYS = ("-none", "-weighted", "-float64-none")
+
+
+@functools.cache
+def golden_cases() -> dict[str, Case]:
+    """All of them by name."""
+    return {case.id: case for case in corpus.corpus()}
+
+
+@functools.cache
+def chosen_cases() -> dict[str, Case]:
+    """What is computed by default, by name."""
+    in_formats = [in_format(case, name) for case in _in_every_format() for name in DTYPES]
+    others = [case for case in golden_cases().values() if case.id.endswith(_OTHER_WAYS)]
+    return {case.id: case for case in (*in_formats, *others)}
+
+
+def _in_every_format() -> Iterator[Case]:
+    for function in FUNCTIONS:
+        wanted = f"{function}-{_SMALLER.get(function, 'float32')}"
+        yield next(case for case in golden_cases().values() if case.id.startswith(wanted))
+    yield from map(golden_cases().__getitem__, _OTHER_KERNELS)
+    yield long_rows()
+
+
+def long_rows() -> Case:
+    """Rows that a thread alone would be too slow for: one like any, of a sure label, ignored, and undefined."""
+    generator = np.random.default_rng(1)
+    logits = (generator.standard_normal((4, 131)) * 6).astype(np.float32)
+    labels = generator.integers(131, size=4)
+    logits[1, labels[1]] = 40.0
+    labels[2] = -100
+    logits[3, 100] = np.nan
+    return Case("cross_entropy-long-rows", "cross_entropy", {"logits": logits, "target": labels}, {}, -1.25)
+
+
+def in_format(case: Case, name: str) -> Case:
+    """A case whose differentiable inputs have another format."""
+    wanted = FUNCTIONS[case.function].differentiable
+    inputs = {
+        key: array.astype(DTYPES[name]) if key in wanted and is_float(array) else array
+        for key, array in case.inputs.items()
+    }
+    return case._replace(id=f"{case.id.replace('-float32', '')}-in-{name}", inputs=inputs)
 
 
 def assert_same_bits(got: Any, wanted: Any, what: str) -> None:
@@ -15,6 +78,7 @@ def assert_same_bits(got: Any, wanted: Any, what: str) -> None:
     assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape), what
     if got.tobytes() == wanted.tobytes():
         return
+    got, wanted = np.atleast_1d(got), np.atleast_1d(wanted)
     undefined = np.isnan(wanted)
     assert np.array_equal(np.isnan(got), undefined), what
     kind = np.dtype(f"u{got.itemsize}")

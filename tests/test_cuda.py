@@ -1,13 +1,8 @@
-"""The CUDA backend: under Numba's simulator, without what it needs, and on a GPU where there is one."""
+"""The CUDA backend: without what it needs, and on a GPU where there is one. tests/simulated has what needs no GPU."""
 
 import contextlib
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -15,11 +10,10 @@ import refloss
 from refloss import dispatch
 from refloss.files import nested
 from refloss.golden import corpus
+from refloss.golden.source import DTYPES
 from tests.cuda_cases import assert_case_has_the_cpu_s_bits, assert_same_bits, assert_same_result
 
-HERE = Path(__file__).parent
 LOGITS, LABELS = np.zeros((2, 3), np.float32), np.array([0, 2])
-DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def has_gpu():
@@ -40,26 +34,6 @@ def unchecked():
     dispatch.require_cuda.cache_clear()
     yield
     dispatch.require_cuda.cache_clear()
-
-
-def test_simulated():
-    """All of tests/simulated, in a process of its own."""
-    pytest.importorskip("numba_cuda")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        str(HERE / "simulated"),
-    ]
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=HERE.parent)
-    print(run.stdout[-6000:], run.stderr[-2000:])
-    assert run.returncode == 0
 
 
 def test_a_backend_that_does_not_exist():

@@ -1,8 +1,6 @@
-"""Every CUDA kernel, compiled for the GPUs of two generations without having one, and its PTX read."""
+"""Every kernel for a GPU, compiled for the GPUs of two generations without having one, and its PTX read."""
 
-import contextlib
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,16 +16,26 @@ from numba.cuda import dispatcher  # noqa: E402
 from numba.cuda.cudadrv import nvvm  # noqa: E402
 
 from refloss import dispatch  # noqa: E402
-from refloss.cases.source import DTYPES, Case  # noqa: E402
 from refloss.files import nested  # noqa: E402
-from refloss.golden import corpus  # noqa: E402
-from refloss.kernels.cuda import runtime  # noqa: E402
-from refloss.kernels.cuda.cross_entropy import LARGE_BLOCK, short_rows  # noqa: E402
+from refloss.kernels.gpu import runtime  # noqa: E402
+from refloss.kernels.softmax.gpu import LARGE_BLOCK  # noqa: E402
 from refloss.registry import FUNCTIONS  # noqa: E402
+from tests.cuda_cases import chosen_cases  # noqa: E402
+from tests.cuda_kernels import FORMATS, dispatchers, every_kernel, formats_of  # noqa: E402
 
 CAPABILITIES = ((8, 0), (9, 0))
 REGISTERS = 65536
-FORMATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def kernels():
+    """What reads rows of logits in every format, the others in the first that they meet."""
+    for kernel in every_kernel():
+        if kernel.takes != "SoftmaxLoop":
+            yield pytest.param(kernel, "", id=str(kernel))
+        for name in FORMATS if kernel.takes == "SoftmaxLoop" else ():
+            # These take ten seconds each, and differ in how an element is read, as the others do.
+            slow = kernel.module == "softmax.gpu_soft" and name != "bfloat16"
+            yield pytest.param(kernel, name, id=f"{kernel}-{name}", marks=[pytest.mark.slow] if slow else [])
 
 
 class Compilation(NamedTuple):
@@ -35,69 +43,47 @@ class Compilation(NamedTuple):
 
     kernel: Any
     types: tuple[Any, ...]
-    case: str
 
 
-@contextlib.contextmanager
-def recorded():
-    """Instead of launching kernels, note them; memory is the host's, and what they would write is 0."""
+@pytest.fixture(scope="module")
+def launches():
+    """What the cases that the simulator runs would launch, by kernel and format; memory is the host's, and all 0."""
     found: dict[Any, Compilation] = {}
 
     def note(kernel, _blocks, _threads, *arguments):
-        types = tuple(numba.typeof(runtime.upload(argument).value) for argument in arguments)
-        found.setdefault((kernel, types), Compilation(kernel, types, current[0]))
+        for name in {"", *formats_of(arguments)} - {name for noted, name in found if noted is dispatchers()[kernel]}:
+            types = tuple(numba.typeof(runtime.upload(argument).value) for argument in arguments)
+            found[dispatchers()[kernel], name] = Compilation(kernel, types)
 
-    current = [""]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         patch.setattr(dispatch, "require_cuda", lambda: None)
         patch.setattr(runtime, "SIMULATED", True)
         patch.setattr(runtime, "_allocated", lambda shape, dtype: np.zeros(shape, runtime.element_type(dtype)))
         patch.setattr(runtime, "launch", note)
-        yield found, current
-
-
-def compilations():
-    """What the golden cases launch, and rows too long for a thread each."""
-    with recorded() as (found, current), np.errstate(all="ignore"):
-        for case in (*corpus.corpus(), *long_rows()):
-            current[0] = case.id
+        for case in chosen_cases().values():
             call = FUNCTIONS[case.function].call
             call(**nested(case.inputs), **case.parameters, grad_output=case.grad_output, backend="cuda")
-    return list(found.values())
-
-
-def long_rows():
-    for name, dtype in DTYPES.items():
-        for layout, classes in (("chunks", 160), ("elements", 131)):
-            inputs = {"logits": np.zeros((2, classes), dtype), "target": np.zeros(2, np.int64)}
-            yield Case(f"{layout}-{name}", "cross_entropy", inputs, {}, 1.0)
-
-
-@pytest.fixture(scope="module")
-def chosen():
-    """By function: one compilation of each kernel, and of those that read and write rows of logits one a format."""
-    first, by_function = {}, {}
-    for compilation in compilations():
-        rows = compilation.kernel.py_func.__name__ in ("label_rows", "short_rows", "probability_rows")
-        if rows or first.setdefault(compilation.kernel, compilation) is compilation:
-            by_function.setdefault(compilation.case.partition("-")[0], []).append(compilation)
-    return by_function
+    return found
 
 
 def ptx_of(compilation):
     """Its PTX for each capability, compiled as a launch compiles it."""
+    *others, last = CAPABILITIES
     seen = []
-    with pytest.MonkeyPatch.context() as patch:
+
+    def compile_ir(ir, **options):
+        seen.append((ir, options))
+        return exactly(ir, **options)
+
+    with pytest.MonkeyPatch.context() as patch, runtime.exact_arithmetic():
         exactly = nvvm.compile_ir
         # Device functions ask a GPU that is not there for its capability.
-        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=CAPABILITIES[-1]))
-        patch.setattr(nvvm, "compile_ir", lambda ir, **options: seen.append((ir, options)) or exactly(ir, **options))
-        with runtime.exact_arithmetic():
-            cuda.compile_ptx(compilation.kernel.py_func, compilation.types, cc=CAPABILITIES[-1])
-            ir, options = seen[-1]
-            return [
-                exactly(ir, **options | {"arch": f"compute_{major}{minor}"}).decode() for major, minor in CAPABILITIES
-            ]
+        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=last))
+        patch.setattr(nvvm, "compile_ir", compile_ir)
+        ptx, _ = cuda.compile_ptx(compilation.kernel.py_func, compilation.types, cc=last)
+        ir, options = seen[-1]
+        more = [exactly(ir, **options | {"arch": f"compute_{major}{minor}"}).decode() for major, minor in others]
+    return [*more, ptx]
 
 
 def assembled(ptx, capability):
@@ -112,40 +98,26 @@ def assembled(ptx, capability):
     return log.decode()
 
 
-@pytest.mark.parametrize("function", [*corpus.functions(), "chunks", "elements"])
-def test_kernels_compile_to_exact_arithmetic_without_libdevice_or_spills(chosen, function):
-    for compilation in chosen.get(function, ()):
-        for ptx, capability in zip(ptx_of(compilation), CAPABILITIES, strict=True):
-            assert f".target sm_{capability[0]}{capability[1]}" in ptx
-            # Without a rounding mode the assembler may contract products and sums.
-            assert not re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)", ptx)
-            assert not re.findall(r"\b(?:approx|ftz)\b", ptx)
-            assert not re.findall(r"__nv_(?:exp|log|pow|sqrt|fma)\w*", ptx)
-            log = assembled(ptx, capability)
-            assert set(re.findall(r"(\d+) bytes spill (?:stores|loads)", log)) == {"0"}
-            # A block that does not fit a processor's registers cannot be launched.
-            assert int(re.search(r"[uU]sed (\d+) registers", log)[1]) * LARGE_BLOCK <= REGISTERS
-            if function == "chunks":
-                # Maxima, sums and gradients each have a loop that reads sixteen bytes at a time; one writes them.
-                assert len(re.findall(r"ld\.global(?:\.nc)?\.v2\.[ub]64", ptx)) >= 3
-                assert len(re.findall(r"st\.global\.v2\.[ub]64", ptx)) >= 1
+@pytest.mark.parametrize(("kernel", "name"), list(kernels()))
+def test_a_kernel_compiles_to_exact_arithmetic_without_libdevice_or_spills(launches, kernel, name):
+    compilation = launches[kernel, name]
+    # The linker would contract what the compiler has kept apart.
+    assert compilation.kernel.targetoptions["lto"] is False
+    for ptx, capability in zip(ptx_of(compilation), CAPABILITIES, strict=True):
+        assert f".target sm_{capability[0]}{capability[1]}" in ptx
+        # Without a rounding mode the assembler may contract products and sums.
+        assert not re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)", ptx)
+        assert not re.findall(r"\b(?:approx|ftz)\b", ptx)
+        assert not re.findall(r"__nv_(?:exp|log|pow|sqrt|fma)\w*", ptx)
+        log = assembled(ptx, capability)
+        assert set(re.findall(r"(\d+) bytes spill (?:stores|loads)", log)) == {"0"}
+        # A block that does not fit a processor's registers cannot be launched.
+        assert int(re.search(r"[uU]sed (\d+) registers", log)[1]) * LARGE_BLOCK <= REGISTERS
 
 
-def test_every_kernel_is_among_them(chosen):
-    """Whatever is a kernel in the CUDA modules has been compiled above."""
-    compiled = {compilation.kernel.py_func.__name__ for own in chosen.values() for compilation in own}
-    for module in Path(runtime.__file__).parent.glob("*.py"):
-        kernels = re.findall(r"@gpu_kernel\n *def (\w+)", module.read_text())
-        assert set(kernels) <= compiled, module.name
-        # The linker would contract what the compiler has kept apart.
-        assert "cuda.jit" not in module.read_text() or module.name == "gpu_jit.py"
-    assert not any(compilation.kernel.targetoptions["lto"] for own in chosen.values() for compilation in own)
-    assert len(chosen["chunks"]) == len(chosen["elements"]) == len(FORMATS)
-
-
-def test_without_exact_arithmetic_products_and_sums_are_contracted(chosen):
+def test_without_exact_arithmetic_products_and_sums_are_contracted(launches):
     """What the check above would miss if it could not fail."""
-    compilation = next(c for own in chosen.values() for c in own if c.kernel.py_func is short_rows.py_func)
+    compilation = next(launches[kernel, ""] for kernel in every_kernel() if kernel.loop == "mse")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
         ptx, _ = cuda.compile_ptx(compilation.kernel.py_func, compilation.types, cc=(9, 0))

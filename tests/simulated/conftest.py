@@ -1,34 +1,31 @@
-"""These tests need Numba's CUDA simulator, which is chosen before Numba is imported: tests/test_cuda.py runs them."""
+"""Tests of this folder are run by another process, in which Numba simulates a GPU: one for each worker of pytest."""
 
-import os
-import sys
-import threading
+import importlib.util
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
-import numpy as np
+import pytest
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-collect_ignore_glob = [] if SIMULATED else ["test_*.py"]
+from tests.simulated import process
 
-
-def shared_once_a_line():
-    """Let threads that ask for a shared array at the same moment have the same one; the simulator's own may differ."""
-    from numba.cuda.simulator.kernelapi import FakeCUDAShared
-    from numba.np import numpy_support
-
-    lock = threading.Lock()
-
-    def array(self, shape, dtype):
-        caller = sys._getframe(1)
-        with lock:
-            place = (caller.f_code.co_filename, caller.f_lineno)
-            if place not in self._allocations:
-                self._allocations[place] = np.empty(shape, numpy_support.as_dtype(dtype))
-            return self._allocations[place]
-
-    FakeCUDAShared.array = array
+collect_ignore_glob = [] if importlib.util.find_spec("numba_cuda") else ["test_*.py"]
 
 
-if SIMULATED:
-    shared_once_a_line()
-    # Threads of a block wait for each other in a loop: who has nothing to do should not have the interpreter for long.
-    sys.setswitchinterval(1e-6)
+@pytest.fixture(scope="session", autouse=True)
+def simulator():
+    """The process, which is kept: what it has compiled serves the next test."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+            pool.submit(process.prepare).result()
+        yield pool
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Hand the test over, with its parameters and what its fixtures have made."""
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    pool = pyfuncitem.funcargs["simulator"]
+    pool.submit(process.run, pyfuncitem.module.__name__, pyfuncitem.originalname, arguments).result()
+    return True

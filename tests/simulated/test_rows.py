@@ -1,14 +1,13 @@
 """Rows that golden cases are too short for: a block of threads for each, in chunks of memory and without."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import refloss
+from refloss.golden.source import DTYPES
 from refloss.kernels.gpu import runtime
 from tests.cuda_cases import assert_same_bits, assert_same_result
 
-DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # Whole chunks in every format, and not in any.
 ALIGNED, UNALIGNED = 160, 131
 
@@ -81,12 +80,13 @@ def test_probabilities_at_their_optimum_are_refined(dtype):
     both(refloss.cross_entropy, np.log(target).astype(dtype), target.astype(dtype), reduction="sum")
 
 
-def test_several_blocks_and_grids(monkeypatch):
+def test_several_blocks_and_grids():
     logits, labels = rows("float32", ALIGNED)
     alone = refloss.cross_entropy(logits, labels, backend="cpu")
     for block in (1, 3, 4):
-        monkeypatch.setattr(runtime, "LARGEST_BLOCK", block)
-        assert_same_result(refloss.cross_entropy(logits, labels, backend="cuda"), alone)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runtime, "LARGEST_BLOCK", block)
+            assert_same_result(refloss.cross_entropy(logits, labels, backend="cuda"), alone)
 
 
 def test_an_empty_batch_and_buffers_of_the_caller_s():

@@ -1,0 +1,47 @@
+"""What happens in the process that has a simulated GPU: whichever test it is handed.
+
+Numba chooses its simulator when it is imported, by an environment variable, so it cannot be the process that has
+everything else.
+"""
+
+import functools
+import importlib
+import sys
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+
+
+def prepare() -> None:
+    """Make the process what pytest's is, and its simulator what these tests need."""
+    importlib.import_module("tests.conftest")
+    _share_arrays_by_line()
+    # Threads of a block wait for each other in a loop: who has nothing to do should not have the interpreter for long.
+    sys.setswitchinterval(1e-6)
+    warnings.simplefilter("error")
+
+
+def run(module: str, test: str, arguments: dict[str, Any]) -> None:
+    """Run a test; what it raises reaches the process that asked for it."""
+    getattr(importlib.import_module(module), test)(**arguments)
+
+
+def _share_arrays_by_line() -> None:
+    """Let threads that ask for a shared array at the same moment have the same one; the simulator's own may differ."""
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+    from numba.np import numpy_support
+
+    lock = threading.Lock()
+
+    @functools.wraps(FakeCUDAShared.array)
+    def array(self: Any, shape: Any, dtype: Any) -> Any:
+        caller = sys._getframe(1)
+        with lock:
+            place = (caller.f_code.co_filename, caller.f_lineno)
+            if place not in self._allocations:
+                self._allocations[place] = np.empty(shape, numpy_support.as_dtype(dtype))
+            return self._allocations[place]
+
+    FakeCUDAShared.array = array
