@@ -31,19 +31,20 @@ def draw(function: Function, draws: Draws, name: str = "drawn") -> Case:
     return Case(f"{function.name}-{name}", function.name, laid_out, drawn.parameters, grad_output)
 
 
-def seeded(function: Function, limits: Limits, seed: int, count: int) -> Iterator[Case]:
-    """Cases that follow from a seed, the same on every machine; the first is the plainest."""
-    for i in range(count):
-        chooser = Seeded(1000 * seed + i, plainness=0.5 if i else 1.0)
-        yield draw(function, Draws(chooser, limits), f"drawn-{seed}-{i}")
+def seeded(function: Function, limits: Limits, seed: int) -> Iterator[Case]:
+    """Cases that follow from a seed, the same on every machine: the plainest, and one with each value worth trying."""
+    values = [(name, value) for name, each in function.specification.parameters.items() for value in each.values]
+    yield draw(function, Draws(Seeded(1000 * seed, plainness=1.0), limits), f"mean-{seed}")
+    for i, (name, value) in enumerate(values, 1):
+        yield draw(function, Draws(Seeded(1000 * seed + i), limits, {name: value}), f"{name}-{value}-{seed}")
 
 
-def of_every_format(function: Function, count: int = 4) -> list[Case]:
+def of_every_format(function: Function) -> list[Case]:
     """Golden cases of a function that has none which somebody wrote: finite values, and some of each format."""
     return [
-        case._replace(id=f"{function.name}-{dtype}-{i}")
-        for dtype in DTYPES
-        for i, case in enumerate(seeded(function, Limits((dtype,), extreme=False), 1, count))
+        case._replace(id=f"{case.id}-{dtype}")
+        for seed, dtype in enumerate(DTYPES)
+        for case in seeded(function, Limits((dtype,), extreme=False), seed)
     ]
 
 
@@ -81,6 +82,8 @@ def _elements(specification: Specification, draws: Draws, parameters: dict[str, 
         elif argument.role == "log-probabilities":
             tensors[name] = draws.log_probabilities(*shape)
         elif argument.role == "weight":
+            if draws.limits.exact and tensors.keys() & set(specification.named("weight")):
+                continue
             tensors |= _weight(name, draws, shape, broadcast=argument.broadcast)
         else:
             values = draws.logits(*shape)
@@ -103,6 +106,8 @@ def _rows_of_classes(specification: Specification, draws: Draws, parameters: dic
     """Rows of classes on axis 1 with a label each, or a distribution, and weights of classes."""
     (name, logits), (target_name, target) = list(specification.arguments.items())[:2]
     classes, rows = draws.classes(), draws.row_shape()
+    if draws.limits.exact and parameters.get("reduction") == "none":
+        rows = rows[:1]
     shape = (*rows[:1], classes, *rows[1:])
     axis = min(1, len(shape) - 1)
     if logits.role == "logits":

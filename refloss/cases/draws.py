@@ -43,7 +43,8 @@ class Limits(NamedTuple):
     max_rows, max_classes: the most rows, and classes or elements of a row.
     extreme: whether values may overflow, be lost, or be NaN in rows that do not count.
     exact: whether rows may be taken apart, put together, and have constants added to their logits without rounding:
-        logits are multiples of a power of two, no batch is empty or flattened, some row counts, and arrays are plain.
+        logits are multiples of a power of two, sizes are the largest that are allowed, some row counts, arrays are
+        contiguous, and of what may be left out only a weight is given.
     """
 
     dtypes: tuple[str, ...] = tuple(DTYPES)
@@ -97,8 +98,9 @@ class Seeded:
 class Draws:
     """What cases are made of."""
 
-    def __init__(self, chooser: Chooser, limits: Limits) -> None:
-        self._chooser = chooser
+    def __init__(self, chooser: Chooser, limits: Limits, given: Mapping[str, Any] | None = None) -> None:
+        """given holds values of parameters, where there are such."""
+        self._chooser, self._given = chooser, given or {}
         self.limits = limits
         self._dtype_name = self.one_of(*limits.dtypes)
         self.dtype = DTYPES[self._dtype_name]
@@ -117,7 +119,10 @@ class Draws:
 
     def options(self, **choices: tuple[Any, ...]) -> dict[str, Any]:
         """Parameters by name; one that is left out has its default."""
-        chosen = {name: self.one_of(_LEFT_OUT, *values) for name, values in choices.items()}
+        chosen = {
+            name: self._given[name] if name in self._given else self.one_of(_LEFT_OUT, *values)
+            for name, values in choices.items()
+        }
         return {name: value for name, value in chosen.items() if value is not _LEFT_OUT}
 
     def parameters(self, specified: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -125,23 +130,27 @@ class Draws:
         return self.options(**{name: parameter.values for name, parameter in specified.items() if parameter.values})
 
     def rows(self) -> int:
-        """How many rows, or images, there are."""
-        return self.size(2 if self.limits.exact else 0, self.limits.max_rows)
+        """How many rows there are."""
+        return self.limits.max_rows if self.limits.exact else self.size(0, self.limits.max_rows)
 
     def classes(self, low: int = 1) -> int:
         """How many classes there are."""
-        return self.size(max(low, 2) if self.limits.exact else low, self.limits.max_classes)
+        return self.limits.max_classes if self.limits.exact else self.size(low, self.limits.max_classes)
 
     def row_shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
         """Axes whose product is at most max_rows; only the first can be empty."""
+        if self.limits.exact:
+            return (self.rows(), *(2,) * (self.size(max(low, 1), min(high, 2)) - 1))
         axes: tuple[int, ...] = ()
-        for i in range(self.size(max(low, 1) if self.limits.exact else low, high)):
+        for i in range(self.size(low, high)):
             most = self.limits.max_rows // max(1, int(np.prod(axes)))
-            axes += (self.size(2 if self.limits.exact else 1, most) if i else self.rows(),)
+            axes += (self.size(min(i, 1), most),)
         return axes
 
     def elements(self, axes: int = 0) -> tuple[int, ...]:
         """The shape of arrays of corresponding elements, with at least so many axes."""
+        if self.limits.exact:
+            return self.rows(), self.classes()
         rows = self.row_shape(max(axes - 1, 0), 2)
         return (*rows, self.classes()) if len(rows) < axes or self.maybe() else rows
 
@@ -221,8 +230,10 @@ class Draws:
         )
 
     def adverse(self, logits: np.ndarray, axis: int, asked: np.ndarray, ignored: np.ndarray, *, masks: bool) -> None:
-        """Put −inf where no row asks for a class, and what must not leak into rows that are ignored."""
+        """Make rows sure, put −inf where no row asks for a class, and what must not leak into rows that are ignored."""
         rows = np.moveaxis(logits, axis, -1)
+        if self.limits.exact and self.maybe():
+            rows[~ignored, asked[~ignored]] = 64.0  # next to nothing is left of their losses
         if masks and rows.shape[-1] > 1 and self.maybe():
             absent = self.size(0, rows.shape[-1] - 1)
             rows[asked != absent, absent] = -np.inf

@@ -170,7 +170,7 @@ def draw_tokens(draws: Draws, size_name: str, *, shifted: bool = False) -> Drawn
     ignore_index = parameters.get("ignore_index", -100)
     labels = draws.labels(rows, classes, ignore_index)
     tensors, asked = {"labels": labels}, labels
-    if shifted and draws.maybe():
+    if shifted and not draws.limits.exact and draws.maybe():
         asked = tensors["shift_labels"] = draws.labels(rows, classes, ignore_index)
     elif shifted:
         asked = np.full(rows, ignore_index, np.int64)
@@ -225,7 +225,7 @@ def draw_answers(draws: Draws) -> Drawn:
 
 def draw_images(draws: Draws) -> Drawn:
     """Images and labels of other sizes."""
-    images, classes = draws.size(2 if draws.limits.exact else 0, 2), draws.classes()
+    images, classes = min(draws.rows(), 2), draws.classes()
     parameters = draws.options(
         ignore_index=(255, 0, -100), num_items_in_batch=_ITEMS, auxiliary_loss_weight=(0.4, 1.5, 0.0)
     )
