@@ -52,6 +52,8 @@ class Argument:
         activation: what turns logits into probabilities.
         of: for labels, the argument whose classes they are.
         ignored: for labels, the default of ignore_index; None for one more than there are classes.
+        shift: for labels, how many places after its row a label stands.
+        resampled: whether rows are made from it, with other sizes, before anything else.
         batched: whether its first axis is that of the batch.
         broadcast: whether a weight may have fewer axes than what it weighs.
         on_gpu: whether it is computed where it lives, if that is a GPU; all other arguments are copied to the host.
@@ -65,6 +67,8 @@ class Argument:
     activation: Literal["softmax", "sigmoid", None] = None
     of: str = ""
     ignored: int | None = -100
+    shift: int = 0
+    resampled: bool = False
     batched: bool = True
     broadcast: bool = False
     on_gpu: bool = False
@@ -113,9 +117,9 @@ def classes(of: str, *, ignored: int = -100) -> Argument:
     return Argument("classes", differentiable=True, of=of, ignored=ignored)
 
 
-def labels(of: str, *, ignored: int | None = -100, optional: bool = False) -> Argument:
-    """Classes of the rows of an argument."""
-    return Argument("labels", optional=optional, of=of, ignored=ignored)
+def labels(of: str, *, ignored: int | None = -100, optional: bool = False, shift: int = 0) -> Argument:
+    """Classes of the rows of an argument; if they may be left out, they take the place of others."""
+    return Argument("labels", optional=optional, of=of, ignored=ignored, shift=shift)
 
 
 def weight(*, differentiable: bool = False, broadcast: bool = False) -> Argument:
@@ -192,6 +196,9 @@ class Specification:
         counts_tokens: whether its rows are tokens, whose number and perplexity the command line tells.
         cases: cases(name) are its golden cases; drawn ones if there are none.
         draw: inputs and parameters of a case, where its family has none that fit.
+        has_classes: whether the labels of a case are classes, where their dtype does not say it.
+        mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
+            those that only this function can have.
         bounds: how far an honest implementation may be off, where its family has none that fit.
     """
 
@@ -209,6 +216,8 @@ class Specification:
     counts_tokens: bool = False
     cases: Callable[[str], list[Case]] | None = None
     draw: Callable[[Draws], Drawn] | None = None
+    has_classes: Callable[[Case], bool] | None = None
+    mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]] | None = None
 
     def named(self, *roles: Role) -> list[str]:

@@ -250,6 +250,6 @@ class Draws:
         """A signed number, or one for each element of the loss."""
         if self.limits.exact:
             number = float(self.one_of(-1.5, 1.0, -0.75, 3.0))
-            return number * np.round(2.0 + self.noise(*shape)) if shape else number
+            return number * (2.0 * np.floor(4.0 * self.uniform(*shape)) - 3.0) if shape else number
         number = float(self.one_of(1.0, -0.75, 3.0, -1e4, 2.0**-20, 0.0))
         return number * (1.0 + self.noise(*shape)) if shape and self.maybe() else number

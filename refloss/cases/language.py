@@ -242,12 +242,17 @@ def tokens_counted(case: Case, *, shift: int = 0) -> float:
     return float(np.count_nonzero(labels != case.parameters.get("ignore_index", -100)))
 
 
+def sequences_have_classes(case: Case) -> bool:
+    """Whether labels are one class for each sequence, instead of several or of values."""
+    if "problem_type" in case.parameters:
+        return bool(case.parameters["problem_type"] == "single_label_classification")
+    count = case.parameters.get("num_labels", case.inputs["pooled_logits"].shape[-1])
+    return count != 1 and case.inputs["labels"].dtype in (np.int64, np.int32)
+
+
 def sequences_counted(case: Case) -> float:
     """How many labels count, or how many numbers there are."""
-    labels = case.inputs["labels"]
-    if labels.dtype.kind not in "iu" or ("problem_type" in case.parameters and labels.ndim > 1):
-        return float(case.inputs["pooled_logits"].size)
-    return tokens_counted(case)
+    return tokens_counted(case) if sequences_have_classes(case) else float(case.inputs["pooled_logits"].size)
 
 
 def answers_counted(case: Case) -> float | None:
@@ -262,3 +267,24 @@ def answers_counted(case: Case) -> float | None:
 def pixels_counted(case: Case) -> float:
     """How many labels count."""
     return float(np.count_nonzero(case.inputs["labels"] != case.parameters.get("ignore_index", 255)))
+
+
+def wrong_shifts(case: Case, *, shift: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    """Labels that are shifted too little, too far or around; or shifted where they should not be."""
+    ignored = case.parameters.get("ignore_index", -100)
+    if not shift or "shift_labels" in case.inputs:
+        name = "shift_labels" if "shift_labels" in case.inputs else "labels"
+        return {"labels are shifted by one position": {name: _moved(case.inputs[name], 1, ignored)}}
+    tokens = case.inputs["labels"]
+    rolled = "labels are rolled, so that the last position predicts the first token"
+    return {
+        "labels are not shifted": {"shift_labels": tokens},
+        "labels are shifted by one position too many": {"shift_labels": _moved(tokens, 2, ignored)},
+        rolled: {"shift_labels": np.roll(tokens, -1, -1)},
+    }
+
+
+def _moved(tokens: np.ndarray, count: int, ignored: int) -> np.ndarray:
+    moved = np.full_like(tokens, ignored)
+    moved[..., :-count] = tokens[..., count:]
+    return moved

@@ -22,7 +22,7 @@ from refloss.specification import labels as tokens
     Softmax(
         arguments={
             "logits": softmax_logits(-1),
-            "labels": tokens("logits"),
+            "labels": tokens("logits", shift=1),
             "shift_labels": tokens("logits", optional=True),
         },
         parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
@@ -32,6 +32,7 @@ from refloss.specification import labels as tokens
         keys=("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration"),
         follows="transformers' ForCausalLMLoss",
         counts_tokens=True,
+        mistakes=partial(cases.wrong_shifts, shift=1),
         cases=cases.causal_lm,
         bounds=softmax.tokens,
         draw=partial(cases.draw_tokens, size_name="vocab_size", shifted=True),

@@ -28,6 +28,7 @@ from refloss.specification import labels as tokens
         keys=("ForMaskedLM",),
         follows="transformers' ForMaskedLMLoss",
         counts_tokens=True,
+        mistakes=cases.wrong_shifts,
         cases=cases.masked_lm,
         bounds=softmax.tokens,
         draw=partial(cases.draw_tokens, size_name="vocab_size"),

@@ -21,7 +21,7 @@ from refloss.result import Intermediates, LossResult
 from refloss.specification import ITEMS, Argument, Parameter, Specification
 from refloss.specification import labels as pixel_labels
 
-_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax")
+_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax", resampled=True)
 
 
 @loss(

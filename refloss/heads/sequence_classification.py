@@ -48,6 +48,7 @@ class ProblemTypeError(ValueError, RuntimeError):
             "ForAudioClassification",
         ),
         follows="transformers' ForSequenceClassificationLoss",
+        has_classes=cases.sequences_have_classes,
         cases=cases.sequence_classification,
         bounds=error_model.sequence_classification,
         draw=cases.draw_sequences,

@@ -32,6 +32,7 @@ from refloss.specification import labels as token_labels
         padded=(0, 1),
         keys=("ForTokenClassification",),
         follows="transformers' ForTokenClassification",
+        mistakes=cases.wrong_shifts,
         cases=cases.token_classification,
         bounds=softmax.tokens,
         draw=partial(cases.draw_tokens, size_name="num_labels"),

@@ -77,7 +77,7 @@ def _draw(draws):
 
 _PARAMETERS = {
     "reduction": reduction("mean", "sum", "none", "batchmean"),
-    "log_target": Parameter(bool, (False, True), structural=True),
+    "log_target": Parameter(bool, (False, True)),
 }
 
 

@@ -13,21 +13,8 @@ from refloss.registry import FUNCTIONS
 if TYPE_CHECKING:
     from refloss.cases.source import Case
     from refloss.result import LossResult
+    from refloss.specification import Argument, Specification
 
-# Label argument, logits argument, default of ignore_index, the classes' axis.
-_LABELS = {
-    "cross_entropy": ("target", "logits", -100, 1),
-    "nll": ("target", "input", -100, 1),
-    "causal_lm": ("labels", "logits", -100, -1),
-    "masked_lm": ("labels", "logits", -100, -1),
-    "token_classification": ("labels", "logits", -100, -1),
-    "sequence_classification": ("labels", "pooled_logits", -100, -1),
-    "semantic_segmentation": ("labels", "logits", 255, 1),
-}
-_SIGMOIDS = {"bce_with_logits": "logits", "sigmoid_focal": "inputs", "varifocal": "inputs", "dice": "inputs"}
-_STRUCTURE = {"config", "vocab_size", "num_labels", "problem_type", "reduction"}  # nothing is right without them
-_PAIRS = {"iou", "giou"}  # their last axis is a box
-_BY_WEIGHT = {"mse", "l1"}  # their mean divides by the sum of weights
 NO_LABEL = -100  # an ignore_index that no label here has after every row counts
 
 
@@ -73,31 +60,38 @@ def altered(case: Case, inputs: dict[str, Any] | None = None, grad_output: Any =
 
 def labels(case: Case, tensor: str | None = None) -> Labels | None:
     """The labels behind a tensor of a case, or behind its loss; None for a function or a case without."""
-    if case.function == "question_answering":
-        side = "end" if tensor == "grad.end_logits" else "start"
-        values, classes = case.inputs[f"{side}_positions"], case.inputs[f"{side}_logits"].shape[-1]
-        return Labels(f"{side}_positions", f"{side}_logits", values, values < classes, classes)
-    if case.function not in _LABELS or not _has_classes(case):
+    specification = specification_of(case)
+    targets = {name: each for name, each in specification.arguments.items() if name in case.inputs and _is_target(each)}
+    # Labels that may be left out take the place of others.
+    targets = {name: each for name, each in targets.items() if each.optional} or targets
+    if not targets or not _has_classes(case, next(iter(targets))):
         return None
-    name, logits, ignored, axis = _LABELS[case.function]
-    values, shape = case.inputs[name], case.inputs[logits].shape
-    classes = shape[min(axis, len(shape) - 1)] if case.function != "causal_lm" else shape[-1]
-    classes = case.parameters.get("vocab_size") or case.parameters.get("num_labels") or classes
-    if case.function == "causal_lm" and "shift_labels" in case.inputs:
-        name, values = "shift_labels", case.inputs["shift_labels"]
-    elif case.function == "causal_lm":
-        values = values[..., 1:]
-    return Labels(name, logits, values, values != case.parameters.get("ignore_index", ignored), classes)
+    behind = [name for name, each in targets.items() if f"grad.{each.of}" == tensor]
+    name = behind[0] if behind else next(iter(targets))
+    target, values, shape = targets[name], case.inputs[name], case.inputs[targets[name].of].shape
+    axis = specification.arguments[target.of].class_axis or 0
+    classes = case.parameters.get("vocab_size") or case.parameters.get("num_labels") or shape[min(axis, len(shape) - 1)]
+    values = values[..., target.shift :] if target.shift else values
+    counts = values < classes if target.ignored is None else values != _ignore_index(case, target)
+    return Labels(name, target.of, values, counts, classes)
 
 
-def _has_classes(case: Case) -> bool:
-    values = case.inputs[_LABELS[case.function][0]]
-    if case.function != "sequence_classification":
-        return values.dtype.kind in "iu"
-    if "problem_type" in case.parameters:
-        return bool(case.parameters["problem_type"] == "single_label_classification")
-    count = case.parameters.get("num_labels", case.inputs["pooled_logits"].shape[-1])
-    return count != 1 and values.dtype in (np.int64, np.int32)
+def specification_of(case: Case) -> Specification:
+    """The facts of a case's function."""
+    return FUNCTIONS[case.function].specification
+
+
+def _is_target(argument: Argument) -> bool:
+    return argument.role in ("labels", "classes")
+
+
+def _ignore_index(case: Case, target: Argument) -> Any:
+    return case.parameters.get("ignore_index", target.ignored)
+
+
+def _has_classes(case: Case, name: str) -> bool:
+    asked = specification_of(case).has_classes
+    return case.inputs[name].dtype.kind in "iu" if asked is None else asked(case)
 
 
 class Divisor(NamedTuple):
@@ -111,11 +105,10 @@ class Divisor(NamedTuple):
 
 def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
     """What the loss of a case is divided by if that is a count of its own making; None for sums and for detection."""
-    if case.function in _LABELS or case.function == "question_answering":
+    mean = specification_of(case).mean
+    if mean == "labels":
         return _row_divisor(case, tensor)
-    if "num_boxes" in FUNCTIONS[case.function].parameters or "config" in FUNCTIONS[case.function].parameters:
-        return None
-    return _element_divisor(case)
+    return None if mean in ("num_boxes", "objects") else _element_divisor(case)
 
 
 def _row_divisor(case: Case, tensor: str | None) -> Divisor | None:
@@ -123,7 +116,7 @@ def _row_divisor(case: Case, tensor: str | None) -> Divisor | None:
         return None
     row_labels = labels(case, tensor)
     if row_labels is None:
-        return _element_divisor(case) if case.function == "sequence_classification" else _probability_divisor(case)
+        return _element_divisor(case) if specification_of(case).has_classes else _probability_divisor(case)
     right, what = float(row_labels.counted), "the rows that count"
     if "weight" in case.inputs:
         weight = np.asarray(case.inputs["weight"], np.float64)
@@ -142,14 +135,14 @@ def _probability_divisor(case: Case) -> Divisor:
 def _element_divisor(case: Case) -> Divisor | None:
     reduction = case.parameters.get("reduction", "mean")
     shape = case.inputs[FUNCTIONS[case.function].differentiable[0]].shape
-    if case.function in _PAIRS:
+    if specification_of(case).named("boxes"):
         shape = shape[:-1]
     size, batch = float(math.prod(shape)), float(shape[0] if shape else 1)
     if reduction == "batchmean":
         return Divisor(batch, size, "the batch size", "all elements")
     if reduction != "mean":
         return None
-    if case.function in _BY_WEIGHT and "weight" in case.inputs:
+    if specification_of(case).mean == "weights" and "weight" in case.inputs:
         total = math.fsum(np.broadcast_to(case.inputs["weight"], shape).astype(np.float64).ravel())
         return Divisor(total, size, "the sum of weights", "all elements")
     return Divisor(size, batch, "the elements", "the rows")
@@ -157,9 +150,10 @@ def _element_divisor(case: Case) -> Divisor | None:
 
 def divided_by(case: Case, count: float) -> Altered:
     """A mean whose sum is divided by another count."""
-    if "num_items_in_batch" in FUNCTIONS[case.function].parameters and _takes_items(case):
+    parameters = specification_of(case).parameters
+    if "num_items_in_batch" in parameters and labels(case) is not None:
         return Altered(altered(case, num_items_in_batch=count))
-    if case.function == "sequence_classification":
+    if "reduction" not in parameters:
         right = divisor(case)
         assert right is not None
         factor = right.right / count
@@ -167,17 +161,13 @@ def divided_by(case: Case, count: float) -> Altered:
     return Altered(altered(case, grad_output=np.asarray(case.grad_output) / count, reduction="sum"), count)
 
 
-def _takes_items(case: Case) -> bool:
-    return case.function != "sequence_classification" or _has_classes(case)
-
-
 def over_everything(case: Case, tensor: str | None = None) -> Altered | None:
     """The mean over all rows instead of those that count; box losses over all queries instead of the objects."""
-    accepted = FUNCTIONS[case.function].parameters
-    if "num_boxes" in accepted:
+    mean = specification_of(case).mean
+    if mean in ("num_boxes", "objects"):
         rows = case.inputs.get("inputs", case.inputs.get("logits"))
         assert rows is not None
-        count = math.prod(rows.shape[:-1]) if "config" in accepted else rows.shape[0]
+        count = math.prod(rows.shape[:-1]) if mean == "objects" else rows.shape[0]
         return Altered(altered(case, num_boxes=float(count)))
     count = divisor(case, tensor)
     return None if count is None or count.right == count.all else divided_by(case, count.all)
@@ -200,10 +190,10 @@ def leaking(case: Case, tensor: str | None = None, *, counted: bool = False) -> 
 
 def _with_every_row(case: Case, row_labels: Labels) -> Case:
     """Ignored rows get the class that they have, or else the first."""
-    values = case.inputs[row_labels.name]
-    if case.function == "question_answering":
+    values, target = case.inputs[row_labels.name], specification_of(case).arguments[row_labels.name]
+    if target.ignored is None:
         return altered(case, {row_labels.name: np.where(values < row_labels.classes, values, 0)})
-    ignored = case.parameters.get("ignore_index", _LABELS[case.function][2])
+    ignored = _ignore_index(case, target)
     known = ignored if 0 <= ignored < row_labels.classes else 0
     return altered(case, {row_labels.name: np.where(values == ignored, known, values)}, ignore_index=NO_LABEL)
 
@@ -228,8 +218,8 @@ def without_upstream(case: Case) -> Altered | None:
 
 def activated_twice(case: Case) -> Altered | None:
     """Probabilities instead of logits; None where there are no logits, or where they are matched."""
-    axis, sigmoid = softmax_axis(case), _SIGMOIDS.get(case.function)
-    names = logits(case) if axis is not None else [] if sigmoid is None else [sigmoid]
+    axis = softmax_axis(case)
+    names = logits(case, "sigmoid") if axis is None else logits(case)
     given = {}
     for name in names:
         values = case.inputs[name]
@@ -248,21 +238,22 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
     return np.asarray(1.0 / (1.0 + np.exp(-values.astype(np.float64))))
 
 
-def logits(case: Case) -> list[str]:
-    """The names of the logits that a softmax is taken of."""
-    return ["start_logits", "end_logits"] if case.function == "question_answering" else [_LABELS[case.function][1]]
+def logits(case: Case, activation: str = "softmax") -> list[str]:
+    """The names of the logits that an activation is taken of."""
+    arguments = specification_of(case).arguments.items()
+    return [name for name, each in arguments if each.activation == activation and name in case.inputs]
 
 
 def softmax_axis(case: Case) -> int | None:
     """The axis of the softmax, where there is one of the logits as they are."""
-    if case.function == "question_answering":
-        return 1
-    if case.function in {"nll", "semantic_segmentation"} or case.function not in _LABELS:
+    specification, names = specification_of(case), logits(case)
+    if not names or specification.arguments[names[0]].resampled:
         return None
-    if case.function == "sequence_classification" and not _has_classes(case):
+    row_labels = labels(case)
+    if row_labels is None and specification.has_classes is not None:
         return None
-    values, row_labels = case.inputs[_LABELS[case.function][1]], labels(case)
-    axis = min(1, values.ndim - 1) if case.function == "cross_entropy" else values.ndim - 1
+    values, axis = case.inputs[names[0]], specification.arguments[names[0]].class_axis or 0
+    axis = min(axis, values.ndim - 1) if axis >= 0 else values.ndim - 1
     return axis if row_labels is None or row_labels.classes == values.shape[axis] else None
 
 
@@ -273,35 +264,22 @@ def softmax(values: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(terms / terms.sum(axis=axis, keepdims=True))
 
 
-def shifted_labels(case: Case) -> dict[str, Altered]:
-    """What is said of it, and the case with tokens that are shifted too little, too far or around."""
-    if case.function == "causal_lm" and "shift_labels" not in case.inputs:
-        tokens = case.inputs["labels"]
-        ignored = case.parameters.get("ignore_index", NO_LABEL)
-        twice = np.full_like(tokens, ignored)
-        twice[..., :-2] = tokens[..., 2:]
-        wrong = {
-            "labels are not shifted": tokens,
-            "labels are shifted by one position too many": twice,
-            "labels are rolled, so that the last position predicts the first token": np.roll(tokens, -1, -1),
-        }
-        return {words: Altered(altered(case, {"shift_labels": values})) for words, values in wrong.items()}
-    name = {"causal_lm": "shift_labels", "masked_lm": "labels", "token_classification": "labels"}.get(case.function)
-    if name is None:
-        return {}
-    tokens = np.full_like(case.inputs[name], case.parameters.get("ignore_index", NO_LABEL))
-    tokens[..., :-1] = case.inputs[name][..., 1:]
-    return {"labels are shifted by one position": Altered(altered(case, {name: tokens}))}
+def of_this_function(case: Case) -> dict[str, Altered]:
+    """What is said of it, and the case with a mistake that only its function can have."""
+    mistakes = specification_of(case).mistakes
+    wrong = mistakes(case) if mistakes is not None else {}
+    return {words: Altered(altered(case, inputs)) for words, inputs in wrong.items()}
 
 
 def arguments_ignored(case: Case) -> dict[str, Altered]:
     """What is said of it, and the case without one of its optional arguments."""
-    optional = [name for name in FUNCTIONS[case.function].optional if name in case.inputs]
+    parameters = specification_of(case).parameters
+    optional = [name for name in specification_of(case).optional if name in case.inputs]
     without = {
         name: case._replace(inputs={key: value for key, value in case.inputs.items() if key != name})
         for name in optional
     }
-    without |= {name: altered(case, **{name: None}) for name in case.parameters if name not in _STRUCTURE}
-    if "num_boxes" in case.parameters or "config" in case.parameters:
+    without |= {name: altered(case, **{name: None}) for name in case.parameters if not parameters[name].structural}
+    if "num_boxes" in case.parameters or specification_of(case).mean == "objects":
         without["the number of boxes"] = altered(case, num_boxes=1.0)
     return {f"{name} is ignored": Altered(other) for name, other in without.items()}

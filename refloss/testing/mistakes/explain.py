@@ -215,7 +215,7 @@ def _of_other_cases(asked: Question, tensor: _Tensor) -> str | None:
 def _other_cases(case: Case, side: str) -> Iterator[tuple[str, Altered]]:
     guesses = {
         "upstream gradient ignored": alterations.without_upstream(case),
-        **alterations.shifted_labels(case),
+        **alterations.of_this_function(case),
         f"ignored rows are included{_of(side)}": alterations.leaking(case, side),
         f"ignored rows are included, in the count as well{_of(side)}": alterations.leaking(case, side, counted=True),
         f"{_wrong_count(case, side)}{_of(side)}": alterations.over_everything(case, side),
@@ -230,7 +230,7 @@ def _wrong_count(case: Case, side: str) -> str:
     divisor = alterations.divisor(case, side)
     if divisor is not None:
         return f"a mean over {divisor.all_what} ({divisor.all:g}) instead of {divisor.what} ({divisor.right:g})"
-    right = "the number of objects" if "config" in case.parameters else "num_boxes"
+    right = "the number of objects" if alterations.specification_of(case).mean == "objects" else "num_boxes"
     return f"divided by the number of queries or rows instead of {right}"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
+from refloss.registry import FUNCTIONS
 from refloss.testing.judging.wording import printable, short
 
 if TYPE_CHECKING:
@@ -201,18 +202,19 @@ class Plane(NamedTuple):
     columns: str
 
 
-_CLASSES_ON_AXIS_1 = ("cross_entropy", "nll", "semantic_segmentation")
-
-
 def plane(function: str, name: str, dimensions: int) -> Plane:
     """Rows × classes where a tensor has classes."""
-    last = 1 if function in _CLASSES_ON_AXIS_1 and dimensions > 2 else dimensions - 1
+    specification = FUNCTIONS[function].specification
+    first = specification.arguments[specification.differentiable[0]]
+    last = 1 if first.class_axis == 1 and dimensions > 2 else dimensions - 1
     order = (*(axis for axis in range(dimensions) if axis != last), last)
     noun = "axis" if dimensions == 2 else "axes"
     rows = f"{noun} {' × '.join(map(str, order[:-1]))}" if dimensions > 1 else ""
+    argument = specification.arguments.get(name.removeprefix("grad."))
     known = {"logits": "class", "class": "class", "boxes": "coordinate", "coord": "coordinate"}
-    of_classes = name.removeprefix("grad.") == "input" and function == "nll"
-    kind = "class" if of_classes else next((kind for part, kind in known.items() if part in name), "")
+    kind = next((kind for part, kind in known.items() if part in name), "")
+    if argument is not None and argument.class_axis is not None:
+        kind = "class"
     return Plane(order, rows, f"{kind} (axis {last})" if kind else f"axis {last}")
 
 
