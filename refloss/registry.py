@@ -83,13 +83,14 @@ def homes() -> dict[str, str]:
 
 
 class _Functions(Mapping[str, Function]):
-    """refloss's own losses in the order of their folders, then those that others have registered."""
+    """refloss's own losses, and those that others have registered, in the order that their specifications say."""
 
     def _all(self) -> dict[str, Function]:
         for name, module in homes().items():
             if name not in _registered:
                 importlib.import_module(module)
-        return {name: _registered[name] for name in (*homes(), *(name for name in _registered if name not in homes()))}
+        names = sorted(_registered, key=lambda name: (_registered[name].specification.order, name))
+        return {name: _registered[name] for name in names}
 
     def __getitem__(self, name: str) -> Function:
         if name not in _registered and name in homes():

@@ -61,9 +61,14 @@ def test_a_result_knows_what_was_asked(function):
 def test_whichever_way_it_was_asked(data):
     logits, labels = data
     for result in (
-        refloss.causal_lm(logits, labels, 11, np.float32(7), grad_output=np.array(-2.0), return_dict=True),
+        refloss.causal_lm(logits, labels, 11, np.float32(7), grad_output=np.array(-2.0)),
         refloss.LOSS_MAPPING["ForCausalLM"](
-            logits=Producer(logits), labels=labels, num_items_in_batch=np.array(7), vocab_size=11, grad_output=-2.0
+            logits=Producer(logits),
+            labels=labels,
+            num_items_in_batch=np.array(7),
+            vocab_size=11,
+            grad_output=-2.0,
+            return_dict=True,
         ),
     ):
         case = called(result)

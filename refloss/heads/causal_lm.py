@@ -30,6 +30,7 @@ from refloss.specification import labels as tokens
         divisor=partial(cases.tokens_counted, shift=1),
         padded=(0, 1),
         keys=("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration"),
+        order=150,
         follows="transformers' ForCausalLMLoss",
         counts_tokens=True,
         mistakes=partial(cases.wrong_shifts, shift=1),

@@ -25,6 +25,7 @@ from refloss.result import LossResult
         classes="varifocal",
         clamps=True,
         keys=("DFineForObjectDetection",),
+        order=260,
         follows="transformers' DFineForObjectDetectionLoss",
         cases=partial(scenes.layered_cases, seed=100, corners=True),
         draw=partial(drawn_scenes.rt_detr, corners=True),

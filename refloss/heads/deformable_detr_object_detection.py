@@ -20,6 +20,7 @@ from refloss.result import LossResult
     matching_head(
         classes="focal",
         keys=("DeformableDetrForObjectDetection", "ConditionalDetrForObjectDetection", "DabDetrForObjectDetection"),
+        order=220,
         follows="transformers' DeformableDetrForObjectDetectionLoss",
         cases=partial(scenes.detr_cases, seed=60),
         draw=drawn_scenes.detr,

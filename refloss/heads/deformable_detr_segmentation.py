@@ -21,6 +21,7 @@ from refloss.result import LossResult
         masks=True,
         classes="focal",
         keys=("ConditionalDetrForSegmentation",),
+        order=230,
         follows="transformers' DeformableDetrForSegmentationLoss",
         cases=partial(scenes.detr_cases, seed=70, masks=True),
         draw=partial(drawn_scenes.detr, masks=True),

@@ -29,6 +29,7 @@ CLASS_WEIGHT = 2.0
         text=True,
         classes="focal",
         keys=("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection"),
+        order=240,
         follows="transformers' GroundingDinoForObjectDetectionLoss",
         cases=partial(scenes.detr_cases, seed=80, classes=8, text=True),
         draw=drawn_scenes.grounding_dino,

@@ -28,6 +28,7 @@ GAMMA = 2.0
         layers=(*LAYERS, *ENCODER_OUTPUTS),
         classes="IoU-aware",
         keys=("LwDetrForObjectDetection", "RfDetrForObjectDetection"),
+        order=280,
         follows="transformers' LwDetrForObjectDetectionLoss",
         cases=partial(scenes.grouped_cases, seed=120),
         draw=drawn_scenes.lw_detr,

@@ -26,6 +26,7 @@ from refloss.specification import labels as tokens
         divisor=cases.tokens_counted,
         padded=(0, 1),
         keys=("ForMaskedLM",),
+        order=160,
         follows="transformers' ForMaskedLMLoss",
         counts_tokens=True,
         mistakes=cases.wrong_shifts,

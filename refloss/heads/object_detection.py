@@ -20,6 +20,7 @@ from refloss.result import LossResult
     matching_head(
         classes="cross-entropy",
         keys=("ForObjectDetection",),
+        order=200,
         follows="transformers' ForObjectDetectionLoss",
         cases=partial(scenes.detr_cases, seed=40, classes=6),
         draw=partial(drawn_scenes.detr, extra=1),

@@ -31,6 +31,7 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         divisor=cases.answers_counted,
         padded=(0,),
         keys=("ForQuestionAnswering",),
+        order=190,
         follows="transformers' ForQuestionAnsweringLoss",
         cases=cases.question_answering,
         bounds=error_model.question_answering,

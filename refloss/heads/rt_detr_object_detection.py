@@ -24,6 +24,7 @@ from refloss.result import LossResult
         noise=True,
         classes="varifocal",
         keys=("RTDetrForObjectDetection", "RTDetrV2ForObjectDetection"),
+        order=250,
         follows="transformers' RTDetrForObjectDetectionLoss",
         cases=partial(scenes.layered_cases, seed=90),
         draw=drawn_scenes.rt_detr,

@@ -21,6 +21,7 @@ from refloss.result import LossResult
         masks=True,
         classes="cross-entropy",
         keys=("ForSegmentation",),
+        order=210,
         follows="transformers' ForSegmentationLoss",
         cases=partial(scenes.detr_cases, seed=50, classes=6, masks=True),
         draw=partial(drawn_scenes.detr, extra=1, masks=True),

@@ -40,6 +40,7 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         divisor=cases.pixels_counted,
         padded=(0,),
         keys=("ForSemanticSegmentation",),
+        order=290,
         follows="transformers' ForSemanticSegmentationLoss",
         cases=cases.semantic_segmentation,
         bounds=error_model.semantic_segmentation,

@@ -47,6 +47,7 @@ class ProblemTypeError(ValueError, RuntimeError):
             "ForVideoClassification",
             "ForAudioClassification",
         ),
+        order=180,
         follows="transformers' ForSequenceClassificationLoss",
         has_classes=cases.sequences_have_classes,
         cases=cases.sequence_classification,

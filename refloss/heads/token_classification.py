@@ -31,6 +31,7 @@ from refloss.specification import labels as token_labels
         divisor=cases.tokens_counted,
         padded=(0, 1),
         keys=("ForTokenClassification",),
+        order=170,
         follows="transformers' ForTokenClassification",
         mistakes=cases.wrong_shifts,
         cases=cases.token_classification,

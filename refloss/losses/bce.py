@@ -59,6 +59,7 @@ def _magnitudes(p, t, case, unit):
             "weight": weight(broadcast=True),
         },
         parameters=REDUCTION,
+        order=50,
         follows="torch.nn.functional.binary_cross_entropy",
         cases=elements(14, hard_targets, probabilities=("input", "target")),
         magnitudes=_magnitudes,

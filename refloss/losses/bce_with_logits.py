@@ -156,6 +156,7 @@ def _magnitudes(x, t, case, unit):
             "pos_weight": weight(broadcast=True),
         },
         parameters=REDUCTION,
+        order=60,
         follows="torch.nn.functional.binary_cross_entropy_with_logits",
         cases=elements(15, sure_logits, first="logits", probabilities=("target",)),
         magnitudes=_magnitudes,

@@ -72,6 +72,7 @@ LOOP = SoftmaxLoop("cross_entropy", _label, _soft)
         mean="labels",
         per="row",
         padded=(0,),
+        order=140,
         follows="torch.nn.functional.cross_entropy",
         cases=cases.cross_entropy,
     )

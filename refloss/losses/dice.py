@@ -84,6 +84,7 @@ LOOP = DiceLoop("dice", _probability, terms, _slopes)
         mean="num_boxes",
         axes=2,
         per="row",
+        order=100,
         follows="transformers.loss.loss_for_object_detection.dice_loss",
         cases=cases.dice,
         bounds=focal.dice,

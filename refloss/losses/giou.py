@@ -20,6 +20,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
         parameters={"box_format": Parameter(str, ("xyxy", "cxcywh")), **REDUCTION},
         mean="rows",
         per="row",
+        order=120,
         follows="torchvision.ops.generalized_box_iou_loss",
         bounds=boxes_error.overlap,
         cases=partial(cases.overlaps, seed=34),

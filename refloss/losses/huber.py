@@ -55,6 +55,7 @@ def _magnitudes(x, t, case, unit):
     Elementwise(
         arguments={"input": values(), "target": values(), "weight": weight(differentiable=True)},
         parameters=REDUCTION | {"delta": Parameter(float, (1.0, 0.25, 3.0))},
+        order=40,
         follows="torch.nn.functional.huber_loss",
         cases=elements(13, weighted, one_each("delta", 0.25, 3.0, grad_output=-2.0)),
         magnitudes=_magnitudes,

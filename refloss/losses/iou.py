@@ -20,6 +20,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
         parameters={"box_format": Parameter(str, ("xyxy", "cxcywh")), **REDUCTION},
         mean="rows",
         per="row",
+        order=110,
         follows="one minus torchvision.ops.box_iou",
         bounds=boxes_error.overlap,
         cases=partial(cases.overlaps, seed=33),

@@ -85,6 +85,7 @@ _PARAMETERS = {
     Elementwise(
         arguments={"input": log_probabilities(), "target": probabilities()},
         parameters=_PARAMETERS,
+        order=70,
         follows="torch.nn.functional.kl_div",
         positive=False,
         cases=elements(16, log_targets, probabilities=("target",)),

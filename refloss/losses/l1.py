@@ -43,6 +43,7 @@ def _magnitudes(x, t, case, unit):
         arguments={"input": values(), "target": values(), "weight": weight(differentiable=True)},
         parameters=REDUCTION,
         mean="weights",
+        order=20,
         follows="torch.nn.functional.l1_loss",
         cases=elements(11, weighted),
         magnitudes=_magnitudes,

@@ -39,6 +39,7 @@ def _magnitudes(x, t, case, unit):
         arguments={"input": values(), "target": values(), "weight": weight(differentiable=True)},
         parameters=REDUCTION,
         mean="weights",
+        order=10,
         follows="torch.nn.functional.mse_loss",
         cases=elements(10, weighted),
         magnitudes=_magnitudes,

@@ -39,6 +39,7 @@ from refloss.specification import (
         mean="labels",
         per="row",
         padded=(0,),
+        order=130,
         follows="torch.nn.functional.nll_loss",
         cases=cases.nll,
         bounds=nll_error.nll,

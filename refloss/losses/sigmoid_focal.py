@@ -151,6 +151,7 @@ LOOP = Loop("sigmoid_focal", _loss)
         },
         mean="num_boxes",
         axes=2,
+        order=80,
         follows="transformers.loss.loss_for_object_detection.sigmoid_focal_loss",
         cases=cases.sigmoid_focal,
         bounds=focal.sigmoid_focal,

@@ -99,6 +99,7 @@ LOOP = Loop("varifocal", _loss, _is_close, _accurate)
         },
         mean="num_boxes",
         axes=2,
+        order=90,
         follows="RTDetrLoss.loss_labels_vfl of transformers",
         cases=cases.varifocal,
         bounds=focal.varifocal,
