@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from conformance.cases import CROSS_ENTROPY, Array, Case, Layout
+from conformance.cases import Array, Case, Layout
+from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIFFERENTIABLE = ("logits", "auxiliary_logits", "start_logits", "end_logits", "pooled_logits", "input", "target")
-DIFFERENTIABLE_WEIGHT = ("mse", "l1", "huber")  # torch has no gradient for the weights of the others
+    from refloss.registry import Function
+
 CASTS_TO_FLOAT32 = (
     "ForCausalLM",
     "ForMaskedLM",
@@ -23,17 +24,17 @@ CASTS_TO_FLOAT32 = (
     "ForTokenClassification",
 )
 
+_FUNCTIONAL = f"{functional.__name__}."
 TORCH_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
-    CROSS_ENTROPY: functional.cross_entropy,
-    "mse": functional.mse_loss,
-    "l1": functional.l1_loss,
-    "smooth_l1": functional.smooth_l1_loss,
-    "huber": functional.huber_loss,
-    "bce": functional.binary_cross_entropy,
-    "bce_with_logits": functional.binary_cross_entropy_with_logits,
-    "kl_div": functional.kl_div,
-    "nll": functional.nll_loss,
+    name: getattr(functional, function.specification.follows.removeprefix(_FUNCTIONAL))
+    for name, function in FUNCTIONS.items()
+    if function.specification.follows.startswith(_FUNCTIONAL)
 }
+
+
+def function_of(loss: str) -> Function:
+    """A function of refloss by its name, or by a key of LOSS_MAPPING."""
+    return next(each for name, each in FUNCTIONS.items() if name == loss or loss in each.specification.keys)
 
 
 class Call:
@@ -46,9 +47,10 @@ class Call:
         }
         for name, value in case.options.items():
             self.arguments[name] = torch.tensor(value) if isinstance(value, np.ndarray) else value
-        names = (*DIFFERENTIABLE, "weight") if case.loss in DIFFERENTIABLE_WEIGHT else DIFFERENTIABLE
         self.differentiable = [
-            name for name in names if name in self.arguments and self.arguments[name].is_floating_point()
+            name
+            for name in function_of(case.loss).differentiable
+            if name in self.arguments and self.arguments[name].is_floating_point()
         ]
         for name in self.differentiable:
             self.arguments[name].requires_grad_()

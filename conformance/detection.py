@@ -20,7 +20,9 @@ from conformance.error_model import with_rounding
 from conformance.reference import formula_precision, outcome_of
 from refloss.cases.source import Case as GoldenCase
 from refloss.files import nested
-from refloss.golden import detection as golden
+from refloss.golden.corpus import cases_of
+from refloss.registry import FUNCTIONS
+from refloss.specification import MatchingHead
 from refloss.testing.judging.judge import question_of
 
 if TYPE_CHECKING:
@@ -31,36 +33,11 @@ if TYPE_CHECKING:
     from refloss.testing.verdict import Question
 
 KEYS = {
-    "ForObjectDetection": "object_detection",
-    "ForSegmentation": "segmentation",
-    "DeformableDetrForObjectDetection": "deformable_detr_object_detection",
-    "ConditionalDetrForObjectDetection": "deformable_detr_object_detection",
-    "DabDetrForObjectDetection": "deformable_detr_object_detection",
-    "ConditionalDetrForSegmentation": "deformable_detr_segmentation",
-    "GroundingDinoForObjectDetection": "grounding_dino_object_detection",
-    "MMGroundingDinoForObjectDetection": "grounding_dino_object_detection",
-    "RTDetrForObjectDetection": "rt_detr_object_detection",
-    "RTDetrV2ForObjectDetection": "rt_detr_object_detection",
-    "DFineForObjectDetection": "d_fine_object_detection",
-    "Deimv2ForObjectDetection": "deimv2_object_detection",
-    "LwDetrForObjectDetection": "lw_detr_object_detection",
-    "RfDetrForObjectDetection": "lw_detr_object_detection",
+    key: name
+    for name, function in FUNCTIONS.items()
+    if isinstance(function.specification, MatchingHead)
+    for key in function.specification.keys
 }
-INPUTS = (
-    "logits",
-    "pred_boxes",
-    "pred_masks",
-    "outputs_class",
-    "outputs_coord",
-    "encoder_logits",
-    "encoder_pred_boxes",
-    "enc_topk_logits",
-    "enc_topk_bboxes",
-    "predicted_corners",
-    "initial_reference_points",
-    "enc_outputs_class",
-    "enc_outputs_coord",
-)
 
 
 class Run(NamedTuple):
@@ -77,7 +54,7 @@ def golden_cases() -> list[tuple[str, GoldenCase]]:
     return [
         (key, case)
         for key, function in KEYS.items()
-        for case in golden.BUILDERS[function]()
+        for case in cases_of(function)
         if not case.id.endswith(("float16", "float64"))
     ]
 
@@ -91,7 +68,7 @@ def prepared(key: str, inputs: Mapping[str, Array], config: Mapping[str, Any], d
     if "denoising_meta_values" in arguments:
         meta = arguments["denoising_meta_values"]
         meta |= {"dn_num_group": int(meta["dn_num_group"]), "dn_num_split": meta["dn_num_split"].tolist()}
-    differentiable = tuple(name for name in INPUTS if name in arguments)
+    differentiable = tuple(name for name in FUNCTIONS[KEYS[key]].differentiable if name in arguments)
     for name in differentiable:
         arguments[name].requires_grad_()
     return Run(key, arguments | {"config": SimpleNamespace(**config)}, differentiable)

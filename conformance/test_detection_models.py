@@ -13,7 +13,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from conformance import detection
 from conformance.detection import (
-    INPUTS,
+    KEYS,
     Run,
     double_precision,
     matching_disagreements,
@@ -22,6 +22,7 @@ from conformance.detection import (
 )
 from conformance.reference import disagreements
 from conformance.test_detection import COSTS, TOLERANCE, allowed_in_float64
+from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +187,7 @@ def recorded(name: str, auxiliary: bool, dtype: torch.dtype) -> list[Run]:
             arguments = inspect.signature(loss).bind(*given, **options).arguments
             arguments |= arguments.pop("kwargs", {})
             del arguments["device"]
-            present = tuple(each for each in INPUTS if arguments.get(each) is not None)
+            present = tuple(each for each in FUNCTIONS[KEYS[key]].differentiable if arguments.get(each) is not None)
             for each in present:
                 arguments[each] = arguments[each].detach().requires_grad_()
             runs.append(Run(key, arguments, present))

@@ -184,9 +184,8 @@ class Specification:
     Attributes:
         arguments: its arrays by name, in the order in which they are told.
         parameters: its other arguments, but for the keywords that every loss takes.
-        follows: its counterpart, as tables say it.
+        follows: its counterpart, as tables say it; the dotted name of a function of torch that takes its arguments.
         order: where lists have it, those of one number by name.
-        torch: the dotted name of the function of torch that takes the same arguments, the first by position.
         keys: those of transformers' LOSS_MAPPING that are this function.
         mean: what "mean", or the only reduction, divides the sum by.
         positive: whether no loss is negative.
@@ -207,7 +206,6 @@ class Specification:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     follows: str = ""
     order: int = 1000
-    torch: str = ""
     keys: tuple[str, ...] = ()
     mean: Mean = "elements"
     positive: bool = True

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import refloss
-from refloss.golden.detection import CONFIG
+from refloss.cases.scenes import CONFIG
 from tests import detection_truth as truth
 from tests.test_same_bits import bits
 from tests.truth import correctly_rounded, ulp_errors

@@ -11,7 +11,7 @@ import pytest
 import refloss
 from refloss.detection.matching import Matching
 from refloss.files import nested
-from refloss.golden.detection import BUILDERS
+from refloss.golden.corpus import cases_of
 from refloss.heads.deimv2_object_detection import _union
 from tests import detection_truth as truth
 from tests import layered_truth as layered
@@ -28,7 +28,7 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 
 def scene(head, name="float32", **config):
     """The arguments of a golden case."""
-    case = next(case for case in BUILDERS[head]() if case.id == f"{head}-{name}")
+    case = next(case for case in cases_of(head) if case.id == f"{head}-{name}")
     arguments = copy.deepcopy(nested(case.inputs))
     return arguments | copy.deepcopy(dict(case.parameters)) | {"config": case.parameters["config"] | config}
 
@@ -37,28 +37,10 @@ def call(head, arguments, **options):
     return getattr(refloss, head)(**arguments, **options)
 
 
-def layers(head, arguments, result):
+def layers(result):
     """Of every layer its suffix, its classes and boxes by name, and the index of its part of them."""
-    meta = arguments.get("denoising_meta_values")
-    known = 0 if meta is None else int(meta["dn_num_split"][0])
-    own = slice(known, None)
-    for name in result.intermediates:
-        if not name.startswith("num_boxes") or name.endswith("_union"):
-            continue
-        suffix = name.removeprefix("num_boxes")
-        number = int(suffix.rpartition("_")[2]) if suffix[-1:].isdigit() else -1
-        if suffix == "":
-            yield suffix, "logits", "pred_boxes", (slice(None), own)
-        elif suffix == "_enc":
-            yield suffix, "enc_outputs_class", "enc_outputs_coord", ...
-        elif head.startswith("lw"):
-            yield suffix, "outputs_class", "outputs_coord", number
-        elif suffix.startswith("_dn"):
-            yield suffix, "outputs_class", "outputs_coord", (slice(None), number, slice(None, known))
-        elif number == arguments["outputs_class"].shape[1] - 1:
-            yield suffix, "enc_topk_logits", "enc_topk_bboxes", ...
-        else:
-            yield suffix, "outputs_class", "outputs_coord", (slice(None), number, own)
+    for layer in result.layers:
+        yield layer.suffix, layer.inputs["logits"], layer.inputs["pred_boxes"], layer.index
 
 
 def overlap_of(head, box, target):
@@ -102,7 +84,7 @@ def check_classes(head, arguments, dtype):
     result = call(head, arguments, grad_output=-1.5)
     loss_of, weight = of_classes(head, arguments), weight_of(head, arguments, component)
     total = mpmath.mpf(0)
-    for suffix, classes, boxes, index in layers(head, arguments, result):
+    for suffix, classes, boxes, index in layers(result):
         logits, predicted = arguments[classes][index], arguments[boxes][index]
         num_boxes = mpmath.mpf(float(result.intermediates[f"num_boxes{suffix}"]))
         meant = {(i, q): n for i, q, n in result.intermediates[f"assignment{suffix}"].tolist()}
@@ -134,7 +116,7 @@ def test_gradients_of_edges_are_correctly_rounded(head, name):
     config, corners = arguments["config"], arguments["predicted_corners"]
     result = call(head, arguments, grad_output=-1.5)
     values = layered.weighting(config["max_num_bins"], config["up"], config["reg_scale"])
-    for suffix, classes, boxes, index in layers(head, arguments, result):
+    for suffix, classes, boxes, index in layers(result):
         if f"loss_fgl{suffix}" not in result.components:
             continue
         union = "_union" if "num_boxes_union" in result.intermediates and not suffix.startswith("_dn") else suffix

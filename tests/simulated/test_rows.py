@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import refloss
-from refloss.golden.source import DTYPES
+from refloss.cases.source import DTYPES
 from refloss.kernels.gpu import runtime
 from tests.cuda_cases import assert_same_bits, assert_same_result
 
