@@ -25,8 +25,8 @@ def nll_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
         normaliser = label_normaliser(labels, task.weight, task.ignore_index)
     weight = np.ones(task.input.shape[task.class_axis]) if task.weight is None else task.weight
     loss = np.empty(labels.size)
-    arrays = map(as_writable, (labels, weight, task.cotangent))
-    run(task, Terms(*arrays, as_pair(normaliser), task.ignore_index), loss)
+    labels, weight, cotangent = map(as_writable, (labels, weight, task.cotangent))
+    run(task, Terms(labels, weight, cotangent, as_pair(normaliser), task.ignore_index), loss)
     return loss.reshape(task.target.shape) if task.reduction == "none" else quotient(exact_sum(loss), normaliser)
 
 
