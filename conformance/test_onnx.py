@@ -13,15 +13,30 @@ from onnx.backend.test.case.node import collect_testcases
 import refloss
 from conformance.cases import Array
 
-OPERATORS = {"SoftmaxCrossEntropyLoss": "logits", "NegativeLogLikelihoodLoss": "input"}
-COUNTS = {"SoftmaxCrossEntropyLoss": 34, "NegativeLogLikelihoodLoss": 18}
+OPERATORS = ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
+# By what the names begin with; that of each cross-entropy again with "_log_prob", where it has a second output.
+NAMES = {
+    "test_nllloss_": """
+        NC NCd1 NCd1_ii NCd1_mean_weight_negative_ii NCd1_weight NCd1_weight_ii NCd1d2
+        NCd1d2_no_weight_reduction_mean_ii NCd1d2_reduction_mean NCd1d2_reduction_sum NCd1d2_with_weight
+        NCd1d2_with_weight_reduction_mean NCd1d2_with_weight_reduction_sum NCd1d2_with_weight_reduction_sum_ii
+        NCd1d2d3_none_no_weight_negative_ii NCd1d2d3_sum_weight_high_ii NCd1d2d3d4d5_mean_weight
+        NCd1d2d3d4d5_none_no_weight
+    """,
+    "test_sce_": """
+        NCd1_mean_weight_negative_ii NCd1d2d3_none_no_weight_negative_ii NCd1d2d3_sum_weight_high_ii
+        NCd1d2d3d4d5_mean_weight NCd1d2d3d4d5_none_no_weight mean mean_3d mean_no_weight_ii mean_no_weight_ii_3d
+        mean_no_weight_ii_4d mean_weight mean_weight_ii mean_weight_ii_3d mean_weight_ii_4d none none_weights sum
+    """,
+}
+PLAIN = [prefix + name for prefix, names in NAMES.items() for name in names.split()]
+WITH_LOG_PROBABILITY = [f"{name}_log_prob" for name in PLAIN if name.startswith("test_sce_")]
 ROUNDINGS = 8  # of a row, its exponentials and their sum apart; a sum of numbers of one sign adds its pairwise ones
 
 
 class NodeCase(NamedTuple):
     """One node, what goes in, and what ONNX says comes out."""
 
-    id: str
     operator: str
     attributes: dict[str, Any]
     inputs: list[Array]
@@ -29,12 +44,13 @@ class NodeCase(NamedTuple):
     log_probability: Array | None
 
 
-def _node_cases() -> list[NodeCase]:
+@pytest.fixture(scope="session")
+def cases() -> dict[str, NodeCase]:
     """Those of the two operators; the same tests with the operator written out as others are not."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of the other operators' cases, which the package computes as well
         found = {case.name: case for case in collect_testcases()}
-    cases = []
+    cases = {}
     for name, case in found.items():
         if case.model is None or case.data_sets is None:
             continue
@@ -44,11 +60,8 @@ def _node_cases() -> list[NodeCase]:
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in nodes[0].attribute}
         ((inputs, outputs),) = case.data_sets
         log_probability = outputs[1] if len(outputs) > 1 else None
-        cases.append(NodeCase(name, nodes[0].op_type, attributes, list(inputs), outputs[0], log_probability))
-    return sorted(cases)
-
-
-CASES = _node_cases()
+        cases[name] = NodeCase(nodes[0].op_type, attributes, list(inputs), outputs[0], log_probability)
+    return cases
 
 
 def _options(case: NodeCase) -> dict[str, Any]:
@@ -60,13 +73,15 @@ def _roundoff(case: NodeCase) -> float:
     return ROUNDINGS * float(np.finfo(case.inputs[0].dtype).eps) / 2
 
 
-def test_cases_are_all_there() -> None:
-    assert {operator: sum(case.operator == operator for case in CASES) for operator in OPERATORS} == COUNTS
+def test_the_names_are_those_of_all_cases(cases: dict[str, NodeCase]) -> None:
+    assert set(cases) == {*PLAIN, *WITH_LOG_PROBABILITY}
+    assert {name for name, case in cases.items() if case.log_probability is not None} == set(WITH_LOG_PROBABILITY)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_loss(case: NodeCase) -> None:
+@pytest.mark.parametrize("name", [*PLAIN, *WITH_LOG_PROBABILITY])
+def test_loss(cases: dict[str, NodeCase], name: str) -> None:
     """Within float32's roundings of a row, log-probabilities of which are up to 7 here, and of the sum."""
+    case = cases[name]
     function = refloss.cross_entropy if case.operator == "SoftmaxCrossEntropyLoss" else refloss.nll
     result = function(*case.inputs, **_options(case))
     wanted = case.loss.astype(np.float64)
@@ -75,9 +90,10 @@ def test_loss(case: NodeCase) -> None:
     np.testing.assert_allclose(result.loss, wanted, rtol=rows * _roundoff(case), atol=_roundoff(case))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.log_probability is not None], ids=lambda case: case.id)
-def test_log_probabilities(case: NodeCase) -> None:
+@pytest.mark.parametrize("name", WITH_LOG_PROBABILITY)
+def test_log_probabilities(cases: dict[str, NodeCase], name: str) -> None:
     """x − lse, and −nll at every label."""
+    case = cases[name]
     assert case.log_probability is not None
     logits = case.inputs[0].astype(np.float64)
     options = {"ignore_index": case.attributes.get("ignore_index", -100)}

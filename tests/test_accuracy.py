@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import refloss
-from tests.truth import Truth, correctly_rounded, cross_entropy_row, pairs, ulp_errors
+from tests.truth import Pairs, Truth, correctly_rounded, cross_entropy_row, pairs, ulp_errors
 
 FORMATS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -69,9 +69,14 @@ def batch(width: int, kinds: list[str], grad_output: float, seed: int = 0) -> Ba
     return Batch(logits, labels, grad_output, truths)
 
 
-def check_gradient(gradient: np.ndarray, truths: list[Truth], dtype: str) -> None:
+def gradients(truths: list[Truth]) -> Pairs:
+    """The true gradient of some rows."""
+    return pairs([truth.gradient for truth in truths])
+
+
+def check_gradient(gradient: np.ndarray, true: Pairs, dtype: str) -> None:
     """Fail unless the gradient is correctly rounded as promised."""
-    errors = ulp_errors(gradient, pairs([truth.gradient for truth in truths]), dtype)
+    errors = ulp_errors(gradient, true, dtype)
     share = np.mean(correctly_rounded(errors))
     worst = np.unravel_index(errors.argmax(), errors.shape)
     assert share >= 0.99999, f"only {share:.6%} correctly rounded"
@@ -86,16 +91,17 @@ def check_losses(losses: np.ndarray, truths: list[Truth]) -> None:
 
 @pytest.mark.parametrize(
     ("width", "kinds"),
-    [(1, KINDS), (2, KINDS), (50, KINDS * 20), (257, KINDS * 8), (32000, KINDS[:10]), (128256, WIDE_KINDS)],
+    [(1, KINDS), (2, KINDS), (50, KINDS * 20), (257, KINDS * 8), (32000, WIDE_KINDS), (128256, WIDE_KINDS)],
     ids=lambda value: str(value) if isinstance(value, int) else "",
 )
 def test_gradients_are_correctly_rounded_in_every_format(width, kinds):
     data = batch(width, kinds, grad_output=-0.7310585786300049)
+    true = gradients(data.truths)
     for dtype in FORMATS:
         result = refloss.cross_entropy(
             data.logits, data.labels, grad_output=data.grad_output, grad_dtype=dtype, reduction="mean"
         )
-        check_gradient(result.grads["logits"], data.truths, dtype)
+        check_gradient(result.grads["logits"], true, dtype)
     rows = refloss.cross_entropy(data.logits, data.labels, reduction="none", grad=False)
     check_losses(rows.loss, data.truths)
     with mpmath.workprec(300):
@@ -113,7 +119,7 @@ def test_low_precision_logits_are_exact_numbers(dtype):
     truths = [cross_entropy_row(x, y) for x, y in zip(logits, labels, strict=True)]
     result = refloss.cross_entropy(logits, labels, reduction="sum")
     assert result.grads["logits"].dtype == logits.dtype
-    check_gradient(result.grads["logits"], truths, dtype)
+    check_gradient(result.grads["logits"], gradients(truths), dtype)
 
 
 def test_float64_gradients_are_within_two_ulp():
@@ -126,7 +132,7 @@ def test_float64_gradients_are_within_two_ulp():
             cross_entropy_row(x, y, coefficient=mpmath.mpf(1.7) / 60) for x, y in zip(logits, labels, strict=True)
         ]
     result = refloss.cross_entropy(logits, labels, grad_output=1.7)
-    errors = ulp_errors(result.grads["logits"], pairs([truth.gradient for truth in truths]), "float64")
+    errors = ulp_errors(result.grads["logits"], gradients(truths), "float64")
     assert errors.max() <= 1.5
 
 
@@ -146,9 +152,10 @@ def test_subnormal_gradients_are_rounded_once():
     """Probabilities around the smallest subnormals of float32 and bfloat16."""
     logits = np.linspace(-110.0, 0.0, 400, dtype=np.float32)[None]
     truths = [cross_entropy_row(logits[0], 399)]
+    true = gradients(truths)
     for dtype in FORMATS:
         result = refloss.cross_entropy(logits, [399], grad_dtype=dtype)
-        check_gradient(result.grads["logits"], truths, dtype)
+        check_gradient(result.grads["logits"], true, dtype)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -162,9 +169,10 @@ def test_smoothed_gradients_are_correctly_rounded(label_smoothing, weighted):
     weight = generator.uniform(0.1, 3.0, 50).astype(np.float32) if weighted else None
     options = {"weight": weight, "label_smoothing": label_smoothing}
     truths = [cross_entropy_row(x, y, **options) for x, y in zip(logits, labels, strict=True)]
+    true = gradients(truths)
     for dtype in FORMATS:
         result = refloss.cross_entropy(logits, labels, reduction="sum", grad_dtype=dtype, **options)
-        check_gradient(result.grads["logits"], truths, dtype)
+        check_gradient(result.grads["logits"], true, dtype)
     rows = refloss.cross_entropy(logits, labels, reduction="none", **options)
     check_losses(rows.loss, truths)
 
@@ -188,7 +196,7 @@ def test_probability_targets(kind, weighted, label_smoothing):
     options = {"weight": weight, "label_smoothing": label_smoothing}
     truths = [cross_entropy_row(x, t, **options) for x, t in zip(logits, target, strict=True)]
     result = refloss.cross_entropy(logits, target, reduction="sum", **options)
-    check_gradient(result.grads["logits"], truths, "float32")
+    check_gradient(result.grads["logits"], gradients(truths), "float32")
     errors = ulp_errors(result.grads["target"], pairs([truth.target_gradient for truth in truths]), "float32")
     assert errors.max() <= 0.501
     check_losses(refloss.cross_entropy(logits, target, reduction="none", **options).loss, truths)
@@ -204,14 +212,14 @@ def test_soft_targets_at_their_optimum(scale, dtype):
     target = (softmax / softmax.sum(axis=1, keepdims=True)).astype(np.float32)
     truths = [cross_entropy_row(x, t) for x, t in zip(logits, target, strict=True)]
     result = refloss.cross_entropy(logits, target, reduction="sum", grad_dtype=FORMATS[dtype])
-    check_gradient(result.grads["logits"], truths, dtype)
+    check_gradient(result.grads["logits"], gradients(truths), dtype)
 
 
 def test_smoothed_labels_at_their_optimum():
     logits = np.array([[0, 1e-20, 3e-20], [1e-9, -1e-9, 2e-9]], np.float32)
     truths = [cross_entropy_row(x, 0, label_smoothing=1.0) for x in logits]
     result = refloss.cross_entropy(logits, [0, 0], label_smoothing=1.0, reduction="sum")
-    check_gradient(result.grads["logits"], truths, "float32")
+    check_gradient(result.grads["logits"], gradients(truths), "float32")
     labels = np.zeros(40, int)
     smoothing = 0.25
     generator = np.random.default_rng(2)
@@ -221,4 +229,4 @@ def test_smoothed_labels_at_their_optimum():
     logits[:, 0] = 0.0
     truths = [cross_entropy_row(x, 0, label_smoothing=smoothing) for x in logits]
     result = refloss.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum", grad_dtype="float32")
-    check_gradient(result.grads["logits"], truths, "float32")
+    check_gradient(result.grads["logits"], gradients(truths), "float32")

@@ -124,9 +124,32 @@ def test_the_c_plus_plus_program_says_what_it_cannot_read(program, tmp_path):
         assert message in run.stderr
 
 
-def code_blocks(language):
-    """What the tutorial's reader types."""
-    return re.findall(rf"```{language}\n(.*?)```", Path("docs/tutorial.md").read_text(), re.DOTALL)
+def code_blocks(language, page="docs/tutorial.md"):
+    """What a page's reader types."""
+    return re.findall(rf"```{language}\n(.*?)```", Path(page).read_text(), re.DOTALL)
+
+
+def test_a_newcomer_s_two_commands_are_a_line_each_that_needs_nothing_before_it():
+    blocks = code_blocks(r"\w*", "README.md")[:2]
+    assert blocks == code_blocks("sh", "README.md")[:2]
+    for block in blocks:
+        (line,) = block.splitlines()
+        first, *others = line.split(" && ")
+        assert first == "python3 -m venv .venv"
+        assert all(command.startswith(".venv/bin/") for command in others)
+    install, tests = blocks
+    assert install.endswith(".venv/bin/refloss golden write golden\n")
+    assert tests.rpartition(".venv/bin/")[2] == Path(".ci/run").read_text().splitlines(keepends=True)[-1]
+
+
+def test_later_commands_are_of_what_those_two_have_installed():
+    first, *others = (line for block in code_blocks("sh", "README.md")[2:] for line in block.splitlines())
+    assert first == ". .venv/bin/activate"
+    for program, *arguments in map(str.split, others):
+        assert program in ("python", "refloss")
+        if program == "python":
+            script = f"{arguments[1].replace('.', '/')}.py" if arguments[0] == "-m" else arguments[0]
+            assert Path(script).exists()
 
 
 def test_the_tutorial_leads_from_two_mistakes_to_a_kernel_that_is_right(tmp_path):

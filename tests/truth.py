@@ -74,9 +74,8 @@ class Truth(NamedTuple):
 
     loss: Any
     lse: Any
-    log_probabilities: list[Any]
     gradient: list[Any]
-    target_gradient: list[Any]
+    target_gradient: list[Any]  # of probabilities
 
 
 def cross_entropy_row(
@@ -96,12 +95,10 @@ def cross_entropy_row(
         x = [mpmath.mpf(float(value)) for value in logits]
         classes = len(x)
         w = [mpmath.mpf(1)] * classes if weight is None else [mpmath.mpf(float(value)) for value in weight]
-        smoothing = mpmath.mpf(label_smoothing)
-        if isinstance(target, int | np.integer):
-            t = [mpmath.mpf(int(j == target)) for j in range(classes)]
-        else:
-            t = [mpmath.mpf(float(value)) for value in target]
-        q = [w[j] * ((1 - smoothing) * t[j] + smoothing / classes) for j in range(classes)]
+        t, smoothing = _distribution(target, classes), mpmath.mpf(label_smoothing)
+        if smoothing:
+            t = [(1 - smoothing) * share + smoothing / classes for share in t]
+        q = [w[j] * t[j] for j in range(classes)]
         shift = max(x)
         terms = [mpmath.exp(value - shift) for value in x]
         total = mpmath.fsum(terms)
@@ -110,7 +107,15 @@ def cross_entropy_row(
         return Truth(
             loss=mpmath.fsum(q[j] * (lse - x[j]) for j in range(classes) if q[j] != 0),
             lse=lse,
-            log_probabilities=[value - lse for value in x],
             gradient=[coefficient * (mass * terms[j] / total - q[j]) for j in range(classes)],
-            target_gradient=[coefficient * (1 - smoothing) * w[j] * (lse - x[j]) for j in range(classes)],
+            target_gradient=[]
+            if isinstance(target, int | np.integer)
+            else [coefficient * (1 - smoothing) * w[j] * (lse - x[j]) for j in range(classes)],
         )
+
+
+def _distribution(target: int | np.ndarray, classes: int) -> list[Any]:
+    """A label's, or the one that is given."""
+    if isinstance(target, int | np.integer):
+        return [mpmath.mpf(int(j == target)) for j in range(classes)]
+    return [mpmath.mpf(float(share)) for share in target]

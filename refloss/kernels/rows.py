@@ -53,6 +53,14 @@ class _Memory:
         self.__array_interface__ = {"data": (address, False), "shape": (length,), "typestr": typestr, "version": 3}
 
 
+def as_writable(array: np.ndarray) -> np.ndarray:
+    """A contiguous array, presented as writable: for one that is read-only, kernels would be compiled once more."""
+    if array.flags.writeable or not (array.size and array.flags.c_contiguous):
+        return array
+    memory = _Memory(array, array.dtype.str, array.__array_interface__["data"][0], array.size)
+    return np.asarray(memory).reshape(array.shape)
+
+
 def element_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """How compiled code sees a float format: the 16-bit ones as integers (see numerics.formats)."""
     return _ELEMENT_TYPES.get(dtype, dtype)

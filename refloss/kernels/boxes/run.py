@@ -9,7 +9,7 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.boxes.loop import BoxLoop, Distances, Pairs, compiled
-from refloss.kernels.rows import any_rows_of
+from refloss.kernels.rows import any_rows_of, as_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ def compare(
     backend: str,
 ) -> Distances:
     """Rows [P] of boxes [..., 4] against float64 others [P, 4]; the gradient of these rows is written."""
-    return _device(backend)(loop, boxes, gradient, Pairs(rows, others, coefficients, centered))
+    return _device(backend)(loop, boxes, gradient, Pairs(rows, as_writable(others), coefficients, centered))
 
 
 def _device(backend: str) -> Callable[[BoxLoop, np.ndarray, np.ndarray | None, Pairs], Distances]:

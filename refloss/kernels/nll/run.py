@@ -9,7 +9,7 @@ import numpy as np
 
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.nll.loop import Task, Terms, nll_rows
-from refloss.kernels.rows import any_rows_of
+from refloss.kernels.rows import any_rows_of, as_writable
 from refloss.numerics.exact import Exact, as_pair, exact_sum, label_normaliser, quotient
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def nll_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
         normaliser = label_normaliser(labels, task.weight, task.ignore_index)
     weight = np.ones(task.input.shape[task.class_axis]) if task.weight is None else task.weight
     loss = np.empty(labels.size)
-    run(task, Terms(labels, weight, task.cotangent, as_pair(normaliser), task.ignore_index), loss)
+    labels, weight, cotangent = map(as_writable, (labels, weight, task.cotangent))
+    run(task, Terms(labels, weight, cotangent, as_pair(normaliser), task.ignore_index), loss)
     return loss.reshape(task.target.shape) if task.reduction == "none" else quotient(exact_sum(loss), normaliser)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
-from refloss.kernels.rows import any_rows_of, rows_of, tile_buffer, tile_rows
+from refloss.kernels.rows import any_rows_of, as_writable, rows_of, tile_buffer, tile_rows
 from refloss.kernels.softmax.columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
 from refloss.kernels.softmax.loop import (
     NO_PARAMETERS,
@@ -40,6 +40,7 @@ def softmax_loss(task: Task, backend: str) -> Answer:
         raise ValueError(f"logits has {classes} classes; expected at most {MAX_TERMS}")
     count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
     output = Output(np.empty(count), np.empty(count), np.empty(count))
+    task = task._replace(target=as_writable(task.target) if task.has_labels else task.target)
     normaliser = _normaliser(task, count)
     _device(backend)(task, _terms(task, classes, normaliser), output, count)
     loss = output.loss if task.reduction == "none" else quotient(exact_sum(output.loss), normaliser)
@@ -72,13 +73,13 @@ def _terms(task: Task, classes: int, normaliser: Exact) -> Terms:
     needs_total = smoothing > 0 or not task.has_labels
     return Terms(
         parameters=task.parameters or NO_PARAMETERS,
-        weight=weight,
+        weight=as_writable(weight),
         weight_total=as_pair(exact_sum(weight)) if needs_total else (0.0, 0.0),
         keep=as_pair(1 - smoothing),
         uniform=as_pair(smoothing / max(classes, 1)),
         smooth=task.label_smoothing > 0.0,
         weighted=task.weight is not None,
-        cotangent=task.cotangent,
+        cotangent=as_writable(task.cotangent),
         normaliser=as_pair(normaliser),
         ignore_index=task.ignore_index,
     )
