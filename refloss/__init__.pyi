@@ -1,0 +1,72 @@
+# Written by python -m tests.tables.
+from refloss import testing as testing
+from refloss.heads.causal_lm import causal_lm as causal_lm
+from refloss.heads.d_fine_object_detection import d_fine_object_detection as d_fine_object_detection
+from refloss.heads.deformable_detr_object_detection import deformable_detr_object_detection as deformable_detr_object_detection
+from refloss.heads.deformable_detr_segmentation import deformable_detr_segmentation as deformable_detr_segmentation
+from refloss.heads.deimv2_object_detection import deimv2_object_detection as deimv2_object_detection
+from refloss.heads.grounding_dino_object_detection import grounding_dino_object_detection as grounding_dino_object_detection
+from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as lw_detr_object_detection
+from refloss.heads.masked_lm import masked_lm as masked_lm
+from refloss.heads.object_detection import object_detection as object_detection
+from refloss.heads.question_answering import question_answering as question_answering
+from refloss.heads.rt_detr_object_detection import rt_detr_object_detection as rt_detr_object_detection
+from refloss.heads.segmentation import segmentation as segmentation
+from refloss.heads.semantic_segmentation import semantic_segmentation as semantic_segmentation
+from refloss.heads.sequence_classification import sequence_classification as sequence_classification
+from refloss.heads.token_classification import token_classification as token_classification
+from refloss.losses.bce import bce as bce
+from refloss.losses.bce_with_logits import bce_with_logits as bce_with_logits
+from refloss.losses.cross_entropy import cross_entropy as cross_entropy
+from refloss.losses.dice import dice as dice
+from refloss.losses.giou import giou as giou
+from refloss.losses.huber import huber as huber
+from refloss.losses.iou import iou as iou
+from refloss.losses.kl_div import kl_div as kl_div
+from refloss.losses.l1 import l1 as l1
+from refloss.losses.mse import mse as mse
+from refloss.losses.nll import nll as nll
+from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
+from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
+from refloss.losses.varifocal import varifocal as varifocal
+from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
+from refloss.parallel import get_num_threads as get_num_threads
+from refloss.parallel import set_num_threads as set_num_threads
+from refloss.result import LossResult as LossResult
+
+__version__: str
+__all__ = [
+    "LOSS_MAPPING",
+    "LossResult",
+    "bce",
+    "bce_with_logits",
+    "causal_lm",
+    "cross_entropy",
+    "d_fine_object_detection",
+    "deformable_detr_object_detection",
+    "deformable_detr_segmentation",
+    "deimv2_object_detection",
+    "dice",
+    "get_num_threads",
+    "giou",
+    "grounding_dino_object_detection",
+    "huber",
+    "iou",
+    "kl_div",
+    "l1",
+    "lw_detr_object_detection",
+    "masked_lm",
+    "mse",
+    "nll",
+    "object_detection",
+    "question_answering",
+    "rt_detr_object_detection",
+    "segmentation",
+    "semantic_segmentation",
+    "sequence_classification",
+    "set_num_threads",
+    "sigmoid_focal",
+    "smooth_l1",
+    "token_classification",
+    "varifocal",
+]
