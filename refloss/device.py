@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -314,9 +314,7 @@ class DeviceArray:
 
     def copy_to_host(self) -> np.ndarray:
         """A copy of it as a NumPy array."""
-        from refloss.kernels.gpu.runtime import to_host
-
-        return to_host(self._layout)
+        return host(self._layout)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -328,19 +326,35 @@ class DeviceArray:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype})"
 
 
+class Memory(Protocol):
+    """Who makes and reads memory on a GPU."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: Any) -> Resident:
+        """New memory there."""
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        """A copy of an array that lives there."""
+
+
+_memories: list[Memory] = []
+
+
+def use(memory: Memory) -> None:
+    """Let memory on a GPU be made and read, which refloss.kernels.gpu.runtime does when it is imported."""
+    _memories[:] = [memory]
+
+
+def _memory() -> Memory:
+    if not _memories:
+        raise RuntimeError("an array lives on a GPU, and nothing that reaches a GPU has been imported")
+    return _memories[0]
+
+
 def host(array: np.ndarray) -> np.ndarray:
     """An array that the host can read: a copy of one that lives on a GPU."""
-    if not isinstance(array, Resident):
-        return array
-    from refloss.kernels.gpu.runtime import to_host
-
-    return to_host(array)
+    return _memory().to_host(array) if isinstance(array, Resident) else array
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], *, like: np.ndarray) -> np.ndarray:
     """New memory where another array lives."""
-    if not isinstance(like, Resident):
-        return np.empty(shape, dtype)
-    from refloss.kernels.gpu.runtime import allocate
-
-    return allocate(shape, dtype)
+    return _memory().allocate(shape, dtype) if isinstance(like, Resident) else np.empty(shape, dtype)

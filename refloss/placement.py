@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -54,7 +55,7 @@ def accepts_gpu_arrays(*stays: str) -> Callable[[Callable[P, R]], Callable[P, R]
 def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments: Any, keywords: Any) -> Any:
     named = Call(function, arguments, keywords).named()
     # Whatever the backend, what is on the GPU has to be reached.
-    require_cuda()
+    _reach_gpu()
     backend = named["backend"] = chosen(named.get("backend", "auto"), on_gpu=True)
     there = {name for name, value in named.items() if is_on_gpu(value)}
     if "out" in there and (backend == "cpu" or "out" not in stays):
@@ -76,6 +77,18 @@ def _copied_to_host(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         return [_copied_to_host(part, f"{name}[{i}]") for i, part in enumerate(value)]
     return host(imported(value, name)) if is_on_gpu(value) else value
+
+
+def to_host(value: Any, name: str) -> np.ndarray:
+    """A copy of an array that lives on a GPU."""
+    _reach_gpu()
+    return host(imported(value, name))
+
+
+def _reach_gpu() -> None:
+    """Let memory on a GPU be read; raise where none can be."""
+    require_cuda()
+    importlib.import_module("refloss.kernels.gpu.runtime")
 
 
 def _settle() -> None:

@@ -16,8 +16,6 @@ from refloss.cases.source import DTYPES, Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from refloss.specification import Parameter
-
 # How logits differ from noise of variance 1. The second argument is the axis of classes.
 _KINDS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "ordinary": lambda noise, _: 3.0 * noise,
@@ -60,6 +58,14 @@ class Drawn(NamedTuple):
     inputs: dict[str, Any]
     parameters: dict[str, Any]
     loss_shape: tuple[int, ...] = ()
+
+
+class Tried(Protocol):
+    """A parameter, and which of its values are worth trying."""
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The plainest comes first."""
 
 
 class Chooser(Protocol):
@@ -125,7 +131,7 @@ class Draws:
         }
         return {name: value for name, value in chosen.items() if value is not _LEFT_OUT}
 
-    def parameters(self, specified: Mapping[str, Parameter]) -> dict[str, Any]:
+    def parameters(self, specified: Mapping[str, Tried]) -> dict[str, Any]:
         """Some of the values that a specification says are worth trying."""
         return self.options(**{name: parameter.values for name, parameter in specified.items() if parameter.values})
 

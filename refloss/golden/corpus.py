@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refloss.cases.drawn import of_every_format
+from refloss.golden.drawn import of_every_format
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("refloss.testing.strategies needs Hypothesis: pip install 'refloss[testing]'") from error
 
-from refloss.cases.drawn import draw
 from refloss.cases.draws import Draws, Limits
 from refloss.cases.source import DTYPES, Case
+from refloss.golden.drawn import draw
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:

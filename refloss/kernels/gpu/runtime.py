@@ -7,6 +7,7 @@ on the GPU, unless it is there already. In Numba's simulator device memory is or
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -286,3 +287,6 @@ def _memory_errors(what: str) -> Iterator[None]:
             f"backend='cuda': no room for {what}; {free} of the GPU's {total} bytes are free: use smaller batches,"
             " or backend='cpu'"
         ) from error
+
+
+device.use(sys.modules[__name__])

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.cases.drawn import seeded
 from refloss.cases.draws import Limits
 from refloss.cases.source import DTYPES
 from refloss.error_model import COMPUTE_DTYPES
 from refloss.golden.corpus import cases_of
+from refloss.golden.drawn import seeded
 from refloss.registry import FUNCTIONS
 from refloss.specification import MatchingHead
 from refloss.testing.checks.trials import (

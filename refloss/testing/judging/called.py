@@ -9,8 +9,9 @@ import numpy as np
 
 from refloss.arrays import FLOAT_DTYPES, as_array, float_array, number
 from refloss.cases.source import Case
-from refloss.device import host, imported, is_on_gpu
+from refloss.device import is_on_gpu
 from refloss.files import flattened, nested
+from refloss.placement import to_host
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def on_host(value: Any, name: str) -> np.ndarray:
     """An array of any framework on any device, as NumPy's; copied only where it has to be."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach().cpu()  # torch's own way leads from every device that it has
-    return host(imported(value, name)) if is_on_gpu(value) else as_array(value, name)
+    return to_host(value, name) if is_on_gpu(value) else as_array(value, name)
 
 
 def called(result: LossResult) -> Case:
