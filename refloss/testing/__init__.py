@@ -8,6 +8,8 @@ Rooms, each of which imports only from those before it, types included:
     checks             what must hold without right answers
     report             terminal, page, JUnit
     strategies, plugin the faces to Hypothesis and to pytest
+
+What is asked here of a loss, its cases and its bounds, is in its specification: refloss.cases, refloss.error_model.
 """
 
 from __future__ import annotations
