@@ -13,6 +13,7 @@ from conformance.call import TORCH_FUNCTIONS, array
 from conformance.heads import SEQUENCE_CLASSIFICATION, attributes, problem_type
 from conformance.reference import outcome_of, refloss_result
 from refloss.cases.source import Case as GoldenCase
+from refloss.registry import FUNCTIONS
 from refloss.testing.judging.judge import question_of
 from refloss.testing.spacing import spacing
 
@@ -39,7 +40,9 @@ def golden_case(call: Call) -> GoldenCase:
         options |= {"num_labels": config.num_labels, "problem_type": kind}
     loss = call.case.loss
     function = loss if loss in TORCH_FUNCTIONS else refloss.LOSS_MAPPING[loss].__name__
-    return GoldenCase(call.case.id, function, inputs, options, array(call.cotangent))
+    known = FUNCTIONS[function].specification.parameters
+    parameters = {name: value for name, value in options.items() if name in known}
+    return GoldenCase(call.case.id, function, inputs, parameters, array(call.cotangent))
 
 
 def tolerances(asked: Question, call: Call) -> Outcome:

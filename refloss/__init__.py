@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from refloss.registry import homes
+from refloss.homes import homes
 
 __version__ = "0.1.0"
 

@@ -6,18 +6,16 @@ asks for all of them.
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from refloss.homes import homes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refloss.specification import Specification
-
-_FOLDERS = ("losses", "heads")
 
 
 class Function(NamedTuple):
@@ -68,18 +66,6 @@ def register(function: Function) -> None:
     if other is not None and other.call.__module__ != function.call.__module__:
         raise ValueError(f"{function.call.__module__}: there is a loss {function.name!r} in {other.call.__module__}")
     _registered[function.name] = function
-
-
-@functools.cache
-def homes() -> dict[str, str]:
-    """The modules of refloss's own losses by their names."""
-    root = Path(__file__).parent
-    return {
-        path.stem: f"refloss.{folder}.{path.stem}"
-        for folder in _FOLDERS
-        for path in sorted((root / folder).glob("*.py"))
-        if path.stem != "__init__"
-    }
 
 
 class _Functions(Mapping[str, Function]):

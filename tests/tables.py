@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from refloss import registry
+from refloss.homes import homes
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ _MARKERS = "<!-- functions: python -m tests.tables -->\n", "<!-- end of function
 
 def own_functions() -> dict[str, Function]:
     """refloss's own, without what a test has registered."""
-    return {name: function for name, function in FUNCTIONS.items() if name in registry.homes()}
+    return {name: function for name, function in FUNCTIONS.items() if name in homes()}
 
 
 def stub() -> str:
     """What type checkers and editors know of the package, whose names are imported when they are asked for."""
-    homes = {home: (name,) for name, home in registry.homes().items()} | _OTHERS
-    imports = [f"from {home} import {name} as {name}" for home, names in sorted(homes.items()) for name in names]
-    exported = sorted(name for names in homes.values() for name in names)
+    modules = {home: (name,) for name, home in homes().items()} | _OTHERS
+    imports = [f"from {home} import {name} as {name}" for home, names in sorted(modules.items()) for name in names]
+    exported = sorted(name for names in modules.values() for name in names)
     return "\n".join(
         [
             "# Written by python -m tests.tables.",

@@ -118,7 +118,7 @@ def test_too_little_device_memory(monkeypatch):
 class TestOnAGPU:
     pytestmark = on_a_gpu
 
-    @pytest.mark.parametrize("function", corpus.functions())
+    @pytest.mark.parametrize("function", FUNCTIONS)
     def test_golden_cases_have_the_cpu_s_bits(self, function):
         for case in corpus.corpus({function}):
             assert_case_has_the_cpu_s_bits(case)

@@ -255,7 +255,7 @@ def test_the_same_bits_whatever_the_threads_the_layout_and_the_kind_of_configura
     }
     turned["logits"].flags.writeable = False
     turned["config"] = SimpleNamespace(**arguments["config"])
-    assert bits(call(head, turned, device="anywhere")) == expected
+    assert bits(call(head, turned)) == expected
 
 
 @pytest.mark.parametrize("head", PLAIN)

@@ -73,7 +73,7 @@ def test_the_config_is_not_written_to():
 def test_question_answering_is_the_mean_of_two():
     start, end = GENERATOR.standard_normal((5, 6)), GENERATOR.standard_normal((5, 6))
     first, last = np.array([0, 3, 9, -4, 2]), np.array([[5], [6], [1], [1], [100]])
-    result = refloss.question_answering(start, end, first, last, grad_output=3.0, device="cpu")
+    result = refloss.question_answering(start, end, first, last, grad_output=3.0)
     one = refloss.cross_entropy(start, [0, 3, 6, 0, 2], ignore_index=6, grad_output=1.5)
     two = refloss.cross_entropy(end, [5, 6, 1, 1, 6], ignore_index=6, grad_output=1.5)
     assert result is not None

@@ -293,7 +293,7 @@ def package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["numerics/pairs.py", "kernels/rows.py", "kernels/cuda/block.py", "losses/mse.py", "jit.py"]
+    "name", ["numerics/pairs.py", "kernels/rows.py", "kernels/gpu/block.py", "losses/mse.py", "jit.py"]
 )
 def test_the_packages_stamp_is_one_of_contents(package, name):
     root, stamp = package

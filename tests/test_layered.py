@@ -217,7 +217,7 @@ def test_the_same_bits_whatever_the_threads_and_the_layout(head):
         name: np.asfortranarray(value) if isinstance(value, np.ndarray) else value for name, value in arguments.items()
     }
     turned["logits"].flags.writeable = False
-    assert bits(call(head, turned, device="anywhere")) == expected
+    assert bits(call(head, turned)) == expected
 
 
 @pytest.mark.parametrize("head", HEADS)

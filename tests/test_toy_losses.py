@@ -37,7 +37,7 @@ def toys():
     registry._registered.update(before)
 
 
-REGISTERED: dict = {}
+REGISTERED: dict[str, registry.Function] = {}
 
 
 def oracle(name):
