@@ -2,14 +2,10 @@
 from refloss import testing as testing
 from refloss.heads.causal_lm import causal_lm as causal_lm
 from refloss.heads.d_fine_object_detection import d_fine_object_detection as d_fine_object_detection
-from refloss.heads.deformable_detr_object_detection import (
-    deformable_detr_object_detection as deformable_detr_object_detection,
-)
+from refloss.heads.deformable_detr_object_detection import deformable_detr_object_detection as deformable_detr_object_detection
 from refloss.heads.deformable_detr_segmentation import deformable_detr_segmentation as deformable_detr_segmentation
 from refloss.heads.deimv2_object_detection import deimv2_object_detection as deimv2_object_detection
-from refloss.heads.grounding_dino_object_detection import (
-    grounding_dino_object_detection as grounding_dino_object_detection,
-)
+from refloss.heads.grounding_dino_object_detection import grounding_dino_object_detection as grounding_dino_object_detection
 from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as lw_detr_object_detection
 from refloss.heads.masked_lm import masked_lm as masked_lm
 from refloss.heads.object_detection import object_detection as object_detection

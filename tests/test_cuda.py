@@ -11,6 +11,7 @@ from refloss import dispatch
 from refloss.cases.source import DTYPES
 from refloss.files import nested
 from refloss.golden import corpus
+from refloss.registry import FUNCTIONS
 from tests.cuda_cases import assert_case_has_the_cpu_s_bits, assert_same_bits, assert_same_result
 
 LOGITS, LABELS = np.zeros((2, 3), np.float32), np.array([0, 2])

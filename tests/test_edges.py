@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 import refloss
+from refloss.files import nested
+from refloss.golden.corpus import corpus
+from refloss.registry import FUNCTIONS
 
 NAN = np.nan
 
@@ -153,8 +156,12 @@ def test_heads_accept_flat_and_deep_logits():
     assert grouped.loss == refloss.masked_lm(logits, labels).loss
 
 
-def test_unknown_keywords_are_ignored_by_heads():
-    logits, labels = np.zeros((1, 2, 3)), [[0, 1]]
-    for name in ("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration", "ForMaskedLM"):
-        head = refloss.LOSS_MAPPING[name]
-        assert head(logits=logits, labels=labels, vocab_size=3, device="cpu", reduction="none").loss == np.log(3), name
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_unknown_keyword_is_an_error_by_a_function_s_own_name_and_ignored_by_the_mapping(name):
+    case = corpus({name})[0]
+    arguments = nested(case.inputs) | dict(case.parameters)
+    right = FUNCTIONS[name].call(**arguments).loss
+    with pytest.raises(TypeError, match="unexpected keyword argument 'device'"):
+        FUNCTIONS[name].call(**arguments, device="cpu")
+    for key in FUNCTIONS[name].specification.keys:
+        assert refloss.LOSS_MAPPING[key](**arguments, device="cpu", return_dict=True).loss == right, key
