@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle, product
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,12 +13,6 @@ Array = np.ndarray
 Layout = Literal["contiguous", "strided", "transposed"]
 
 CROSS_ENTROPY = "cross_entropy"
-LABEL_SHAPES = (
-    (6, 5),
-    (3, 7, 2),
-    (2, 5, 2, 3),
-    (9, 33),
-)  # [N, C, d1, ...]; four, so that they drift past three reductions
 IGNORED = -100
 
 
@@ -77,47 +70,6 @@ def _cross_entropy(
         inputs["weight"] = random.uniform(0.2, 2.0, size=(logits.shape[min(1, logits.ndim - 1)],))
     cotangent = _cotangent(random, _row_shape(logits.shape), options.get("reduction", "mean"))
     return Case(f"cross_entropy-{name}", CROSS_ENTROPY, inputs, options, cotangent, layout, degenerate)
-
-
-def _option_name(reduction: str, smoothing: float, weighted: bool) -> str:
-    words = [reduction, f"smoothing_{smoothing:g}" if smoothing else "", "weighted" if weighted else ""]
-    return "-".join(word for word in words if word)
-
-
-def _label_grid() -> Iterator[Case]:
-    """Weights, smoothing, ignored targets and reductions in every combination, over shapes in turn."""
-    random = np.random.default_rng(1)
-    shapes = cycle(LABEL_SHAPES)
-    for weighted, smoothing, ignored, reduction in product(
-        (False, True), (0.0, 0.1, 1.0), (0.0, 0.4), ("mean", "sum", "none")
-    ):
-        shape = next(shapes)
-        yield _cross_entropy(
-            f"labels-{_option_name(reduction, smoothing, weighted)}{'-ignored' if ignored else ''}",
-            random,
-            _logits(random, shape),
-            _labels(random, _row_shape(shape), shape[1], ignored),
-            weighted=weighted,
-            reduction=reduction,
-            label_smoothing=smoothing,
-        )
-
-
-def _probability_grid() -> Iterator[Case]:
-    """Class probabilities as targets, with weights, smoothing and reductions in every combination."""
-    random = np.random.default_rng(2)
-    shapes = cycle(LABEL_SHAPES)
-    for weighted, smoothing, reduction in product((False, True), (0.0, 0.1), ("mean", "sum", "none")):
-        shape = next(shapes)
-        yield _cross_entropy(
-            f"probabilities-{_option_name(reduction, smoothing, weighted)}",
-            random,
-            _logits(random, shape),
-            _probabilities(random, shape),
-            weighted=weighted,
-            reduction=reduction,
-            label_smoothing=smoothing,
-        )
 
 
 def _shapes_and_layouts() -> Iterator[Case]:
@@ -248,8 +200,6 @@ def _shifted() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_label_grid(),
-    *_probability_grid(),
     *_shapes_and_layouts(),
     *_cross_entropy_edges(),
     *_token_losses(),

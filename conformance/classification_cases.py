@@ -76,17 +76,16 @@ def _case(
     return Case(f"{loss}-{name}", loss, arguments, options, cotangent, layout, degenerate)
 
 
-def _elementwise_grid() -> Iterator[Case]:
-    """Every loss and option with every reduction; without axes, empty, and in every layout."""
+def _elementwise_shapes() -> Iterator[Case]:
+    """Every loss and option with every reduction: without axes, empty, and in every layout."""
     random = np.random.default_rng(21)
     for loss, options in VARIANTS:
         words = "".join(f"-{name}_{value}" for name, value in options.items())
         log_target = bool(options.get("log_target"))
         for reduction in (*REDUCTIONS, *(["batchmean"] if loss == "kl_div" else [])):
             chosen = {**options, "reduction": reduction}
-            for name, shape in (("grid", SHAPE), ("number", ())):
-                inputs = _inputs(random, loss, shape, log_target=log_target)
-                yield _case(random, loss, f"{name}-{reduction}{words}", inputs, **chosen)
+            number = _inputs(random, loss, (), log_target=log_target)
+            yield _case(random, loss, f"number-{reduction}{words}", number, **chosen)
             empty = _inputs(random, loss, (0, 3), log_target=log_target)
             yield _case(random, loss, f"empty-{reduction}{words}", empty, degenerate=True, **chosen)
         layouts: tuple[Layout, ...] = ("strided", "transposed")
@@ -145,22 +144,6 @@ def _elementwise_edges() -> Iterator[Case]:
 
 def _nll() -> Iterator[Case]:
     random = np.random.default_rng(24)
-    shapes = ((6, 5), (3, 7, 2), (2, 5, 2, 3), (5,))
-    for shape, weighted, reduction in product(shapes, (False, True), REDUCTIONS):
-        rows = shape[:1] + shape[2:] if len(shape) > 1 else ()
-        classes = shape[min(1, len(shape) - 1)]
-        labels = np.asarray(random.integers(0, classes, rows))
-        x = -np.abs(3 * random.standard_normal(shape))
-        extra = {"weight": random.uniform(0.2, 2.0, classes)} if weighted else {}
-        name = f"{'x'.join(map(str, shape))}-{reduction}{'-weighted' if weighted else ''}"
-        yield _case(random, "nll", name, [x, labels], extra=extra, reduction=reduction)
-        if rows:
-            ignored = np.where(random.random(rows) < 0.4, -100, labels)
-            ignored.flat[0] = 1
-            yield _case(random, "nll", f"{name}-ignored", [x, ignored], extra=extra, reduction=reduction)
-            yield _case(
-                random, "nll", f"{name}-ignored_class", [x, labels], extra=extra, reduction=reduction, ignore_index=0
-            )
     x, labels = -random.random((4, 3, 5)), random.integers(0, 3, (4, 5))
     layouts: tuple[Layout, ...] = ("strided", "transposed")
     for layout in layouts:
@@ -314,7 +297,7 @@ def _segmentations() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (
-    *_elementwise_grid(),
+    *_elementwise_shapes(),
     *_weights(),
     *_elementwise_edges(),
     *_nll(),

@@ -26,7 +26,7 @@ _KINDS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "huge": lambda noise, _: noise * 1e37,
 }
 _EXTREME = ("tiny", "huge")
-_EXACT = ("ordinary", "ties", "confident")
+_EXACT = ("ordinary", "ties")
 SHARES = {"none": 0.0, "some": 0.25, "many": 0.75, "all": 1.0}  # of rows that are ignored
 # What exact logits are multiples of: sums of one and a power of two up to 128 have no more digits than each type holds.
 _GRIDS = {"float64": 2.0**-20, "float32": 2.0**-10, "float16": 2.0**-3, "bfloat16": 1.0}
@@ -239,7 +239,7 @@ class Draws:
         """Make rows sure, put −inf where no row asks for a class, and what must not leak into rows that are ignored."""
         rows = np.moveaxis(logits, axis, -1)
         if self.limits.exact and self.maybe():
-            rows[~ignored, asked[~ignored]] = 64.0  # next to nothing is left of their losses
+            rows[~ignored, asked[~ignored]] = 8.0  # what is left of their losses, float64 still has to many digits
         if masks and rows.shape[-1] > 1 and self.maybe():
             absent = self.size(0, rows.shape[-1] - 1)
             rows[asked != absent, absent] = -np.inf

@@ -192,7 +192,11 @@ def draw_sequences(draws: Draws) -> Drawn:
         ignore_index = parameters.get("ignore_index", -100)
         labels = draws.labels((rows,), classes, ignore_index)
         # Without a problem type it is these two dtypes that say what labels are.
-        labels = labels if "problem_type" in parameters else labels.astype(draws.one_of(np.int64, np.int32))
+        labels = (
+            labels
+            if "problem_type" in parameters or draws.limits.exact
+            else labels.astype(draws.one_of(np.int64, np.int32))
+        )
         draws.adverse(logits, -1, labels, labels == ignore_index, masks=True)
     elif kind == "multi_label_classification":
         labels = draws.probabilities(rows, classes)

@@ -1,0 +1,71 @@
+"""Whatever refloss's generator of cases draws, against torch and transformers: every function that has a counterpart.
+
+As in test_language: the formula in float64, then both sides as people train, and wrong answers. Edges, divergences and
+what people call with their own keywords are in the lists of the other files.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from conformance.call import TORCH_FUNCTIONS
+from conformance.cases import Case
+from conformance.comparison import assert_as_shipped, assert_formula, identifier
+from refloss.cases.draws import Limits
+from refloss.golden.drawn import seeded
+from refloss.registry import FUNCTIONS
+from refloss.specification import MatchingHead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from refloss.cases.source import Case as Drawn
+
+# torch warns that "mean" is not the mathematical divergence; it is the loss that is compared here.
+pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")
+
+SEEDS = range(3)
+LIMITS = Limits(("float64",), max_rows=4, max_classes=5, extreme=False, exact=True)
+# What a head reads from its configuration only.
+OF_CONFIG = ("num_labels", "problem_type")
+
+
+def cases() -> Iterator[Case]:
+    """Those of some seeds, of every function that torch or a key of transformers has."""
+    for name, function in FUNCTIONS.items():
+        keys = function.specification.keys[:1]
+        if isinstance(function.specification, MatchingHead) or not (name in TORCH_FUNCTIONS or keys):
+            continue
+        for seed in SEEDS:
+            for drawn in seeded(function, LIMITS, seed):
+                yield _called(drawn, name if name in TORCH_FUNCTIONS else keys[0])
+
+
+def _called(drawn: Drawn, loss: str) -> Case:
+    options: dict[str, Any] = dict(drawn.parameters)
+    if "config" in FUNCTIONS[drawn.function].specification.parameters:
+        logits = drawn.inputs[FUNCTIONS[drawn.function].required[0]]
+        given = {name: options.pop(name, None) for name in OF_CONFIG}
+        options["config"] = SimpleNamespace(**given | {"num_labels": logits.shape[-1]})
+    return Case(drawn.id, loss, drawn.inputs, options, drawn.grad_output, degenerate=not np.any(drawn.grad_output))
+
+
+CASES = tuple(cases())
+RUNS = [(case, dtype) for case, dtype in product(CASES, (torch.float32, torch.bfloat16))]
+
+
+@pytest.mark.parametrize("case", CASES, ids=identifier)
+def test_formula(case: Case) -> None:
+    assert_formula(case)
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=identifier)
+def test_as_shipped(case: Case, dtype: torch.dtype) -> None:
+    """And wrong answers fail."""
+    assert_as_shipped(case, dtype, telling=not case.degenerate)
