@@ -47,6 +47,8 @@ def _inputs(random: np.random.Generator, loss: str, shape: tuple[int, ...], *, l
     x, t = np.asarray(2 * random.standard_normal(shape)), np.asarray(random.standard_normal(shape))
     if loss.startswith("bce") and not shape:  # a gradient that is not the small rest of large terms
         return [np.array(0.9 if loss == "bce" else 2.0), np.array(0.125)]
+    if loss == "kl_div" and not shape:
+        return [np.array(-2.0), np.array(-0.5 if log_target else 0.75)]
     if loss == "bce":
         return [np.asarray(random.uniform(0.02, 0.98, shape)), np.asarray(random.random(shape))]
     if loss == "bce_with_logits":
