@@ -81,8 +81,8 @@ class _Relabelled:
         self.value = value
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        place: tuple[int, int] = self.value.__dlpack_device__()
-        return place
+        dlpack_device: tuple[int, int] = self.value.__dlpack_device__()
+        return dlpack_device
 
     def __dlpack__(self, **_: Any) -> Any:
         capsule = self.value.__dlpack__()
@@ -324,12 +324,12 @@ def gradient_buffer(
         raise ValueError("out is read-only; expected an array to write to")
     if not out.flags.aligned:
         raise ValueError(f"out is not aligned; expected its elements at multiples of {out.dtype.alignment} bytes")
-    if not _has_own_places(out):
+    if not _has_disjoint_elements(out):
         raise ValueError(f"out has strides {out.strides}; expected every {out.itemsize}-byte element in its own place")
     return out if wanted else None
 
 
-def _has_own_places(out: np.ndarray) -> bool:
+def _has_disjoint_elements(out: np.ndarray) -> bool:
     """Whether every element has memory of its own, at a whole number of elements from the first."""
     if out.size == 0:
         return True

@@ -70,7 +70,7 @@ def load_nested(path: Path, name: str) -> Any:
 
 
 def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors called labels.0.boxes put together: names between dots are keys, numbers from 0 are places in a list."""
+    """Tensors called labels.0.boxes put together: names between dots are keys, numbers from 0 are indices of a list."""
     tree: dict[str, Any] = {}
     for name, tensor in tensors.items():
         *folders, last = name.split(".")
@@ -91,10 +91,10 @@ def _as_lists(branch: Any, name: str) -> Any:
     parts = {key: _as_lists(part, f"{name}.{key}") for key, part in branch.items()}
     if not any(key.isdecimal() for key in parts):
         return parts
-    places = [str(i) for i in range(len(parts))]
-    if set(parts) != set(places):
-        raise ValueError(f"{name} has parts {', '.join(sorted(parts))}; expected {', '.join(places)}")
-    return [parts[place] for place in places]
+    indices = [str(i) for i in range(len(parts))]
+    if set(parts) != set(indices):
+        raise ValueError(f"{name} has parts {', '.join(sorted(parts))}; expected {', '.join(indices)}")
+    return [parts[index] for index in indices]
 
 
 def flattened(name: str, value: Any) -> dict[str, Any]:
@@ -130,12 +130,12 @@ def _load_npy(path: Path) -> dict[str, np.ndarray]:
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
-        places = sorted([archive.start_dir, *(entry.header_offset for entry in archive.infolist())])
+        offsets = sorted([archive.start_dir, *(entry.header_offset for entry in archive.infolist())])
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             if name == entry.filename or name in tensors:
                 raise ValueError(f"member {entry.filename!r} is {'there twice' if name in tensors else 'no .npy file'}")
-            tensors[name] = _member(path, archive, entry, places[bisect.bisect(places, entry.header_offset)])
+            tensors[name] = _member(path, archive, entry, offsets[bisect.bisect(offsets, entry.header_offset)])
     return tensors
 
 
@@ -163,7 +163,7 @@ class _Header(NamedTuple):
     dtype: np.dtype[Any]
 
     def check(self, start: int, end: int) -> None:
-        """Raise unless the elements fit between two places of a file."""
+        """Raise unless the elements fit between two offsets of a file."""
         if any(size < 0 for size in self.shape):
             raise ValueError(f"shape {self.shape}")
         needed = math.prod(self.shape) * self.dtype.itemsize

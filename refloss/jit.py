@@ -100,11 +100,11 @@ def claim(name: str, *values: Any, stamp: str = "") -> int:
     Raises:
         ValueError: something else has that name.
     """
-    found = parts(values)
+    claimed = parts(values)
     with _making:
-        known = _claims.setdefault(name, _Claim(found, []))
-        if known.parts != found:
-            first, second = sorted(set(known.parts) - set(found)), sorted(set(found) - set(known.parts))
+        known = _claims.setdefault(name, _Claim(claimed, []))
+        if known.parts != claimed:
+            first, second = sorted(set(known.parts) - set(claimed)), sorted(set(claimed) - set(known.parts))
             raise ValueError(
                 f"two loops are named {name!r}, one over {', '.join(first) or 'less'}, one over"
                 f" {', '.join(second) or 'less'}: they would share machine code; give each a name of its own"

@@ -43,7 +43,7 @@ def origin(function: FunctionType) -> Origin:
     facts, files = [package or ""], set[str]()
     _reach(function, facts, files, set())
     hashes = [_file_hash(path) for path in sorted(files)]
-    facts.extend(str(found) for found in hashes)
+    facts.extend(str(file_hash) for file_hash in hashes)
     return Origin(_hash("\0".join(facts).encode()), package is not None and None not in hashes)
 
 
@@ -94,11 +94,11 @@ def _reach(value: Any, facts: list[str], files: set[str], seen: set[int]) -> Non
 def _around(function: FunctionType) -> Iterator[Any]:
     """What a function finds among the globals, and in the modules there."""
     names = sorted(_names(function.__code__))
-    for found in (function.__globals__[name] for name in names if name in function.__globals__):
-        if isinstance(found, ModuleType):
-            yield from (vars(found)[name] for name in names if name in vars(found))
+    for value in (function.__globals__[name] for name in names if name in function.__globals__):
+        if isinstance(value, ModuleType):
+            yield from (vars(value)[name] for name in names if name in vars(value))
         else:
-            yield found
+            yield value
 
 
 def _names(code: CodeType) -> set[str]:
@@ -148,8 +148,8 @@ def _package_stamp() -> str | None:
 def _package_files() -> frozenset[str]:
     folders = (_PACKAGE / name for name in ("numerics", "kernels", "losses"))
     files = [path for folder in folders for path in folder.rglob("*.py")]
-    own = [_PACKAGE / name for name in ("jit.py", "disk_cache.py", "origin.py")]
-    return frozenset(map(str, files + own)) if files else frozenset()
+    modules = [_PACKAGE / name for name in ("jit.py", "disk_cache.py", "origin.py")]
+    return frozenset(map(str, files + modules)) if files else frozenset()
 
 
 def _file_hash(path: str) -> str | None:

@@ -65,8 +65,8 @@ def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments
         named[name] = imported(named[name], name) if stay else _copied_to_host(named[name], name)
     result = function(**named)
     if backend == "cuda":
-        found = {name for name, value in result.grads.items() if name in there or isinstance(value, Resident)}
-        result.grads.update({name: _on_gpu(result.grads[name]) for name in found})
+        on_gpu = {name for name, value in result.grads.items() if name in there or isinstance(value, Resident)}
+        result.grads.update({name: _on_gpu(result.grads[name]) for name in on_gpu})
         _settle()
     return result
 

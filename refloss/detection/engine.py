@@ -38,7 +38,7 @@ class Tensor(NamedTuple):
         return Tensor(self.value[index], None if self.gradient is None else self.gradient[index])
 
     def wanted(self, is_wanted: bool) -> Tensor:
-        """The same, without room for the gradient if that is not wanted."""
+        """The same, without a buffer for the gradient if that is not wanted."""
         return self if is_wanted else Tensor(self.value, None)
 
 

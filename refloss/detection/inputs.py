@@ -1,4 +1,4 @@
-"""The arrays that DETR-like heads are given: checked, with room for their gradients, and cut into layers."""
+"""The arrays that DETR-like heads are given: checked, with buffers for their gradients, and cut into layers."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Inputs:
     @property
     def grads(self) -> dict[str, np.ndarray]:
         """The gradient of every input; empty if they are not wanted."""
-        found = {name: tensor.gradient for name, tensor in self.tensors.items() if tensor.gradient is not None}
+        gradients = {name: tensor.gradient for name, tensor in self.tensors.items() if tensor.gradient is not None}
         for name, outside in self._outside.items():
-            if name in found:
-                found[name][outside] = 0
-        return found
+            if name in gradients:
+                gradients[name][outside] = 0
+        return gradients
 
     def layer(
         self,

@@ -86,7 +86,7 @@ class Layer:
         """A component's cotangent over num_boxes."""
         return self.head.cotangent(component, self.record) / self.num_boxes
 
-    def matched(self) -> tuple[np.ndarray, np.ndarray]:
+    def matched_boxes(self) -> tuple[np.ndarray, np.ndarray]:
         """The boxes of every pair."""
         return self.boxes[self.table[:, 0], self.table[:, 1]], self.targets("boxes")
 
@@ -103,7 +103,7 @@ class Layer:
 
     def of_boxes(self) -> dict[str, Any]:
         """L1 and GIoU."""
-        predicted, others = self.matched()
+        predicted, others = self.matched_boxes()
         value, slope = pair_bounds("giou", predicted, others, self.unit, centered=True)
         gradient = np.zeros(self.boxes.shape)
         pairs = (self.table[:, 0], self.table[:, 1])

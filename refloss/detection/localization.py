@@ -58,8 +58,8 @@ def local(bins: Bins, teacher: Teacher) -> Term:
     def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         wanted = any(cotangent != 0.0 for cotangent in cotangents.values())
         corners = by_edge(scene.layer.tensors["predicted_corners"].wanted(wanted))
-        fine, own = _fine_grained(scene, corners, bins, cotangents["loss_fgl"])
-        distilled = _distillation(scene, corners, teacher, own, cotangents["loss_ddf"])
+        fine, fine_gradient = _fine_grained(scene, corners, bins, cotangents["loss_fgl"])
+        distilled = _distillation(scene, corners, teacher, fine_gradient, cotangents["loss_ddf"])
         return Outcome({"loss_fgl": fine, "loss_ddf": distilled}, Intermediates())
 
     return Term(("loss_fgl", "loss_ddf"), compute, of_union=True)
@@ -67,12 +67,12 @@ def local(bins: Bins, teacher: Teacher) -> Term:
 
 def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -> tuple[np.float64, np.ndarray]:
     """The loss, and the gradient of the matched queries' edges [M·4, bins + 1]."""
-    places = (scene.matching.image, scene.matching.query)
-    references = scene.layer.tensors["initial_reference_points"].value[places].astype(np.float64)
+    matched_queries = (scene.matching.image, scene.matching.query)
+    references = scene.layer.tensors["initial_reference_points"].value[matched_queries].astype(np.float64)
     distances = edge_offsets(references, scene.targets.boxes[scene.objects], bins.reg_scale)
     target = mixtures(distances, offsets(*bins)).reshape(-1, bins.last + 1)
     weights = np.repeat(overlaps(scene).iou, EDGES)
-    logits = corners.value[places].reshape(target.shape).astype(np.float64)
+    logits = corners.value[matched_queries].reshape(target.shape).astype(np.float64)
     # A bin of probability 0 that is not asked for costs nothing: 0·inf would be NaN.
     logits[np.isneginf(logits) & (target == 0.0)] = np.finfo(np.float64).min
     options = Options(
@@ -87,17 +87,17 @@ def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -
 
 def _distillation(scene: Scene, corners: Tensor, teacher: Teacher, others: np.ndarray, cotangent: float) -> np.float64:
     """The loss; its gradient and the other term's are written."""
-    places = (scene.matching.image, scene.matching.query)
-    shares = _shares(teacher.highest.shape, places)
-    shares[places] *= overlaps(scene).iou
-    matched = np.zeros(shares.shape, np.bool_)
-    matched[places] = True
-    np.multiply(shares, teacher.highest, out=shares, where=~matched)
+    matched_queries = (scene.matching.image, scene.matching.query)
+    shares = _shares(teacher.highest.shape, matched_queries)
+    shares[matched_queries] *= overlaps(scene).iou
+    is_matched = np.zeros(shares.shape, np.bool_)
+    is_matched[matched_queries] = True
+    np.multiply(shares, teacher.highest, out=shares, where=~is_matched)
     # transformers: a layer that is its own teacher has nothing to learn.
     if np.array_equal(corners.value, teacher.corners):
         shares[:] = 0.0
     at = np.full((*shares.shape, EDGES), -1)
-    at[places] = np.arange(len(scene.matching.query) * EDGES).reshape(-1, EDGES)
+    at[matched_queries] = np.arange(len(scene.matching.query) * EDGES).reshape(-1, EDGES)
     weights = np.repeat(shares * TEMPERATURE**2, EDGES)
     coefficients = np.repeat(shares * (TEMPERATURE * cotangent), EDGES)
     if corners.gradient is None or not len(others):
@@ -106,13 +106,13 @@ def _distillation(scene: Scene, corners: Tensor, teacher: Teacher, others: np.nd
     return total(run.distillation(LOOP, *corners, teacher.rows, of_rows, scene.backend))
 
 
-def _shares(shape: tuple[int, ...], places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _shares(shape: tuple[int, ...], matched_queries: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """[B, Q] what an edge of each query counts: both kinds are averaged, and weighted by roots of their numbers."""
-    matched, every = len(places[0]), shape[0] * shape[1]
-    numbers = np.array([every - matched, matched]) * EDGES
+    matched_count, query_count = len(matched_queries[0]), shape[0] * shape[1]
+    numbers = np.array([query_count - matched_count, matched_count]) * EDGES
     roots = np.sqrt(numbers * (1.0 / max(shape[0], 1)))
     with np.errstate(divide="ignore", invalid="ignore"):
         of_others, of_matched = np.where(numbers > 0, roots / roots.sum() / numbers, 0.0)
     shares = np.full(shape, of_others)
-    shares[places] = of_matched
+    shares[matched_queries] = of_matched
     return shares

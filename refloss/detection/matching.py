@@ -119,8 +119,8 @@ def _margins(cost: np.ndarray, matching: Matching, targets: Targets, groups: int
 
 def _part(matching: Matching, image: int, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of an image whose queries are in a group, counted from its first query."""
-    own = (matching.image == image) & (matching.query >= start) & (matching.query < start + size)
-    return matching.query[own] - start, matching.object[own]
+    selected = (matching.image == image) & (matching.query >= start) & (matching.query < start + size)
+    return matching.query[selected] - start, matching.object[selected]
 
 
 def _gap(cost: np.ndarray, pairs: tuple[np.ndarray, ...], best: tuple[np.ndarray, ...]) -> tuple[float, Any]:
@@ -188,6 +188,6 @@ def _check(matching: Matching, name: str, queries: int, targets: Targets) -> Non
             f"{name}: object {matching.object[pair]} of pair {pair} is outside [0, {counts[pair]}),"
             f" the objects of image {matching.image[pair]}"
         )
-    places = matching.image * queries + matching.query
-    if len(np.unique(places)) < len(places):
+    rows = matching.image * queries + matching.query
+    if len(np.unique(rows)) < len(rows):
         raise ValueError(f"{name}: a query is matched twice")

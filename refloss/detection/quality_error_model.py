@@ -38,7 +38,7 @@ class QualityLayer(Layer):
 
     def _qualities(self) -> tuple[np.ndarray, np.ndarray]:
         """IoU of the matched boxes, and its error."""
-        predicted, others = self.matched()
+        predicted, others = self.matched_boxes()
         each = iou(predicted, others, box_format="cxcywh", reduction="none", grad=False)
         return 1 - np.asarray(each.loss), pair_bounds("iou", predicted, others, self.unit, centered=True)[0]
 
@@ -146,15 +146,15 @@ class QualityLayer(Layer):
         """What weight a query's edges have in the distillation, and how far it is off."""
         teacher = real(self.head.inputs["outputs_class"])[last]
         shares = 1 / (1 + np.exp(-teacher.max(axis=-1)))
-        matched = np.zeros(shares.shape, bool)
+        is_matched = np.zeros(shares.shape, bool)
         pairs = (self.table[:, 0], self.table[:, 1])
-        matched[pairs] = True
+        is_matched[pairs] = True
         errors = self.off * shares
         shares[pairs], errors[pairs] = self._qualities()
-        numbers = np.array([matched.sum(), (~matched).sum()])
+        numbers = np.array([is_matched.sum(), (~is_matched).sum()])
         roots = np.sqrt(numbers)
         of_matched, of_others = roots / roots.sum() / np.maximum(4 * numbers, 1)
-        unit = np.where(matched, of_matched, of_others)[..., None, None]
+        unit = np.where(is_matched, of_matched, of_others)[..., None, None]
         return shares[..., None, None] * unit, errors[..., None, None] * unit
 
 

@@ -165,7 +165,7 @@ def _add_unused(inputs: Inputs, given: Predictions) -> None:
             inputs.add(name, getattr(given, name))
 
 
-def _own(noise: Denoising | None) -> slice:
+def _matching_queries(noise: Denoising | None) -> slice:
     """The queries that are not for denoising."""
     return EVERY if noise is None else slice(noise.queries, None)
 
@@ -177,14 +177,14 @@ def _auxiliary_layers(inputs: Inputs, recipe: Recipe, count: int, noise: Denoisi
         others = () if recipe.bins is None else CORNERS
         return inputs.layer(suffix, "outputs_class", "outputs_coord", others=others, index=index, terms=local)
 
-    local = _local(inputs, recipe, _own(noise), backend)
-    layers = [layer(f"_aux_{i}", (EVERY, i, _own(noise)), local) for i in range(count - 1)]
+    local = _local(inputs, recipe, _matching_queries(noise), backend)
+    layers = [layer(f"_aux_{i}", (EVERY, i, _matching_queries(noise)), local) for i in range(count - 1)]
     layers.append(inputs.layer(f"_aux_{count - 1}", "enc_topk_logits", "enc_topk_bboxes"))
     if noise is not None:
         part = slice(None, noise.queries)
         local = _local(inputs, recipe, part, backend)
         of_noise = [layer(f"_dn_{i}", (EVERY, i, part), local) for i in range(count)]
-        layers += [own._replace(matching=noise.matching, repeats=noise.groups) for own in of_noise]
+        layers += [each._replace(matching=noise.matching, repeats=noise.groups) for each in of_noise]
     return layers
 
 
@@ -206,7 +206,7 @@ def layered_loss(
     targets = read_targets(labels, sizes["B"], [classes] * sizes["B"])
     noise = _denoising(meta, sizes["Q"], targets)
     with_layers = flag(config, "auxiliary_loss")
-    dropped = EVERY if recipe.drops_with_layers and not with_layers else _own(noise)
+    dropped = EVERY if recipe.drops_with_layers and not with_layers else _matching_queries(noise)
     layers = [inputs.layer("", "logits", "pred_boxes", index=None if dropped == EVERY else (EVERY, dropped))]
     if with_layers:
         count = _add_layers(inputs, given, sizes, recipe.bins)

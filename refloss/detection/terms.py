@@ -53,24 +53,26 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
 
     def before(layer: Layer, pairs: int, cotangents: Mapping[str, float], backend: str) -> Background:
         logits = layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
-        nobody = np.full(logits.value.shape[:2], num_labels)
-        normaliser = pairs + (nobody.size - pairs) * no_object_weight
+        no_object = np.full(logits.value.shape[:2], num_labels)
+        normaliser = pairs + (no_object.size - pairs) * no_object_weight
         with np.errstate(divide="ignore", invalid="ignore"):
-            result = rows(logits, nobody, np.float64(cotangents["loss_ce"]) / np.float64(normaliser), backend)
+            result = rows(logits, no_object, np.float64(cotangents["loss_ce"]) / np.float64(normaliser), backend)
         return Background(np.asarray(result.loss), result.intermediates["lse"], normaliser)
 
     def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
         background = scene.background
         assert background is not None
-        places = (scene.matching.image, scene.matching.query)
+        matched_queries = (scene.matching.image, scene.matching.query)
         logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
-        own = Tensor(logits.value[places], None if logits.gradient is None else logits.gradient[places])
+        matched_logits = Tensor(
+            logits.value[matched_queries], None if logits.gradient is None else logits.gradient[matched_queries]
+        )
         with np.errstate(divide="ignore", invalid="ignore"):
             cotangent = np.float64(cotangents["loss_ce"]) / np.float64(background.normaliser)
-        result = rows(own, scene.targets.labels[scene.objects], cotangent, scene.backend)
+        result = rows(matched_logits, scene.targets.labels[scene.objects], cotangent, scene.backend)
         if logits.gradient is not None:
-            logits.gradient[places] = own.gradient
-        background.losses[places] = result.loss
+            logits.gradient[matched_queries] = matched_logits.gradient
+        background.losses[matched_queries] = result.loss
         loss = total(background.losses, background.normaliser)
         return Outcome({"loss_ce": loss}, Intermediates({"lse": background.lse}))
 

@@ -59,7 +59,7 @@ def deformable_detr_object_detection(
         As refloss.object_detection, without "lse".
 
     Edges:
-        As refloss.object_detection. A logit of −inf is a class with loss and gradient 0 where it is not meant. With
+        As refloss.object_detection. A logit of −inf is a class with loss and gradient 0 where it is negative. With
         more classes than num_labels, class num_labels is the target of every unmatched query, as in transformers.
 
     Raises:

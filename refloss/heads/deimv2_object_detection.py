@@ -79,7 +79,7 @@ def deimv2_object_detection(
         among the intermediates.
 
     Edges:
-        As refloss.d_fine_object_detection, but a meant class counts however bad its box is.
+        As refloss.d_fine_object_detection, but a positive class counts however bad its box is.
 
     Raises:
         As refloss.d_fine_object_detection; with use_dense_one_to_one also if a query of the union is not among the

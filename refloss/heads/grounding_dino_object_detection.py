@@ -91,7 +91,7 @@ def grounding_dino_object_detection(
     layers = [detr.last_layer(inputs), *detr.auxiliary_layers(inputs, config, outputs_class, outputs_coord, sizes)]
     layers += _encoder_layer(inputs, config, encoder_logits, encoder_pred_boxes, sizes)
     maps = _read_maps(label_maps, sizes)
-    targets = read_targets(labels, sizes["B"], [len(own) for own in maps])
+    targets = read_targets(labels, sizes["B"], [len(label_map) for label_map in maps])
     mask = _real(text_mask, "text_mask").astype(bool)
     head = Head(
         matcher=detr.matcher(config, "label_maps", maps),
@@ -134,28 +134,30 @@ def _real(value: Any, name: str) -> np.ndarray:
 
 def _read_maps(label_maps: Any, sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
     given = arrays.entries(label_maps, "label_maps", "a list with an array for each image")
-    maps = tuple(_real(own, f"label_maps[{i}]").astype(np.float64) for i, own in enumerate(given))
+    maps = tuple(_real(label_map, f"label_maps[{i}]").astype(np.float64) for i, label_map in enumerate(given))
     if len(maps) != sizes["B"]:
         raise ValueError(f"label_maps has {len(maps)} entries; expected one for each of {sizes['B']} images")
-    for i, own in enumerate(maps):
-        if own.ndim != 2 or own.shape[1] != sizes["C"]:
-            raise ValueError(f"label_maps[{i}] has shape {own.shape}; expected [K, {sizes['C']}], a row for each class")
-        if not np.isin(np.trunc(own), (0.0, 1.0)).all():
+    for i, label_map in enumerate(maps):
+        if label_map.ndim != 2 or label_map.shape[1] != sizes["C"]:
+            raise ValueError(
+                f"label_maps[{i}] has shape {label_map.shape}; expected [K, {sizes['C']}], a row for each class"
+            )
+        if not np.isin(np.trunc(label_map), (0.0, 1.0)).all():
             raise ValueError(f"label_maps[{i}] has other numbers than 0 and 1")
     return maps
 
 
 def _target_rows(scene: Scene, maps: tuple[np.ndarray, ...]) -> np.ndarray:
     """Of every pair its row of all label maps joined, with transformers' offsets."""
-    own = np.array([0, *(len(each) for each in maps[1:])], np.int64)
-    rows = scene.targets.labels[scene.objects] + own[scene.matching.image]
+    offsets = np.array([0, *(len(each) for each in maps[1:])], np.int64)
+    rows = scene.targets.labels[scene.objects] + offsets[scene.matching.image]
     total = sum(len(each) for each in maps)
     wrong = np.flatnonzero(rows >= total)
     if wrong.size:
         image, number = scene.matching.image[wrong[0]], scene.matching.object[wrong[0]]
         raise ValueError(
             f'labels[{image}]["class_labels"][{number}] takes row {rows[wrong[0]]} of {total} of all label maps joined:'
-            f" transformers' offset, {own[image]} here, is wrong, and an error there too"
+            f" transformers' offset, {offsets[image]} here, is wrong, and an error there too"
         )
     return np.asarray(rows)
 

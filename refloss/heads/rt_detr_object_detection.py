@@ -57,13 +57,13 @@ def rt_detr_object_detection(
 
     with for each of them
 
-    - loss_vfl: losses/varifocal.py of every query and class, the quality of a matched query's own class being its box's
-      IoU; the sum over num_boxes
+    - loss_vfl: losses/varifocal.py of every query and class, the quality of a matched query's target class being its
+      box's IoU; the sum over num_boxes
     - loss_bbox, loss_giou: as in refloss.object_detection
 
     Denoising queries are the first dn_num_split[0] of all. They are not matched: those in dn_positive_idx stand for the
     objects of their image, one group of queries after the other, and their num_boxes is dn_num_group times larger.
-    Held constant: matchings, num_boxes, the quality, and the focal weight of classes that are not meant.
+    Held constant: matchings, num_boxes, the quality, and the focal weight of negative classes.
 
     Args:
         logits: [B, Q, K] with K = num_labels; any float dtype and layout, as all arrays here. With denoising queries,

@@ -207,24 +207,24 @@ def _run(rows, index):
 
 
 @jit.helper
-def load(rows, first, row, place=0):
-    """An element of rows first, first + 1, ..., at a place from their beginning, as float64 into a row."""
+def load(rows, first, row, offset=0):
+    """An element of rows first, first + 1, ..., at an offset from their beginning, as float64 into a row."""
     stride = rows.strides[rows.shape.size - 1]
     done = 0
     while done < row.size:
         part = row[done : min(done + _run(rows, first + done), row.size)]
-        load_strided(rows, row_offset(rows, first + done) + place, stride, part)
+        load_strided(rows, row_offset(rows, first + done) + offset, stride, part)
         done += part.size
 
 
 @jit.helper
-def save(row, rows, first, place=0):
-    """A row of float64, rounded, to an element of rows first, first + 1, ..., at a place from their beginning."""
+def save(row, rows, first, offset=0):
+    """A row of float64, rounded, to an element of rows first, first + 1, ..., at an offset from their beginning."""
     stride = rows.strides[rows.shape.size - 1]
     done = 0
     while done < row.size:
         part = row[done : min(done + _run(rows, first + done), row.size)]
-        save_strided(part, rows, row_offset(rows, first + done) + place, stride)
+        save_strided(part, rows, row_offset(rows, first + done) + offset, stride)
         done += part.size
 
 

@@ -1,10 +1,10 @@
 """Varifocal loss: binary cross-entropy with the quality of a box as its target.
 
-With p = σ(x), the quality q in [0, 1] of the box where the class is meant, softplus(x) = log(1 + e^x) and the binary
+With p = σ(x), the quality q in [0, 1] of the box of a positive class, softplus(x) = log(1 + e^x) and the binary
 cross-entropy b(x, t) = softplus(x) − t·x,
 
-    meant      ℓ = q·b(x, q),              ∂ℓ/∂x = q·(p − q)
-    not meant  ℓ = α·p^γ·softplus(x),      ∂ℓ/∂x = α·p^γ·p
+    positive   ℓ = q·b(x, q),              ∂ℓ/∂x = q·(p − q)
+    negative   ℓ = α·p^γ·softplus(x),      ∂ℓ/∂x = α·p^γ·p
 
 Held constant: the quality, and the weight α·p^γ, although it depends on x: the focal factor only says how much an
 element matters. (That of losses/sigmoid_focal.py is differentiated.) So the derivative is not the slope of the value,
@@ -41,7 +41,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, probabili
 
 @jit.scalar
 def detached_focal(x, alpha, gamma):
-    """Value and derivative where the class is not meant: the weight α·p^γ is constant."""
+    """Value and derivative of a negative class: the weight α·p^γ is constant."""
     u, inverse, small = logistic(x)
     above = x > 0.0
     weight = alpha * power(log_probability(x, small), gamma)
@@ -128,10 +128,10 @@ def varifocal(
 
     Args:
         inputs: logits; any float dtype and layout, [N, K, ...] for "mean".
-        targets: of the same shape, in [0, 1]: the quality (IoU) for the class that is meant, 0 elsewhere.
+        targets: of the same shape, in [0, 1]: the quality (IoU) for the positive class, 0 elsewhere.
         num_boxes: what the loss is divided by.
-        alpha: weight of what is not meant.
-        gamma: exponent of its probability, at least 0.
+        alpha: weight of the negative classes.
+        gamma: exponent of their probability, at least 0.
         reduction: "mean", "sum" or "none".
         grad: True, False, or "inputs".
         grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for the gradient of inputs.

@@ -210,6 +210,6 @@ def bounds(array):
 
 
 @jit.scalar
-def value_of(place, array):
+def value_of(element_ordinal, array):
     """The float64 equal to the element with this ordinal."""
-    return widen(from_ordinal(place, array))
+    return widen(from_ordinal(element_ordinal, array))

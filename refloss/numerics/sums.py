@@ -113,7 +113,7 @@ def exponent_of(value):
 
 @jit.scalar
 def mantissa_of(value):
-    """A finite value as magnitude·2^(place − 1074), and whether it is negative."""
+    """A finite value as magnitude·2^(offset − 1074), and whether it is negative."""
     bits = float64_bits(value)
     exponent = (bits >> 52) & 0x7FF
     mantissa = bits & ((1 << 52) - 1)
@@ -122,20 +122,20 @@ def mantissa_of(value):
 
 
 @jit.scalar
-def limb_parts(magnitude, negative, place):
-    """magnitude·2^(place − 1074), or minus that, as the first limb that it concerns, and what three limbs get."""
-    shift = place & 31
+def limb_parts(magnitude, negative, offset):
+    """magnitude·2^(offset − 1074), or minus that, as the first limb that it concerns, and what three limbs get."""
+    shift = offset & 31
     sign = -1 if negative else 1
     low = (magnitude & _LIMB_MASK) << shift
     high = (magnitude >> LIMB_BITS) << shift
     middle = (low >> LIMB_BITS) + (high & _LIMB_MASK)
-    return place >> 5, sign * (low & _LIMB_MASK), sign * middle, sign * (high >> LIMB_BITS)
+    return offset >> 5, sign * (low & _LIMB_MASK), sign * middle, sign * (high >> LIMB_BITS)
 
 
 @jit.helper
-def _deposit_units(magnitude, negative, place, limbs):
-    """Add magnitude·2^(place − 1074), or take it away."""
-    limb, low, middle, high = limb_parts(magnitude, negative, place)
+def _deposit_units(magnitude, negative, offset, limbs):
+    """Add magnitude·2^(offset − 1074), or take it away."""
+    limb, low, middle, high = limb_parts(magnitude, negative, offset)
     limbs[limb] += low
     limbs[limb + 1] += middle
     limbs[limb + 2] += high
@@ -147,8 +147,8 @@ def deposit(values, limbs):
     finite = True
     for value in values:
         finite &= magnitude_bits(value) < INFINITY_BITS
-        magnitude, negative, place = mantissa_of(value)
-        _deposit_units(magnitude, negative, place, limbs)
+        magnitude, negative, offset = mantissa_of(value)
+        _deposit_units(magnitude, negative, offset, limbs)
     return finite
 
 
@@ -223,10 +223,10 @@ def add_exactly(values, limbs):
 @jit.helper
 def carry(limbs):
     """Leave 32 bits in every limb but the last, which has the sign."""
-    for place in range(LIMBS - 1):
-        upper = limbs[place] >> LIMB_BITS
-        limbs[place] -= upper << LIMB_BITS
-        limbs[place + 1] += upper
+    for index in range(LIMBS - 1):
+        upper = limbs[index] >> LIMB_BITS
+        limbs[index] -= upper << LIMB_BITS
+        limbs[index + 1] += upper
 
 
 @jit.helper
@@ -234,9 +234,9 @@ def limbs_pair(limbs):
     """What an accumulator holds, at least 0, as a pair."""
     carry(limbs)
     total = (0.0, 0.0)
-    for place in range(LIMBS - 1, -1, -1):
-        if limbs[place] != 0:
-            total = add(total, (scale(np.float64(limbs[place]), LIMB_BITS * place - 1074), 0.0))
+    for index in range(LIMBS - 1, -1, -1):
+        if limbs[index] != 0:
+            total = add(total, (scale(np.float64(limbs[index]), LIMB_BITS * index - 1074), 0.0))
     return total
 
 

@@ -30,8 +30,8 @@ from refloss.numerics.sums import (
 _COARSE, _FINE, _FINEST = 1074 - 36, 1074 - 72, 1074 - 108
 _NO_ANCHOR = -(2**20)
 _FINITE = 1024
-# Values somewhat larger than the first one find room as well.
-_ROOM = 8
+# Bits above the exponent of the first value, so that somewhat larger ones fit the same grids.
+_HEADROOM = 8
 _LEAST_ANCHOR = -GRID_EXPONENTS + 1
 _SPECIAL = (np.inf, -np.inf, np.nan)
 _KINDS = 3
@@ -51,8 +51,8 @@ def new_state():
 
 
 @gpu_function
-def _deposit(magnitude, negative, place, totals):
-    limb, low, middle, high = limb_parts(magnitude, negative, place)
+def _deposit(magnitude, negative, offset, totals):
+    limb, low, middle, high = limb_parts(magnitude, negative, offset)
     cuda.atomic.add(totals.limbs, limb, low)
     cuda.atomic.add(totals.limbs, limb + 1, middle)
     cuda.atomic.add(totals.limbs, limb + 2, high)
@@ -60,8 +60,8 @@ def _deposit(magnitude, negative, place, totals):
 
 @gpu_function
 def _deposit_value(value, totals):
-    magnitude, negative, place = mantissa_of(value)
-    _deposit(magnitude, negative, place, totals)
+    magnitude, negative, offset = mantissa_of(value)
+    _deposit(magnitude, negative, offset, totals)
 
 
 @gpu_function
@@ -85,13 +85,13 @@ def add_value(value, state, totals):
         return state
     if value == 0.0:
         return state
-    if exponent + _ROOM >= GRID_EXPONENTS:
+    if exponent + _HEADROOM >= GRID_EXPONENTS:
         _deposit_value(value, totals)
         return state
     anchor, coarse, fine, finest = state
     if exponent > anchor:
         flush(state, totals)
-        anchor = max(exponent + _ROOM, np.int64(_LEAST_ANCHOR))
+        anchor = max(exponent + _HEADROOM, np.int64(_LEAST_ANCHOR))
         coarse, fine, finest = np.int64(0), np.int64(0), np.int64(0)
     more_coarse, more_fine, more_finest, rest = counts_below(value, anchor)
     if rest != 0.0:

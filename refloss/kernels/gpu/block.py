@@ -1,8 +1,8 @@
 """What the threads of a block do together: sums and maxima of integers, and sums of a row, of the CPU's very bits.
 
 All of them are of integers, so that neither the size of a block nor the order of its threads shows in a result. Their
-room is shared memory of LARGEST_BLOCK int64, the kernel's own: numba.cuda links a function that had some twice where it
-is called on two levels.
+scratch is shared memory of LARGEST_BLOCK int64 that the kernel declares: numba.cuda links a function that had some
+twice where it is called on two levels.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def _reduction(combine: Any) -> Any:
     """What every thread's integer comes to, known to all; combine may be applied in any order."""
 
     @gpu_function
-    def reduced(value, room):
+    def reduced(value, scratch):
         lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
         cuda.syncthreads()
-        room[lane] = value
+        scratch[lane] = value
         cuda.syncthreads()
         if lane < WARP:
             for i in range(lane + WARP, lanes, WARP):
-                value = combine(value, room[i])
-            room[lane] = value
+                value = combine(value, scratch[i])
+            scratch[lane] = value
         cuda.syncthreads()
-        result = room[0]
+        result = scratch[0]
         for i in range(1, WARP if lanes > WARP else lanes):
-            result = combine(result, room[i])
+            result = combine(result, scratch[i])
         return result
 
     return reduced
@@ -58,7 +58,7 @@ block_max = _reduction(_larger)
 
 
 @gpu_function
-def row_sum(terms, room):
+def row_sum(terms, scratch):
     """numerics.sums.row_sum of a row that the block's threads have just written."""
     lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
     cuda.syncthreads()
@@ -66,7 +66,7 @@ def row_sum(terms, room):
     for i in range(lane, terms.size, lanes):
         here = exponent_of(terms[i])
         largest = here if here > largest else largest
-    largest = block_max(largest, room)
+    largest = block_max(largest, scratch)
     if largest >= _UNDEFINED:
         # In the order of the row: what becomes of infinities and NaN does not depend on it.
         special = 0.0
@@ -80,6 +80,6 @@ def row_sum(terms, room):
         coarse_count, fine_count = grid_counts(scale(terms[i], -largest))
         coarse += coarse_count
         fine += fine_count
-    coarse, fine = block_sum(coarse, room), block_sum(fine, room)
+    coarse, fine = block_sum(coarse, scratch), block_sum(fine, scratch)
     high, low = grid_total(coarse, fine, 0)
     return scale(high, largest), scale(low, largest)

@@ -59,10 +59,10 @@ class Array:
     def download(self, into: np.ndarray | None = None) -> np.ndarray:
         """What it holds."""
         with _device():
-            found: np.ndarray = self.memory.copy() if SIMULATED else self.memory.copy_to_host()
+            values: np.ndarray = self.memory.copy() if SIMULATED else self.memory.copy_to_host()
         if into is None:
-            return found
-        into[...] = found
+            return values
+        into[...] = values
         return into
 
 

@@ -116,7 +116,7 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
     @gpu_kernel
     def compare_pixels(pixels, masks, sums, parts):
         """What each pixel yields, and the counts of the probabilities."""
-        room = cuda.shared.array(LARGEST_BLOCK, int64)
+        scratch = cuda.shared.array(LARGEST_BLOCK, int64)
         mask = cuda.blockIdx.x // parts
         coarse, fine = np.int64(0), np.int64(0)
         for i in range(_first(parts), masks.targets.shape[1], parts * cuda.blockDim.x):
@@ -127,7 +127,7 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
             counts = grid_counts(share if share == share else 0.0)
             coarse += counts[0]
             fine += counts[1]
-        coarse, fine = block_sum(coarse, room), block_sum(fine, room)
+        coarse, fine = block_sum(coarse, scratch), block_sum(fine, scratch)
         if cuda.threadIdx.x == 0:
             cuda.atomic.add(sums.counts, (mask, 0), coarse)
             cuda.atomic.add(sums.counts, (mask, 1), fine)
@@ -296,7 +296,7 @@ def _dice(
 
 
 def _batches(masks: int, size: int) -> Iterator[slice]:
-    """Masks of size pixels, as many at a time as there is room for."""
+    """Masks of size pixels, as many at a time as _PIXELS_AT_A_TIME allows."""
     step = max(1, _PIXELS_AT_A_TIME // max(1, size))
     for first in range(0, masks, step):
         yield slice(first, min(first + step, masks))

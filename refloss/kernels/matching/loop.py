@@ -171,8 +171,8 @@ def _change(costs, queries, objects, i, j):
 
 
 @jit.helper
-def _fill_changes(costs, queries, objects, is_taken, is_matched, distance):
-    """What each step costs; the last node is a query that nobody had, or an object that had none."""
+def _fill_changes(costs, queries, objects, has_object, has_query, distance):
+    """What each step costs; the last node is an unmatched query, or an unmatched object."""
     last = queries.size
     distance[:] = np.inf
     for i in range(last):
@@ -184,23 +184,23 @@ def _fill_changes(costs, queries, objects, is_taken, is_matched, distance):
         if costs.shape[0] > last:
             distance[last, i] = 0.0
             for q in range(costs.shape[0]):
-                if not is_taken[q]:
+                if not has_object[q]:
                     distance[i, last] = min(distance[i, last], costs[q, objects[i]] - present)
         elif costs.shape[1] > last:
             distance[i, last] = -present
             for n in range(costs.shape[1]):
-                if not is_matched[n]:
+                if not has_query[n]:
                     distance[last, i] = min(distance[last, i], costs[queries[i], n])
 
 
 @jit.kernel
-def next_best(costs, queries, objects, is_taken, is_matched, distance):
+def next_best(costs, queries, objects, has_object, has_query, distance):
     """How much worse the next best assignment of an image is than the best, which matches queries[i] with objects[i].
 
     Another assignment is a cycle of objects that hand on their queries. The cheapest cycle is the shortest path from a
     node to itself (Floyd and Warshall).
     """
-    _fill_changes(costs, queries, objects, is_taken, is_matched, distance)
+    _fill_changes(costs, queries, objects, has_object, has_query, distance)
     nodes = queries.size + 1
     for k in range(nodes):
         for i in range(nodes):

@@ -39,8 +39,8 @@ def nll_rows(rows, gradient, terms, results, with_gradient):
             read(rows.memory, row_offset(rows, index) + label * rows.class_stride), terms.weight[label]
         )
         if with_gradient:
-            place = row_offset(gradient, index) + label * gradient.class_stride
-            store(gradient.memory, place, slope_at_label(terms, index))
+            offset = row_offset(gradient, index) + label * gradient.class_stride
+            store(gradient.memory, offset, slope_at_label(terms, index))
 
 
 def run(task: Task, terms: Terms, loss: np.ndarray) -> None:

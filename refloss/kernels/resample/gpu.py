@@ -49,19 +49,19 @@ def _row(line, lines):
 
 
 @gpu_kernel
-def _resample_lines(narrow, lines, places, resized):
+def _resample_lines(narrow, lines, taps, resized):
     """Lines of narrow, resampled into resized."""
     for index in range(cuda.grid(1), lines.planes.size * lines.per_plane * resized.classes, cuda.gridsize(1)):
         line, output = _position(index, lines, resized)
         start = row_offset(narrow, _row(line, lines))
-        low = read(narrow.memory, start + places.first[output] * narrow.class_stride)
-        high = read(narrow.memory, start + places.second[output] * narrow.class_stride)
+        low = read(narrow.memory, start + taps.first[output] * narrow.class_stride)
+        high = read(narrow.memory, start + taps.second[output] * narrow.class_stride)
         to = row_offset(resized, line) + output * resized.class_stride
-        store(resized.memory, to, between(low, high, places.weight[output]))
+        store(resized.memory, to, between(low, high, taps.weight[output]))
 
 
 @gpu_kernel
-def _spread_lines(resized, lines, places, neighbours, narrow):
+def _spread_lines(resized, lines, taps, neighbours, narrow):
     """The adjoint: lines of narrow from the cotangents resized."""
     for index in range(cuda.grid(1), lines.planes.size * lines.per_plane * narrow.classes, cuda.gridsize(1)):
         line, element = _position(index, lines, narrow)
@@ -69,10 +69,10 @@ def _spread_lines(resized, lines, places, neighbours, narrow):
         total = 0.0
         for output in range(neighbours.first[element], neighbours.last[element]):
             value = read(resized.memory, start + output * resized.class_stride)
-            if places.first[output] == element:
-                total = with_share(total, value, 1.0 - places.weight[output])
-            if places.second[output] == element:
-                total = with_share(total, value, places.weight[output])
+            if taps.first[output] == element:
+                total = with_share(total, value, 1.0 - taps.weight[output])
+            if taps.second[output] == element:
+                total = with_share(total, value, taps.weight[output])
         store(narrow.memory, row_offset(narrow, _row(line, lines)) + element * narrow.class_stride, total)
 
 
@@ -116,20 +116,20 @@ def _columns(planes: np.ndarray) -> Lines:
     return Lines(np.arange(len(planes)), planes.shape[2])
 
 
-def _resample(narrow: np.ndarray, lines: Lines, places: Axis, resized: np.ndarray, along: int) -> None:
+def _resample(narrow: np.ndarray, lines: Lines, taps: Axis, resized: np.ndarray, along: int) -> None:
     source, destination = runtime.rows_on_device(narrow, along), runtime.rows_on_device(resized, along)
-    runtime.launch(_resample_lines, runtime.grid(resized.size, _BLOCK), _BLOCK, source, lines, places, destination)
+    runtime.launch(_resample_lines, runtime.grid(resized.size, _BLOCK), _BLOCK, source, lines, taps, destination)
 
 
-def _spread(resized: np.ndarray, lines: Lines, places: Axis, narrow: np.ndarray, along: int) -> None:
+def _spread(resized: np.ndarray, lines: Lines, taps: Axis, narrow: np.ndarray, along: int) -> None:
     source, destination = runtime.rows_on_device(resized, along), runtime.rows_on_device(narrow, along)
     size = lines.planes.size * lines.per_plane * destination.classes
-    neighbours = _neighbours(places, destination.classes)
-    arguments = (source, lines, places, neighbours, destination)
+    neighbours = _neighbours(taps, destination.classes)
+    arguments = (source, lines, taps, neighbours, destination)
     runtime.launch(_spread_lines, runtime.grid(size, _BLOCK), _BLOCK, *arguments)
 
 
-def _neighbours(places: Axis, size: int) -> Neighbours:
+def _neighbours(taps: Axis, size: int) -> Neighbours:
     """Of each of size elements; an output's first element never decreases."""
     elements = np.arange(size)
-    return Neighbours(np.searchsorted(places.first, elements - 1), np.searchsorted(places.first, elements, "right"))
+    return Neighbours(np.searchsorted(taps.first, elements - 1), np.searchsorted(taps.first, elements, "right"))

@@ -76,7 +76,7 @@ def _finisher(loop: SoftmaxLoop) -> Any:
 
 
 @gpu_function
-def _largest(logits, start, label, room):
+def _largest(logits, start, label, scratch):
     """The ordinal of the largest logit but the label's, or _UNSOUND; of the block."""
     memory, stride = logits.memory, logits.class_stride
     lowest, infinity = bounds(memory)
@@ -87,11 +87,11 @@ def _largest(logits, start, label, room):
             highest = here
         if magnitude_at(memory, start + c * stride) > infinity or here >= infinity:
             highest = _UNSOUND
-    return block_max(highest, room)
+    return block_max(highest, scratch)
 
 
 @gpu_function
-def _sums(logits, start, label, reference, room):
+def _sums(logits, start, label, reference, scratch):
     """The sums of the others' exponentials on the grids; of the block."""
     memory, stride = logits.memory, logits.class_stride
     coarse, fine = np.int64(0), np.int64(0)
@@ -100,7 +100,7 @@ def _sums(logits, start, label, reference, room):
             counts = grid_counts(exp_difference(read(memory, start + c * stride), reference))
             coarse += counts[0]
             fine += counts[1]
-    return block_sum(coarse, room), block_sum(fine, room)
+    return block_sum(coarse, scratch), block_sum(fine, scratch)
 
 
 @gpu_function
@@ -118,16 +118,16 @@ def block_rows(loop: SoftmaxLoop) -> Any:
 
     @gpu_kernel
     def label_rows(logits, gradient, labels, terms, output, with_gradient):
-        room = cuda.shared.array(LARGEST_BLOCK, int64)
+        scratch = cuda.shared.array(LARGEST_BLOCK, int64)
         shared = cuda.shared.array(3, float64)
         for index in range(cuda.blockIdx.x, labels.size, cuda.gridDim.x):
             start = row_offset(logits, index)
             ignored = labels[index] == terms.ignore_index
             label = -1 if ignored else labels[index]
-            highest = _largest(logits, start, label, room)
+            highest = _largest(logits, start, label, scratch)
             lowest, infinity = bounds(logits.memory)
             reference = value_of(highest, logits.memory) if lowest < highest < infinity else 0.0
-            coarse, fine = _sums(logits, start, label, reference, room)
+            coarse, fine = _sums(logits, start, label, reference, scratch)
             if cuda.threadIdx.x == 0:
                 logit = read(logits.memory, start + label * logits.class_stride) if label >= 0 else -np.inf
                 split = _split(logit, highest, logits, coarse, fine)

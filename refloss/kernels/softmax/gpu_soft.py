@@ -50,7 +50,7 @@ class Lines(NamedTuple):
 
 
 @gpu_function
-def _split_row(logits, start, k, room):
+def _split_row(logits, start, k, scratch):
     """The split of a row into class k and the rest, known to all threads, as split.split_softmax."""
     memory, stride = logits.memory, logits.class_stride
     lowest, infinity = bounds(memory)
@@ -61,8 +61,8 @@ def _split_row(logits, start, k, room):
             highest = here
         if here >= infinity or magnitude_at(memory, start + c * stride) > infinity:
             unsound = np.int64(1)
-    sound = block_max(unsound, room) == 0
-    reference = value_of(block_max(highest, room), memory) if sound else -np.inf
+    sound = block_max(unsound, scratch) == 0
+    reference = value_of(block_max(highest, scratch), memory) if sound else -np.inf
     logit = read(memory, start + k * stride) if k >= 0 else -np.inf
     coarse, fine = np.int64(0), np.int64(0)
     if reference > -np.inf:
@@ -71,7 +71,7 @@ def _split_row(logits, start, k, room):
                 counts = grid_counts(exp_difference(read(memory, start + c * stride), reference))
                 coarse += counts[0]
                 fine += counts[1]
-    coarse, fine = block_sum(coarse, room), block_sum(fine, room)
+    coarse, fine = block_sum(coarse, scratch), block_sum(fine, scratch)
     if not sound or (reference == -np.inf and logit == -np.inf):
         return undefined_split(sound, -np.inf), 0.0
     others = grid_total(coarse, fine, 0) if reference > -np.inf else (0.0, 0.0)
@@ -87,7 +87,7 @@ def _term(logits, start, c, k, reference):
 
 
 @gpu_function
-def _find(logits, start, room):
+def _find(logits, start, scratch):
     """The first class with the largest logit, or −1."""
     memory, stride = logits.memory, logits.class_stride
     lowest, _ = bounds(memory)
@@ -95,26 +95,26 @@ def _find(logits, start, room):
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         here = ordinal_at(memory, start + c * stride)
         highest = here if here > highest else highest
-    largest = value_of(block_max(highest, room), memory)
+    largest = value_of(block_max(highest, scratch), memory)
     # The first of them has the largest distance from the end.
     left = np.int64(-1)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         if read(memory, start + c * stride) == largest and logits.classes - c > left:
             left = np.int64(logits.classes - c)
-    left = block_max(left, room)
+    left = block_max(left, scratch)
     return logits.classes - left if left > 0 else -1
 
 
 @gpu_function
-def _distance_sum(logits, start, maximum, weight, products, room):
+def _distance_sum(logits, start, maximum, weight, products, scratch):
     """Σ weight_j·(maximum − x_j), a pair."""
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         products[c] = weight[c] * (maximum - read(logits.memory, start + c * logits.class_stride))
-    return row_sum(products, room)
+    return row_sum(products, scratch)
 
 
 @gpu_function
-def _accurate_total(logits, start, split, lines, room):
+def _accurate_total(logits, start, split, lines, scratch):
     """Σ e^(x_j − maximum), a pair, as kernels.softmax.refine knows it."""
     if logits.classes > ACCURATE_CLASSES:
         return split.total
@@ -123,7 +123,7 @@ def _accurate_total(logits, start, split, lines, room):
         term = accurate_term(read(logits.memory, start + c * logits.class_stride), split.maximum)
         parts = split_term(term[0])
         high[c], rest[c], low[c] = parts[0], parts[1], term[1]
-    return add(row_sum(high, room), add(row_sum(rest, room), row_sum(low, room)))
+    return add(row_sum(high, scratch), add(row_sum(rest, scratch), row_sum(low, scratch)))
 
 
 @gpu_function
@@ -134,7 +134,9 @@ def fill(gradient, to, value):
 
 
 @gpu_function
-def _smoothed_gradient(logits, start, gradient, to, label, split, reference, pushed, terms, coefficient, lines, room):
+def _smoothed_gradient(
+    logits, start, gradient, to, label, split, reference, pushed, terms, coefficient, lines, scratch
+):
     label_mass = smoothed_masses(label, terms)[1]
     slope = add(multiply(pushed, split.share), negate(label_mass))
     factor, amount = multiply(coefficient, multiply(pushed, split.term)), multiply(coefficient, terms.uniform)
@@ -146,9 +148,9 @@ def _smoothed_gradient(logits, start, gradient, to, label, split, reference, pus
             close = np.int64(1)
         value = rounded(multiply(coefficient, slope)) if c == label else value
         store(gradient.memory, to + c * gradient.class_stride, value)
-    if block_max(close, room) == 0:
+    if block_max(close, scratch) == 0:
         return
-    whole = _accurate_total(logits, start, split, lines, room)
+    whole = _accurate_total(logits, start, split, lines, scratch)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         mass = label_mass if c == label else multiply(terms.uniform, pair(terms.weight[c]))
         logit = read(logits.memory, start + c * logits.class_stride)
@@ -164,16 +166,16 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
 
     @gpu_kernel
     def rows(logits, gradient, labels, terms, output, lines, with_gradient):
-        room = cuda.shared.array(LARGEST_BLOCK, int64)
+        scratch = cuda.shared.array(LARGEST_BLOCK, int64)
         block_lines = (lines.products[cuda.blockIdx.x], lines.mass[cuda.blockIdx.x], lines.rest[cuda.blockIdx.x])
         for index in range(cuda.blockIdx.x, labels.size, cuda.gridDim.x):
             start, to = row_offset(logits, index), row_offset(gradient, index)
             ignored = labels[index] == terms.ignore_index
             label = -1 if ignored else labels[index]
-            split, reference = _split_row(logits, start, label, room)
+            split, reference = _split_row(logits, start, label, scratch)
             loss, pushed = (0.0 if ignored else np.nan, 0.0), (0.0, 0.0)
             if split.defined and not ignored:
-                distances = _distance_sum(logits, start, split.maximum, terms.weight, block_lines[0], room)
+                distances = _distance_sum(logits, start, split.maximum, terms.weight, block_lines[0], scratch)
                 likelihood = smoothed_likelihood(split, label, terms, distances)
                 loss, pushed = describe(split, smoothed_masses(label, terms)[0], likelihood, terms.parameters)
             if cuda.threadIdx.x == 0:
@@ -197,7 +199,7 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
                         terms,
                         coefficient,
                         block_lines,
-                        room,
+                        scratch,
                     )
             cuda.syncthreads()
 
@@ -205,31 +207,31 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
 
 
 @gpu_function
-def _masses_of_probabilities(logits, start, targets, at, split, terms, lines, room):
+def _masses_of_probabilities(logits, start, targets, at, split, terms, lines, scratch):
     """Q, Σ q_j·(lse − x_j), and the latter without weights and smoothing; pairs."""
     products, mass = lines[0], lines[1]
     memory, stride = targets.memory, targets.class_stride
     for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
         mass[c] = read(memory, at + c * stride)
-    total = row_sum(mass, room)
-    distances = _distance_sum(logits, start, split.maximum, mass, products, room)
+    total = row_sum(mass, scratch)
+    distances = _distance_sum(logits, start, split.maximum, mass, products, scratch)
     plain = add(multiply(total, split.log_total), distances)
     if not (terms.weighted or terms.smooth):
         return total, plain, plain
     cuda.syncthreads()
     for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
         mass[c] = read(memory, at + c * stride) * terms.weight[c]
-    total = add(multiply(terms.keep, row_sum(mass, room)), multiply(terms.uniform, terms.weight_total))
+    total = add(multiply(terms.keep, row_sum(mass, scratch)), multiply(terms.uniform, terms.weight_total))
     cuda.syncthreads()
     for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
         mass[c] = rounded(target_mass(read(memory, at + c * stride), terms.weight[c], terms))
-    distances = _distance_sum(logits, start, split.maximum, mass, products, room)
+    distances = _distance_sum(logits, start, split.maximum, mass, products, scratch)
     return total, add(multiply(total, split.log_total), distances), plain
 
 
 @gpu_function
 def _probability_gradient(
-    logits, start, targets, at, gradient, to, split, top, reference, pushed, terms, coefficient, lines, room
+    logits, start, targets, at, gradient, to, split, top, reference, pushed, terms, coefficient, lines, scratch
 ):
     factor, close = multiply(coefficient, multiply(pushed, split.term)), np.int64(0)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
@@ -244,9 +246,9 @@ def _probability_gradient(
             value = rounded(multiply(coefficient, slope))
         close = np.int64(1) if near else close
         store(gradient.memory, to + c * gradient.class_stride, value)
-    if block_max(close, room) == 0:
+    if block_max(close, scratch) == 0:
         return
-    whole = _accurate_total(logits, start, split, lines, room)
+    whole = _accurate_total(logits, start, split, lines, scratch)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         mass = target_mass(read(targets.memory, at + c * targets.class_stride), terms.weight[c], terms)
         logit = read(logits.memory, start + c * logits.class_stride)
@@ -271,17 +273,17 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
 
     @gpu_kernel
     def rows(logits, gradient, targets, target_gradient, count, terms, output, lines, with_gradient):
-        room = cuda.shared.array(LARGEST_BLOCK, int64)
+        scratch = cuda.shared.array(LARGEST_BLOCK, int64)
         block_lines = (lines.products[cuda.blockIdx.x], lines.mass[cuda.blockIdx.x], lines.rest[cuda.blockIdx.x])
         for index in range(cuda.blockIdx.x, count, cuda.gridDim.x):
             start, at = row_offset(logits, index), row_offset(targets, index)
             to, to_target = row_offset(gradient, index), row_offset(target_gradient, index)
-            top = _find(logits, start, room)
-            split, reference = _split_row(logits, start, top, room)
+            top = _find(logits, start, scratch)
+            split, reference = _split_row(logits, start, top, scratch)
             loss, nll, pushed = (np.nan, 0.0), (np.nan, 0.0), (np.nan, 0.0)
             if split.defined:
                 mass, likelihood, nll = _masses_of_probabilities(
-                    logits, start, targets, at, split, terms, block_lines, room
+                    logits, start, targets, at, split, terms, block_lines, scratch
                 )
                 loss, pushed = describe(split, mass, likelihood, terms.parameters)
             if cuda.threadIdx.x == 0:
@@ -294,7 +296,7 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
             elif with_gradient:
                 coefficient = coefficient_of(terms, index)
                 where = (logits, start, targets, at, gradient, to, split, top, reference)
-                _probability_gradient(*where, pushed, terms, coefficient, block_lines, room)
+                _probability_gradient(*where, pushed, terms, coefficient, block_lines, scratch)
                 _target_gradient(logits, start, target_gradient, to_target, split, terms, coefficient)
             cuda.syncthreads()
 

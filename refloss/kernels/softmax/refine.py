@@ -79,18 +79,18 @@ def _total(x, maximum):
 
 
 @jit.helper
-def is_close(value, taken):
+def is_close(value, subtracted):
     """Whether too little of a difference is left."""
-    return abs(value) < CLOSE * abs(taken)
+    return abs(value) < CLOSE * abs(subtracted)
 
 
 @jit.helper
-def refined(logit, maximum, whole, total, coefficient, taken):
-    """Whether total·p − taken is to be computed again, and coefficient times it; whole is Σ e^(x_j − maximum)."""
+def refined(logit, maximum, whole, total, coefficient, subtracted):
+    """Whether total·p − subtracted is to be computed again, and coefficient times it; whole is Σ e^(x_j − maximum)."""
     share = divide(accurate_term(logit, maximum), whole)
-    value = add(multiply(total, share), negate(taken))
-    nothing = abs(value[0]) < NOTHING * abs(taken[0])
-    wanted = is_close(value[0], taken[0]) and share[0] < 1.0 - SURE
+    value = add(multiply(total, share), negate(subtracted))
+    nothing = abs(value[0]) < NOTHING * abs(subtracted[0])
+    wanted = is_close(value[0], subtracted[0]) and share[0] < 1.0 - SURE
     return wanted, 0.0 if nothing else rounded(multiply(coefficient, value))
 
 

@@ -171,9 +171,9 @@ def split_softmax(x, k, terms):
 
 
 @jit.scalar
-def difference(term, factor, taken):
-    """factor·term − taken for pairs."""
-    return fma(term, factor[0], -taken[0]) + fma(term, factor[1], -taken[1])
+def difference(term, factor, subtracted):
+    """factor·term − subtracted for pairs."""
+    return fma(term, factor[0], -subtracted[0]) + fma(term, factor[1], -subtracted[1])
 
 
 @jit.scalar
@@ -188,8 +188,8 @@ def store_difference(terms, factor, weight, amount, gradient):
     """gradient_j = factor·terms_j − amount·weight_j; how many of them are close to 0."""
     close = 0
     for i in range(terms.size):
-        taken = multiply(amount, pair(weight[i]))
-        value = difference(terms[i], factor, taken)
-        close += 1 if is_close(value, taken[0]) else 0
+        subtracted = multiply(amount, pair(weight[i]))
+        value = difference(terms[i], factor, subtracted)
+        close += 1 if is_close(value, subtracted[0]) else 0
         store(gradient, i, value)
     return close

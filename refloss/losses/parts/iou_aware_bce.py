@@ -1,12 +1,12 @@
 """IoU-aware binary cross-entropy.
 
-With p = σ(x), softplus(x) = log(1 + e^x), and where the class is meant, the box's IoU q and the quality
+With p = σ(x), softplus(x) = log(1 + e^x), and for a positive class the box's IoU q and the quality
 w = max(p^α·q^(1 − α), 0.01),
 
-    meant      ℓ = −w·log p − (1 − w)·log(1 − p) = softplus(x) − w·x,      ∂ℓ/∂x = p − w
-    not meant  ℓ = −p^γ·log(1 − p) = p^γ·softplus(x),                      ∂ℓ/∂x = p^γ·(p + γ·(1 − p)·softplus(x))
+    positive   ℓ = −w·log p − (1 − w)·log(1 − p) = softplus(x) − w·x,      ∂ℓ/∂x = p − w
+    negative   ℓ = −p^γ·log(1 − p) = p^γ·softplus(x),                      ∂ℓ/∂x = p^γ·(p + γ·(1 − p)·softplus(x))
 
-Held constant: the quality w, with the p in it. Not held: the weight p^γ of a class that is not meant, which is where
+Held constant: the quality w, with the p in it. Not held: the weight p^γ of a negative class, which is where
 the second term comes from. Such a class is that of losses/sigmoid_focal.py with a target of 0 and a weight of 1.
 
 Counterpart: LwDetrImageLoss.loss_labels in transformers, γ = 2. Source: Cai et al., "Align-DETR", 2023, as used by

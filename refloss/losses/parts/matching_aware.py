@@ -1,12 +1,12 @@
 """Matching-aware loss: binary cross-entropy with a power of a box's IoU as its target.
 
-With p = σ(x), the IoU q of the box where the class is meant, t = q^γ and b(x, t) = softplus(x) − t·x,
+With p = σ(x), the IoU q of the box of a positive class, t = q^γ and b(x, t) = softplus(x) − t·x,
 
-    meant      ℓ = b(x, t),                ∂ℓ/∂x = p − t
-    not meant  ℓ = α·p^γ·softplus(x),      ∂ℓ/∂x = α·p^γ·p
+    positive   ℓ = b(x, t),                ∂ℓ/∂x = p − t
+    negative   ℓ = α·p^γ·softplus(x),      ∂ℓ/∂x = α·p^γ·p
 
 Held constant: the IoU, and the weight α·p^γ although it depends on x. What differs from losses/varifocal.py: the power
-on the IoU, and that a meant class weighs 1 however bad its box is, so that a bad box is unlearnt.
+on the IoU, and that a positive class weighs 1 however bad its box is, so that a bad box is unlearnt.
 
 Counterpart: Deimv2Loss.loss_labels_mal in transformers; without mal_alpha, α is 1. Source: Huang et al., "DEIM: DETR
 with Improved Matching for Fast Convergence", 2025.
