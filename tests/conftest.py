@@ -15,7 +15,8 @@ settings.register_profile("refloss", deadline=None, derandomize=True, print_blob
 settings.load_profile("refloss")
 
 
-def pytest_configure(config):
+def pytest_sessionstart(session):
+    config = session.config
     is_worker = hasattr(config, "workerinput")
     has_workers = (config.getoption("numprocesses", None) or 0) > 1
     if is_worker or not has_workers or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
