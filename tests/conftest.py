@@ -1,6 +1,28 @@
-"""Settings for every test: Hypothesis without deadlines, because first calls compile, and reproducible."""
+"""Settings for every test: Hypothesis without deadlines, because first calls compile, and reproducible.
 
+Where workers are to run all tests, kernels are compiled before they start: each would compile the same ones.
+"""
+
+import subprocess
+import sys
+
+import pytest
 from hypothesis import settings
+
+from tests import ahead
 
 settings.register_profile("refloss", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("refloss")
+
+
+def pytest_sessionstart(session):
+    config = session.config
+    is_worker = hasattr(config, "workerinput")
+    has_workers = (config.getoption("numprocesses", None) or 0) > 1
+    if is_worker or not has_workers or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    config.get_terminal_writer().line("compiling kernels, unless they are on disk")
+    commands = [[sys.executable, "-m", "tests.ahead", part] for part in ahead.PARTS]
+    # What goes wrong there goes wrong in a test as well, which tells more.
+    for process in [subprocess.Popen(command, cwd=config.rootpath) for command in commands]:
+        process.wait()

@@ -6,7 +6,11 @@ import pytest
 
 import refloss
 from refloss.kernels import rows
+from refloss.kernels.nll.loop import nll_rows
 from refloss.kernels.softmax import run as launch
+from refloss.kernels.softmax.columns import label_columns
+from refloss.kernels.softmax.loop import label_rows, smoothed_rows
+from refloss.losses.cross_entropy import LOOP
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -139,6 +143,32 @@ def test_layout_of_probabilities_does_not_show(shape):
     expected = bits(refloss.cross_entropy(logits, target, **options(shape)))
     for name, view in layouts(target):
         assert bits(refloss.cross_entropy(logits, view, **options(shape))) == expected, name
+
+
+def test_what_is_read_only_compiles_nothing_anew():
+    logits, labels = problem(np.float32)
+    weight, cotangent = options()["weight"], np.linspace(-1, 1, 37)
+    wide = np.tile(logits, 2)
+    kernels = (label_columns(LOOP), label_rows(LOOP), smoothed_rows(LOOP), nll_rows)
+
+    def compute(*arrays):
+        labels, weight, cotangent = arrays
+        given = {"weight": weight, "reduction": "none", "grad_output": cotangent}
+        results = [
+            refloss.cross_entropy(logits, labels, **given),
+            refloss.cross_entropy(wide, labels, **given | {"weight": np.tile(weight, 2)}),
+            refloss.cross_entropy(logits, labels, label_smoothing=0.1, **given),
+            refloss.nll(logits, labels, **given),
+        ]
+        return [part for result in results for part in (result.loss, *result.grads.values())]
+
+    expected = compute(labels, weight, cotangent)
+    compiled = [len(kernel.signatures) for kernel in kernels]
+    for array in (labels, weight, cotangent):
+        array.flags.writeable = False
+    for got, wanted in zip(compute(labels, weight, cotangent), expected, strict=True):
+        assert got.tobytes() == wanted.tobytes()
+    assert [len(kernel.signatures) for kernel in kernels] == compiled
 
 
 def test_broadcast_logits_are_read_in_place():
