@@ -114,11 +114,6 @@ def to_device(array: np.ndarray) -> device.Resident:
     return result
 
 
-def is_resident(memory: np.ndarray) -> bool:
-    """Whether memory is on the GPU already; what is copied there is aligned anyway."""
-    return device.resident_of(memory) is not None
-
-
 def rows_on_device(array: np.ndarray, class_axis: int) -> Rows:
     """rows_of an array, typed by its format; element by element if class_axis is the number of its axes."""
     return rows_of(array[..., None] if class_axis == array.ndim else array, class_axis)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refloss.testing.judging.wording import failures, fault, likely, printable, short, summary
+from refloss.messages import printable
+from refloss.testing.judging.wording import failures, fault, likely, short, summary
 
 if TYPE_CHECKING:
     from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict

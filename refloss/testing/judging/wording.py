@@ -9,8 +9,6 @@ from refloss.messages import printable
 if TYPE_CHECKING:
     from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
-__all__ = ["failures", "fault", "hardest", "likely", "plural", "printable", "short", "summary"]
-
 
 def short(value: float | None) -> str:
     """A number whose size matters, not its digits."""

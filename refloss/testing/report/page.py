@@ -15,7 +15,8 @@ from jinja2 import Environment, StrictUndefined
 
 import refloss
 from refloss.files import replacing
-from refloss.testing.judging.wording import fault, plural, printable, short, summary
+from refloss.messages import printable
+from refloss.testing.judging.wording import fault, plural, short, summary
 from refloss.testing.report import charts
 from refloss.testing.spacing import errors
 
