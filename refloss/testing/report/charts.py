@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from markupsafe import Markup, escape
 
+from refloss.messages import printable
 from refloss.registry import FUNCTIONS
-from refloss.testing.judging.wording import printable, short
+from refloss.testing.judging.wording import short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from refloss.files import replacing
-from refloss.testing.judging.wording import failures, printable
+from refloss.messages import printable
+from refloss.testing.judging.wording import failures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

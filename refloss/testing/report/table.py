@@ -8,7 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from refloss.testing.judging.wording import failures, fault, hardest, likely, printable, short, summary
+from refloss.messages import printable
+from refloss.testing.judging.wording import failures, fault, hardest, likely, short, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
