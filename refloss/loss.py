@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# What heads that match take beside the options of every loss: a matching that is given, and shares of a batch.
+# What heads that match take beside the options of every loss: a matching that is given.
 _OF_MATCHING = ("assignment",)
 
 

@@ -1,4 +1,4 @@
-"""Derive the constants of refloss/numerics/exponential.py and of kernels/refine.py from their definitions.
+"""Derive the constants of refloss/numerics/exponential.py and of kernels/softmax/refine.py from their definitions.
 
 python -m tests.coefficients
 
@@ -128,7 +128,7 @@ def exponential_constants() -> dict[str, float | int]:
 
 
 def refine_constants() -> dict[str, float | list[float]]:
-    """The constants of kernels/refine.py that stand for a real number."""
+    """The constants of kernels/softmax/refine.py that stand for a real number."""
     with mpmath.workdps(DIGITS):
         lowest = _in_parts(mpmath.log(2), 3)[2]
         factorials = [_in_parts(1 / mpmath.factorial(k), 2) for k in range(len(refine.INVERSE_FACTORIALS))]
