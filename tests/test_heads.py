@@ -25,22 +25,24 @@ PIXELS[0, 2:4] = 255
 
 
 @pytest.mark.parametrize(
-    ("config", "labels", "expected"),
+    ("config", "labels", "loss", "targets"),
     [
-        ({"num_labels": 3, "problem_type": None}, LABELS, refloss.cross_entropy(LOGITS, LABELS)),
-        ({"num_labels": 3, "problem_type": None}, LABELS.astype(np.int32), refloss.cross_entropy(LOGITS, LABELS)),
-        ({"num_labels": 3}, np.eye(3)[LABELS], refloss.bce_with_logits(LOGITS, np.eye(3)[LABELS])),
-        ({"num_labels": 3}, np.eye(3, dtype=np.int8)[LABELS], refloss.bce_with_logits(LOGITS, np.eye(3)[LABELS])),
-        ({"num_labels": 3, "problem_type": "regression"}, VALUES, refloss.mse(LOGITS, VALUES)),
+        ({"num_labels": 3, "problem_type": None}, LABELS, "cross_entropy", LABELS),
+        ({"num_labels": 3, "problem_type": None}, LABELS.astype(np.int32), "cross_entropy", LABELS),
+        ({"num_labels": 3}, np.eye(3)[LABELS], "bce_with_logits", np.eye(3)[LABELS]),
+        ({"num_labels": 3}, np.eye(3, dtype=np.int8)[LABELS], "bce_with_logits", np.eye(3)[LABELS]),
+        ({"num_labels": 3, "problem_type": "regression"}, VALUES, "mse", VALUES),
         (
             {"num_labels": 3, "problem_type": "multi_label_classification"},
             np.eye(3, dtype=np.int64)[LABELS],
-            refloss.bce_with_logits(LOGITS, np.eye(3)[LABELS]),
+            "bce_with_logits",
+            np.eye(3)[LABELS],
         ),
     ],
     ids=str,
 )
-def test_problem_types(config, labels, expected):
+def test_problem_types(config, labels, loss, targets):
+    expected = getattr(refloss, loss)(LOGITS, targets)
     whole = {"problem_type": None} | config
     for given in ({"config": config}, {"config": SimpleNamespace(**whole)}, config):
         result = refloss.sequence_classification(labels, LOGITS, **given)

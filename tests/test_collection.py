@@ -1,0 +1,19 @@
+"""What tests are made of is computed by tests: to collect them compiles nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("folder", ["tests", pytest.param("conformance", marks=pytest.mark.slow)])
+def test_collection_compiles_nothing(folder):
+    """Where compiling is forbidden, the first kernel is an error."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", folder]
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
