@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # torch warns that "mean" is not the mathematical divergence; it is the loss that is compared here.
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")
 
-SEEDS = range(3)
+SEEDS = range(2)
 LIMITS = Limits(("float64",), max_rows=4, max_classes=5, extreme=False, exact=True)
 # What a head reads from its configuration only.
 OF_CONFIG = ("num_labels", "problem_type")

@@ -26,7 +26,7 @@ def here():
     return vector_widths.all_bits()
 
 
-@pytest.fixture(scope="module", params=LEVELS, ids=lambda width: f"{width} bits")
+@pytest.fixture(scope="module", params=[128, 256, pytest.param(512, marks=pytest.mark.slow)], ids="{} bits".format)
 def there(request):
     """The bits of a process that compiles for vectors of a width."""
     level, features, widest, needed = LEVELS[request.param]
