@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -88,7 +87,7 @@ def to_host(value: Any, name: str) -> np.ndarray:
 def _reach_gpu() -> None:
     """Let memory on a GPU be read; raise where none can be."""
     require_cuda()
-    importlib.import_module("refloss.kernels.gpu.runtime")
+    import refloss.kernels.gpu.runtime  # noqa: F401
 
 
 def _settle() -> None:

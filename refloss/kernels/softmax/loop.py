@@ -41,7 +41,8 @@ class SoftmaxLoop(jit.Description):
     which is c·pushed·p_j for the other classes and −c·pulled for the label.
 
     soft(split, mass, likelihood, parameters): of a row with the mass Q spread over its classes and the likelihood
-    Σ q_j·(lse − x_j), its loss and the factor of its gradient c·(pushed·p_j − q_j). None for a loss of hard labels.
+    Σ q_j·(lse − x_j), its loss and the factor of its gradient c·(pushed·p_j − q_j). None for a loss of hard labels. The
+    gradient of a target is that of cross-entropy: what a loss adds may depend on Q, but a target's gradient lacks it.
     """
 
     label: Callable[..., Any]
