@@ -79,6 +79,10 @@ def at_first_byte(data, value):
     return data[:at] + bytes([value]) + data[at + 1 :]
 
 
+# Newer zipfile modules find it before we do.
+BEYOND_ITS_MEMBER = ("bytes of data; float64 of shape (900,) takes 7200", "Overlapped entries")
+
+
 SHORT = npy_with(header_of((4,)), bytes(8))  # of four elements only one is there
 LONG = npy(np.ones(2000))
 
@@ -91,11 +95,11 @@ FAULTY = {
     ),
     "sized-into-the-next.npz": (
         lying(npz(a=npy_with(header_of((900,)), bytes(4800)), b=LONG), 9000),
-        "bytes of data; float64 of shape (900,) takes 7200",
+        BEYOND_ITS_MEMBER,
     ),
     "sized-past-the-end.npz": (
         lying(npz(a=npy_with(header_of((900,)), bytes(4800))), 10**9),
-        "bytes of data; float64 of shape (900,) takes 7200",
+        BEYOND_ITS_MEMBER,
     ),
     "torn-header.npy": (npy_with("{'descr': (", VALUES.tobytes()), "TokenError"),
     "torn-header.npz": (npz(a=npy_with("{'descr': (", VALUES.tobytes())), "TokenError"),
@@ -164,7 +168,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, name, data, message):
     path = written(tmp_path, name, data)
     with pytest.raises(ValueError, match=re.escape(f"{path}: not a readable {path.suffix} file: ")) as raised:
         load_tensors(path)
-    assert message in str(raised.value)
+    assert any(each in str(raised.value) for each in ([message] if isinstance(message, str) else message))
     assert len(str(raised.value).splitlines()) == 1
 
 
