@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refloss.kernels.rows import element_type
-from refloss.numerics.formats import from_ordinal, infinity_bits, magnitude_bits, ordinal, store, widen
+from refloss.numerics.formats import from_ordinal, infinity_bits, magnitude_bits, ordinal, store, store_pair, widen
+from refloss.numerics.pairs import fast_two_sum, scaled, scaled_to_odd, to_odd
 from tests.truth import FORMATS
 
 SIXTEEN = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
@@ -21,6 +22,26 @@ ALL = [*SIXTEEN, np.dtype(np.float32), np.dtype(np.float64)]
 def _store_all(values, result):
     for i in range(values.size):
         store(result, i, values[i])
+
+
+@numba.njit
+def _store_pairs(high, low, result):
+    for i in range(high.size):
+        store_pair(result, i, (high[i], low[i]))
+
+
+@numba.njit
+def _products(high, low, factor, factor_low, result, odd):
+    for i in range(high.size):
+        product = scaled((high[i], low[i]), (factor[i], factor_low[i]))
+        store_pair(result, i, product)
+        odd[i] = to_odd(product) == scaled_to_odd((high[i], low[i]), (factor[i], factor_low[i]))
+
+
+@numba.njit
+def _normalise(high, low):
+    for i in range(high.size):
+        high[i], low[i] = fast_two_sum(high[i], low[i])
 
 
 @numba.njit
@@ -54,7 +75,7 @@ def every_number(dtype):
         return values[~np.isnan(values)]
 
 
-def nearest(value: float, dtype: np.dtype) -> float:
+def nearest(value: float | Fraction, dtype: np.dtype) -> float:
     """The nearest value of a format, ties to even, by rational arithmetic."""
     precision, smallest = FORMATS[dtype.name]
     exact = abs(Fraction(value))
@@ -63,7 +84,60 @@ def nearest(value: float, dtype: np.dtype) -> float:
     result = round(exact / unit) * unit
     largest = Fraction(2) ** (1 - smallest) * (2 - Fraction(2) ** (1 - precision))
     magnitude = float("inf") if result > largest else float(result)
-    return float(np.copysign(magnitude, value))
+    return float(np.copysign(magnitude, float(value)))
+
+
+# A tie of a format, what a rounding to float64 makes of its neighbours.
+TIES = st.builds(
+    lambda significand, exponent, nudge, low: (
+        np.ldexp(2.0 * significand + 1, exponent) * (1 + nudge * 2.0**-52),
+        low * np.ldexp(float(significand), exponent) * 2.0**-54,
+    ),
+    st.integers(2**6, 2**24),
+    st.integers(-40, -20),
+    st.integers(-2, 2),
+    st.sampled_from([0.0, 2.0**-60, -(2.0**-60), 1.0, -1.0, 0.7, -0.7, 1e-200, -1e-200]),
+)
+
+
+@pytest.mark.parametrize("dtype", [*SIXTEEN, np.dtype(np.float32)], ids=lambda dtype: dtype.name)
+@given(st.lists(st.tuples(TIES, st.sampled_from([-1.0, 1.0])), min_size=1, max_size=40))
+def test_a_pair_is_rounded_once(dtype, values):
+    """A tie of the format that float64 makes of a number next to it must not be taken for one."""
+    high, low = (np.array([sign * pair[part] for pair, sign in values]) for part in (0, 1))
+    _normalise(high, low)
+    result = np.empty(high.size, element_type(dtype))
+    _store_pairs(high, low, result)
+    exact = [Fraction(a) + Fraction(b) for a, b in zip(high, low, strict=True)]
+    assert list(result.view(dtype).astype(np.float64)) == [nearest(value, dtype) for value in exact]
+
+
+@pytest.mark.parametrize("dtype", [*SIXTEEN, np.dtype(np.float32)], ids=lambda dtype: dtype.name)
+@given(
+    st.lists(
+        st.tuples(st.integers(-(2**12), 2**12), st.integers(1, 60), st.sampled_from([1 / 3, 0.1, 1 / 7, 1.0, 1e-3])),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_products_of_quotients_and_short_numbers_are_rounded_once(dtype, values):
+    """(d·n)·(c/n) is d·c exactly, also where neither c/n nor the product is a float64."""
+    exact = [(Fraction(d * n), Fraction(c) / n) for d, n, c in values]
+    factor = np.array([float(c) for _, c in exact])
+    factor_low = np.array([float(c - Fraction(float(c))) for _, c in exact])
+    number = np.array([float(d) for d, _ in exact])
+    result, odd = np.empty(number.size, element_type(dtype)), np.empty(number.size, bool)
+    _products(number, np.zeros_like(number), factor, factor_low, result, odd)
+    assert list(result.view(dtype).astype(np.float64)) == [nearest(d * c, dtype) for d, c in exact]
+    assert odd.all()
+
+
+@pytest.mark.parametrize("dtype", ALL, ids=lambda dtype: dtype.name)
+def test_there_is_one_nan(dtype):
+    payload = np.array([0x7FF8 << 48, 0xFFF8 << 48, 0x7FF0 << 48 | 1, 0x7FF8 << 48 | 12345], np.uint64).view(np.float64)
+    got = rounded(payload, dtype)
+    expected = np.full(payload.size, np.nan).astype(dtype)
+    assert got.tobytes() == expected.tobytes()
 
 
 def _exponent(exact: Fraction) -> int:

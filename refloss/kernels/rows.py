@@ -9,6 +9,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.numerics.formats import store, widen
+from refloss.numerics.pairs import to_odd
 
 # Rows that are strided in memory are gathered in tiles of this size, so that each cache line is read once.
 TILE_BYTES = 1 << 18
@@ -226,6 +227,15 @@ def save(row, rows, first, offset=0):
         part = row[done : min(done + _run(rows, first + done), row.size)]
         save_strided(part, rows, row_offset(rows, first + done) + offset, stride)
         done += part.size
+
+
+@jit.helper
+def save_pairs(high, low, rows, first, offset=0):
+    """The same for a row of normalised pairs, which it spoils: each is rounded once."""
+    if rows.format != 0:
+        for i in range(high.size):
+            high[i] = to_odd((high[i], low[i]))
+    save(high, rows, first, offset)
 
 
 @jit.helper

@@ -5,7 +5,8 @@ bfloat16 as int16. The element type tells the two apart, and each function below
 
 Rounding goes straight from float64 to the format (through float32 it would round twice). Adding and subtracting
 1.5·2^52 units in the last place of the result rounds to nearest even, and holding the unit at the format's smallest
-subnormal makes the same addition right for subnormals.
+subnormal makes the same addition right for subnormals. A value that is known as a pair is rounded to odd before, so
+that no float64 that happens to be a tie of the format stands for its neighbours.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from refloss.numerics.bits import (
     float64_bits,
     float64_from_bits,
 )
+from refloss.numerics.pairs import to_odd
 
 EXPONENT_BITS = 0x7FF << 52
 INFINITY_BITS = EXPONENT_BITS
+MAGNITUDE = 2**63 - 1
+# NaN of every format is this one: quiet, positive, without a payload, as numpy.nan is.
+NAN_BITS = 0x7FF8 << 48
 
 
 @jit.scalar
@@ -50,7 +55,7 @@ def _round_to_precision(value, dropped_bits, smallest_exponent):
 def _round_to_bfloat16(value):
     # Every bfloat16 is a float32, so the conversion after the rounding is exact, or the overflow that is due.
     wide = np.float32(_round_to_precision(value, 45, -126))
-    return np.int16(float32_bits(wide) >> 16)
+    return np.int16(float32_bits(wide) >> 16) if value == value else np.int16(0x7FC0)
 
 
 @jit.scalar
@@ -60,8 +65,21 @@ def _round_to_float16(value):
     rounded = np.inf if rounded > 65504.0 else (-np.inf if rounded < -65504.0 else rounded)
     bits = float64_bits(rounded)
     magnitude = float64_bits(abs(rounded) * 2.0**-1008) >> 42
-    magnitude = magnitude if abs(rounded) < np.inf else (0x7C00 if rounded == rounded else 0x7E00)
-    return np.uint16(magnitude | ((bits >> 48) & 0x8000))
+    magnitude = magnitude if abs(rounded) < np.inf else 0x7C00
+    return np.uint16(magnitude | ((bits >> 48) & 0x8000)) if value == value else np.uint16(0x7E00)
+
+
+@jit.scalar
+def _round_to_float32(value):
+    bits = float32_bits(np.float32(value))
+    return float32_from_bits(np.int32(0x7FC00000) if bits & np.int32(0x7FFFFFFF) > np.int32(0x7F800000) else bits)
+
+
+@jit.scalar
+def canonical(value):
+    """A float64; its one NaN for any NaN. By bits: which NaN an operation yields, compilers do not mind."""
+    bits = float64_bits(value)
+    return float64_from_bits(NAN_BITS if bits & MAGNITUDE > INFINITY_BITS else bits)
 
 
 @jit.scalar
@@ -104,14 +122,32 @@ def _as_element(array, value):
     if array.dtype == types.uint16:
         return lambda array, value: _round_to_float16(value)
     if array.dtype == types.float32:
-        return lambda array, value: np.float32(value)
-    return lambda array, value: value
+        return lambda array, value: _round_to_float32(value)
+    return lambda array, value: canonical(value)
 
 
 @jit.scalar
 def store(array, index, value):
     """Round a float64 into an element of an array of any format."""
     array[index] = as_element(array, value)
+
+
+def pair_as_element(array, pair):
+    """A normalised pair rounded once to the format of an array."""
+    raise TypeError("compiled code only")
+
+
+@overload(pair_as_element, jit_options={"forceinline": True})
+def _pair_as_element(array, pair):
+    if array.dtype == types.float64:
+        return lambda array, pair: as_element(array, pair[0])
+    return lambda array, pair: as_element(array, to_odd(pair))
+
+
+@jit.scalar
+def store_pair(array, index, pair):
+    """Round a normalised pair, once, into an element of an array of any format."""
+    array[index] = pair_as_element(array, pair)
 
 
 def _integer(element: types.Type) -> types.Type:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from refloss import jit
-from refloss.numerics.bits import fma
+from refloss.numerics.bits import float64_bits, float64_from_bits, fma
+
+# What a sum of a rounding error and a product of low parts may lose: a few 2^-53 of the latter.
+NOTHING = 2.0**-48
 
 
 @jit.scalar
@@ -80,9 +83,54 @@ def times(a, b):
 
 
 @jit.scalar
+def _scaled(a, b):
+    """a·b for two pairs, normalised, and what its low part must exceed to be more than rounding errors."""
+    rest = fma(a[1], b[0], a[0] * b[1])
+    high = fma(a[0], b[0], rest)
+    return high, fma(a[0], b[0], -high) + rest, NOTHING * abs(rest)
+
+
+@jit.scalar
+def scaled(a, b):
+    """a·b for two pairs, normalised, for a last rounding.
+
+    Where the rounding error of the high product and what the low parts add to it cancel, the exact product may be a
+    short number, which rounding errors must not turn into its neighbour: they are left out. So is what is not a number
+    where the high part is infinite.
+    """
+    high, low, noise = _scaled(a, b)
+    return high, low if abs(low) > noise else 0.0
+
+
+@jit.scalar
+def _to_odd(high, low, inexact):
+    bits = float64_bits(high)
+    # One less where the number is nearer to 0, and an odd one whichever it was.
+    apart = (float64_bits(low) ^ bits) >> 63
+    return float64_from_bits((bits + apart) | 1 if inexact else bits)
+
+
+@jit.scalar
+def to_odd(a):
+    """A normalised pair rounded to odd: of the two float64 next to a number that is none, the one whose last bit is 1.
+
+    Never a tie of a narrower format unless the pair is that tie, so that one more rounding is as good as the only one
+    (Boldo, Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 57, 2008).
+    """
+    return _to_odd(a[0], a[1], abs(a[1]) > 0.0)
+
+
+@jit.scalar
+def scaled_to_odd(a, b):
+    """to_odd(scaled(a, b))."""
+    high, low, noise = _scaled(a, b)
+    return _to_odd(high, low, abs(low) > noise)
+
+
+@jit.scalar
 def settled(a):
     """The float64 nearest to a pair whose low part may be undefined."""
-    return a[0] + a[1] if a[1] == a[1] else a[0]
+    return a[0] + a[1] if abs(a[1]) < np.inf else a[0]
 
 
 @jit.scalar
