@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 
-from refloss.numerics import accurate, exponential
+from refloss.numerics import accurate, exponential, triples
 
 DIGITS = 80
 # Of the Taylor series below: what is left is less than (1/9)^80, or 10^-76, of the sum.
@@ -128,24 +128,24 @@ def exponential_constants() -> dict[str, float | int]:
     return logarithms | {name: value for found in fitted for name, value in found.items()}
 
 
-def accurate_constants() -> dict[str, float | list[float]]:
-    """The constants of numerics/accurate.py that stand for a real number."""
+def accurate_constants() -> list[tuple[ModuleType, str, Any]]:
+    """The constants of numerics/accurate.py and numerics/triples.py that stand for a real number."""
     with mpmath.workdps(DIGITS):
-        lowest = _in_parts(mpmath.log(2), 3)[2]
-        factorials = [_in_parts(1 / mpmath.factorial(k), 2) for k in range(len(accurate.INVERSE_FACTORIALS))]
-    return {
-        "LN2_LOWEST": lowest,
-        "INVERSE_FACTORIALS": [high for high, _ in factorials],
-        "INVERSE_FACTORIALS_LOW": [low for _, low in factorials],
-    }
+        logarithm = _in_parts(mpmath.log(2), 4)
+        pairs = [_in_parts(1 / mpmath.factorial(k), 2) for k in range(len(accurate.INVERSE_FACTORIALS))]
+        thirds = [_in_parts(1 / mpmath.factorial(k), 3) for k in range(triples.INVERSE_FACTORIALS.shape[1])]
+    return [
+        (accurate, "LN2_LOWEST", logarithm[2]),
+        (accurate, "INVERSE_FACTORIALS", [parts[0] for parts in pairs]),
+        (accurate, "INVERSE_FACTORIALS_LOW", [parts[1] for parts in pairs]),
+        (triples, "LN2_FOURTH", logarithm[3]),
+        (triples, "INVERSE_FACTORIALS", [[parts[k] for parts in thirds] for k in range(3)]),
+    ]
 
 
 def constants() -> list[tuple[ModuleType, str, Any]]:
     """Module, name and value of every constant that is derived here."""
-    return [
-        *((exponential, name, value) for name, value in exponential_constants().items()),
-        *((accurate, name, value) for name, value in accurate_constants().items()),
-    ]
+    return [*((exponential, name, value) for name, value in exponential_constants().items()), *accurate_constants()]
 
 
 def in_module(module: ModuleType, name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from refloss.kernels.softmax import refine, split
-from refloss.numerics import accurate, bits, exponential, sums
+from refloss.numerics import accurate, bits, exponential, sums, triples
 from tests import coefficients
 
 UNIT_ROUNDOFF = 2.0**-53
@@ -229,3 +229,66 @@ def test_exponentials_in_pairs():
     for at, high, low in zip(x, *_exp_accurate(x), strict=True):
         true = mpmath.exp(mpmath.mpf(at))
         assert abs(mpmath.mpf(high) + mpmath.mpf(low) - true) < true * mpmath.mpf(2) ** -98
+
+
+@numba.njit
+def _logarithms(values, results):
+    for i in range(values.size):
+        results[0, i], results[1, i] = exponential.log_finely(values[i])
+        results[2, i], results[3, i] = accurate.log_accurate(values[i], 0.0)
+        beyond = accurate.log1p_accurate(values[i] * 2.0**-30, values[i] * 2.0**-90)
+        results[4, i], results[5, i] = beyond
+
+
+def _error(high, low, true):
+    return abs((mpmath.mpf(high) + mpmath.mpf(low) - true) / true)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-320, 1e-300), (1e-6, 1.0), (0.5, 2.0), (0.9999, 1.0001), (1.0, 1e300)])
+def test_logarithms_in_pairs(low, high):
+    x = np.exp(np.random.default_rng(5).uniform(np.log(low), np.log(high), 500))
+    results = np.empty((6, x.size))
+    _logarithms(x, results)
+    for at, (a, b, c, d, e, f) in zip(x, results.T, strict=True):
+        true = mpmath.log(mpmath.mpf(at))
+        assert _error(a, b, true) < mpmath.mpf(2) ** -62
+        assert _error(c, d, true) < mpmath.mpf(2) ** -88
+        # Low parts of subnormal numbers are lost.
+        true = mpmath.log1p(mpmath.mpf(at) * mpmath.mpf(2) ** -30 * (1 + mpmath.mpf(2) ** -60))
+        assert at < 1e-200 or _error(e, f, true) < mpmath.mpf(2) ** -88
+
+
+@numba.njit
+def _logistic(values, results):
+    for i in range(values.size):
+        parts = accurate.logistic_accurate(values[i])
+        for k in range(4):
+            results[2 * k, i], results[2 * k + 1, i] = parts[k]
+
+
+def test_sigmoids_in_pairs():
+    x = np.concatenate([np.random.default_rng(6).uniform(-40.0, 40.0, 500), [0.0, 1e-300, 600.0]])
+    results = np.empty((8, x.size))
+    _logistic(x, results)
+    for at, found in zip(x, results.T, strict=True):
+        u = mpmath.exp(-abs(mpmath.mpf(at)))
+        for k, true in enumerate((u, 1 / (1 + u), u / (1 + u), mpmath.log1p(u))):
+            assert _error(found[2 * k], found[2 * k + 1], true) < mpmath.mpf(2) ** -87
+
+
+@numba.njit
+def _beyond(t, x, results):
+    for i in range(t.size):
+        results[0, i], results[1, i] = triples.log_beyond(t[i], x[i])
+
+
+def test_logarithms_next_to_a_number():
+    """However close a float64 comes to the logarithm of another."""
+    t = np.concatenate([np.random.default_rng(7).uniform(0.0, 4.0, 300), [1e-310, 1e300]])
+    x = np.log(t)
+    x[::3] *= 1 + 2.0**-35
+    results = np.empty((2, t.size))
+    _beyond(t, x, results)
+    for a, b, high, low in zip(t, x, *results, strict=True):
+        true = mpmath.log(mpmath.mpf(a)) - mpmath.mpf(b)
+        assert _error(high, low, true) < mpmath.mpf(2) ** -60

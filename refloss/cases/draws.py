@@ -201,8 +201,14 @@ class Draws:
         return values
 
     def weights(self, *shape: int) -> np.ndarray:
-        """Positive values."""
-        return self.cast(0.25 + 2.0 * self.uniform(*shape))
+        """Positive values, in the case's dtype or in float64."""
+        values: np.ndarray = 0.25 + 2.0 * self.uniform(*shape)
+        return values if not self.limits.exact and self.maybe() else self.cast(values)
+
+    def near(self, values: np.ndarray) -> np.ndarray:
+        """Those of some values, or next to them: where a difference of both loses most or all of its digits."""
+        apart = self.one_of(0.0, 2.0**-10, -(2.0**-18), 2.0**-24)
+        return self.cast(np.asarray(values, np.float64) * (1.0 + apart * self.noise(*np.shape(values))))
 
     def class_weights(self, classes: int) -> np.ndarray:
         """Factors of classes, some of which may be 0."""
@@ -257,5 +263,6 @@ class Draws:
         if self.limits.exact:
             number = float(self.one_of(-1.5, 1.0, -0.75, 3.0))
             return number * (2.0 * np.floor(4.0 * self.uniform(*shape)) - 3.0) if shape else number
-        number = float(self.one_of(1.0, -0.75, 3.0, -1e4, 2.0**-20, 0.0))
+        # Products with thirds, tenths and sevenths come next to ties, which a second rounding takes for ties.
+        number = float(self.one_of(1.0, -0.75, 3.0, -1e4, 2.0**-20, 0.0, 1 / 3, -0.1, 1 / 7))
         return number * (1.0 + self.noise(*shape)) if shape and self.maybe() else number

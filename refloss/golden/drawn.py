@@ -9,6 +9,7 @@ import numpy as np
 from refloss.cases.draws import Drawn, Draws, Limits, Seeded
 from refloss.cases.source import DTYPES, Case
 from refloss.files import flattened
+from refloss.kernels.maps import exponentials, sigmoids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,12 +74,12 @@ def _by_roles(specification: Specification, draws: Draws) -> Drawn:
 
 
 def _elements(specification: Specification, draws: Draws, parameters: dict[str, Any]) -> Drawn:
-    """Arrays of corresponding elements. Some values are hit: equal to those of the first argument."""
+    """Arrays of corresponding elements. Some targets are hit, or nearly: the first argument is what they ask for."""
     shape = draws.elements(specification.axes)
     tensors: dict[str, np.ndarray] = {}
     for name, argument in specification.arguments.items():
         if argument.role == "probabilities":
-            tensors[name] = draws.probabilities(*shape)
+            tensors[name] = _probabilities(specification, draws, tensors, shape)
         elif argument.role == "log-probabilities":
             tensors[name] = draws.log_probabilities(*shape)
         elif argument.role == "weight":
@@ -90,6 +91,20 @@ def _elements(specification: Specification, draws: Draws, parameters: dict[str, 
             hit = draws.uniform(*shape) < draws.one_of(0.0, 0.5) if tensors and argument.role == "values" else False
             tensors[name] = np.where(hit, next(iter(tensors.values())), values) if tensors else values
     return Drawn(tensors, parameters, shape[:1] if specification.per == "row" else shape)
+
+
+def _probabilities(
+    specification: Specification, draws: Draws, tensors: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Any, or those that the first argument predicts."""
+    if draws.limits.exact or not tensors or not draws.maybe():
+        return draws.probabilities(*shape)
+    name, values = next(iter(tensors.items()))
+    role = specification.arguments[name].role
+    # Not by the machine's exponentials: cases are the same everywhere.
+    functions = {"logits": sigmoids, "log-probabilities": exponentials}
+    predicted = functions[role](values) if role in functions else values
+    return draws.cast(np.clip(draws.near(predicted), 0.0, 1.0))
 
 
 def _weight(name: str, draws: Draws, shape: tuple[int, ...], *, broadcast: bool) -> dict[str, np.ndarray]:

@@ -102,7 +102,8 @@ def _for_target(x, factor, small):
     hinge = two_product(-1.0 if x > 0.0 else factor, abs(x))
     rest = product(two_sum(factor, -1.0), small)
     high, low = two_sum(hinge[0], rest[0])
-    return high, low + (hinge[1] + rest[1])
+    # The low part of log(1 + u) is not small: what is left shows in their sum only.
+    return two_sum(high, low + (hinge[1] + rest[1]))
 
 
 @jit.scalar

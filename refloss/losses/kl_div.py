@@ -26,6 +26,7 @@ from refloss.losses.parts import elementwise
 from refloss.numerics.accurate import is_close, log_accurate
 from refloss.numerics.exponential import exp, exp_pair, log_finely, scale
 from refloss.numerics.pairs import negate, pair, product, settled, two_sum
+from refloss.numerics.triples import log_beyond
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import (
@@ -39,6 +40,8 @@ from refloss.specification import (
 
 # Digits for a value within an ulp are left above this share of the logarithm, which has an error of 2^-62.
 _LEFT = 2.0**-10
+# Below this share pairs leave too few digits as well; e^x is then within 2^-30 of t.
+_NEXT = 2.0**-40
 # e^−2000 times the largest float64 is 0, and e^800 times the least difference from 800 infinite.
 _LEAST, _LARGEST = -2000.0, 800.0
 # From here on a power of two is applied in two steps: scale reaches 2^±2040.
@@ -99,7 +102,10 @@ def _is_close(x, t, factor, parameters, value, for_input, for_target):
 
 @jit.helper
 def _accurate(x, t, factor, parameters):
-    return _of_log(x, t, log_accurate(t, 0.0))
+    value, for_input, for_target = _of_log(x, t, log_accurate(t, 0.0))
+    if abs(value[0]) < _NEXT * abs(t * x):
+        value = product(pair(t), log_beyond(t, x))
+    return value, for_input, for_target
 
 
 LOOP = Loop("kl_div", _loss_of_target, _is_close, _accurate, signed=True)
