@@ -1,0 +1,129 @@
+"""Gradients of segmentation whose rounding float64 cannot settle, again in pairs.
+
+A sum over pixels is off by some units of 2^-53 of the sum of its terms' magnitudes. Where the numbers that far away on
+either side are rounded to the same number of the gradient's format, that is the result. Where not, because the sum
+cancels or comes close to a tie, the pixels that have a share in it are worked on again, with exponentials that are
+good to some 2^-98; what is below the errors of pairs is 0. A float64 gradient has no digits to spare: its sums are
+computed again where they cancel as a narrower format's could not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.resample.loop import between
+from refloss.kernels.softmax.refine import exp_accurate
+from refloss.numerics.exponential import UNDERFLOW
+from refloss.numerics.formats import round_to_precision
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, to_odd
+
+# Float64 sums with less than this share of their terms left are computed again.
+CLOSE = 2.0**-16
+# What is below the errors of pairs, relative to the terms' magnitudes: of exponentials and of logits near 1, and of
+# logits of any size.
+NOTHING = 2.0**-90
+OF_LOGITS = 2.0**-102
+# An accurate sum that is closer to a float64 than this is that number, of which only the pairs' errors make another.
+SHORT = 2.0**-96
+
+
+@jit.helper
+def _logit(pixels, c, y, x):
+    """A pixel's logit, without the scale."""
+    i, j = pixels.vertical.first[y], pixels.vertical.second[y]
+    first, second = (pixels.wide[0, i, c, x], pixels.wide[1, i, c, x]), (pixels.wide[0, j, c, x], pixels.wide[1, j, c, x])
+    return between(first, second, pixels.vertical.near[y], pixels.vertical.far[y])
+
+
+@jit.helper
+def _exponential(logit, largest, scale):
+    """e^((logit − largest)·scale), a pair."""
+    distance = multiply(add(logit, negate(largest)), scale)
+    if distance[0] == 0.0:
+        return 1.0, 0.0
+    return exp_accurate(distance[0], distance[1]) if distance[0] > UNDERFLOW else pair(0.0)
+
+
+@jit.helper
+def _accurate_share(pixels, c, y, x):
+    """What a pixel hands back to a class, a pair, and how large its largest logit is."""
+    largest = _logit(pixels, 0, y, x)
+    for k in range(1, pixels.wide.shape[2]):
+        logit = _logit(pixels, k, y, x)
+        if logit[0] > largest[0] or (logit[0] == largest[0] and logit[1] > largest[1]):
+            largest = logit
+    own, others = pair(0.0), pair(0.0)
+    for k in range(pixels.wide.shape[2]):
+        term = _exponential(_logit(pixels, k, y, x), largest, pixels.scale)
+        if k == c:
+            own = term
+        else:
+            others = add(others, term)
+    share = divide(negate(others) if pixels.labels[y, x] == c else own, add(own, others))
+    return share, abs(largest[0]) * pixels.scale[0]
+
+
+@jit.scalar
+def weight_of(axis, output, element):
+    """The weight of an element for an output next to it."""
+    return axis.near[output] if axis.first[output] == element else axis.far[output]
+
+
+@jit.helper
+def _accurate(pixels, c, i, j):
+    """The sum of what pixels hand back to logit (i, j) of a class, a pair."""
+    vertical, horizontal = pixels.vertical, pixels.horizontal
+    total, magnitude, size = pair(0.0), 0.0, 0.0
+    for y in range(vertical.starts[max(i - 1, 0)], vertical.starts[i + 1]):
+        for x in range(horizontal.starts[max(j - 1, 0)], horizontal.starts[j + 1]):
+            weight = weight_of(vertical, y, i) * weight_of(horizontal, x, j)
+            if weight != 0.0 and pixels.labels[y, x] != pixels.ignore_index:
+                share, largest = _accurate_share(pixels, c, y, x)
+                total = add(total, multiply(share, pair(weight)))
+                magnitude += abs(share[0]) * weight
+                size = max(size, largest)
+    return total if abs(total[0]) >= (NOTHING + OF_LOGITS * size) * magnitude else pair(0.0)
+
+
+@jit.helper
+def has_pixel(pixels, label, i, j):
+    """Whether logits (i, j) are next to a pixel of a label, or for -1 to one that counts."""
+    vertical, horizontal = pixels.vertical, pixels.horizontal
+    for y in range(vertical.starts[max(i - 1, 0)], vertical.starts[i + 1]):
+        for x in range(horizontal.starts[max(j - 1, 0)], horizontal.starts[j + 1]):
+            here = pixels.labels[y, x]
+            if here != pixels.ignore_index and (here == label or label < 0):
+                if weight_of(vertical, y, i) != 0.0 and weight_of(horizontal, x, j) != 0.0:
+                    return True
+    return False
+
+
+@jit.scalar
+def _is_settled(value, total, bound, rounding):
+    """Whether a gradient will be rounded right, from the sum that it comes from and a bound of what cancelled in it."""
+    error = rounding.tolerance * (abs(total) + 2.0 * bound) * abs(rounding.coefficient[0])
+    if rounding.dropped == 0:
+        return not abs(value) * rounding.tolerance < CLOSE * error
+    below = round_to_precision(value - error, rounding.dropped, rounding.smallest)
+    above = round_to_precision(value + error, rounding.dropped, rounding.smallest)
+    return below == above or not error < np.inf
+
+
+@jit.scalar
+def is_finished(value, total, bound, rounding):
+    """Whether a gradient is what float64 makes of it."""
+    return abs(rounding.coefficient[0]) < np.inf and _is_settled(value, total, bound, rounding)
+
+
+@jit.helper
+def finished(value, total, bound, pixels, rounding, c, i, j):
+    """A gradient that is not what float64 makes of it, its value; rounded to odd where it is no float64."""
+    if not abs(rounding.coefficient[0]) < np.inf:
+        # By the float rules infinity times what is handed back; but an ignored pixel hands nothing back.
+        return value if has_pixel(pixels, -1, i, j) else 0.0
+    if _is_settled(value, total, bound if has_pixel(pixels, c, i, j) else 0.0, rounding):
+        return value
+    high, low = multiply(_accurate(pixels, c, i, j), rounding.coefficient)
+    low = low if abs(low) >= SHORT * abs(high) else 0.0
+    return to_odd((high, low)) if rounding.dropped else high
