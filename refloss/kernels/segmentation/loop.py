@@ -107,7 +107,9 @@ def apart(high, low, reference, reference_low, scale):
 def split_pixel(own, other, coarse, fine, classes, scale):
     """The split of a pixel's label from the others' largest logit and the sums of their exponentials."""
     high, low = apart(own[0], own[1], other[0], other[1], scale)
-    high, low = fast_two_sum(high, low if abs(high) < np.inf else 0.0)
+    near, near_low = fast_two_sum(high, low)
+    finite = abs(high) < np.inf
+    high, low = near if finite else high, near_low if finite else 0.0
     # The distance between two float64 is a pair, and the only thing that counts.
     return split_class(high, -low, grid_total(coarse, fine, classes))
 
