@@ -55,6 +55,7 @@ class Masks(NamedTuple):
     target_totals: np.ndarray  # [P] sums of the targets
     vertical: Axis
     horizontal: Axis
+    scale: tuple[float, float]  # the axes' inverse
     height: int
     width: int
     of_focal: float  # cotangent of the sum of a mask's focal losses
@@ -65,7 +66,7 @@ class Scratch(NamedTuple):
     """One thread's buffers."""
 
     line: np.ndarray  # [w]
-    wide: np.ndarray  # [h, W]
+    wide: np.ndarray  # [2, h, W]
     pixels: np.ndarray  # [4, W]
     slopes: np.ndarray  # [H, W] derivative of the focal loss
     flatness: np.ndarray  # [H, W] p·(1 − p)
@@ -95,7 +96,7 @@ def mask_pairs(loop: MaskLoop) -> Any:
             widen_plane(planes, masks.rows[p], masks.horizontal, scratch.line, scratch.wide)
             special, coarse, fine = 0.0, 0, 0
             for y in range(masks.targets.shape[1]):
-                resampled_line(scratch.wide, masks.vertical, y, row)
+                resampled_line(scratch.wide, masks.vertical, y, masks.scale, row)
                 target = masks.targets[p, y]
                 fill_pixels(row, target, losses, scratch.slopes[y], scratch.flatness[y], missed, probability)
                 special += add_exactly(losses, limbs[p])
@@ -109,12 +110,13 @@ def mask_pairs(loop: MaskLoop) -> Any:
             focal[p] = special
             if not with_gradient:
                 continue
-            scratch.wide[:] = 0.0
+            wide = scratch.wide[0]
+            wide[:] = 0.0
             for y in range(masks.targets.shape[1]):
                 target = masks.targets[p, y]
                 combine(scratch.slopes[y], scratch.flatness[y], target, masks.of_focal, constant, factor, row)
-                spread_line(row, masks.vertical, y, scratch.wide)
-            narrow_plane(scratch.wide, masks.horizontal, scratch.line, gradient, masks.rows[p])
+                spread_line(row, masks.vertical, y, wide)
+            narrow_plane(wide, masks.horizontal, masks.scale, scratch.line, gradient, masks.rows[p])
 
     return jit.kernel(pairs, loop.name)
 

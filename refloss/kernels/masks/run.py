@@ -10,7 +10,7 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.masks.loop import DiceLoop, MaskLoop, Masks, Scratch, dice_masks, mask_pairs
-from refloss.kernels.resample.loop import axis
+from refloss.kernels.resample.loop import axis, inverse
 from refloss.kernels.rows import elements_of
 from refloss.numerics.exact import Exact, exact_sum, rounded
 from refloss.numerics.sums import LIMBS, UNITS, accumulated
@@ -36,12 +36,14 @@ def compare(
 ) -> MaskLosses:
     """Planes rows [P] of [..., h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
     height, width = planes.shape[-2:]
+    vertical, horizontal = axis(height, targets.shape[1]), axis(width, targets.shape[2])
     masks = Masks(
         rows=rows,
         targets=targets,
         target_totals=_totals(targets),
-        vertical=axis(height, targets.shape[1]),
-        horizontal=axis(width, targets.shape[2]),
+        vertical=vertical,
+        horizontal=horizontal,
+        scale=inverse(vertical, horizontal),
         height=height,
         width=width,
         of_focal=of_focal,
@@ -66,7 +68,7 @@ def _compare(loop: MaskLoop, planes: np.ndarray, gradient: np.ndarray | None, ma
     def scratch() -> Scratch:
         return Scratch(
             line=np.empty(masks.width),
-            wide=np.empty((masks.height, size[1])),
+            wide=np.empty((2, masks.height, size[1])),
             pixels=np.empty((4, size[1])),
             slopes=np.empty(size),
             flatness=np.empty(size),

@@ -8,9 +8,8 @@ what a softmax asks for: results are pairs.
 
 An element with the weight 0 is not looked at: it may be NaN or infinite.
 
-The adjoint hands each output's cotangent back to the two elements with the same weights. To an element, it adds in the
-order of the outputs what those before it hand back, then what those after it do, then the two; so that threads cannot
-change it.
+The adjoint hands each output's cotangent back to the two elements with the same weights. It adds in the order of the
+outputs, plane by plane, so that threads cannot change it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from refloss import jit
 from refloss.kernels.rows import load, save
 from refloss.numerics.bits import fma
 from refloss.numerics.exact import as_pair
-from refloss.numerics.pairs import fast_two_sum, multiply, rounded, two_product, two_sum
+from refloss.numerics.pairs import fast_two_sum, multiply, rounded, times, two_product, two_sum
 
 
 class Axis(NamedTuple):
@@ -83,6 +82,12 @@ def with_share(total, value, weight):
     return fma(value, weight, total)
 
 
+@jit.scalar
+def scaled_total(total, scale):
+    """What an element gets, with the scale that the outputs left out."""
+    return times(total, scale)
+
+
 @jit.helper
 def _between_neighbours(high, low, near, far):
     """From the first and the second element of each output to the pair between them."""
@@ -137,3 +142,33 @@ def resample_planes(planes, vertical, horizontal, scale, height, width, resized,
         widen_plane(planes, p, horizontal, line, wide)
         for y in range(resized.shape[1]):
             resampled_line(wide, vertical, y, scale, resized[p, y])
+
+
+@jit.helper
+def _add_scaled(row, weight, total):
+    for i in range(row.size):
+        total[i] = with_share(total[i], row[i], weight)
+
+
+@jit.helper
+def spread_line(row, vertical, y, wide):
+    """The adjoint of resampled_line, without the scale, added to what is there."""
+    _add_scaled(row, vertical.near[y], wide[vertical.first[y]])
+    if vertical.far[y] != 0.0:
+        _add_scaled(row, vertical.far[y], wide[vertical.second[y]])
+
+
+@jit.helper
+def narrow_plane(wide, horizontal, scale, line, planes, plane):
+    """The adjoint of widen_plane, with the scale."""
+    for y in range(wide.shape[0]):
+        line[:] = 0.0
+        source = wide[y]
+        for x in range(source.size):
+            first, second = horizontal.first[x], horizontal.second[x]
+            line[first] = with_share(line[first], source[x], horizontal.near[x])
+            if horizontal.far[x] != 0.0:
+                line[second] = with_share(line[second], source[x], horizontal.far[x])
+        for j in range(line.size):
+            line[j] = scaled_total(line[j], scale)
+        save(line, planes, (plane * wide.shape[0] + y) * line.size)

@@ -10,15 +10,6 @@ from refloss.kernels.resample.loop import axis, inverse, resample_planes
 from refloss.kernels.rows import elements_of
 
 
-def new_planes(shape: tuple[int, ...], backend: str) -> np.ndarray:
-    """Memory for what is resampled, float64."""
-    if runs_on_gpu(backend):
-        from refloss.kernels.resample import gpu
-
-        return gpu.new_planes(shape)
-    return np.empty(shape)
-
-
 def resample(planes: np.ndarray, resized: np.ndarray, backend: str) -> None:
     """Planes [P, h, w] resampled into float64 [P, H, W]."""
     if runs_on_gpu(backend):

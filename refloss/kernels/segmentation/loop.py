@@ -20,11 +20,11 @@ import numpy as np
 from refloss import jit
 from refloss.kernels.resample.loop import Axis, between_lines, widen_line, with_share
 from refloss.kernels.rows import load, save
-from refloss.kernels.segmentation.refine import finished, is_finished
+from refloss.kernels.segmentation.refine import finished, is_finished, is_larger
 from refloss.kernels.softmax.split import split_class
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_below
-from refloss.numerics.pairs import add, fast_two_sum, multiply, pair, rounded, times, two_product, two_sum
+from refloss.numerics.pairs import add, fast_two_sum, multiply, rounded, times, two_product, two_sum
 from refloss.numerics.sums import grid_bits, grid_total
 
 # Pixels of a line that are worked on together.
@@ -83,15 +83,7 @@ def new_lanes(classes: int) -> Lanes:
     labels, coarse, fine = np.empty((3, COLUMNS + 24), np.int64)
     own, own_low, other, other_low, overflow, factor, factor_low, rest = pitched[2 * classes :]
     high, low = pitched[:classes], pitched[classes : 2 * classes]
-    return Lanes(
-        high, low, labels, own, own_low, other, other_low, overflow, coarse, fine, factor, factor_low, rest
-    )
-
-
-@jit.scalar
-def is_larger(high, low, than, than_low):
-    """Whether a normalised pair is larger than another."""
-    return (high > than) | ((high == than) & (low > than_low))
+    return Lanes(high, low, labels, own, own_low, other, other_low, overflow, coarse, fine, factor, factor_low, rest)
 
 
 @jit.scalar
@@ -138,7 +130,8 @@ def _load_pixels(pixels, y, x, lanes, count):
     high, low, i, j = pixels.wide[0], pixels.wide[1], pixels.vertical.first[y], pixels.vertical.second[y]
     near, far, stop = pixels.vertical.near[y], pixels.vertical.far[y], x + count
     for c in range(lanes.high.shape[0]):
-        first, first_low, second, second_low = high[i, c][x:stop], low[i, c][x:stop], high[j, c][x:stop], low[j, c][x:stop]
+        first, first_low = high[i, c][x:stop], low[i, c][x:stop]
+        second, second_low = high[j, c][x:stop], low[j, c][x:stop]
         between_lines(first, first_low, second, second_low, near, far, lanes.high[c][:count], lanes.low[c][:count])
 
 

@@ -28,12 +28,19 @@ OF_LOGITS = 2.0**-102
 SHORT = 2.0**-96
 
 
+@jit.scalar
+def is_larger(high, low, than, than_low):
+    """Whether a normalised pair is larger than another."""
+    return (high > than) | ((high == than) & (low > than_low))
+
+
 @jit.helper
-def _logit(pixels, c, y, x):
+def pixel_logit(pixels, c, y, x):
     """A pixel's logit, without the scale."""
-    i, j = pixels.vertical.first[y], pixels.vertical.second[y]
-    first, second = (pixels.wide[0, i, c, x], pixels.wide[1, i, c, x]), (pixels.wide[0, j, c, x], pixels.wide[1, j, c, x])
-    return between(first, second, pixels.vertical.near[y], pixels.vertical.far[y])
+    wide, vertical = pixels.wide, pixels.vertical
+    i, j = vertical.first[y], vertical.second[y]
+    first, second = (wide[0, i, c, x], wide[1, i, c, x]), (wide[0, j, c, x], wide[1, j, c, x])
+    return between(first, second, vertical.near[y], vertical.far[y])
 
 
 @jit.helper
@@ -48,14 +55,14 @@ def _exponential(logit, largest, scale):
 @jit.helper
 def _accurate_share(pixels, c, y, x):
     """What a pixel hands back to a class, a pair, and how large its largest logit is."""
-    largest = _logit(pixels, 0, y, x)
+    largest = pixel_logit(pixels, 0, y, x)
     for k in range(1, pixels.wide.shape[2]):
-        logit = _logit(pixels, k, y, x)
-        if logit[0] > largest[0] or (logit[0] == largest[0] and logit[1] > largest[1]):
+        logit = pixel_logit(pixels, k, y, x)
+        if is_larger(logit[0], logit[1], largest[0], largest[1]):
             largest = logit
     own, others = pair(0.0), pair(0.0)
     for k in range(pixels.wide.shape[2]):
-        term = _exponential(_logit(pixels, k, y, x), largest, pixels.scale)
+        term = _exponential(pixel_logit(pixels, k, y, x), largest, pixels.scale)
         if k == c:
             own = term
         else:
@@ -93,9 +100,9 @@ def has_pixel(pixels, label, i, j):
     for y in range(vertical.starts[max(i - 1, 0)], vertical.starts[i + 1]):
         for x in range(horizontal.starts[max(j - 1, 0)], horizontal.starts[j + 1]):
             here = pixels.labels[y, x]
-            if here != pixels.ignore_index and (here == label or label < 0):
-                if weight_of(vertical, y, i) != 0.0 and weight_of(horizontal, x, j) != 0.0:
-                    return True
+            near = weight_of(vertical, y, i) * weight_of(horizontal, x, j) != 0.0
+            if near and here != pixels.ignore_index and (here == label or label < 0):
+                return True
     return False
 
 
