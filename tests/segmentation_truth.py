@@ -16,6 +16,7 @@ class Truth(NamedTuple):
 
     loss: Any
     gradient: np.ndarray
+    magnitude: np.ndarray  # of the terms that a gradient is the sum of, all of them positive
     lse: np.ndarray
     nll: np.ndarray
 
@@ -44,7 +45,7 @@ def segmentation(
     down, across = (shares(*sizes) for sizes in zip(x.shape[2:], labels.shape[1:], strict=True))
     with mpmath.workprec(PRECISION_BITS):
         factor = mpmath.mpf(by) / counted
-        gradient = np.full(x.shape, mpmath.mpf(0), dtype=object)
+        gradient, magnitude = (np.full(x.shape, mpmath.mpf(0), dtype=object) for _ in range(2))
         lse, nll = np.empty(labels.shape, dtype=object), np.full(labels.shape, mpmath.mpf(0), dtype=object)
         for image, row, column in np.ndindex(labels.shape):
             places = [(i, j, v * h) for i, v in down[row] for j, h in across[column]]
@@ -58,7 +59,8 @@ def segmentation(
                 share = factor * (mpmath.exp(value - whole) - (c == label))
                 for i, j, weight in places:
                     gradient[image, c, i, j] += share * weight.numerator / weight.denominator
-        return Truth(mpmath.fsum(nll.ravel()) / counted, gradient, lse, nll)
+                    magnitude[image, c, i, j] += abs(share) * weight.numerator / weight.denominator
+        return Truth(mpmath.fsum(nll.ravel()) / counted, gradient, magnitude, lse, nll)
 
 
 def _logit(plane: np.ndarray, places: list[tuple[int, int, Fraction]]) -> Any:
