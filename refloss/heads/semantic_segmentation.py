@@ -15,7 +15,7 @@ from refloss.heads.parts import error_model
 from refloss.kernels.resample import run
 from refloss.kernels.segmentation.run import segmentation_rows
 from refloss.loss import loss
-from refloss.numerics.exact import Exact, exact, exact_sum, rounded
+from refloss.numerics.exact import Exact, exact, exact_sum, ratio, rounded
 from refloss.options import Gradients, Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import ITEMS, Argument, Parameter, Specification
@@ -109,9 +109,9 @@ def semantic_segmentation(
     for prefix, x, weight in inputs:
         name = f"{prefix}logits"
         gradient = options.buffer(x, name, wanted=name in wanted)
-        of_pixel = _shared(weight, cotangent, items)
+        of_pixel = _weighted(weight, cotangent, items)
         rows = segmentation_rows(x, classes, ignore_index, of_pixel, gradient, backend)._asdict()
-        losses.append(_shared(weight, exact_sum(rows["nll"]), items))
+        losses.append(_weighted(weight, exact_sum(rows["nll"]), items))
         intermediates.update({f"{prefix}{key}": value for key, value in rows.items()})
         intermediates.later[f"{prefix}upsampled_logits"] = functools.partial(_upsampled, x, classes.shape[1:], backend)
         if gradient is not None:
@@ -119,12 +119,12 @@ def semantic_segmentation(
     return LossResult(loss=np.float64(rounded(sum(losses))), grads=grads, intermediates=intermediates)
 
 
-def _shared(weight: float, value: Exact, items: Exact) -> Exact:
-    """weight·value/items, exactly; by the float rules where one of them is not finite or 0 divides."""
-    if isinstance(value, Fraction) and isinstance(items, Fraction) and items != 0:
-        return Fraction(weight) * value / items
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(weight) * np.float64(rounded(value)) / np.float64(rounded(items)))
+def _weighted(weight: float, value: Exact, items: Exact) -> Exact:
+    """weight·value/items."""
+    if isinstance(value, Fraction):
+        return ratio(Fraction(weight) * value, items)
+    with np.errstate(invalid="ignore"):
+        return ratio(float(np.float64(weight) * value), items)
 
 
 def _upsampled(x: np.ndarray, size: tuple[int, int], backend: str) -> np.ndarray:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
@@ -28,13 +27,6 @@ from refloss.numerics.bits import (
 )
 from refloss.numerics.pairs import to_odd
 
-# Of each format, the bits of float64 that it lacks, and its smallest exponent: what round_to_precision asks for.
-PRECISIONS = {
-    np.dtype(np.float64): (0, -1022),
-    np.dtype(np.float32): (29, -126),
-    np.dtype(ml_dtypes.bfloat16): (45, -126),
-    np.dtype(np.float16): (42, -14),
-}
 EXPONENT_BITS = 0x7FF << 52
 INFINITY_BITS = EXPONENT_BITS
 MAGNITUDE = 2**63 - 1

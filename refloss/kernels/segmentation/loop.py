@@ -25,6 +25,7 @@ from refloss.kernels.softmax.split import split_class
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_below
 from refloss.numerics.pairs import add, fast_two_sum, multiply, rounded, times, two_product, two_sum
+from refloss.numerics.settled import Precision
 from refloss.numerics.sums import grid_bits, grid_total
 
 # Pixels of a line that are worked on together.
@@ -54,8 +55,7 @@ class Rounding(NamedTuple):
 
     coefficient: tuple[float, float]  # a pixel's cotangent times the axes' inverse
     tolerance: float  # how far a sum may be off, relative to the sum of its terms' magnitudes
-    dropped: int  # bits of float64 that the gradient's format lacks; 0: it is float64
-    smallest: int  # its smallest exponent
+    precision: Precision  # of the gradient's format
 
 
 class Lanes(NamedTuple):

@@ -1,10 +1,8 @@
 """Gradients of segmentation whose rounding float64 cannot settle, again in pairs.
 
-A sum over pixels is off by some units of 2^-53 of the sum of its terms' magnitudes. Where the numbers that far away on
-either side are rounded to the same number of the gradient's format, that is the result. Where not, because the sum
-cancels or comes close to a tie, the pixels that have a share in it are worked on again, with exponentials that are
-good to some 2^-98; what is below the errors of pairs is 0. A float64 gradient has no digits to spare: its sums are
-computed again where they cancel as a narrower format's could not.
+A sum over pixels is off by some units of 2^-53 of the sum of its terms' magnitudes. Where that does not settle its
+rounding, the pixels that have a share in it are worked on again, with exponentials that are good to some 2^-98; what is
+below the errors of pairs is 0.
 """
 
 from __future__ import annotations
@@ -15,17 +13,13 @@ from refloss import jit
 from refloss.kernels.resample.loop import between
 from refloss.kernels.softmax.refine import exp_accurate
 from refloss.numerics.exponential import UNDERFLOW
-from refloss.numerics.formats import round_to_precision
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, to_odd
+from refloss.numerics.pairs import add, divide, multiply, negate, pair
+from refloss.numerics.settled import is_settled, settled
 
-# Float64 sums with less than this share of their terms left are computed again.
-CLOSE = 2.0**-16
 # What is below the errors of pairs, relative to the terms' magnitudes: of exponentials and of logits near 1, and of
 # logits of any size.
 NOTHING = 2.0**-90
 OF_LOGITS = 2.0**-102
-# An accurate sum that is closer to a float64 than this is that number, of which only the pairs' errors make another.
-SHORT = 2.0**-96
 
 
 @jit.scalar
@@ -107,20 +101,16 @@ def has_pixel(pixels, label, i, j):
 
 
 @jit.scalar
-def _is_settled(value, total, bound, rounding):
-    """Whether a gradient will be rounded right, from the sum that it comes from and a bound of what cancelled in it."""
-    error = rounding.tolerance * (abs(total) + 2.0 * bound) * abs(rounding.coefficient[0])
-    if rounding.dropped == 0:
-        return not abs(value) * rounding.tolerance < CLOSE * error
-    below = round_to_precision(value - error, rounding.dropped, rounding.smallest)
-    above = round_to_precision(value + error, rounding.dropped, rounding.smallest)
-    return below == above or not error < np.inf
+def _error(total, bound, rounding):
+    """How far a gradient may be off, from the sum that it comes from and a bound of what cancelled in it."""
+    return rounding.tolerance * (abs(total) + 2.0 * bound) * abs(rounding.coefficient[0])
 
 
 @jit.scalar
 def is_finished(value, total, bound, rounding):
     """Whether a gradient is what float64 makes of it."""
-    return abs(rounding.coefficient[0]) < np.inf and _is_settled(value, total, bound, rounding)
+    finite = abs(rounding.coefficient[0]) < np.inf
+    return finite & is_settled(value, _error(total, bound, rounding), rounding.precision)
 
 
 @jit.helper
@@ -129,8 +119,7 @@ def finished(value, total, bound, pixels, rounding, c, i, j):
     if not abs(rounding.coefficient[0]) < np.inf:
         # By the float rules infinity times what is handed back; but an ignored pixel hands nothing back.
         return value if has_pixel(pixels, -1, i, j) else 0.0
-    if _is_settled(value, total, bound if has_pixel(pixels, c, i, j) else 0.0, rounding):
+    bound = bound if has_pixel(pixels, c, i, j) else 0.0
+    if is_settled(value, _error(total, bound, rounding), rounding.precision):
         return value
-    high, low = multiply(_accurate(pixels, c, i, j), rounding.coefficient)
-    low = low if abs(low) >= SHORT * abs(high) else 0.0
-    return to_odd((high, low)) if rounding.dropped else high
+    return settled(multiply(_accurate(pixels, c, i, j), rounding.coefficient), rounding.precision)

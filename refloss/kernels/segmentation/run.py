@@ -22,7 +22,7 @@ from refloss.kernels.segmentation.loop import (
     widen_lines,
 )
 from refloss.numerics.exact import Exact, as_pair, exact
-from refloss.numerics.formats import PRECISIONS
+from refloss.numerics.settled import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ def _device(backend: str) -> Callable[..., None]:
 def _rounding(cotangent: Exact, gradient: np.ndarray, vertical: Axis, horizontal: Axis) -> Rounding:
     whole = exact(vertical.whole) * exact(horizontal.whole)
     tolerance = math.ldexp(vertical.reach + horizontal.reach + _OF_TERMS, -53)
-    return Rounding(as_pair(cotangent / whole), tolerance, *PRECISIONS[gradient.dtype])
+    return Rounding(as_pair(cotangent / whole), tolerance, PRECISIONS[gradient.dtype])
 
 
 def _compare(
