@@ -74,7 +74,7 @@ def _exponential(x):
 
 
 @jit.scalar
-def _probability(x, t):
+def probability(x, t):
     """p and what is missed of an element: pairs."""
     u, inverse, bottom = _exponential(x)
     above = x > 0.0
@@ -144,7 +144,7 @@ def _accurate_slopes(x, t, bottom, missed, cotangent):
     return multiply(_slope(bottom, missed, pair(t), cotangent), multiply(p, q)), _slope(bottom, missed, p, cotangent)
 
 
-LOOP = DiceLoop("dice", _probability, terms, _factors, _slopes, _accurate, _accurate_slopes)
+LOOP = DiceLoop("dice", probability, terms, _factors, _slopes, _accurate, _accurate_slopes)
 
 
 @loss(

@@ -60,7 +60,7 @@ def _resample_lines(wide, vertical, scale, resized):
 
 
 @gpu_function
-def _gathered(values, axis, i):
+def gathered(values, axis, i):
     """What outputs hand back to element i of an axis."""
     total = 0.0
     for output in range(axis.starts[max(i - 1, 0)], axis.starts[i]):
@@ -77,7 +77,7 @@ def _spread_lines(resized, vertical, wide):
     count, height, across = wide.shape
     for index in range(cuda.grid(1), count * height * across, cuda.gridsize(1)):
         x, i, p = index % across, index // across % height, index // across // height
-        wide[p, i, x] = _gathered(resized[p, :, x], vertical, i)
+        wide[p, i, x] = gathered(resized[p, :, x], vertical, i)
 
 
 @gpu_kernel
@@ -86,7 +86,7 @@ def _narrow(wide, horizontal, scale, chosen):
     count, height, width = wide.shape[0], chosen.height, chosen.width
     for index in range(cuda.grid(1), count * height * width, cuda.gridsize(1)):
         j, y, p = index % width, index // width % height, index // width // height
-        value = scaled_total(_gathered(wide[p, y], horizontal, j), scale)
+        value = scaled_total(gathered(wide[p, y], horizontal, j), scale)
         store(chosen.elements.memory, _element(chosen, p, y, j), value)
 
 

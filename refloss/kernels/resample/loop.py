@@ -120,9 +120,10 @@ def between_lines(first, first_low, second, second_low, near, far, high, low):
 
 @jit.helper
 def _between_rounded(first, first_low, second, second_low, near, far, scale, row):
+    whole = scale[0] == 1.0
     for i in range(row.size):
         value = between((first[i], first_low[i]), (second[i], second_low[i]), near, far)
-        row[i] = rounded(multiply(value, scale))
+        row[i] = rounded(value if whole else multiply(value, scale))
 
 
 @jit.helper
@@ -159,16 +160,23 @@ def spread_line(row, vertical, y, wide):
 
 
 @jit.helper
+def narrowed_line(line, horizontal, result):
+    """What outputs of a line hand back along it."""
+    after = 0.0
+    for j in range(result.size):
+        total, after = after, 0.0
+        for x in range(horizontal.starts[j], horizontal.starts[j + 1]):
+            total = with_share(total, line[x], horizontal.near[x])
+            if horizontal.far[x] != 0.0:
+                after = with_share(after, line[x], horizontal.far[x])
+        result[j] = total
+
+
+@jit.helper
 def narrow_plane(wide, horizontal, scale, line, planes, plane):
     """The adjoint of widen_plane, with the scale."""
     for y in range(wide.shape[0]):
-        line[:] = 0.0
-        source = wide[y]
-        for x in range(source.size):
-            first, second = horizontal.first[x], horizontal.second[x]
-            line[first] = with_share(line[first], source[x], horizontal.near[x])
-            if horizontal.far[x] != 0.0:
-                line[second] = with_share(line[second], source[x], horizontal.far[x])
+        narrowed_line(wide[y], horizontal, line)
         for j in range(line.size):
             line[j] = scaled_total(line[j], scale)
         save(line, planes, (plane * wide.shape[0] + y) * line.size)

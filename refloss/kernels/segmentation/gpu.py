@@ -12,6 +12,7 @@ from numba import cuda
 
 from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
+from refloss.kernels.resample.gpu import gathered
 from refloss.kernels.resample.loop import between, with_share
 from refloss.kernels.rows import row_offset
 from refloss.kernels.segmentation.loop import Output, Pixels, Rounding, apart, lse_of, split_pixel
@@ -91,15 +92,15 @@ def _compare(pixels, output, handed, with_gradient):
 
 
 @gpu_function
-def _gathered(values, axis, i):
-    """What outputs hand back to element i of an axis."""
-    before, after = 0.0, 0.0
-    for output in range(axis.starts[max(i - 1, 0)], axis.starts[i]):
-        if axis.far[output] != 0.0:
-            before = with_share(before, values[output], axis.far[output])
-    for output in range(axis.starts[i], axis.starts[i + 1]):
-        after = with_share(after, values[output], axis.near[output])
-    return before + after
+def _joined(values, vertical, i):
+    """What the pixels above and below line i of logits hand back to it."""
+    above, below = 0.0, 0.0
+    for y in range(vertical.starts[max(i - 1, 0)], vertical.starts[i]):
+        if vertical.far[y] != 0.0:
+            above = with_share(above, values[y], vertical.far[y])
+    for y in range(vertical.starts[i], vertical.starts[i + 1]):
+        below = with_share(below, values[y], vertical.near[y])
+    return above + below
 
 
 @gpu_kernel
@@ -108,7 +109,7 @@ def _spread(handed, vertical, sums):
     planes, height, across = sums.shape
     for index in range(cuda.grid(1), planes * height * across, cuda.gridsize(1)):
         x, i, c = index % across, index // across % height, index // across // height
-        sums[c, i, x] = _gathered(handed[c, :, x], vertical, i)
+        sums[c, i, x] = _joined(handed[c, :, x], vertical, i)
 
 
 @gpu_kernel
@@ -117,7 +118,7 @@ def _narrow(sums, horizontal, totals):
     planes, height, width = totals.shape
     for index in range(cuda.grid(1), planes * height * width, cuda.gridsize(1)):
         j, i, c = index % width, index // width % height, index // width // height
-        totals[c, i, j] = _gathered(sums[c, i], horizontal, j)
+        totals[c, i, j] = gathered(sums[c, i], horizontal, j)
 
 
 @gpu_kernel

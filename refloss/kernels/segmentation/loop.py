@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.resample.loop import Axis, between_lines, widen_line, with_share
+from refloss.kernels.resample.loop import Axis, between_lines, narrowed_line, widen_line, with_share
 from refloss.kernels.rows import load, save
 from refloss.kernels.segmentation.refine import finished, is_finished, is_larger
 from refloss.kernels.softmax.split import split_class
@@ -287,20 +287,6 @@ def _joined(sums, i, c, line):
 
 
 @jit.helper
-def _narrowed(line, horizontal, result):
-    """A line's sums, handed back along the line."""
-    after = 0.0
-    for j in range(result.size):
-        first, second = 0.0, 0.0
-        for x in range(horizontal.starts[j], horizontal.starts[j + 1]):
-            first = with_share(first, line[x], horizontal.near[x])
-            if horizontal.far[x] != 0.0:
-                second = with_share(second, line[x], horizontal.far[x])
-        result[j] = after + first
-        after = second
-
-
-@jit.helper
 def _finish(totals, values, bounds, pixels, rounding, c, i):
     """Gradients of a line of a class."""
     settled = True
@@ -322,9 +308,9 @@ def narrow_lines(sums, pixels, rounding, gradient, width, first, last):
     classes = sums.shape[2] - 1
     for i in range(first, last):
         _joined(sums, i, classes, line)
-        _narrowed(line, pixels.horizontal, bounds)
+        narrowed_line(line, pixels.horizontal, bounds)
         for c in range(classes):
             _joined(sums, i, c, line)
-            _narrowed(line, pixels.horizontal, of_class)
+            narrowed_line(line, pixels.horizontal, of_class)
             _finish(of_class, values, bounds, pixels, rounding, c, i)
             save(values, gradient, (c * sums.shape[0] + i) * width)
