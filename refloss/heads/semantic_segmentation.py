@@ -82,7 +82,8 @@ def semantic_segmentation(
         "upsampled_logits" (float64, computed when asked for), and the same with the prefix "auxiliary_".
 
     Edges:
-        As in refloss.cross_entropy. An ignored pixel hands nothing back.
+        As in refloss.cross_entropy. An ignored pixel hands nothing back. A logit whose weight for a pixel is 0
+        has no part in it, be it NaN or infinite.
 
     Raises:
         ValueError: a shape or a label that does not fit. TypeError: a dtype that does not.

@@ -130,7 +130,7 @@ def _finish(totals, pixels, rounding, gradient):
         total, bound = totals[c, i, j], totals[planes - 1, i, j]
         value = times(total, rounding.coefficient)
         if not is_finished(value, total, bound, rounding):
-            value = finished(value, total, bound, pixels, rounding, c, i, j)
+            value = finished(value, total, pixels, rounding, c, i, j)
         store(gradient.memory, row_offset(gradient, index), value)
 
 
@@ -143,8 +143,8 @@ def compare(
     wide: Any = runtime.Array((2, height, classes, across), np.float64)
     source = runtime.rows_on_device(planes, planes.ndim)
     _launch(_widen, height * classes * across, source, pixels.horizontal, wide)
-    uploaded = runtime.upload(pixels._replace(wide=wide))
     results: Any = [runtime.Array((down, across), np.float64) for _ in output]
+    uploaded = runtime.upload(pixels._replace(wide=wide, nll=results[1]))
     with_gradient = gradient is not None
     handed = runtime.Array((classes + 1, down, across) if with_gradient else (1, 1, 1), np.float64)
     _launch(_compare, down * across, uploaded, Output(*results), handed, with_gradient)

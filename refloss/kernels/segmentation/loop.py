@@ -6,8 +6,8 @@ get. Logits' differences from the pixel's largest are formed as pairs and rounde
 so that what all logits have in common costs no digit.
 
 The gradient of a logit is a sum of both signs: a pixel hands w·p_c back to the classes that are not its own, and
-−w·(1 − p_c) to its own. What it hands back to all together, Σ w·(1 − p_c), bounds what may have cancelled. Where the
-rounding to the gradient's format might then come out otherwise, the element is computed again in pairs
+−w·(1 − p_c) to its own. The latter, Σ w·(1 − p_c) of all classes, bound what may have cancelled. Where the rounding to
+the gradient's format might then come out otherwise, the element is computed again in pairs
 (kernels.segmentation.refine).
 """
 
@@ -37,6 +37,7 @@ class Pixels(NamedTuple):
 
     wide: np.ndarray  # [2, h, C, W] logits, resampled along their lines, times the horizontal axis's whole; pairs
     labels: np.ndarray  # [H, W]
+    nll: np.ndarray  # [H, W] their losses, known once their gradient is asked for
     vertical: Axis
     horizontal: Axis
     scale: tuple[float, float]  # the axes' inverse
@@ -297,7 +298,7 @@ def _finish(totals, values, bounds, pixels, rounding, c, i):
         return
     for j in range(totals.size):
         if not is_finished(values[j], totals[j], bounds[j], rounding):
-            values[j] = finished(values[j], totals[j], bounds[j], pixels, rounding, c, i, j)
+            values[j] = finished(values[j], totals[j], pixels, rounding, c, i, j)
 
 
 @jit.kernel

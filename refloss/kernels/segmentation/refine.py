@@ -88,16 +88,19 @@ def _accurate(pixels, c, i, j):
 
 
 @jit.helper
-def has_pixel(pixels, label, i, j):
-    """Whether logits (i, j) are next to a pixel of a label, or for -1 to one that counts."""
+def _subtracted(pixels, c, i, j):
+    """Whether pixels next to logits (i, j) count, and a bound of what those of a class subtract from its gradient."""
     vertical, horizontal = pixels.vertical, pixels.horizontal
+    counted, bound = False, 0.0
     for y in range(vertical.starts[max(i - 1, 0)], vertical.starts[i + 1]):
         for x in range(horizontal.starts[max(j - 1, 0)], horizontal.starts[j + 1]):
-            here = pixels.labels[y, x]
-            near = weight_of(vertical, y, i) * weight_of(horizontal, x, j) != 0.0
-            if near and here != pixels.ignore_index and (here == label or label < 0):
-                return True
-    return False
+            weight, label = weight_of(vertical, y, i) * weight_of(horizontal, x, j), pixels.labels[y, x]
+            if weight != 0.0 and label != pixels.ignore_index:
+                counted = True
+                if label == c:
+                    # 1 − p is at most −log p.
+                    bound += weight * min(pixels.nll[y, x], 1.0)
+    return counted, bound
 
 
 @jit.scalar
@@ -114,12 +117,12 @@ def is_finished(value, total, bound, rounding):
 
 
 @jit.helper
-def finished(value, total, bound, pixels, rounding, c, i, j):
+def finished(value, total, pixels, rounding, c, i, j):
     """A gradient that is not what float64 makes of it, its value; rounded to odd where it is no float64."""
+    counted, bound = _subtracted(pixels, c, i, j)
     if not abs(rounding.coefficient[0]) < np.inf:
         # By the float rules infinity times what is handed back; but an ignored pixel hands nothing back.
-        return value if has_pixel(pixels, -1, i, j) else 0.0
-    bound = bound if has_pixel(pixels, c, i, j) else 0.0
+        return value if counted else 0.0
     if is_settled(value, _error(total, bound, rounding), rounding.precision):
         return value
     return settled(multiply(_accurate(pixels, c, i, j), rounding.coefficient), rounding.precision)

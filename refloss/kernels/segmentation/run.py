@@ -48,8 +48,8 @@ def segmentation_rows(
     rounding = None if gradient is None else _rounding(cotangent, gradient, vertical, horizontal)
     of_image = _device(backend)
     for i in range(len(logits)):
-        pixels = Pixels(np.empty(0), as_writable(labels[i]), vertical, horizontal, scale, ignore_index)
         results = Output(*(values[i] for values in output))
+        pixels = Pixels(np.empty(0), as_writable(labels[i]), results.nll, vertical, horizontal, scale, ignore_index)
         of_image(logits[i], pixels, results, None if gradient is None else gradient[i], rounding)
     return output
 
