@@ -17,8 +17,8 @@ def _matrix(size: int, resized: int) -> np.ndarray:
     """[resized, size] weights."""
     samples = axis(size, resized)
     weights = np.zeros((resized, size))
-    np.add.at(weights, (np.arange(resized), samples.first), 1.0 - samples.weight)
-    np.add.at(weights, (np.arange(resized), samples.second), samples.weight)
+    np.add.at(weights, (np.arange(resized), samples.first), samples.near / samples.whole)
+    np.add.at(weights, (np.arange(resized), samples.second), samples.far / samples.whole)
     return weights
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,9 @@ from refloss import arrays
 from refloss.cases import language as cases
 from refloss.heads.parts import error_model
 from refloss.kernels.resample import run
+from refloss.kernels.segmentation.run import segmentation_rows
 from refloss.loss import loss
-from refloss.losses import cross_entropy
-from refloss.losses.parts.softmax import softmax_rows
-from refloss.numerics.exact import total
+from refloss.numerics.exact import Exact, exact, exact_sum, ratio, rounded
 from refloss.options import Gradients, Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import ITEMS, Argument, Parameter, Specification
@@ -82,7 +82,8 @@ def semantic_segmentation(
         "upsampled_logits" (float64, computed when asked for), and the same with the prefix "auxiliary_".
 
     Edges:
-        As in refloss.cross_entropy. An ignored pixel hands nothing back.
+        As in refloss.cross_entropy. An ignored pixel hands nothing back. A logit whose weight for a pixel is 0
+        has no part in it, be it NaN or infinite.
 
     Raises:
         ValueError: a shape or a label that does not fit. TypeError: a dtype that does not.
@@ -90,7 +91,7 @@ def semantic_segmentation(
     ignore_index = arrays.label(ignore_index, "ignore_index")
     classes = arrays.integer_array(labels, "labels")
     options = Options(grad_output, grad, grad_dtype, backend=backend)
-    cotangent = np.float64(arrays.number(grad_output, "grad_output"))
+    cotangent = exact(arrays.number(grad_output, "grad_output"))
     terms = [("", logits, 1.0)]
     if auxiliary_logits is not None:
         weight = arrays.number(auxiliary_loss_weight, "auxiliary_loss_weight", finite=True)
@@ -100,50 +101,31 @@ def semantic_segmentation(
     for prefix, x, _ in inputs:
         _check(x, classes, f"{prefix}logits", ignore_index)
     wanted = options.wanted([f"{prefix}logits" for prefix, _, _ in inputs])
-    items = np.float64(np.count_nonzero(classes != ignore_index))
+    items = exact(float(np.count_nonzero(classes != ignore_index)))
     if num_items_in_batch is not None:
-        items = np.float64(arrays.number(num_items_in_batch, "num_items_in_batch", low=0.0))
-    loss = np.float64(0.0)
+        items = exact(arrays.number(num_items_in_batch, "num_items_in_batch", low=0.0))
+    losses: list[Exact] = []
     grads: dict[str, np.ndarray] = {}
     intermediates = Intermediates()
     for prefix, x, weight in inputs:
         name = f"{prefix}logits"
         gradient = options.buffer(x, name, wanted=name in wanted)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            coefficient = np.float64(weight) * cotangent / items
-        rows = _images(x, classes, ignore_index, coefficient, gradient, backend)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            loss += weight * (total(rows["nll"]) / items)
+        of_pixel = _weighted(weight, cotangent, items)
+        rows = segmentation_rows(x, classes, ignore_index, of_pixel, gradient, backend)._asdict()
+        losses.append(_weighted(weight, exact_sum(rows["nll"]), items))
         intermediates.update({f"{prefix}{key}": value for key, value in rows.items()})
         intermediates.later[f"{prefix}upsampled_logits"] = functools.partial(_upsampled, x, classes.shape[1:], backend)
         if gradient is not None:
             grads[name] = gradient
-    return LossResult(loss=loss, grads=grads, intermediates=intermediates)
+    return LossResult(loss=np.float64(rounded(sum(losses))), grads=grads, intermediates=intermediates)
 
 
-def _images(
-    x: np.ndarray,
-    labels: np.ndarray,
-    ignore_index: int,
-    coefficient: np.float64,
-    gradient: np.ndarray | None,
-    backend: str,
-) -> dict[str, np.ndarray]:
-    """Image by image, so that upsampled logits of one image are all that is held: "lse" and "nll" of every pixel."""
-    upsampled = run.new_planes((x.shape[1], *labels.shape[1:]), backend)
-    cotangents = None if gradient is None else run.new_planes(upsampled.shape, backend)
-    options = Options(coefficient, grad=gradient is not None, out=cotangents, backend=backend)
-    rows = {"lse": np.empty(labels.shape), "nll": np.empty(labels.shape)}
-    for i in range(x.shape[0]):
-        run.resample(x[i], upsampled, backend)
-        of_image = softmax_rows(
-            cross_entropy.LOOP, upsampled, labels[i], options, class_axis=0, ignore_index=ignore_index, reduction="none"
-        )
-        for key, values in rows.items():
-            values[i] = of_image.intermediates[key]
-        if gradient is not None and cotangents is not None:
-            run.spread(cotangents, gradient[i], backend)
-    return rows
+def _weighted(weight: float, value: Exact, items: Exact) -> Exact:
+    """weight·value/items."""
+    if isinstance(value, Fraction):
+        return ratio(Fraction(weight) * value, items)
+    with np.errstate(invalid="ignore"):
+        return ratio(float(np.float64(weight) * value), items)
 
 
 def _upsampled(x: np.ndarray, size: tuple[int, int], backend: str) -> np.ndarray:

@@ -5,7 +5,11 @@ With p = σ(x), a target t in [0, 1] and sums over all elements of a mask,
     ℓ = 1 − (2·Σ p·t + 1)/D = S/D,    D = Σ p + Σ t + 1,    S = Σ p·(1 − t) + (1 − p)·t
     ∂ℓ/∂p_i = (1 − ℓ − 2·t_i)/D,    ∂p_i/∂x_i = p_i·(1 − p_i),    ∂ℓ/∂t_i = (1 − ℓ − 2·p_i)/D
 
-S, what is missed, has no negative term, so that a mask that fits loses no digit; 1 − (2·Σ p·t + 1)/D would.
+S, what is missed, has no negative term, so that a mask that fits loses no digit; 1 − (2·Σ p·t + 1)/D would. Elements
+of sums are pairs, off by 2^-53 of themselves at most.
+
+1 − ℓ − 2·t and 1 − ℓ − 2·p cancel to nothing. Where float64 does not settle the rounding of a gradient, D and S are
+added up again from probabilities that are good to some 2^-98, and the gradient is c·(D − S − 2·D·t)/D², in pairs.
 
 transformers counterpart: loss_for_object_detection.dice_loss. Source: Milletari et al., "V-Net", 2016, equation 6, with
 1 added above and below the line as in DETR, and without the squares.
@@ -22,11 +26,23 @@ from refloss.cases import boxes as cases
 from refloss.error_model import focal
 from refloss.kernels.masks import run
 from refloss.kernels.masks.loop import DiceLoop
+from refloss.kernels.softmax.refine import exp_accurate
 from refloss.loss import loss
 from refloss.numerics.bits import fma
-from refloss.numerics.exact import total
-from refloss.numerics.exponential import logistic
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
+from refloss.numerics.exact import as_pair, exact, ratio, total
+from refloss.numerics.exponential import UNDERFLOW, logistic
+from refloss.numerics.pairs import (
+    add,
+    divide,
+    fast_two_sum,
+    multiply,
+    negate,
+    pair,
+    product,
+    times,
+    two_product,
+    two_sum,
+)
 from refloss.options import Gradients, Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import Parameter, Specification, probabilities, reduction, sigmoid_logits
@@ -34,13 +50,42 @@ from refloss.specification import Parameter, Specification, probabilities, reduc
 REDUCTIONS = ("sum", "none")
 
 
+# What a derivative is off by at most, relative to the magnitudes in 1 − ℓ − 2t and 1 − ℓ − 2p: 2^-53 of ℓ and of a
+# probability, their roundings and those of the factors, less than 16·2^-53 in all.
+_TOLERANCE = 2.0**-49
+# What is below the errors of pairs, relative to D; exponentials are good to some 2^-98.
+_NOTHING = 2.0**-90
+
+
 @jit.scalar
-def _probability(x, t):
-    """p and what is missed of an element."""
+def _quotient(top, bottom, inverse):
+    """top/bottom for pairs and 1/bottom in float64, as a pair with a relative error of some 2^-100."""
+    high = top[0] * inverse
+    rest = fma(-high, bottom[0], top[0]) + (top[1] - high * bottom[1])
+    return high, rest * inverse
+
+
+@jit.scalar
+def _exponential(x):
+    """u = e^−|x|, a pair; 1/(1 + u); 1 + u, a pair."""
     u, inverse, _ = logistic(x)
+    bottom, low = fast_two_sum(1.0, u[0])
+    return u, inverse, (bottom, low + u[1])
+
+
+@jit.scalar
+def probability(x, t):
+    """p and what is missed of an element: pairs."""
+    u, inverse, bottom = _exponential(x)
     above = x > 0.0
-    missed = fma(1.0 - t if above else t, 1.0, u[0] * (t if above else 1.0 - t)) * inverse
-    return inverse if above else u[0] * inverse, missed
+    p = _quotient((1.0 if above else u[0], 0.0 if above else u[1]), bottom, inverse)
+    rest, rest_low = two_sum(1.0, -t)
+    near, near_low = (rest if above else t), (rest_low if above else 0.0)
+    far, far_low = (t if above else rest), (0.0 if above else rest_low)
+    share, share_low = two_product(u[0], far)
+    top, top_low = two_sum(near, share)
+    top_low += near_low + (share_low + fma(u[1], far, u[0] * far_low))
+    return p, _quotient((top, top_low), bottom, inverse)
 
 
 @jit.scalar
@@ -50,31 +95,56 @@ def terms(total, target_total, missed):
     return bottom, divide(missed, bottom)
 
 
-@jit.helper
-def _slope(loss, bottom, probability, coefficient):
-    """coefficient·(1 − loss − 2·probability)/bottom, a pair."""
-    slope = add(add(pair(1.0), negate(loss)), (-2.0 * probability[0], -2.0 * probability[1]))
-    return multiply(pair(coefficient), divide(slope, bottom))
+@jit.scalar
+def _factors(bottom, loss, cotangent):
+    """1 − ℓ and c/D, pairs."""
+    return add(pair(1.0), negate(loss)), divide(cotangent, bottom)
 
 
 @jit.scalar
-def _probability_pair(x):
-    """σ(x) and σ(−x) as pairs."""
-    u, _, _ = logistic(x)
-    bottom = add(pair(1.0), u)
-    larger, smaller = divide(pair(1.0), bottom), divide(u, bottom)
-    return (larger, smaller) if x > 0.0 else (smaller, larger)
+def _slopes(x, t, kept, by):
+    """The gradient of an element and of its target, and what they may be off by."""
+    u, inverse, bottom = _exponential(x)
+    larger = _quotient(pair(1.0), bottom, inverse)
+    smaller = product(u, larger)
+    above = x > 0.0
+    p = (larger[0] if above else smaller[0]), (larger[1] if above else smaller[1])
+    flat = product(smaller, larger)
+    of_element = (kept[0] - 2.0 * t) + kept[1]
+    of_target = (kept[0] - 2.0 * p[0]) + (kept[1] - 2.0 * p[1])
+    error = _TOLERANCE * abs(by[0])
+    slope, target_slope = times(times(of_element, by), flat), times(of_target, by)
+    return slope, error * (kept[0] + 2.0 * t) * flat[0], target_slope, error * (kept[0] + 2.0 * p[0])
 
 
 @jit.helper
-def _slopes(x, t, loss, bottom, cotangent):
-    """The gradient of an element and of its target."""
-    above, below = _probability_pair(x)
-    slope = multiply(_slope(loss, bottom, pair(t), cotangent), multiply(above, below))
-    return rounded(slope), rounded(_slope(loss, bottom, above, cotangent))
+def _accurate(x, t):
+    """σ(x), σ(−x) and what is missed of an element, pairs."""
+    if x != x:
+        return pair(x), pair(x), pair(x)
+    u = exp_accurate(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0)
+    bottom = add(pair(1.0), u)
+    larger, smaller = divide(pair(1.0), bottom), divide(u, bottom)
+    p, q = (larger, smaller) if x > 0.0 else (smaller, larger)
+    return p, q, add(multiply(p, two_sum(1.0, -t)), multiply(q, pair(t)))
 
 
-LOOP = DiceLoop("dice", _probability, terms, _slopes)
+@jit.helper
+def _slope(bottom, missed, value, cotangent):
+    """c·(D − S − 2·D·value)/D²."""
+    slope = add(add(bottom, negate(missed)), multiply(bottom, (-2.0 * value[0], -2.0 * value[1])))
+    slope = slope if abs(slope[0]) >= _NOTHING * bottom[0] else pair(0.0)
+    return multiply(cotangent, divide(divide(slope, bottom), bottom))
+
+
+@jit.helper
+def _accurate_slopes(x, t, bottom, missed, cotangent):
+    """The gradient of an element and of its target, pairs, from accurate sums."""
+    p, q, _ = _accurate(x, t)
+    return multiply(_slope(bottom, missed, pair(t), cotangent), multiply(p, q)), _slope(bottom, missed, p, cotangent)
+
+
+LOOP = DiceLoop("dice", probability, terms, _factors, _slopes, _accurate, _accurate_slopes)
 
 
 @loss(
@@ -137,9 +207,8 @@ def dice(
     wanted = options.wanted(("inputs", "targets"))
     gradient = options.buffer(x, "inputs", wanted="inputs" in wanted)
     target_gradient = np.empty(t.shape, t.dtype) if "targets" in wanted else None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        coefficients = cotangent / divisor
-    losses = run.dice(LOOP, x, t, coefficients, gradient, target_gradient, backend)
+    pairs = [as_pair(ratio(exact(c), exact(divisor))) for c in cotangent.tolist()]
+    losses = run.dice(LOOP, x, t, np.array(pairs).reshape(-1, 2), gradient, target_gradient, backend)
     grads = {"inputs": gradient, "targets": target_gradient}
     return LossResult(
         loss=losses if reduction == "none" else total(losses, divisor),

@@ -50,12 +50,17 @@ def exact(value: float) -> Exact:
     return Fraction(value) if math.isfinite(value) else value
 
 
-def quotient(total: Exact, normaliser: Exact) -> np.float64:
-    """A quotient of exact numbers, rounded once; by the float rules where one is not finite or 0 divides."""
+def ratio(total: Exact, normaliser: Exact) -> Exact:
+    """A quotient of exact numbers; by the float rules where one is not finite or 0 divides."""
     if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
-        return np.float64(rounded(total / normaliser))
+        return total / normaliser
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.float64(np.float64(rounded(total)) / np.float64(rounded(normaliser)))
+        return float(np.float64(rounded(total)) / np.float64(rounded(normaliser)))
+
+
+def quotient(total: Exact, normaliser: Exact) -> np.float64:
+    """The same, rounded once."""
+    return np.float64(rounded(ratio(total, normaliser)))
 
 
 def total(values: np.ndarray, normaliser: float = 1.0) -> np.float64:

@@ -155,18 +155,24 @@ def exp_pair(high, low):
 
 
 @jit.scalar
-def exp_difference(x, reference):
-    """e^(x − reference) as if the difference were exact; x ≤ reference, both finite or x = −inf.
+def exp_below(high, low):
+    """e^(high + low) for high ≤ 0, −inf included, whatever low is there.
 
     Vectorises to some forty instructions. The power of two is applied 2^RAISED times too large and taken back by a
     product: a subnormal result is rounded a second time, but not a third.
     """
-    high, low = two_sum(x, -reference)
     vanishes = high < UNDERFLOW
     high = UNDERFLOW if vanishes else high
     low = 0.0 if vanishes else low
     leading, tail, n = _exp_reduced(high, low)
     return float64_from_bits(float64_bits(leading + tail) + ((n + RAISED) << 52)) * LOWER
+
+
+@jit.scalar
+def exp_difference(x, reference):
+    """e^(x − reference) as if the difference were exact; x ≤ reference, both finite or x = −inf."""
+    high, low = two_sum(x, -reference)
+    return exp_below(high, low)
 
 
 @jit.scalar

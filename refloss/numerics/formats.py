@@ -35,7 +35,7 @@ NAN_BITS = 0x7FF8 << 48
 
 
 @jit.scalar
-def _round_to_precision(value, dropped_bits, smallest_exponent):
+def round_to_precision(value, dropped_bits, smallest_exponent):
     """value rounded to 53 − dropped_bits bits, and to multiples of 2^(smallest_exponent − 52 + dropped_bits).
 
     From 2^(1024 − dropped_bits) on, where no narrower format has numbers, a value stays about what it is.
@@ -54,13 +54,13 @@ def _round_to_precision(value, dropped_bits, smallest_exponent):
 @jit.scalar
 def _round_to_bfloat16(value):
     # Every bfloat16 is a float32, so the conversion after the rounding is exact, or the overflow that is due.
-    wide = np.float32(_round_to_precision(value, 45, -126))
+    wide = np.float32(round_to_precision(value, 45, -126))
     return np.int16(float32_bits(wide) >> 16) if value == value else np.int16(0x7FC0)
 
 
 @jit.scalar
 def _round_to_float16(value):
-    rounded = _round_to_precision(value, 42, -14)
+    rounded = round_to_precision(value, 42, -14)
     # 2^-1008 carries float16's exponents, its subnormals included, onto those of float64.
     rounded = np.inf if rounded > 65504.0 else (-np.inf if rounded < -65504.0 else rounded)
     bits = float64_bits(rounded)

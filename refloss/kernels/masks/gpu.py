@@ -16,10 +16,12 @@ from refloss.kernels.gpu.accumulate import Totals, add_value, block_totals, exac
 from refloss.kernels.gpu.block import block_sum
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.gpu.runtime import LARGEST_BLOCK
+from refloss.kernels.masks.loop import DiceGradient
 from refloss.kernels.resample import gpu as resample
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store
 from refloss.numerics.pairs import rounded
+from refloss.numerics.settled import PRECISIONS, UNWANTED, is_settled, settled
 from refloss.numerics.sums import grid_counts, grid_total, limbs_pair
 
 if TYPE_CHECKING:
@@ -62,16 +64,24 @@ class Elements(NamedTuple):
     """Of each element of N masks, [N, n] float64."""
 
     probability: Any
+    probability_low: Any
     missed: Any
+    missed_low: Any
     target: Any
 
 
+# The sums that the fields of Elements are parts of: of p, of what is missed, of the targets.
+_SUM_OF = (0, 0, 1, 1, 2)
+
+
 class Dice(NamedTuple):
-    """Of each mask, float64: what its gradient is made of."""
+    """Of each mask, float64: its loss, what its gradient is made of, and whether that leaves some of it unsettled."""
 
     loss: Any  # [N]
-    terms: Any  # [N, 4] D and S/D as pairs
-    cotangent: Any  # [N]
+    sums: Any  # [N, 4] D and Σ missed, pairs
+    factors: Any  # [N, 4] from inexact sums, 1 − ℓ and c/D, pairs
+    cotangent: Any  # [N, 2]
+    unsettled: Any  # [N] int64
 
 
 @gpu_function
@@ -164,45 +174,69 @@ class DiceKernels(NamedTuple):
 
 @jit.once
 def _dice_kernels(loop: DiceLoop) -> DiceKernels:
-    probability_of, terms_of, slopes_of = loop.probability, loop.terms, loop.slopes
+    probability_of, terms_of, factors_of, slopes_of = loop.probability, loop.terms, loop.factors, loop.slopes
+    accurate_of, accurate_slopes_of = loop.accurate, loop.accurate_slopes
 
     @gpu_kernel
-    def split_elements(inputs, targets, first, elements):
+    def split_elements(inputs, targets, first, elements, accurately):
         """What the elements of masks first, first + 1, ... yield."""
         masks, size = elements.target.shape
         for index in range(cuda.grid(1), masks * size, cuda.gridsize(1)):
             offset, mask, i = first * size + index, index // size, index % size
             x = read(inputs.memory, row_offset(inputs, offset))
             t = read(targets.memory, row_offset(targets, offset))
-            elements.probability[mask, i], elements.missed[mask, i] = probability_of(x, t)
+            if accurately:
+                p, _, missed = accurate_of(x, t)
+            else:
+                p, missed = probability_of(x, t)
+            elements.probability[mask, i], elements.probability_low[mask, i] = p
+            elements.missed[mask, i], elements.missed_low[mask, i] = missed
             elements.target[mask, i] = t
 
     @gpu_kernel
-    def finish(totals, cotangents, dice):
+    def finish(totals, cotangents, dice, accurately):
         for mask in range(cuda.grid(1), dice.loss.size, cuda.gridsize(1)):
             share, missed, target = totals
             whole = limbs_pair(share.limbs[mask]), limbs_pair(target.limbs[mask])
-            bottom, loss = terms_of(whole[0], whole[1], limbs_pair(missed.limbs[mask]))
+            lost = limbs_pair(missed.limbs[mask])
+            bottom, loss = terms_of(whole[0], whole[1], lost)
+            dice.sums[mask, 0], dice.sums[mask, 1] = bottom
+            dice.sums[mask, 2], dice.sums[mask, 3] = lost
+            if accurately:
+                continue
             special = _special(missed.special[mask])
+            given = cotangents[mask if cotangents.shape[0] > 1 else 0]
+            cotangent = given[0] + special, given[1]
             dice.loss[mask] = rounded(loss) + special
-            dice.terms[mask, 0], dice.terms[mask, 1] = bottom
-            dice.terms[mask, 2], dice.terms[mask, 3] = loss
-            dice.cotangent[mask] = read(cotangents[0], mask) + special
+            dice.cotangent[mask, 0], dice.cotangent[mask, 1] = cotangent
+            kept, by = factors_of(bottom, loss, cotangent)
+            dice.factors[mask, 0], dice.factors[mask, 1] = kept
+            dice.factors[mask, 2], dice.factors[mask, 3] = by
+            dice.unsettled[mask] = 0
 
     @gpu_kernel
-    def gradients(inputs, targets, first, dice, size, gradient, target_gradient, wanted):
-        """The gradients of masks first, first + 1, ..."""
+    def gradients(inputs, targets, first, dice, size, gradient, target_gradient, accurately):
+        """The gradients of masks first, first + 1, ...: those that are settled, or those that are not."""
         for index in range(cuda.grid(1), dice.loss.size * size, cuda.gridsize(1)):
             offset, mask = first * size + index, index // size
             x = read(inputs.memory, row_offset(inputs, offset))
             t = read(targets.memory, row_offset(targets, offset))
-            bottom = dice.terms[mask, 0], dice.terms[mask, 1]
-            loss = dice.terms[mask, 2], dice.terms[mask, 3]
-            slope, target_slope = slopes_of(x, t, loss, bottom, dice.cotangent[mask])
-            if wanted[0]:
-                store(gradient.memory, row_offset(gradient, offset), slope)
-            if wanted[1]:
-                store(target_gradient.memory, row_offset(target_gradient, offset), target_slope)
+            kept, by = (dice.factors[mask, 0], dice.factors[mask, 1]), (dice.factors[mask, 2], dice.factors[mask, 3])
+            slope, error, target_slope, target_error = slopes_of(x, t, kept, by)
+            of_element = is_settled(slope, error, gradient.precision)
+            of_target = is_settled(target_slope, target_error, target_gradient.precision)
+            if accurately and not (of_element and of_target):
+                bottom, missed = (dice.sums[mask, 0], dice.sums[mask, 1]), (dice.sums[mask, 2], dice.sums[mask, 3])
+                cotangent = dice.cotangent[mask, 0], dice.cotangent[mask, 1]
+                pairs = accurate_slopes_of(x, t, bottom, missed, cotangent)
+                slope = slope if of_element else settled(pairs[0], gradient.precision)
+                target_slope = target_slope if of_target else settled(pairs[1], target_gradient.precision)
+            elif not (of_element and of_target):
+                dice.unsettled[mask] = 1
+            if gradient.wanted:
+                store(gradient.rows.memory, row_offset(gradient.rows, offset), slope)
+            if target_gradient.wanted:
+                store(target_gradient.rows.memory, row_offset(target_gradient.rows, offset), target_slope)
 
     return DiceKernels(split_elements, finish, gradients)
 
@@ -257,42 +291,72 @@ def dice(
     gradient: np.ndarray | None,
     target_gradient: np.ndarray | None,
 ) -> np.ndarray:
-    """[N] the dice loss of each mask of [N, ...]; gradients are written for cotangents [N] or [1]."""
+    """[N] the dice loss of each mask of [N, ...]; gradients are written for cotangents [N, 2] or [1, 2], pairs."""
     masks = len(inputs)
     size = inputs.size // max(masks, 1)
     losses = np.empty(masks)
-    each = np.broadcast_to(cotangents, masks)
+    each = np.broadcast_to(cotangents, (masks, 2))
     written = [None if buffer is None else runtime.Gradient(buffer) for buffer in (gradient, target_gradient)]
-    arrays = [inputs, targets, *(inputs if buffer is None else buffer.array for buffer in written)]
-    rows = [runtime.upload(runtime.rows_on_device(array, array.ndim)) for array in arrays]
+    rows = [runtime.upload(runtime.rows_on_device(array, array.ndim)) for array in (inputs, targets)]
+    of_each = [
+        runtime.upload(_gradient(like if buffer is None else buffer.array, wanted=buffer is not None))
+        for like, buffer in zip((inputs, targets), written, strict=True)
+    ]
     for part in _batches(masks, size):
-        wanted = tuple(buffer is not None for buffer in written)
-        losses[part] = _dice(_dice_kernels(loop), rows, part, size, each[part], wanted)
+        wanted = any(buffer is not None for buffer in written)
+        losses[part] = _dice(_dice_kernels(loop), rows, part, size, each[part], of_each if wanted else [])
     for buffer in written:
         if buffer is not None:
             buffer.finish()
     return losses
 
 
+def _gradient(array: np.ndarray, *, wanted: bool) -> DiceGradient:
+    rows: Any = runtime.rows_on_device(array, array.ndim)
+    return DiceGradient(rows, PRECISIONS[array.dtype] if wanted else UNWANTED, wanted)
+
+
 def _dice(
-    kernels: DiceKernels, rows: list[Any], part: slice, size: int, cotangents: np.ndarray, wanted: tuple[bool, ...]
+    kernels: DiceKernels, rows: list[Any], part: slice, size: int, cotangents: np.ndarray, gradients: list[Any]
 ) -> np.ndarray:
     """The losses of some masks, and the gradients that are wanted."""
+    masks = part.stop - part.start
+    shapes = Dice((masks,), (masks, 4), (masks, 4), (masks, 2), (masks,))
+    kinds = (np.float64,) * 4 + (np.int64,)
+    of_masks = Dice(*(runtime.Array(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)))
+    for accurately in (False, True):
+        _add_up(kernels, rows, part, size, cotangents, of_masks, accurately=accurately)
+        if not gradients:
+            break
+        blocks = runtime.grid(masks * size, _BLOCK)
+        arguments = (*rows, part.start, of_masks, size, *gradients, accurately)
+        runtime.launch(kernels.gradients, blocks, _BLOCK, *arguments)
+        if not of_masks.unsettled.download().any():
+            break
+    losses: np.ndarray = of_masks.loss.download()
+    return losses
+
+
+def _add_up(
+    kernels: DiceKernels,
+    rows: list[Any],
+    part: slice,
+    size: int,
+    cotangents: np.ndarray,
+    of_masks: Dice,
+    *,
+    accurately: bool,
+) -> None:
+    """The sums of some masks, and what their gradients are made of."""
     masks, parts = part.stop - part.start, _parts(size)
     elements = Elements(*(_scratch(masks, size) for _ in Elements._fields))
     special = new_totals(masks).special
-    totals = [Totals(new_totals(masks).limbs, special) for _ in elements]
-    shapes = Dice((masks,), (masks, 4), (masks,))
-    of_masks = Dice(*(runtime.Array(shape, np.float64) for shape in shapes))
+    totals = tuple(Totals(new_totals(masks).limbs, special) for _ in range(max(_SUM_OF) + 1))
     blocks = runtime.grid(masks * size, _BLOCK)
-    runtime.launch(kernels.split_elements, blocks, _BLOCK, *rows[:2], part.start, elements)
-    for values, sums in zip(elements, totals, strict=True):
-        runtime.launch(_add_masks, masks * parts, _BLOCK, (values,), sums, parts)
-    runtime.launch(kernels.finish, runtime.grid(masks, _BLOCK), _BLOCK, tuple(totals), (cotangents,), of_masks)
-    if any(wanted):
-        runtime.launch(kernels.gradients, blocks, _BLOCK, *rows[:2], part.start, of_masks, size, *rows[2:], wanted)
-    losses: np.ndarray = of_masks.loss.download()
-    return losses
+    runtime.launch(kernels.split_elements, blocks, _BLOCK, *rows, part.start, elements, accurately)
+    for values, number in zip(elements, _SUM_OF, strict=True):
+        runtime.launch(_add_masks, masks * parts, _BLOCK, (values,), totals[number], parts)
+    runtime.launch(kernels.finish, runtime.grid(masks, _BLOCK), _BLOCK, totals, cotangents, of_masks, accurately)
 
 
 def _batches(masks: int, size: int) -> Iterator[slice]:

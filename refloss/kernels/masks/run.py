@@ -9,10 +9,21 @@ import numpy as np
 
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
-from refloss.kernels.masks.loop import DiceLoop, MaskLoop, Masks, Scratch, dice_masks, mask_pairs
-from refloss.kernels.resample.loop import axis
+from refloss.kernels.masks.loop import (
+    DiceGradient,
+    DiceLoop,
+    MaskLoop,
+    Masks,
+    Row,
+    Scratch,
+    dice_masks,
+    mask_pairs,
+    new_row,
+)
+from refloss.kernels.resample.loop import axis, inverse
 from refloss.kernels.rows import elements_of
 from refloss.numerics.exact import Exact, exact_sum, rounded
+from refloss.numerics.settled import PRECISIONS, UNWANTED
 from refloss.numerics.sums import LIMBS, UNITS, accumulated
 
 
@@ -36,12 +47,14 @@ def compare(
 ) -> MaskLosses:
     """Planes rows [P] of [..., h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
     height, width = planes.shape[-2:]
+    vertical, horizontal = axis(height, targets.shape[1]), axis(width, targets.shape[2])
     masks = Masks(
         rows=rows,
         targets=targets,
         target_totals=_totals(targets),
-        vertical=axis(height, targets.shape[1]),
-        horizontal=axis(width, targets.shape[2]),
+        vertical=vertical,
+        horizontal=horizontal,
+        scale=inverse(vertical, horizontal),
         height=height,
         width=width,
         of_focal=of_focal,
@@ -66,7 +79,7 @@ def _compare(loop: MaskLoop, planes: np.ndarray, gradient: np.ndarray | None, ma
     def scratch() -> Scratch:
         return Scratch(
             line=np.empty(masks.width),
-            wide=np.empty((masks.height, size[1])),
+            wide=np.empty((2, masks.height, size[1])),
             pixels=np.empty((4, size[1])),
             slopes=np.empty(size),
             flatness=np.empty(size),
@@ -96,20 +109,25 @@ def dice(
     target_gradient: np.ndarray | None,
     backend: str,
 ) -> np.ndarray:
-    """[N] the dice loss of each mask of [N, ...]; gradients are written for cotangents [N] or [1]."""
+    """[N] the dice loss of each mask of [N, ...]; gradients are written for cotangents [N, 2] or [1, 2], pairs."""
     if runs_on_gpu(backend):
         from refloss.kernels.masks import gpu
 
         return gpu.dice(loop, inputs, targets, cotangents, gradient, target_gradient)
     masks = len(inputs)
-    losses = np.empty(masks)
-    arrays = [inputs if buffer is None else buffer for buffer in (inputs, targets, gradient, target_gradient)]
-    rows = [elements_of(array) for array in arrays]
-    wanted = (gradient is not None, target_gradient is not None)
-    kernel, count = dice_masks(loop), inputs.size // max(masks, 1)
+    losses, count = np.empty(masks), inputs.size // max(masks, 1)
+    of_inputs, of_targets = _gradient(gradient, inputs), _gradient(target_gradient, targets)
+    kernel, rows = dice_masks(loop), (elements_of(inputs), elements_of(targets))
 
-    def work(first: int, last: int, _: None) -> None:
-        kernel(rows[0], rows[1], count, cotangents, rows[2], rows[3], wanted, losses, first, last)
+    def work(first: int, last: int, row: Row) -> None:
+        kernel(*rows, cotangents, of_inputs, of_targets, losses, row, first, last)
 
-    parallel.run_blocks(work, masks, 1, lambda: None)
+    parallel.run_blocks(work, masks, 1, lambda: new_row(count))
     return losses
+
+
+def _gradient(gradient: np.ndarray | None, like: np.ndarray) -> DiceGradient:
+    """Where a gradient goes; without one, a kernel still wants an argument of its type, and nothing is unsettled."""
+    wanted = like if gradient is None else gradient
+    precision = PRECISIONS[wanted.dtype] if gradient is not None else UNWANTED
+    return DiceGradient(elements_of(wanted), precision, gradient is not None)

@@ -6,17 +6,8 @@ import numpy as np
 
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
-from refloss.kernels.resample.loop import axis, resample_planes, spread_planes
+from refloss.kernels.resample.loop import axis, inverse, resample_planes
 from refloss.kernels.rows import elements_of
-
-
-def new_planes(shape: tuple[int, ...], backend: str) -> np.ndarray:
-    """Memory for what is resampled, float64."""
-    if runs_on_gpu(backend):
-        from refloss.kernels.resample import gpu
-
-        return gpu.new_planes(shape)
-    return np.empty(shape)
 
 
 def resample(planes: np.ndarray, resized: np.ndarray, backend: str) -> None:
@@ -30,25 +21,9 @@ def resample(planes: np.ndarray, resized: np.ndarray, backend: str) -> None:
     size = resized.shape[1:]
     source = elements_of(planes)
     vertical, horizontal = axis(height, size[0]), axis(width, size[1])
+    scale = inverse(vertical, horizontal)
 
     def work(first: int, last: int, _: None) -> None:
-        resample_planes(source, vertical, horizontal, height, width, resized, first, last)
-
-    parallel.run_blocks(work, len(resized), 1, lambda: None)
-
-
-def spread(resized: np.ndarray, planes: np.ndarray, backend: str) -> None:
-    """The adjoint of resampling: cotangents [P, H, W], float64, into those of [P, h, w]."""
-    if runs_on_gpu(backend):
-        from refloss.kernels.resample import gpu
-
-        gpu.spread(resized, planes)
-        return
-    _, height, width = planes.shape
-    destination = elements_of(planes)
-    vertical, horizontal = axis(height, resized.shape[1]), axis(width, resized.shape[2])
-
-    def work(first: int, last: int, _: None) -> None:
-        spread_planes(resized, vertical, horizontal, height, width, destination, first, last)
+        resample_planes(source, vertical, horizontal, scale, height, width, resized, first, last)
 
     parallel.run_blocks(work, len(resized), 1, lambda: None)

@@ -8,7 +8,8 @@ With p = σ(x), a target t in [0, 1], α = 1/4, γ = 2 and the missed probabilit
             factor = −2c/D, constant = c·(1 − ℓ)/D for its cotangent c
 
 Numerics. For x > 0, b = (1 − t)·x + log(1 + u) with u = e^−|x|, and m = (u·t + 1 − t)/(1 + u); for x < 0 the same with
-t and 1 − t exchanged and the derivative negated. Both are sums of what is not negative.
+t and 1 − t exchanged and the derivative negated. Both are sums of what is not negative, and pairs until the loss is
+rounded.
 
 Counterparts: sigmoid_focal_loss and dice_loss of transformers' loss_for_object_detection, on masks that were upsampled
 bilinearly (kernels.resample).
@@ -16,12 +17,26 @@ bilinearly (kernels.resample).
 
 from __future__ import annotations
 
+import numpy as np
+
 from refloss import jit
 from refloss.kernels.masks.loop import MaskLoop
-from refloss.losses.dice import terms
+from refloss.losses.dice import probability, terms
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import logistic
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
+from refloss.numerics.pairs import (
+    add,
+    divide,
+    fast_two_sum,
+    multiply,
+    negate,
+    pair,
+    product,
+    rounded,
+    settled,
+    two_product,
+    two_sum,
+)
 
 ALPHA = 0.25
 
@@ -31,14 +46,19 @@ def _pixel(x, t):
     """Focal loss with γ = 2, its derivative, p·(1 − p), the missed probability, p."""
     u, inverse, small = logistic(x)
     above = x > 0.0
-    near = 1.0 - t if above else t
+    p, lost = probability(x, t)
+    near, near_low = two_sum(1.0, -t if above else t - 1.0)
     far = 1.0 - near
-    loss = fma(near, abs(x), small[0] + small[1])
-    missed = fma(u[0], far, near) * inverse
-    flatness = u[0] * inverse * inverse
-    scale = fma(2.0 * ALPHA - 1.0, t, 1.0 - ALPHA) * missed
+    straight, straight_low = two_product(near, abs(x))
+    loss, loss_low = two_sum(straight, small[0])
+    loss_low += small[1] + fma(near_low, abs(x), straight_low)
+    loss, loss_low = fast_two_sum(loss, loss_low if straight < np.inf else 0.0)
+    weight = two_sum(1.0 - ALPHA, (2.0 * ALPHA - 1.0) * t)
+    value = settled(product(product(product(weight, lost), lost), (loss, loss_low)))
+    missed, flatness = rounded(lost), u[0] * inverse * inverse
+    scale = weight[0] * missed
     slope = scale * fma(missed * inverse, fma(u[0], far, -near), 2.0 * loss * (far - near) * flatness)
-    return scale * missed * loss, -slope if above else slope, flatness, missed, inverse if above else u[0] * inverse
+    return value, -slope if above else slope, flatness, missed, rounded(p)
 
 
 @jit.helper

@@ -1,0 +1,1 @@
+"""Cross-entropy of resampled logits, pixel by pixel."""
