@@ -44,6 +44,8 @@ class ElementLoss(NamedTuple):
         parameters: values worth trying, by name.
         crossing: pairs near where a target's derivative is 0.
         divisor: what "mean" divides by: the number of "elements", of "columns", or the sum of "weights".
+        unit_interval: which of the inputs are in [0, 1].
+        call: what computes it, refloss's function of that name if None.
     """
 
     name: str
@@ -58,6 +60,7 @@ class ElementLoss(NamedTuple):
     divisor: str = "elements"
     target_has_gradient: bool = True
     unit_interval: tuple[bool, bool] = (False, False)
+    call: Callable[..., Any] | None = None
 
 
 def _values(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -364,7 +367,7 @@ def _compare(loss: ElementLoss, sample: Sample) -> Iterator[Comparison]:
     options = {"reduction": sample.reduction, **sample.parameters}
     cotangent = sample.cotangent if np.size(sample.cotangent) == 1 else np.reshape(sample.cotangent, shape)
     for_first = [c * slope for c, slope in zip(coefficients, first, strict=True)]
-    function = getattr(refloss, loss.name.partition(" ")[0])
+    function = loss.call or getattr(refloss, loss.name.partition(" ")[0])
     for format_name, dtype in DTYPES.items():
         result = function(**call, **options, grad_output=cotangent, grad_dtype=dtype)
         yield comparison(loss.arguments[0], format_name, result.grads[loss.arguments[0]], for_first)

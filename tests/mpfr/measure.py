@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import elements, rows
+from tests.mpfr import boxes, elements, language, masks, rows
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -35,12 +35,37 @@ def _element_kinds(*names: str) -> dict[str, Measure]:
     }
 
 
+def _sequence_kinds() -> dict[str, Measure]:
+    """Those of the three problem types."""
+    kinds = {
+        f"{kind}, {problem}": _of_samples(draw, functools.partial(language.mean_only, loss))
+        for problem, loss in language.SEQUENCE_LOSSES.items()
+        for kind, draw in elements.Inputs(loss).kinds().items()
+    }
+    return kinds | {kind: _of_samples(draw, language.one_class_each) for kind, draw in language.draws().items()}
+
+
+def _box_kinds(function: str) -> dict[str, Measure]:
+    return {kind: _of_samples(draw, functools.partial(boxes.compare, function)) for kind, draw in boxes.KINDS.items()}
+
+
 _ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmoid_focal", "varifocal")
 KINDS: Mapping[str, Mapping[str, Measure]] = {
     **{name: _element_kinds(name) for name in _ELEMENTS},
     "kl_div": _element_kinds("kl_div", "kl_div of logs"),
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
+    **{
+        name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}
+        for name, call in language.HEADS.items()
+    },
+    "sequence_classification": _sequence_kinds(),
+    "iou": _box_kinds("iou"),
+    "giou": _box_kinds("giou"),
+    "dice": {kind: _of_samples(draw, masks.dice) for kind, draw in masks.DICE.items()},
+    "semantic_segmentation": {
+        kind: _of_samples(draw, masks.semantic_segmentation) for kind, draw in masks.IMAGES.items()
+    },
 }
 """By function and kind of inputs what compares about as many elements as are asked for."""
 
