@@ -1,7 +1,7 @@
 """IoU and GIoU of pairs of boxes.
 
-Derivatives are polynomials over U²·E², and precision is such that the polynomials of float64 coordinates are exact: what
-is 0 is 0.
+Derivatives are polynomials over U²·E², and precision is such that the polynomials of float64 coordinates are exact:
+what is 0 is 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Boxes(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """1 − IoU and 1 − GIoU, and their derivatives in the corners of both boxes."""
+    """1 − IoU and 1 − GIoU, and their derivatives in the numbers of both boxes."""
 
     iou: Real  # itself
     of_iou: tuple[Real, list[Real], list[Real]]
@@ -74,8 +74,20 @@ def _slopes(a: list[Real], b: list[Real]) -> tuple[list[Real], list[Real], list[
     return area, common, around
 
 
-def overlap(a: list[Real], b: list[Real]) -> Overlap:
-    """Of boxes given by their corners."""
+def overlap(first: list[Real], second: list[Real], *, centered: bool = False) -> Overlap:
+    """Of boxes given by their corners, or all of it in centres and sizes."""
+    with gmpy2.context(precision=EXACT):
+        both = _overlap(corners(first), corners(second)) if centered else _overlap(first, second)
+        if not centered:
+            return both
+        turned = [
+            (loss, of_center(of_first), of_center(of_second))
+            for loss, of_first, of_second in (both.of_iou, both.of_giou)
+        ]
+        return Overlap(both.iou, turned[0], turned[1])
+
+
+def _overlap(a: list[Real], b: list[Real]) -> Overlap:
     sides = [max(ZERO, min(a[k + 2], b[k + 2]) - max(a[k], b[k])) for k in (0, 1)]
     outer = [max(a[k + 2], b[k + 2]) - min(a[k], b[k]) for k in (0, 1)]
     i, e = sides[0] * sides[1], outer[0] * outer[1]
@@ -114,11 +126,11 @@ def _compare(function: str, boxes: Boxes) -> Iterator[Comparison]:
     losses: list[Real] = []
     slopes: dict[str, list[Real]] = {"boxes1": [], "boxes2": []}
     for one, other, c in zip(a, b, each, strict=True):
-        both = overlap(corners(one), corners(other)) if is_centered else overlap(one, other)
+        both = overlap(one, other, centered=is_centered)
         loss, first, second = both.of_iou if function == "iou" else both.of_giou
         losses.append(loss)
         for name, of_box in zip(slopes, (first, second), strict=True):
-            slopes[name] += [c * slope / divisor for slope in (of_center(of_box) if is_centered else of_box)]
+            slopes[name] += [c * slope / divisor for slope in of_box]
 
     def describe(index: int) -> str:
         row = index // 4

@@ -330,7 +330,7 @@ def offset_images(generator: np.random.Generator, size: int) -> Iterator[Images]
         yield Images((logits + offset).astype(np.float32), labels, cotangent=1 / 7)
 
 
-def balanced_images(generator: np.random.Generator, size: int) -> Iterator[Images]:
+def balanced_images(_: np.random.Generator, size: int) -> Iterator[Images]:
     """Equal logits and labels that balance: zeros."""
     for classes, resized in ((2, (4, 4)), (2, (6, 6)), (3, (3, 3)), (4, (4, 8))):
         count = max(1, size // 4 // (classes * 4))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, elements, language, masks, rows
+from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -63,6 +63,10 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "iou": _box_kinds("iou"),
     "giou": _box_kinds("giou"),
     "dice": {kind: _of_samples(draw, masks.dice) for kind, draw in masks.DICE.items()},
+    **{
+        head: {kind: _of_samples(draw, detection.compare) for kind, draw in scenes.Scenes(head).kinds().items()}
+        for head in scenes.HEADS
+    },
     "semantic_segmentation": {
         kind: _of_samples(draw, masks.semantic_segmentation) for kind, draw in masks.IMAGES.items()
     },
