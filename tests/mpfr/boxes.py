@@ -225,6 +225,14 @@ def mixed_formats(generator: np.random.Generator, size: int) -> Iterator[Boxes]:
         yield Boxes(first.astype(dtypes[k]), second.astype(dtypes[(k + 1) % 4]), name, COTANGENTS[k])
 
 
+def ranges(generator: np.random.Generator, size: int) -> Iterator[Boxes]:
+    """Coordinates whose areas leave the range of float64."""
+    for name in FORMATS:
+        for scale in (1e-200, 1e-90, 1e90, 1e200):
+            first, second = (draw(generator, _count(size, 8), name) * scale for _ in range(2))
+            yield Boxes(first, second, name, scale)
+
+
 KINDS: dict[str, Draw] = {
     "ordinary": ordinary,
     "cotangents": cotangents,
@@ -232,4 +240,5 @@ KINDS: dict[str, Draw] = {
     "shared edges": shared_edges,
     "magnitudes": magnitudes,
     "mixed formats": mixed_formats,
+    "ranges": ranges,
 }

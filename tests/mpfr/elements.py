@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ class ElementLoss(NamedTuple):
         close: a target near where ∂/∂x is 0, or both terms of the loss are equal.
         parameters: values worth trying, by name.
         crossing: pairs near where a target's derivative is 0.
+        far: pairs whose results are at the ends of float64.
         divisor: what "mean" divides by: the number of "elements", of "columns", or the sum of "weights".
         unit_interval: which of the inputs are in [0, 1].
         call: what computes it, refloss's function of that name if None.
@@ -53,6 +55,7 @@ class ElementLoss(NamedTuple):
     draw: Draw
     close: Callable[[np.ndarray], np.ndarray]
     crossing: Draw | None = None
+    far: Draw | None = None
     parameters: dict[str, tuple[Any, ...]] = {}  # noqa: RUF012
     arguments: tuple[str, str] = ("input", "target")
     weight: str = ""  # "", "constant" or "differentiable"
@@ -99,6 +102,19 @@ def _small_logits(generator: np.random.Generator, size: int) -> tuple[np.ndarray
     return x, np.where(generator.random(size) < 0.5, 0.5, 0.5 + x * generator.random(size))
 
 
+def _far_logits(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    return generator.uniform(-760, 760, size), np.round(generator.random(size))
+
+
+def _far_logs(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    return -(10.0 ** generator.uniform(0, 8, size)), generator.uniform(-760, -600, size)
+
+
+def _far_values(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    x, t = generator.standard_normal((2, size)) * 10.0 ** generator.uniform(-200, 200, size)
+    return x, np.where(generator.random(size) < 0.3, 0.0, t)
+
+
 def _at_log_plus_one(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Where log t + 1 − x is almost 0."""
     t = generator.random(size).astype(np.float32).astype(np.float64) + 1e-9
@@ -111,8 +127,8 @@ def _one_above(generator: np.random.Generator, size: int) -> tuple[np.ndarray, n
     return u.astype(np.float32) + np.float32(1), u
 
 
-_VALUES: dict[str, Any] = {"draw": _values, "close": lambda x: x.astype(np.float64)}
-_FOCUS = {"alpha": (0.25, 0.5, -1.0, 0.6), "gamma": (2.0, 1.5, 0.0, 40.0)}
+_VALUES: dict[str, Any] = {"draw": _values, "close": lambda x: x.astype(np.float64), "far": _far_values}
+_FOCUS = {"alpha": (0.25, 0.5, -1.0, 0.6), "gamma": (2.0, 1.5, 0.0, 100.0)}
 
 LOSSES = {
     loss.name: loss
@@ -146,6 +162,7 @@ LOSSES = {
             draw=_hard_logits,
             close=_sigmoid,
             crossing=_small_logits,
+            far=_far_logits,
             arguments=("logits", "target"),
             weight="constant",
             factor=True,
@@ -166,6 +183,7 @@ LOSSES = {
             draw=_both_logs,
             close=lambda x: x.astype(np.float64),
             crossing=_one_above,
+            far=_far_logs,
             parameters={"log_target": (True,)},
         ),
         ElementLoss(
@@ -174,6 +192,7 @@ LOSSES = {
             draw=_hard_logits,
             close=_sigmoid,
             crossing=_small_logits,
+            far=_far_logits,
             parameters=_FOCUS,
             arguments=("inputs", "targets"),
             divisor="columns",
@@ -184,7 +203,8 @@ LOSSES = {
             lambda p: lambda x, t: definitions.varifocal(x, t, real(p["alpha"]), real(p["gamma"])),
             draw=_hard_logits,
             close=_sigmoid,
-            parameters={"alpha": (0.75, 0.6), "gamma": (2.0, 1.5, 0.0, 40.0)},
+            far=_far_logits,
+            parameters={"alpha": (0.75, 0.6), "gamma": (2.0, 1.5, 0.0, 100.0)},
             arguments=("inputs", "targets"),
             divisor="columns",
             target_has_gradient=False,
@@ -211,6 +231,10 @@ class Inputs:
             "magnitudes": self.magnitudes,
             "mixed formats": self.mixed_formats,
         }
+        if self.loss.parameters:
+            kinds["parameters"] = self.parameters
+        if self.loss.far is not None:
+            kinds["far"] = self.far
         if self.loss.crossing is not None:
             kinds["zero crossings"] = self.zero_crossings
         if self.loss.weight:
@@ -228,6 +252,10 @@ class Inputs:
             arrays[k] = np.clip(arrays[k], 0, 1).astype(dtypes[k]) if bounded else arrays[k]
         usual = {name: values[0] for name, values in self.loss.parameters.items()}
         return Sample(arrays[0], arrays[1], **{"parameters": usual, **others})
+
+    def _all_parameters(self) -> list[dict[str, Any]]:
+        names = list(self.loss.parameters)
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*self.loss.parameters.values())]
 
     def _parameters(self, generator: np.random.Generator) -> dict[str, Any]:
         return {name: values[generator.integers(len(values))] for name, values in self.loss.parameters.items()}
@@ -280,10 +308,26 @@ class Inputs:
     def zero_crossings(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
         """Inputs near where another derivative is 0."""
         assert self.loss.crossing is not None
-        for dtypes in ((np.float32, np.float32), (np.float64, np.float32)):
-            drawn = self.loss.crossing(generator, size // 2)
-            parameters = self._parameters(generator)
-            yield self._fitted(*drawn, dtypes, cotangent=0.7, reduction="none", parameters=parameters)
+        several = self._all_parameters()
+        for parameters in several:
+            for dtypes in ((np.float32, np.float32), (np.float64, np.float32)):
+                drawn = self.loss.crossing(generator, size // 2 // len(several) + 1)
+                yield self._fitted(*drawn, dtypes, cotangent=0.7, reduction="none", parameters=parameters)
+
+    def parameters(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
+        """All values of the parameters."""
+        several = self._all_parameters()
+        for k, parameters in enumerate(several):
+            drawn = self.loss.draw(generator, size // len(several) + 1)
+            yield self._fitted(*drawn, cotangent=COTANGENTS[k % 5], reduction="none", parameters=parameters)
+
+    def far(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
+        """Inputs in float64 far out, and cotangents that bring the gradients back."""
+        assert self.loss.far is not None
+        x, t = self.loss.far(generator, size)
+        largest = np.maximum(np.abs(x), np.abs(t))
+        cotangent = 0.7 / np.where(largest > 1e9, largest, 1.0)
+        yield self._fitted(x, t, (np.float64, np.float64), cotangent=cotangent, reduction="none")
 
     def magnitudes(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
         """Tiny and large inputs and cotangents, subnormal results among them."""
