@@ -70,7 +70,10 @@ def _share(tallies: Sequence[Tally]) -> str:
 
 
 def _worst(tallies: Sequence[Tally]) -> str:
-    return f"{max(tally.worst for tally in tallies if tally.size):.7g}" if tallies else "–"
+    if not any(tally.size for tally in tallies):
+        return "–"
+    worst = max(tally.worst for tally in tallies if tally.size)
+    return f"{worst:.6f}" if worst < 10 else f"{worst:.2g}"
 
 
 def table(found: Sequence[Tally]) -> Table:
@@ -85,13 +88,14 @@ def table(found: Sequence[Tally]) -> Table:
             cells += [_share(by_format[name]), _worst(by_format[name])]
         cells += [_worst(by_format["float64"]), _worst([each for each in tallies if each.name == "loss"])]
         rows.append((f"`{function}`", *cells))
-    columns = ("function", "elements in float32", *(f"{n}{what}" for n in SHORT_FORMATS for what in ("", ", ulp")))
-    title = "Correctly rounded gradient elements of the worst kind of inputs, and the worst element"
+    columns = ("function", "elements", *itertools.chain(*((name, "ulp") for name in SHORT_FORMATS)))
+    title = "Correctly rounded gradient elements of the worst kind of inputs; the worst element's error in ulp"
     return Table(title, (*columns, "float64, ulp", "loss, ulp"), rows)
 
 
-def show_worst(found: Iterable[Tally]) -> None:
-    """The worst element of every kind of inputs on which a promise is broken."""
+def show_worst(found: Iterable[Tally], elements: int, seed: int) -> None:
+    """The worst element of every kind of inputs on which a promise is broken, and how to draw it again."""
+    console.print(f"python -m benchmarks.accuracy --only <function> --elements {elements} --seed {seed}", markup=False)
     for tally in sorted(filter(is_wrong, found), key=lambda each: (each.format == "float64", -each.worst)):
         share = f"{tally.wrong} of {tally.size}"
         console.print(
@@ -117,7 +121,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no definition of {', '.join(unknown)}; there are {', '.join(KINDS)}")
     found = measure_all(functions, options.elements, options.seed)
-    show_worst(found)
+    show_worst(found, options.elements, options.seed)
     tables, write = (table(found),), options.write and not options.only
     publish("accuracy", machine(("refloss", "numpy", "gmpy2")), tables, "", write, NUMERICS)
     if not options.only:

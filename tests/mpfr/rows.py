@@ -372,7 +372,8 @@ def mixed_formats(generator: np.random.Generator, size: int) -> Iterator[Rows]:
             continue
         for dtype in (ml_dtypes.bfloat16, np.float64):
             own = softmax_of(x) if dtype == np.float64 else _dirichlet(generator, x)
-            yield Rows(x[: len(x) // 2], own[: len(x) // 2].astype(dtype), cotangent=COTANGENTS[k])
+            half = (len(x) + 1) // 2
+            yield Rows(x[:half], own[:half].astype(dtype), cotangent=COTANGENTS[k])
 
 
 LABELS: dict[str, Draw] = {
