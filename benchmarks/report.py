@@ -59,8 +59,10 @@ class Table(NamedTuple):
         return f"**{self.title}**\n\n" + "\n".join(f"| {line} |" for line in lines)
 
 
-def publish(marker: str, introduction: str, tables: Sequence[Table], conclusion: str, write: bool) -> None:
-    """Print tables and, on demand, put them between the marker's comments in the documentation."""
+def publish(
+    marker: str, introduction: str, tables: Sequence[Table], conclusion: str, write: bool, document: Path = PAGE
+) -> None:
+    """Print tables and, on demand, put them between the marker's comments in a page of the documentation."""
     console.print(introduction)
     for table in tables:
         table.show()
@@ -69,14 +71,14 @@ def publish(marker: str, introduction: str, tables: Sequence[Table], conclusion:
     if not write:
         return
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
-    page = PAGE.read_text(encoding="utf-8")
+    page = document.read_text(encoding="utf-8")
     if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"{PAGE.name} must hold {begin} and {end} once each")
+        raise ValueError(f"{document.name} must hold {begin} and {end} once each")
     head, rest = page.split(begin)
     tail = rest.split(end)[1]
     parts = [introduction, *(table.markdown() for table in tables), conclusion]
     body = "\n\n".join(part for part in parts if part)
-    PAGE.write_text(f"{head}{begin}\n\n{body}\n\n{end}{tail}", encoding="utf-8")
+    document.write_text(f"{head}{begin}\n\n{body}\n\n{end}{tail}", encoding="utf-8")
 
 
 def wants_write(description: str | None) -> bool:
