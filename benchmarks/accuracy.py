@@ -36,7 +36,8 @@ Chunk = tuple[str, str, int, int]
 def chunks(functions: Iterable[str], elements: int, seed: int) -> Iterator[Chunk]:
     """Function, kind, elements and seed of what a process does at a time; each kind has its share of the elements."""
     for function in functions:
-        share = -(-elements // len(KINDS[function]))
+        # Sizes are rounded to whole rows and scenes, some of them down.
+        share = -(-elements * 103 // 100 // len(KINDS[function]))
         for kind in KINDS[function]:
             yield function, kind, share, seed
 
