@@ -25,7 +25,7 @@ from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.accurate import is_close, log_accurate
 from refloss.numerics.exponential import exp, exp_pair, log_finely, scale
-from refloss.numerics.pairs import negate, pair, product, settled, two_sum
+from refloss.numerics.pairs import negate, normalised, pair, product, two_sum
 from refloss.numerics.triples import log_beyond
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
@@ -81,7 +81,7 @@ def _of_log(x, t, log_t):
     high, low = two_sum(log_t[0], -x)
     low += log_t[1]
     steep, steep_low = two_sum(high, 1.0)
-    return product(pair(t), settled((high, low))), pair(-t), settled((steep, steep_low + low))
+    return product(pair(t), normalised((high, low))), pair(-t), normalised((steep, steep_low + low))
 
 
 @jit.scalar

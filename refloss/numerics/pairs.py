@@ -131,7 +131,7 @@ def scaled_to_odd(a, b):
 
 
 @jit.scalar
-def settled(a):
+def normalised(a):
     """A pair whose low part may be undefined, normalised; what is not finite has no low part."""
     rest = a[1] if abs(a[1]) < np.inf else 0.0
     high, low = fast_two_sum(a[0], rest)

@@ -14,7 +14,7 @@ from refloss.kernels.gpu.accumulate import add_value, block_totals, exact_total,
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store_pair
-from refloss.numerics.pairs import scaled, settled
+from refloss.numerics.pairs import normalised, scaled
 
 if TYPE_CHECKING:
     from refloss.numerics.exact import Exact
@@ -78,7 +78,7 @@ def _kernel(loop: Loop) -> Any:
             x, t, factor = _load(inputs.input, index), _load(inputs.target, index), _load(inputs.factor, index)
             weight, cotangent = _load(inputs.weight, index), _load(inputs.cotangent, index)
             value, for_input, for_target = loss(x, t, factor, scalars.parameters)
-            value = settled(value)
+            value = normalised(value)
             value, for_input, for_target = refined(x, t, factor, scalars.parameters, value, for_input, for_target)
             if wanted.input_gradient:
                 _save_gradient(for_input, weight, cotangent, scalars, outputs.input_gradient, index)

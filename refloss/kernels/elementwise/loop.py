@@ -17,7 +17,7 @@ import numpy as np
 from refloss import jit
 from refloss.kernels.rows import AnyRows, load, save, save_pairs
 from refloss.numerics.bits import float64_bits
-from refloss.numerics.pairs import add, negate, pair, scaled, scaled_to_odd, settled
+from refloss.numerics.pairs import add, negate, normalised, pair, scaled, scaled_to_odd
 from refloss.numerics.products import far_product, significand
 from refloss.numerics.sums import add_exactly
 
@@ -344,7 +344,7 @@ def _filler(loop: Loop, filling: _Filling) -> Any:
         for i in range(rows.values.size):
             x, t, factor = rows.x[i], rows.t[i], rows.factor[i]
             value, for_input, for_target = loss(x, t, factor, parameters)
-            high, low = settled(value)
+            high, low = normalised(value)
             rows.values[i] = high
             if pairs:
                 rows.values_low[i] = low

@@ -30,10 +30,10 @@ from refloss.numerics.pairs import (
     fast_two_sum,
     multiply,
     negate,
+    normalised,
     pair,
     product,
     rounded,
-    settled,
     two_product,
     two_sum,
 )
@@ -54,7 +54,7 @@ def _pixel(x, t):
     loss_low += small[1] + fma(near_low, abs(x), straight_low)
     loss, loss_low = fast_two_sum(loss, loss_low if straight < np.inf else 0.0)
     weight = two_sum(1.0 - ALPHA, (2.0 * ALPHA - 1.0) * t)
-    value = settled(product(product(product(weight, lost), lost), (loss, loss_low)))
+    value = rounded(normalised(product(product(product(weight, lost), lost), (loss, loss_low))))
     missed, flatness = rounded(lost), u[0] * inverse * inverse
     scale = weight[0] * missed
     slope = scale * fma(missed * inverse, fma(u[0], far, -near), 2.0 * loss * (far - near) * flatness)
