@@ -132,22 +132,22 @@ def store(array, index, value):
     array[index] = as_element(array, value)
 
 
-def pair_as_element(array, pair):
-    """A normalised pair rounded once to the format of an array."""
+def before_storing(array, pair):
+    """The float64 that an array's format makes of a normalised pair's one rounding."""
     raise TypeError("compiled code only")
 
 
-@overload(pair_as_element, jit_options={"forceinline": True})
-def _pair_as_element(array, pair):
+@overload(before_storing, jit_options={"forceinline": True})
+def _before_storing(array, pair):
     if array.dtype == types.float64:
-        return lambda array, pair: as_element(array, pair[0])
-    return lambda array, pair: as_element(array, to_odd(pair))
+        return lambda array, pair: pair[0]
+    return lambda array, pair: to_odd(pair)
 
 
 @jit.scalar
 def store_pair(array, index, pair):
     """Round a normalised pair, once, into an element of an array of any format."""
-    array[index] = pair_as_element(array, pair)
+    array[index] = as_element(array, before_storing(array, pair))
 
 
 def _integer(element: types.Type) -> types.Type:

@@ -1,9 +1,14 @@
 """Gradient elements Q·p_j − q_j of which little is left: probabilities that agree with their target.
 
 In float64 such an element keeps 53 bits less those that cancel, too few for a correctly rounded float32 once p and q
-agree in some 18 bits: soft labels near their optimum. These elements are computed again with exponentials and products
-as pairs, good to some 2^-90. So is the sum of the exponentials, in rows of up to ACCURATE_CLASSES; in longer ones the
-errors of the float64 exponentials average out in it.
+agree in some ten bits: soft labels near their optimum, above all a model's own probabilities. Rows that have such
+elements are computed again with exponentials, masses and their sums as pairs, good to some 2^-98.
+
+An element of which even that leaves little, a sure class whose target is as sure, is the sum
+
+    Q·p_j − q_j = (1/Z)·Σ_i (q_i·e_j − q_j·e_i)
+
+whose terms are differences that keep their digits: where class i is as sure as class j and has the same target, it is 0.
 """
 
 from __future__ import annotations
@@ -14,91 +19,183 @@ from fractions import Fraction
 import numpy as np
 
 from refloss import jit
-from refloss.numerics.bits import ROUND_TO_INTEGER, fma
+from refloss.numerics.bits import ROUND_TO_INTEGER, float64_bits, fma
 from refloss.numerics.exponential import LN2_HIGH, LN2_LOW, LOG2_E, UNDERFLOW, scale
-from refloss.numerics.formats import store, widen
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_product, two_sum
-from refloss.numerics.sums import row_sum
+from refloss.numerics.formats import store_pair, widen
+from refloss.numerics.pairs import add, divide, fast_two_sum, multiply, negate, pair, product, scaled, two_product, two_sum
+from refloss.numerics.sums import long_sum
 
-ACCURATE_CLASSES = 4096
-# Elements with less than this share of q_j left are computed again. p_j has a relative error of 2^-53 from its own
-# exponential and as much from the sum, at most (as measured): 2·2^-53/2^-18 = 2^-34 of what is left, 0.001 float32 ulp.
+# A row in which an element has less than this share of q_j left is computed again. p_j has a relative error of 2^-53
+# from its own exponential and as much from the sum, at most (as measured): 2·2^-53/2^-18 = 2^-34 of what is left,
+# 0.001 float32 ulp.
 CLOSE = 2.0**-18
-# A probability closer to 1 than this is known from the sum of the others, to better than these pairs know it: an error
-# of 2.4·2^-53 of a sum that is below 2^-40 is below NOTHING.
-SURE = 2.0**-40
-# What is below the errors of pairs is 0: equal logits with equal targets. Of a sum of ACCURATE_CLASSES exponentials the
-# parts below 2^-31 are each added to 2^-72 of the largest: 4096·2^-103 = 2^-91, and pairs are good to 2^-98.
-NOTHING = 2.0**-90
+# So is one with many elements below this share: in a row of them one in 10^5 would be misrounded, at 2^-53/2^-11 of
+# what is left, 2^-18 ulp, on either side of a tie. Below CROWD of a row's elements, and for one alone, they are too few
+# to tell: at CLOSE they are misrounded one in 2^11, so a row of which they are a part of 2^-7 is one in 2^18.
+NEAR = 2.0**-11
+CROWD = 2.0**-7
+# Less than this share of q_j is known to less than 2^-34 from pairs, which are good to 2^-98.
+DEEP = 2.0**-64
+# Products of pairs that differ by less are the same product.
+DUST = 2.0**-98
+# Sums whose terms leave less are 0: rounding errors of 2^-102, up to a thousand of them.
+NOTHING = 2.0**-92
 
 # What LN2_HIGH and LN2_LOW leave of ln 2, as a float64.
 LN2_LOWEST = 5.707708438416212e-34
-# The next term, r^26/26! with |r| ≤ ln(2)/2, is below 2^-128.
-_TERMS = 26
+# |s| ≤ ln(2)/2/2^_HALVINGS; the next term of (e^s − 1)/s, s^12/13!, is below 2^-122. From s^6/7! on, 2^-57 of the
+# first, float64 holds enough of them.
+_HALVINGS = 6
+_TERMS = 13
 _FACTORIALS = [Fraction(1, math.factorial(k)) for k in range(_TERMS)]
-INVERSE_FACTORIALS = np.array([float(value) for value in _FACTORIALS])
-INVERSE_FACTORIALS_LOW = np.array([float(value - Fraction(float(value))) for value in _FACTORIALS])
-
-
-@jit.helper
-def exp_accurate(high, low):
-    """e^(high + low) for −746 ≤ high ≤ 0, as a pair: its Taylor series in pairs."""
-    n = fma(high, LOG2_E, ROUND_TO_INTEGER) - ROUND_TO_INTEGER
-    product, product_low = two_product(n, LN2_LOW)
-    r = two_sum(fma(-n, LN2_HIGH, high), low)
-    r = add(r, (-product, -fma(n, LN2_LOWEST, product_low)))
-    series = (INVERSE_FACTORIALS[_TERMS - 1], INVERSE_FACTORIALS_LOW[_TERMS - 1])
-    for k in range(_TERMS - 2, -1, -1):
-        series = add(multiply(series, r), (INVERSE_FACTORIALS[k], INVERSE_FACTORIALS_LOW[k]))
-    return scale(series[0], np.int64(n)), scale(series[1], np.int64(n))
-
-
-@jit.helper
-def accurate_term(logit, maximum):
-    """e^(logit − maximum) as a pair."""
-    high, low = two_sum(logit, -maximum)
-    return exp_accurate(high, low) if high > UNDERFLOW else pair(0.0)
+INVERSE_FACTORIALS = tuple(float(value) for value in _FACTORIALS)
+INVERSE_FACTORIALS_LOW = tuple(float(value - Fraction(float(value))) for value in _FACTORIALS)
 
 
 @jit.scalar
-def split_term(high):
-    """A number in [0, 1] as its first bits and the rest: thirty at a time, so that the grids of a sum take them all."""
-    top = (high + 1.5 * 2.0**22) - 1.5 * 2.0**22
-    return top, high - top
+def _step(high, low, series, s):
+    """(high + low) + series·s for |high| ≥ |series·s|, a pair."""
+    following = product(series, s)
+    top, rest = fast_two_sum(high, following[0])
+    return fast_two_sum(top, rest + (following[1] + low))
 
 
-@jit.helper
-def _total(x, maximum):
-    """Σ e^(x_j − maximum), a pair."""
-    high, low = np.empty(x.size), np.empty(x.size)
-    rest = np.empty(x.size)
-    for i in range(x.size):
-        term, low[i] = accurate_term(widen(x[i]), maximum)
-        high[i], rest[i] = split_term(term)
-    return add(row_sum(high), add(row_sum(rest), row_sum(low)))
+@jit.scalar
+def _doubled(excess):
+    """e^2s − 1 from e^s − 1 for |s| ≤ ln(2)/4: twice it, and its square."""
+    square = product(excess, excess)
+    top, rest = fast_two_sum(2.0 * excess[0], square[0])
+    return fast_two_sum(top, rest + fma(2.0, excess[1], square[1]))
 
 
-@jit.helper
+@jit.scalar
+def _exp_less_one(s):
+    """e^s − 1 of a pair within ±ln(2)/2/2^_HALVINGS, as a pair."""
+    x = s[0]
+    inverse, low = INVERSE_FACTORIALS, INVERSE_FACTORIALS_LOW
+    rest = fma(fma(fma(fma(fma(inverse[12], x, inverse[11]), x, inverse[10]), x, inverse[9]), x, inverse[8]), x, inverse[7])
+    series = _step(inverse[6], low[6], (rest, 0.0), s)
+    series = _step(inverse[5], low[5], series, s)
+    series = _step(inverse[4], low[4], series, s)
+    series = _step(inverse[3], low[3], series, s)
+    series = _step(inverse[2], low[2], series, s)
+    series = _step(1.0, 0.0, series, s)
+    high, low_part = product(series, s)
+    return fast_two_sum(high, low_part)
+
+
+@jit.scalar
+def exp_accurate(high, low):
+    """e^(high + low) for −746 ≤ high ≤ 0, as a pair with a relative error below 2^-101.
+
+    The argument less its multiple of ln 2 is halved _HALVINGS times; e^s − 1, not e^s, is doubled as often, so that its
+    errors stay small beside 1. No table and no branch: it vectorises.
+    """
+    shifted = fma(high, LOG2_E, ROUND_TO_INTEGER)
+    n = shifted - ROUND_TO_INTEGER
+    part, part_low = two_product(n, LN2_LOW)
+    r = two_sum(fma(-n, LN2_HIGH, high), low)
+    r = add(r, (-part, fma(-n, LN2_LOWEST, -part_low)))
+    excess = _exp_less_one((r[0] * 2.0**-_HALVINGS, r[1] * 2.0**-_HALVINGS))
+    excess = _doubled(_doubled(_doubled(excess)))
+    excess = _doubled(_doubled(_doubled(excess)))
+    top, rest = fast_two_sum(1.0, excess[0])
+    top, rest = fast_two_sum(top, rest + excess[1])
+    exponent = float64_bits(shifted) - float64_bits(ROUND_TO_INTEGER)
+    return scale(top, exponent), scale(rest, exponent)
+
+
+@jit.scalar
+def accurate_term(logit, maximum):
+    """e^(logit − maximum) as a pair."""
+    high, low = two_sum(logit, -maximum)
+    vanishes = not high > UNDERFLOW
+    term = exp_accurate(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
+    return 0.0 if vanishes else term[0], 0.0 if vanishes else term[1]
+
+
+@jit.scalar
 def is_close(value, subtracted):
     """Whether too little of a difference is left."""
     return abs(value) < CLOSE * abs(subtracted)
 
 
-@jit.helper
-def refined(logit, maximum, whole, total, coefficient, subtracted):
-    """Whether total·p − subtracted is to be computed again, and coefficient times it; whole is Σ e^(x_j − maximum)."""
-    share = divide(accurate_term(logit, maximum), whole)
-    value = add(multiply(total, share), negate(subtracted))
-    nothing = abs(value[0]) < NOTHING * abs(subtracted[0])
-    wanted = is_close(value[0], subtracted[0]) and share[0] < 1.0 - SURE
-    return wanted, 0.0 if nothing else rounded(multiply(coefficient, value))
+@jit.scalar
+def is_near(value, subtracted):
+    """Whether little of a difference is left."""
+    return abs(value) < NEAR * abs(subtracted)
+
+
+@jit.scalar
+def wants_pairs(close, near, classes):
+    """Whether a row is to be computed again, from how many of its elements are close and how many are near."""
+    return close > 0 or (near > 1 and near > CROWD * classes)
+
+
+@jit.scalar
+def accurate_slope(term, whole, total, excess, mass):
+    """Q·p − q and, of losses that push with more than Q, excess·p; whether it is to be summed from differences."""
+    share = divide(term, whole)
+    value = add(multiply(total, share), negate(mass))
+    return add(value, multiply(excess, share)), abs(value[0]) < DEEP * abs(mass[0])
+
+
+@jit.scalar
+def difference_of_classes(term, mass, other_term, other_mass):
+    """q_i·e_j − q_j·e_i of class j and another one, and how large the first product is, 0 where both are the same."""
+    pushed, pulled = multiply(other_mass, term), multiply(mass, other_term)
+    left = add(pushed, negate(pulled))
+    same = abs(left[0]) <= DUST * abs(pushed[0])
+    return 0.0 if same else left[0], 0.0 if same else left[1], 0.0 if same else abs(pushed[0])
+
+
+@jit.scalar
+def deep_slope(left, largest, term, whole, excess):
+    """Q·p − q, and excess·p, from the sum of the differences and the largest of their products."""
+    nothing = abs(left[0]) <= NOTHING * largest
+    value = divide((0.0 if nothing else left[0], 0.0 if nothing else left[1]), whole)
+    return add(value, multiply(excess, divide(term, whole)))
 
 
 @jit.helper
-def refine(x, split, total, coefficient, mass, mass_low, gradient):
-    """Compute the elements of a row's gradient again where Q·p_j and q_j = mass_j are close; total is Q."""
-    whole = _total(x, split.maximum) if x.size <= ACCURATE_CLASSES else split.total
+def _differences(j, term, mass, differences):
+    """Σ_i (q_i·e_j − q_j·e_i), and the largest product in it."""
+    here, mass_here = (term[0, j], term[1, j]), (mass[0, j], mass[1, j])
+    largest = 0.0
+    for i in range(term.shape[1]):
+        high, low, size = difference_of_classes(here, mass_here, (term[0, i], term[1, i]), (mass[0, i], mass[1, i]))
+        differences[0, i], differences[1, i] = high, low
+        largest = size if size > largest else largest
+    return add(long_sum(differences[0]), long_sum(differences[1])), largest
+
+
+@jit.helper
+def _refine_deep(x, term, whole, excess, coefficient, mass, deep, gradient):
+    """Elements that want the sum of differences: one for each logit with its mass."""
+    differences = np.empty(term.shape)
+    for j in range(x.size):
+        if not deep[j]:
+            continue
+        left, largest = _differences(j, term, mass, differences)
+        value = scaled(coefficient, deep_slope(left, largest, (term[0, j], term[1, j]), whole, excess))
+        for i in range(j, x.size):
+            if deep[i] and x[i] == x[j] and mass[0, i] == mass[0, j] and mass[1, i] == mass[1, j]:
+                deep[i] = False
+                store_pair(gradient, i, value)
+
+
+@jit.helper
+def refine(x, split, excess, coefficient, mass, gradient):
+    """Compute a row's gradient again, from its masses [2, C]; what is pushed is Q and an excess."""
+    term = np.empty(mass.shape)
     for i in range(x.size):
-        wanted, value = refined(widen(x[i]), split.maximum, whole, total, coefficient, (mass[i], mass_low[i]))
-        if wanted:
-            store(gradient, i, value)
+        term[0, i], term[1, i] = accurate_term(widen(x[i]), split.maximum)
+    whole = add(long_sum(term[0]), long_sum(term[1]))
+    total = add(long_sum(mass[0]), long_sum(mass[1]))
+    deep, any_deep = np.empty(x.size, np.bool_), False
+    for i in range(x.size):
+        value, deep[i] = accurate_slope((term[0, i], term[1, i]), whole, total, excess, (mass[0, i], mass[1, i]))
+        any_deep |= deep[i]
+        store_pair(gradient, i, scaled(coefficient, value))
+    if any_deep:
+        _refine_deep(x, term, whole, excess, coefficient, mass, deep, gradient)
