@@ -18,7 +18,7 @@ from refloss.kernels.softmax.split import scan, split_class
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
-from refloss.numerics.pairs import add, divide, multiply, pair, rounded
+from refloss.numerics.pairs import add, divide, negate, pair, rounded, scaled, to_odd
 from refloss.numerics.sums import grid_bits, grid_total
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Lanes(NamedTuple):
     coarse: np.ndarray
     fine: np.ndarray
     factors: np.ndarray  # [2, COLUMNS], pairs
+    at_one: np.ndarray  # the gradient of a class whose term is 1
     label_gradients: np.ndarray
 
 
@@ -71,6 +72,7 @@ def new_lanes(classes: int) -> Lanes:
         coarse=integers(),
         fine=integers(),
         factors=floats(2),
+        at_one=floats(),
         label_gradients=floats(),
     )
 
@@ -121,7 +123,7 @@ def _split_all(loop: SoftmaxLoop) -> Any:
     describe = loop.label
 
     @functools.partial(jit.helper, name=loop.name)
-    def split_all(lanes, terms, count, classes, losses, nlls, lses):
+    def split_all(lanes, terms, count, classes, wide, losses, nlls, lses):
         for k in range(count):
             others = grid_total(lanes.coarse[k], lanes.fine[k], classes)
             split = split_class(lanes.logits[k], lanes.references[k], others)
@@ -135,19 +137,22 @@ def _split_all(loop: SoftmaxLoop) -> Any:
             nlls[k] = 0.0 if ignored else (nll if defined else np.nan)
             losses[k] = 0.0 if ignored else (loss if defined else np.nan)
             coefficient = (lanes.coefficients[0, k], lanes.coefficients[1, k])
-            scale = multiply(coefficient, multiply(pushed, split.term))
-            at_label = -rounded(multiply(coefficient, pulled))
+            scale = scaled(coefficient, scaled(pushed, split.term))
+            at_label = negate(scaled(coefficient, pulled))
             lanes.factors[0, k] = 0.0 if ignored else (scale[0] if defined else np.nan)
             lanes.factors[1, k] = 0.0 if ignored else (scale[1] if defined else np.nan)
-            lanes.label_gradients[k] = 0.0 if ignored else (at_label if defined else np.nan)
+            at_one = scale[0] if wide else to_odd(scale)
+            lanes.at_one[k] = 0.0 if ignored else (at_one if defined else np.nan)
+            slope = at_label[0] if wide else to_odd(at_label)
+            lanes.label_gradients[k] = 0.0 if ignored else (slope if defined else np.nan)
 
     return split_all
 
 
 @jit.helper
-def _finish_class(row, c, labels, high, low, label_gradients):
+def _finish_class(row, c, labels, high, low, at_one, label_gradients):
     for k in range(row.size):
-        value = fma(row[k], high[k], row[k] * low[k])
+        value = at_one[k] if row[k] == 1.0 else fma(row[k], high[k], row[k] * low[k])
         row[k] = label_gradients[k] if labels[k] == c else (0.0 if labels[k] < 0 else value)
 
 
@@ -168,7 +173,7 @@ def _save_columns(gradient, lanes, start, count):
     for c in range(gradient.classes):
         row = lanes.terms[c][:count]
         high, low = lanes.factors[0][:count], lanes.factors[1][:count]
-        _finish_class(row, c, lanes.labels[:count], high, low, lanes.label_gradients[:count])
+        _finish_class(row, c, lanes.labels[:count], high, low, lanes.at_one[:count], lanes.label_gradients[:count])
         save(row, gradient, start, c * gradient.class_stride)
 
 
@@ -208,9 +213,9 @@ def _load_rows(logits, lanes, start, count, width):
 
 
 @jit.helper
-def _scale(terms, high, low, row):
+def _scale(terms, high, low, at_one, row):
     for i in range(row.size):
-        row[i] = fma(terms[i], high, terms[i] * low)
+        row[i] = at_one if terms[i] == 1.0 else fma(terms[i], high, terms[i] * low)
 
 
 @jit.helper
@@ -221,7 +226,7 @@ def _save_rows(gradient, lanes, start, count, width):
         if lanes.labels[k] < 0:
             row[:] = 0.0
         else:
-            _scale(terms[k * width : (k + 1) * width], lanes.factors[0, k], lanes.factors[1, k], row)
+            _scale(terms[k * width : (k + 1) * width], lanes.factors[0, k], lanes.factors[1, k], lanes.at_one[k], row)
             row[lanes.labels[k]] = lanes.label_gradients[k]
     save_rows(lanes.block, gradient, start, count)
 
@@ -245,7 +250,9 @@ def label_columns(loop: SoftmaxLoop) -> Any:
             else:
                 _load_columns(logits, lanes, start, count)
             losses, nlls, lses = output.loss[start:stop], output.nll[start:stop], output.lse[start:stop]
-            split_all(lanes, terms, count, width if by_rows else logits.classes, losses, nlls, lses)
+            # The format that is written decides how a pair is rounded; float64 is format 0.
+            wide = gradient.format == 0
+            split_all(lanes, terms, count, width if by_rows else logits.classes, wide, losses, nlls, lses)
             if with_gradient and by_rows:
                 _save_rows(gradient, lanes, start, count, width)
             elif with_gradient:

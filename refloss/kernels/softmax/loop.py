@@ -15,7 +15,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import gather, row, scatter
-from refloss.kernels.softmax.refine import is_close, is_near, refine, wants_pairs
+from refloss.kernels.softmax.refine import is_close, is_near, new_lines, refine, wants_pairs
 from refloss.kernels.softmax.split import (
     difference,
     find,
@@ -119,6 +119,7 @@ class Scratch(NamedTuple):
     exponentials: np.ndarray
     products: np.ndarray
     mass: np.ndarray
+    mass_low: np.ndarray
 
 
 @jit.helper
@@ -208,7 +209,7 @@ def label_rows(loop: SoftmaxLoop) -> Any:
                 else:
                     coefficient = coefficient_of(terms, index)
                     store_scaled(scratch.exponentials, scaled(coefficient, scaled(pushed, split.term)), g)
-                    store_pair(g, label, scaled(coefficient, negate(pulled)))
+                    store_pair(g, label, negate(scaled(coefficient, pulled)))
             if with_gradient:
                 scatter(scratch.gradient, gradient, start, count)
 
@@ -227,11 +228,12 @@ def _smoothed_gradient(split, label, x, pushed, terms, coefficient, exponentials
     close += 1 if lost or is_close(slope[0], beside) else 0
     near += 1 if is_near(slope[0], beside) else 0
     if wants_pairs(close, near, x.size):
-        mass = np.empty((2, x.size))
+        lines = new_lines(2, x.size)
+        mass, mass_low = lines[0], lines[1]
         for i in range(x.size):
-            mass[0, i], mass[1, i] = multiply(terms.uniform, pair(terms.weight[i]))
-        mass[0, label], mass[1, label] = label_mass
-        refine(x, split, excess, coefficient, mass, gradient)
+            mass[i], mass_low[i] = multiply(terms.uniform, pair(terms.weight[i]))
+        mass[label], mass_low[label] = label_mass
+        refine(x, split, excess, coefficient, mass, mass_low, gradient)
 
 
 @jit.once
@@ -289,50 +291,54 @@ def _likelihood(split, total, x, weight, products):
 @jit.helper
 def _masses_of_probabilities(split, top, x, target, terms, scratch):
     """The masses of all classes but a sure one, Q, Σ q_j·(lse − x_j), and that without weights and smoothing; pairs."""
-    mass = scratch.mass
+    mass, mass_low = scratch.mass, scratch.mass_low
     for i in range(target.size):
-        mass[i] = widen(target[i])
+        mass[i], mass_low[i] = widen(target[i]), 0.0
     plain = pair(0.0)
     if terms.weighted or terms.smooth:
         plain = _likelihood(split, row_sum(mass), x, mass, scratch.products)
         for i in range(target.size):
-            mass[i] = rounded(target_mass(widen(target[i]), terms.weight[i], terms))
+            mass[i], mass_low[i] = target_mass(widen(target[i]), terms.weight[i], terms)
     own = pair(0.0)
     if split.share[0] > 0.5:
-        own = target_mass(widen(target[top]), terms.weight[top], terms)
+        own = (mass[top], mass_low[top])
         mass[top] = 0.0
     others = row_sum(mass)
     total = add(others, own)
     if split.share[0] > 0.5:
-        mass[top] = rounded(own)
+        mass[top] = own[0]
     likelihood = _likelihood(split, total, x, mass, scratch.products)
     return others, total, likelihood, plain if terms.weighted or terms.smooth else likelihood
 
 
 @jit.helper
-def _probability_gradient(split, x, target, others, total, pushed, terms, coefficient, exponentials, gradient):
-    excess, factor = add(pushed, negate(total)), multiply(pushed, split.term)
+def _differences(x, maximum, exponentials, factor, mass, mass_low, coefficient, gradient):
+    """The gradients of all classes but the largest: how many of them are close to 0, and near it."""
     close, near = 0, 0
-    for i in range(target.size):
-        mass = target_mass(widen(target[i]), terms.weight[i], terms)
-        slope = difference(exponentials[i], factor, mass)
-        below = widen(x[i]) < split.maximum
-        close += 1 if below and is_close(slope[0], mass[0]) else 0
-        near += 1 if below and is_near(slope[0], mass[0]) else 0
+    for i in range(x.size):
+        slope = difference(exponentials[i], factor, (mass[i], mass_low[i]))
+        below = widen(x[i]) < maximum
+        close += 1 if below and is_close(slope[0], mass[i]) else 0
+        near += 1 if below and is_near(slope[0], mass[i]) else 0
         store_pair(gradient, i, scaled(coefficient, slope))
-    for i in range(target.size):
+    return close, near
+
+
+@jit.helper
+def _probability_gradient(split, x, others, total, pushed, coefficient, scratch, gradient):
+    mass, mass_low = scratch.mass, scratch.mass_low
+    excess, factor = add(pushed, negate(total)), multiply(pushed, split.term)
+    exponentials = scratch.exponentials
+    close, near = _differences(x, split.maximum, exponentials, factor, mass, mass_low, coefficient, gradient)
+    for i in range(x.size):
         # The class that was split off, and any that is its equal: the order of classes must not show.
         if widen(x[i]) == split.maximum:
-            mass = target_mass(widen(target[i]), terms.weight[i], terms)
-            slope, beside = slope_of_split(split, pushed, mass, others, excess)
+            slope, beside = slope_of_split(split, pushed, (mass[i], mass_low[i]), others, excess)
             close += 1 if is_close(slope[0], beside) else 0
             near += 1 if is_near(slope[0], beside) else 0
             store_pair(gradient, i, scaled(coefficient, slope))
     if wants_pairs(close, near, x.size):
-        masses = np.empty((2, x.size))
-        for i in range(x.size):
-            masses[0, i], masses[1, i] = target_mass(widen(target[i]), terms.weight[i], terms)
-        refine(x, split, excess, coefficient, masses, gradient)
+        refine(x, split, excess, coefficient, mass, mass_low, gradient)
 
 
 @jit.helper
@@ -377,8 +383,7 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
                 target_g = row(target_gradient, index, scratch.target_gradient, k)
                 coefficient = coefficient_of(terms, index)
                 if split.defined:
-                    masses = (others, mass, pushed)
-                    _probability_gradient(split, x, target, *masses, terms, coefficient, scratch.exponentials, g)
+                    _probability_gradient(split, x, others, mass, pushed, coefficient, scratch, g)
                     _target_gradient(split, x, terms, coefficient, target_g)
                 else:
                     _fill(g, np.nan)

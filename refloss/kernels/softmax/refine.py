@@ -22,7 +22,18 @@ from refloss import jit
 from refloss.numerics.bits import ROUND_TO_INTEGER, float64_bits, fma
 from refloss.numerics.exponential import LN2_HIGH, LN2_LOW, LOG2_E, UNDERFLOW, scale
 from refloss.numerics.formats import store_pair, widen
-from refloss.numerics.pairs import add, divide, fast_two_sum, multiply, negate, pair, product, scaled, two_product, two_sum
+from refloss.numerics.pairs import (
+    add,
+    divide,
+    fast_two_sum,
+    multiply,
+    negate,
+    pair,
+    product,
+    scaled,
+    two_product,
+    two_sum,
+)
 from refloss.numerics.sums import long_sum
 
 # A row in which an element has less than this share of q_j left is computed again. p_j has a relative error of 2^-53
@@ -40,6 +51,10 @@ DEEP = 2.0**-64
 DUST = 2.0**-98
 # Sums whose terms leave less are 0: rounding errors of 2^-102, up to a thousand of them.
 NOTHING = 2.0**-92
+
+# Elements of a page, and how far apart in it lines begin: a processor takes the same places of two pages for one.
+PAGE = 512
+APART = 136
 
 # What LN2_HIGH and LN2_LOW leave of ln 2, as a float64.
 LN2_LOWEST = 5.707708438416212e-34
@@ -73,7 +88,9 @@ def _exp_less_one(s):
     """e^s − 1 of a pair within ±ln(2)/2/2^_HALVINGS, as a pair."""
     x = s[0]
     inverse, low = INVERSE_FACTORIALS, INVERSE_FACTORIALS_LOW
-    rest = fma(fma(fma(fma(fma(inverse[12], x, inverse[11]), x, inverse[10]), x, inverse[9]), x, inverse[8]), x, inverse[7])
+    rest = fma(
+        fma(fma(fma(fma(inverse[12], x, inverse[11]), x, inverse[10]), x, inverse[9]), x, inverse[8]), x, inverse[7]
+    )
     series = _step(inverse[6], low[6], (rest, 0.0), s)
     series = _step(inverse[5], low[5], series, s)
     series = _step(inverse[4], low[4], series, s)
@@ -158,44 +175,56 @@ def deep_slope(left, largest, term, whole, excess):
 
 
 @jit.helper
-def _differences(j, term, mass, differences):
-    """Σ_i (q_i·e_j − q_j·e_i), and the largest product in it."""
-    here, mass_here = (term[0, j], term[1, j]), (mass[0, j], mass[1, j])
-    largest = 0.0
-    for i in range(term.shape[1]):
-        high, low, size = difference_of_classes(here, mass_here, (term[0, i], term[1, i]), (mass[0, i], mass[1, i]))
-        differences[0, i], differences[1, i] = high, low
-        largest = size if size > largest else largest
-    return add(long_sum(differences[0]), long_sum(differences[1])), largest
+def new_lines(count, classes):
+    """Rows of float64, not whole pages apart."""
+    return np.empty((count, (classes // PAGE + 1) * PAGE + APART))[:, :classes]
 
 
 @jit.helper
-def _refine_deep(x, term, whole, excess, coefficient, mass, deep, gradient):
+def _all_differences(j, high, low, mass, mass_low, left, left_low):
+    """Σ_i (q_i·e_j − q_j·e_i), and the largest product in it."""
+    here, mass_here = (high[j], low[j]), (mass[j], mass_low[j])
+    largest = 0.0
+    for i in range(high.size):
+        difference = difference_of_classes(here, mass_here, (high[i], low[i]), (mass[i], mass_low[i]))
+        left[i], left_low[i] = difference[0], difference[1]
+        largest = difference[2] if difference[2] > largest else largest
+    return add(long_sum(left), long_sum(left_low)), largest
+
+
+@jit.helper
+def _refine_deep(x, high, low, whole, excess, coefficient, mass, mass_low, deep, gradient):
     """Elements that want the sum of differences: one for each logit with its mass."""
-    differences = np.empty(term.shape)
+    lines = new_lines(2, x.size)
     for j in range(x.size):
         if not deep[j]:
             continue
-        left, largest = _differences(j, term, mass, differences)
-        value = scaled(coefficient, deep_slope(left, largest, (term[0, j], term[1, j]), whole, excess))
+        left, largest = _all_differences(j, high, low, mass, mass_low, lines[0], lines[1])
+        value = scaled(coefficient, deep_slope(left, largest, (high[j], low[j]), whole, excess))
         for i in range(j, x.size):
-            if deep[i] and x[i] == x[j] and mass[0, i] == mass[0, j] and mass[1, i] == mass[1, j]:
+            if deep[i] and x[i] == x[j] and mass[i] == mass[j] and mass_low[i] == mass_low[j]:
                 deep[i] = False
                 store_pair(gradient, i, value)
 
 
 @jit.helper
-def refine(x, split, excess, coefficient, mass, gradient):
-    """Compute a row's gradient again, from its masses [2, C]; what is pushed is Q and an excess."""
-    term = np.empty(mass.shape)
+def _accurate_terms(x, maximum, high, low):
     for i in range(x.size):
-        term[0, i], term[1, i] = accurate_term(widen(x[i]), split.maximum)
-    whole = add(long_sum(term[0]), long_sum(term[1]))
-    total = add(long_sum(mass[0]), long_sum(mass[1]))
+        high[i], low[i] = accurate_term(widen(x[i]), maximum)
+
+
+@jit.helper
+def refine(x, split, excess, coefficient, mass, mass_low, gradient):
+    """Compute a row's gradient again, from its masses; what is pushed is Q and an excess."""
+    lines = new_lines(2, x.size)
+    high, low = lines[0], lines[1]
+    _accurate_terms(x, split.maximum, high, low)
+    whole = add(long_sum(high), long_sum(low))
+    total = add(long_sum(mass), long_sum(mass_low))
     deep, any_deep = np.empty(x.size, np.bool_), False
     for i in range(x.size):
-        value, deep[i] = accurate_slope((term[0, i], term[1, i]), whole, total, excess, (mass[0, i], mass[1, i]))
+        value, deep[i] = accurate_slope((high[i], low[i]), whole, total, excess, (mass[i], mass_low[i]))
         any_deep |= deep[i]
         store_pair(gradient, i, scaled(coefficient, value))
     if any_deep:
-        _refine_deep(x, term, whole, excess, coefficient, mass, deep, gradient)
+        _refine_deep(x, high, low, whole, excess, coefficient, mass, mass_low, deep, gradient)

@@ -23,6 +23,7 @@ from refloss.kernels.softmax.loop import (
     probability_rows,
     smoothed_rows,
 )
+from refloss.kernels.softmax.refine import APART, PAGE
 from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, label_normaliser, quotient
 from refloss.numerics.sums import MAX_TERMS
 
@@ -103,16 +104,17 @@ def _run_rows(task: Task, terms: Terms, output: Output, count: int) -> None:
 
     def scratch() -> Scratch:
         tiles = [tile_buffer(rows, tile) for rows in arrays]
-        row = np.empty(logits.classes)
-        needs_products = terms.smooth or not by_label
+        classes = logits.classes
+        lines = np.empty((4, (classes // PAGE + 1) * PAGE + APART))[:, :classes]
         return Scratch(
             logits=tiles[0],
             gradient=tiles[1],
             target=tiles[-2],
             target_gradient=tiles[-1],
-            exponentials=row,
-            products=np.empty(logits.classes if needs_products else 0),
-            mass=np.empty(0 if by_label else logits.classes),
+            exponentials=lines[0],
+            products=lines[1],
+            mass=lines[2],
+            mass_low=lines[3],
         )
 
     if by_label:
