@@ -132,16 +132,22 @@ def store(array, index, value):
     array[index] = as_element(array, value)
 
 
-def before_storing(array, pair):
-    """The float64 that an array's format makes of a normalised pair's one rounding."""
+def pair_for(array, pair):
+    """The float64 that rounds to an array's format as a normalised pair does."""
     raise TypeError("compiled code only")
 
 
-@overload(before_storing, jit_options={"forceinline": True})
-def _before_storing(array, pair):
+@overload(pair_for, jit_options={"forceinline": True})
+def _pair_for(array, pair):
     if array.dtype == types.float64:
         return lambda array, pair: pair[0]
     return lambda array, pair: to_odd(pair)
+
+
+@jit.scalar
+def before_storing(array, pair):
+    """The float64 whose rounding to an array's format is the only one of a normalised pair."""
+    return pair_for(array, pair)
 
 
 @jit.scalar

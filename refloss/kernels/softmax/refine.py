@@ -8,7 +8,8 @@ An element of which even that leaves little, a sure class whose target is as sur
 
     Q·p_j − q_j = (1/Z)·Σ_i (q_i·e_j − q_j·e_i)
 
-whose terms are differences that keep their digits: where class i is as sure as class j and has the same target, it is 0.
+whose terms are differences that keep their digits: where class i is as sure as class j and has the same
+target, it is 0.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from refloss.numerics.pairs import (
     fast_two_sum,
     multiply,
     negate,
-    pair,
     product,
     scaled,
     two_product,
