@@ -230,7 +230,7 @@ def _smoothed_gradient(
             close += 1 if lost or is_close(slope[0], scale_of_slope) else 0
             near += 1 if is_near(slope[0], scale_of_slope) else 0
         store_pair(gradient.memory, to + c * gradient.class_stride, scaled(coefficient, slope))
-    if wants_pairs(block_sum(close, scratch), block_sum(near, scratch), logits.classes):
+    if wants_pairs(block_sum(close, scratch), block_sum(near, scratch), logits.classes, split.total):
         _refine(logits, start, gradient, to, split, excess, coefficient, lines, scratch)
 
 
@@ -332,7 +332,7 @@ def _probability_gradient(
         close += 1 if is_close(slope[0], beside) else 0
         near += 1 if is_near(slope[0], beside) else 0
         store_pair(gradient.memory, to + c * gradient.class_stride, scaled(coefficient, slope))
-    if wants_pairs(block_sum(close, scratch), block_sum(near, scratch), logits.classes):
+    if wants_pairs(block_sum(close, scratch), block_sum(near, scratch), logits.classes, split.total):
         _refine(logits, start, gradient, to, split, excess, coefficient, lines, scratch)
 
 

@@ -227,7 +227,7 @@ def _smoothed_gradient(split, label, x, pushed, terms, coefficient, exponentials
     store_pair(gradient, label, scaled(coefficient, slope))
     close += 1 if lost or is_close(slope[0], beside) else 0
     near += 1 if is_near(slope[0], beside) else 0
-    if wants_pairs(close, near, x.size):
+    if wants_pairs(close, near, x.size, split.total):
         lines = new_lines(2, x.size)
         mass, mass_low = lines[0], lines[1]
         for i in range(x.size):
@@ -337,7 +337,7 @@ def _probability_gradient(split, x, others, total, pushed, coefficient, scratch,
             close += 1 if is_close(slope[0], beside) else 0
             near += 1 if is_near(slope[0], beside) else 0
             store_pair(gradient, i, scaled(coefficient, slope))
-    if wants_pairs(close, near, x.size):
+    if wants_pairs(close, near, x.size, split.total):
         refine(x, split, excess, coefficient, mass, mass_low, gradient)
 
 

@@ -47,6 +47,10 @@ NEAR = 2.0**-11
 CROWD = 2.0**-7
 # Less than this share of q_j is known to less than 2^-34 from pairs, which are good to 2^-98.
 DEEP = 2.0**-64
+# In a row of equal logits Q·p and q are rational numbers, and what is left of them may be a short one, perhaps a tie.
+# The last place of 2^-46 times a number is below 2^-98 of that number; LARGEST_COUNT is beyond any number of classes.
+KNOWN = 2.0**-46
+LARGEST_COUNT = 2.0**30
 # Products of pairs that differ by less are the same product.
 DUST = 2.0**-98
 # Sums whose terms leave less are 0: rounding errors of 2^-102, up to a thousand of them.
@@ -132,6 +136,13 @@ def accurate_term(logit, maximum):
 
 
 @jit.scalar
+def known(difference, size):
+    """A difference of pairs of a size without what they do not know: if it is a short number, nothing else is left."""
+    magic = size * KNOWN
+    return difference[0], (difference[1] + magic) - magic
+
+
+@jit.scalar
 def is_close(value, subtracted):
     """Whether too little of a difference is left."""
     return abs(value) < CLOSE * abs(subtracted)
@@ -144,16 +155,24 @@ def is_near(value, subtracted):
 
 
 @jit.scalar
-def wants_pairs(close, near, classes):
-    """Whether a row is to be computed again, from how many of its elements are close and how many are near."""
-    return close > 0 or (near > 1 and near > CROWD * classes)
+def is_whole(number):
+    """Whether a pair is an integer, as Σ e^(x_j − maximum) is if all logits but −inf are equal, and in no other row."""
+    return number[1] == 0.0 and number[0] < LARGEST_COUNT and (number[0] + 2.0**52) - 2.0**52 == number[0]
+
+
+@jit.scalar
+def wants_pairs(close, near, classes, whole):
+    """Whether a row is to be computed again: for elements that are close, many that are near, or short numbers."""
+    return close > 0 or (near > 1 and near > CROWD * classes) or is_whole(whole)
 
 
 @jit.scalar
 def accurate_slope(term, whole, total, excess, mass):
     """Q·p − q and, of losses that push with more than Q, excess·p; whether it is to be summed from differences."""
     share = divide(term, whole)
-    value = add(multiply(total, share), negate(mass))
+    pushed = multiply(total, share)
+    value = add(pushed, negate(mass))
+    value = known(value, abs(pushed[0]) + abs(mass[0])) if is_whole(whole) else value
     return add(value, multiply(excess, share)), abs(value[0]) < DEEP * abs(mass[0])
 
 
