@@ -48,7 +48,7 @@ class Lanes(NamedTuple):
     fine: np.ndarray
     factors: np.ndarray  # [2, COLUMNS], pairs
     at_one: np.ndarray  # the gradient of a class whose term is 1
-    label_gradients: np.ndarray
+    label_gradients: np.ndarray  # [2, COLUMNS], pairs
 
 
 def new_lanes(classes: int) -> Lanes:
@@ -73,7 +73,7 @@ def new_lanes(classes: int) -> Lanes:
         fine=integers(),
         factors=floats(2),
         at_one=floats(),
-        label_gradients=floats(),
+        label_gradients=floats(2),
     )
 
 
@@ -123,7 +123,7 @@ def _split_all(loop: SoftmaxLoop) -> Any:
     describe = loop.label
 
     @functools.partial(jit.helper, name=loop.name)
-    def split_all(lanes, terms, count, classes, wide, losses, nlls, lses):
+    def split_all(lanes, terms, count, classes, losses, nlls, lses):
         for k in range(count):
             others = grid_total(lanes.coarse[k], lanes.fine[k], classes)
             split = split_class(lanes.logits[k], lanes.references[k], others)
@@ -141,18 +141,30 @@ def _split_all(loop: SoftmaxLoop) -> Any:
             at_label = negate(scaled(coefficient, pulled))
             lanes.factors[0, k] = 0.0 if ignored else (scale[0] if defined else np.nan)
             lanes.factors[1, k] = 0.0 if ignored else (scale[1] if defined else np.nan)
-            at_one = scale[0] if wide else to_odd(scale)
-            lanes.at_one[k] = 0.0 if ignored else (at_one if defined else np.nan)
-            slope = at_label[0] if wide else to_odd(at_label)
-            lanes.label_gradients[k] = 0.0 if ignored else (slope if defined else np.nan)
+            lanes.label_gradients[0, k] = 0.0 if ignored else (at_label[0] if defined else np.nan)
+            lanes.label_gradients[1, k] = 0.0 if ignored else (at_label[1] if defined else np.nan)
 
     return split_all
 
 
 @jit.helper
+def _round_pairs(lanes, count, wide):
+    """What is known as a pair as it is to be stored, in float64 or in a narrower format."""
+    if wide:
+        lanes.at_one[:count] = lanes.factors[0, :count]
+        return
+    factors, label_gradients = lanes.factors, lanes.label_gradients
+    for k in range(count):
+        lanes.at_one[k] = to_odd((factors[0, k], factors[1, k]))
+    for k in range(count):
+        label_gradients[0, k] = to_odd((label_gradients[0, k], label_gradients[1, k]))
+
+
+@jit.helper
 def _finish_class(row, c, labels, high, low, at_one, label_gradients):
     for k in range(row.size):
-        value = at_one[k] if row[k] == 1.0 else fma(row[k], high[k], row[k] * low[k])
+        value = fma(row[k], high[k], row[k] * low[k])
+        value = at_one[k] if row[k] == 1.0 else value
         row[k] = label_gradients[k] if labels[k] == c else (0.0 if labels[k] < 0 else value)
 
 
@@ -173,7 +185,7 @@ def _save_columns(gradient, lanes, start, count):
     for c in range(gradient.classes):
         row = lanes.terms[c][:count]
         high, low = lanes.factors[0][:count], lanes.factors[1][:count]
-        _finish_class(row, c, lanes.labels[:count], high, low, lanes.at_one[:count], lanes.label_gradients[:count])
+        _finish_class(row, c, lanes.labels[:count], high, low, lanes.at_one[:count], lanes.label_gradients[0][:count])
         save(row, gradient, start, c * gradient.class_stride)
 
 
@@ -215,7 +227,8 @@ def _load_rows(logits, lanes, start, count, width):
 @jit.helper
 def _scale(terms, high, low, at_one, row):
     for i in range(row.size):
-        row[i] = at_one if terms[i] == 1.0 else fma(terms[i], high, terms[i] * low)
+        value = fma(terms[i], high, terms[i] * low)
+        row[i] = at_one if terms[i] == 1.0 else value
 
 
 @jit.helper
@@ -227,7 +240,7 @@ def _save_rows(gradient, lanes, start, count, width):
             row[:] = 0.0
         else:
             _scale(terms[k * width : (k + 1) * width], lanes.factors[0, k], lanes.factors[1, k], lanes.at_one[k], row)
-            row[lanes.labels[k]] = lanes.label_gradients[k]
+            row[lanes.labels[k]] = lanes.label_gradients[0, k]
     save_rows(lanes.block, gradient, start, count)
 
 
@@ -250,9 +263,9 @@ def label_columns(loop: SoftmaxLoop) -> Any:
             else:
                 _load_columns(logits, lanes, start, count)
             losses, nlls, lses = output.loss[start:stop], output.nll[start:stop], output.lse[start:stop]
-            # The format that is written decides how a pair is rounded; float64 is format 0.
-            wide = gradient.format == 0
-            split_all(lanes, terms, count, width if by_rows else logits.classes, wide, losses, nlls, lses)
+            split_all(lanes, terms, count, width if by_rows else logits.classes, losses, nlls, lses)
+            if with_gradient:
+                _round_pairs(lanes, count, gradient.format == 0)
             if with_gradient and by_rows:
                 _save_rows(gradient, lanes, start, count, width)
             elif with_gradient:

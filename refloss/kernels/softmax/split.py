@@ -214,7 +214,8 @@ def store_scaled(terms, factor, gradient):
     """
     at_one = before_storing(gradient, factor)
     for i in range(terms.size):
-        store(gradient, i, at_one if terms[i] == 1.0 else times(terms[i], factor))
+        value = times(terms[i], factor)
+        store(gradient, i, at_one if terms[i] == 1.0 else value)
 
 
 @jit.scalar
