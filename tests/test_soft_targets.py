@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 
 import ml_dtypes
+import mpmath
 import numpy as np
 import pytest
 
@@ -241,3 +242,35 @@ def test_infinite_cotangents_follow_the_float_rules(smoothing):
     assert result.grads["target"].tolist() == [[np.inf] * 3]
     gradient = refloss.nll(logits[:1], [0], **infinite).grads["input"]
     assert gradient.tolist() == [[-np.inf, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+@pytest.mark.parametrize(
+    ("size", "cotangent"), [(1e-285, 1e280), (1e-310, 1e300), (1e-310, 1.0), (1e300, 1e-300), (5e307, 0.1)]
+)
+def test_weights_far_from_one(size, cotangent, reduction):
+    """A common factor of the weights leaves a mean as it is, and a sum or a row times that factor."""
+    generator = np.random.default_rng(5)
+    logits = generator.standard_normal((3, 4)).astype(np.float32)
+    labels, target = np.array([0, 2, 3]), generator.dirichlet(np.ones(4), 3)
+    weight = size * np.array([1.0, 0.5, 0.25, 0.75])
+    exact = [Fraction(value) for value in weight]
+    for of_rows, options in ((labels, {}), (labels, {"label_smoothing": 0.1}), (target, {})):
+        normaliser = Fraction(1)
+        if reduction == "mean":
+            normaliser = Fraction(3) if of_rows is target else sum(exact[label] for label in labels)
+        factor = Fraction(cotangent) * Fraction(size) / normaliser
+        with mpmath.workprec(300):
+            coefficient = mpmath.mpf(factor.numerator) / factor.denominator
+            truths = [
+                cross_entropy_row(x, t, weight=weight / size, coefficient=coefficient, **options)
+                for x, t in zip(logits, of_rows, strict=True)
+            ]
+        outputs = {"grad_output": cotangent, "reduction": reduction, "grad_dtype": "float64"}
+        gradient = refloss.cross_entropy(logits, of_rows, weight, **options, **outputs).grads["logits"]
+        true = gradients(truths)
+        assert np.array_equal(np.isinf(gradient), np.isinf(true.high))
+        small = np.abs(true.high) < 1e-307
+        finite = ~np.isinf(true.high) & ~small
+        assert np.allclose(gradient[finite], true.high[finite], rtol=1e-14, atol=0)
+        assert np.allclose(gradient[small], true.high[small], rtol=1e-9, atol=1e-322)

@@ -40,6 +40,8 @@ NO_PARAMETERS = (0.0,)
 class SoftmaxLoop(jit.Description):
     """A loss's scalars, which rows, columns and both forms on a GPU make loops of. All numbers are pairs.
 
+    Loss and factors are proportional to the masses: weights far from 1 come without a common power of two.
+
     label(split, mass, parameters): of a row whose label has all the mass, its loss and two factors of its gradient,
     which is c·pushed·p_j for the other classes and −c·pulled for the label.
 

@@ -25,6 +25,7 @@ from refloss.kernels.softmax.loop import (
 )
 from refloss.kernels.softmax.refine import APART, PAGE
 from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, label_normaliser, quotient
+from refloss.numerics.ranges import near_one
 from refloss.numerics.sums import MAX_TERMS
 
 if TYPE_CHECKING:
@@ -42,10 +43,14 @@ def softmax_loss(task: Task, backend: str) -> Answer:
     count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
     output = Output(np.empty(count), np.empty(count), np.empty(count))
     task = task._replace(target=as_writable(task.target) if task.has_labels else task.target)
-    normaliser = _normaliser(task, count)
+    normaliser, exponent = _normaliser(task, count), 0
+    if task.weight is not None:
+        weight, normaliser, exponent = near_one(task.weight, normaliser)
+        task = task._replace(weight=weight)
     _device(backend)(task, _terms(task, classes, normaliser), output, count)
-    loss = output.loss if task.reduction == "none" else quotient(exact_sum(output.loss), normaliser)
-    return Answer(loss, output.nll, output.lse)
+    if task.reduction == "none":
+        return Answer(np.ldexp(output.loss, exponent) if exponent else output.loss, output.nll, output.lse)
+    return Answer(quotient(exact_sum(output.loss), normaliser), output.nll, output.lse)
 
 
 def _device(backend: str) -> Callable[[Task, Terms, Output, int], None]:
