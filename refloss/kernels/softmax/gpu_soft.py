@@ -30,14 +30,15 @@ from refloss.kernels.softmax.loop import (
 from refloss.kernels.softmax.refine import (
     accurate_slope,
     accurate_term,
+    as_ordered,
     deep_slope,
     difference_of_classes,
+    from_ordered,
     is_close,
     is_near,
     wants_pairs,
 )
 from refloss.kernels.softmax.split import difference, slope_of_split, split_class, undefined_split
-from refloss.numerics.bits import float64_bits, float64_from_bits
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.formats import bounds, magnitude_at, ordinal_at, read, store, store_pair, value_of
 from refloss.numerics.pairs import add, multiply, negate, pair, rounded, scaled
@@ -157,11 +158,10 @@ def _all_differences(j, lines, scratch):
         term, mass = (lines.term[c], lines.term_low[c]), (lines.mass[c], lines.mass_low[c])
         left = difference_of_classes(here, mass_here, term, mass)
         lines.products[c], lines.products_low[c] = left[0], left[1]
-        # Of numbers that are not negative the largest has the largest bits.
-        largest = max(largest, float64_bits(left[2]))
+        largest = max(largest, as_ordered(left[2]))
     largest = block_max(largest, scratch)
     left = add(long_sum(lines.products, scratch), long_sum(lines.products_low, scratch))
-    return left, float64_from_bits(largest)
+    return left, from_ordered(largest)
 
 
 @gpu_function

@@ -20,7 +20,7 @@ from fractions import Fraction
 import numpy as np
 
 from refloss import jit
-from refloss.numerics.bits import ROUND_TO_INTEGER, float64_bits, fma
+from refloss.numerics.bits import ROUND_TO_INTEGER, float64_bits, float64_from_bits, fma
 from refloss.numerics.exponential import LN2_HIGH, LN2_LOW, LOG2_E, UNDERFLOW, scale
 from refloss.numerics.formats import store_pair, widen
 from refloss.numerics.pairs import (
@@ -183,6 +183,18 @@ def difference_of_classes(term, mass, other_term, other_mass):
     left = add(pushed, negate(pulled))
     same = abs(left[0]) <= DUST * abs(pushed[0])
     return 0.0 if same else left[0], 0.0 if same else left[1], 0.0 if same else abs(pushed[0])
+
+
+@jit.scalar
+def as_ordered(value):
+    """A number that is not negative as an integer that is as large beside others."""
+    return float64_bits(value)
+
+
+@jit.scalar
+def from_ordered(bits):
+    """The number of such an integer."""
+    return float64_from_bits(bits)
 
 
 @jit.scalar
