@@ -149,9 +149,10 @@ def constants() -> list[tuple[ModuleType, str, Any]]:
 
 
 def in_module(module: ModuleType, name: str) -> Any:
-    """The value that a module has; arrays as lists."""
+    """The value that a module has; arrays and tuples as lists."""
     value = getattr(module, name)
-    return value.tolist() if hasattr(value, "tolist") else value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def main() -> int:

@@ -49,6 +49,8 @@ def _in_every_format() -> Iterator[Case]:
         yield next(case for case in golden_cases().values() if case.id.startswith(wanted))
     yield from map(golden_cases().__getitem__, _OTHER_KERNELS)
     yield long_rows()
+    yield close_rows()
+    yield smoothed_close_rows()
 
 
 def long_rows() -> Case:
@@ -60,6 +62,28 @@ def long_rows() -> Case:
     labels[2] = -100
     logits[3, 100] = np.nan
     return Case("cross_entropy-long-rows", "cross_entropy", {"logits": logits, "target": labels}, {}, -1.25)
+
+
+def close_rows() -> Case:
+    """Rows whose target is next to their own softmax: sure of nothing, of one class, of two, and of equal logits."""
+    generator = np.random.default_rng(2)
+    logits = generator.standard_normal((4, 9)).astype(np.float32)
+    logits[1, 3] = logits[2, 3] = logits[2, 5] = 50.0
+    logits[3] = 0.5
+    terms = np.exp(logits.astype(float) - logits.max(axis=1, keepdims=True))
+    target = (terms / terms.sum(axis=1, keepdims=True)).astype(np.float32)
+    target[1:3, 6:] *= 1.25
+    return Case("cross_entropy-close-rows", "cross_entropy", {"logits": logits, "target": target}, {}, 1 / 3)
+
+
+def smoothed_close_rows() -> Case:
+    """Smoothed labels at their optimum, and a sure one whose weight hides all others."""
+    logits = np.zeros((3, 5), np.float32)
+    logits[1] = np.arange(5) * 1e-7
+    logits[2, 1] = 60.0
+    weight = np.array([0.3, 1e20, 0.7, 1.1, 0.9])
+    inputs = {"logits": logits, "target": np.array([0, 2, 1]), "weight": weight}
+    return Case("cross_entropy-smoothed-close-rows", "cross_entropy", inputs, {"label_smoothing": 1.0}, 1 / 3)
 
 
 def in_format(case: Case, name: str) -> Case:

@@ -190,29 +190,24 @@ def test_close_elements_are_known_to_a_thousandth_of_an_ulp():
     assert error / Fraction(refine.CLOSE / 2) > thousandth
 
 
-def test_nothing_is_the_error_of_pairs():
-    nothing, pairs = Fraction(refine.NOTHING), power(-98)
-    terms = refine.ACCURATE_CLASSES
-    # row_sum errs by 2^-72 of the largest term for each term; tops, of 30 bits, are exact, rests and low parts are not.
-    of_sum = terms * power(-72) * (power(-31) + power(-54))
-    assert of_sum + pairs < nothing <= 2 * of_sum
-    assert Fraction(2.4) * power(-53) * Fraction(refine.SURE) < nothing
+def test_rows_of_near_elements_are_rounded_as_promised():
+    one_in_100_000 = Fraction(1, 100_000)
+    assert power(-53) / Fraction(refine.NEAR) / power(-24) * 2 < one_in_100_000
+    at_close = power(-53) / Fraction(refine.CLOSE) / power(-24) * 2
+    assert at_close * Fraction(refine.CROWD) < one_in_100_000
 
 
-@numba.njit
-def _split_terms(values):
-    tops, rests = np.empty_like(values), np.empty_like(values)
-    for i in range(values.size):
-        tops[i], rests[i] = refine.split_term(values[i])
-    return tops, rests
+def test_what_pairs_know():
+    pairs, sums_of_rows = power(-98), 2**15 * power(-109)
+    assert sums_of_rows < power(-92) == Fraction(refine.NOTHING)
+    assert pairs / Fraction(refine.DEEP) == error_of_close()
+    assert Fraction(refine.KNOWN) * power(-52) == pairs == Fraction(refine.DUST)
+    assert refine.LARGEST_COUNT > sums.MAX_TERMS
 
 
-def test_split_terms_are_thirty_bits_and_a_rest():
-    values = np.random.default_rng(3).uniform(0.0, 1.0, 1000)
-    tops, rests = _split_terms(values)
-    assert np.array_equal(tops * 2.0**30, np.rint(tops * 2.0**30))
-    assert np.max(np.abs(rests)) <= 2.0**-31
-    assert np.array_equal(tops + rests, values)
+def error_of_close():
+    """What is_close leaves to float64: 2·2^-53 over CLOSE."""
+    return 2 * power(-53) / Fraction(refine.CLOSE)
 
 
 @numba.njit
@@ -224,11 +219,13 @@ def _exp_accurate(values):
 
 
 def test_exponentials_in_pairs():
-    assert (mpmath.log(2) / 2) ** accurate._TERMS / mpmath.factorial(accurate._TERMS) < mpmath.mpf(2) ** -128
-    x = np.random.default_rng(4).uniform(-600.0, 0.0, 1000)
+    s = mpmath.log(2) / 2 / 2**accurate._HALVINGS
+    assert s ** (accurate._TERMS - 1) / mpmath.factorial(accurate._TERMS) < mpmath.mpf(2) ** -122
+    assert s**6 / mpmath.factorial(7) < mpmath.mpf(2) ** -57
+    x = np.concatenate([np.random.default_rng(4).uniform(-600.0, 0.0, 2000), -np.geomspace(1e-300, 1.0, 500)])
     for at, high, low in zip(x, *_exp_accurate(x), strict=True):
         true = mpmath.exp(mpmath.mpf(at))
-        assert abs(mpmath.mpf(high) + mpmath.mpf(low) - true) < true * mpmath.mpf(2) ** -98
+        assert abs(mpmath.mpf(high) + mpmath.mpf(low) - true) < true * mpmath.mpf(2) ** -101
 
 
 @numba.njit

@@ -14,7 +14,7 @@ from tests.compiled import compiled
 
 two_sum, two_product = compiled(pairs.two_sum), compiled(pairs.two_product)
 add, multiply, divide = compiled(pairs.add), compiled(pairs.multiply), compiled(pairs.divide)
-row_sum = compiled(sums.row_sum)
+row_sum, long_sum = compiled(sums.row_sum), compiled(sums.long_sum)
 
 moderate = st.floats(-1e100, 1e100, allow_subnormal=False).filter(lambda value: value == 0 or abs(value) > 1e-100)
 
@@ -127,11 +127,23 @@ def test_row_sum_depends_on_the_terms_alone(values, random):
     assert row_sum(np.array(random.sample(values, len(values)))) == (high, low)
 
 
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=60), st.randoms())
+def test_long_sum_keeps_what_is_far_below_the_largest(values, random):
+    exact = sum(map(Fraction, values))
+    high, low = long_sum(np.array(values))
+    largest = max(abs(Fraction(value)) for value in values)
+    allowed = len(values) * (largest * Fraction(2) ** -104 + Fraction(2) ** -1074)
+    assert abs(Fraction(high) + Fraction(low) - exact) <= allowed
+    assert long_sum(np.array(random.sample(values, len(values)))) == (high, low)
+    assert long_sum(np.array([1.0, 2.0**-100, 3 * 2.0**-105, -1.0])) == (35 * 2.0**-105, 0.0)
+
+
+@pytest.mark.parametrize("row_sum", [row_sum, long_sum], ids=["row", "long"])
 @pytest.mark.parametrize(
     ("values", "expected"),
     [([], 0.0), ([0.0, -0.0], 0.0), ([np.inf, 1.0], np.inf), ([np.inf, -np.inf], np.nan), ([np.nan, 1.0], np.nan)],
 )
-def test_row_sum_at_the_edges(values, expected):
+def test_row_sum_at_the_edges(row_sum, values, expected):
     high, low = row_sum(np.array(values, float))
     assert np.array_equal(high, expected, equal_nan=True)
     assert low == 0.0

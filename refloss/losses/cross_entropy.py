@@ -36,7 +36,7 @@ from refloss.cases import rows as cases
 from refloss.kernels.softmax.loop import SoftmaxLoop
 from refloss.loss import loss
 from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class, softmax_rows
-from refloss.numerics.pairs import multiply
+from refloss.numerics.pairs import multiply, scaled
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import (
@@ -53,7 +53,7 @@ from refloss.specification import (
 @jit.scalar
 def _label(split, mass, parameters):
     """w·(lse − x_y), which is w·−log p_y; c·w·p_j for the other classes, −c·w·(1 − p_y) for the label."""
-    return multiply(mass, split.nll), mass, multiply(mass, split.rest)
+    return multiply(mass, split.nll), mass, scaled(mass, split.rest)
 
 
 @jit.scalar

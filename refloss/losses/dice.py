@@ -26,8 +26,8 @@ from refloss.cases import boxes as cases
 from refloss.error_model import focal
 from refloss.kernels.masks import run
 from refloss.kernels.masks.loop import DiceLoop
-from refloss.kernels.softmax.refine import exp_accurate
 from refloss.loss import loss
+from refloss.numerics.accurate import exp_accurate
 from refloss.numerics.bits import fma
 from refloss.numerics.exact import as_pair, exact, ratio, total
 from refloss.numerics.exponential import UNDERFLOW, logistic

@@ -132,22 +132,28 @@ def store(array, index, value):
     array[index] = as_element(array, value)
 
 
-def pair_as_element(array, pair):
-    """A normalised pair rounded once to the format of an array."""
+def pair_for(array, pair):
+    """The float64 that rounds to an array's format as a normalised pair does."""
     raise TypeError("compiled code only")
 
 
-@overload(pair_as_element, jit_options={"forceinline": True})
-def _pair_as_element(array, pair):
+@overload(pair_for, jit_options={"forceinline": True})
+def _pair_for(array, pair):
     if array.dtype == types.float64:
-        return lambda array, pair: as_element(array, pair[0])
-    return lambda array, pair: as_element(array, to_odd(pair))
+        return lambda array, pair: pair[0]
+    return lambda array, pair: to_odd(pair)
+
+
+@jit.scalar
+def before_storing(array, pair):
+    """The float64 whose rounding to an array's format is the only one of a normalised pair."""
+    return pair_for(array, pair)
 
 
 @jit.scalar
 def store_pair(array, index, pair):
     """Round a normalised pair, once, into an element of an array of any format."""
-    array[index] = pair_as_element(array, pair)
+    array[index] = as_element(array, before_storing(array, pair))
 
 
 def _integer(element: types.Type) -> types.Type:

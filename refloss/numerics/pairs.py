@@ -86,9 +86,9 @@ def times(a, b):
 def _scaled(a, b):
     """a·b for two pairs, normalised, and what its low part must exceed to be more than rounding errors."""
     rest = fma(a[1], b[0], a[0] * b[1])
+    # An infinite factor times a low part of 0 must not make the product undefined.
+    rest = rest if abs(rest) < np.inf else 0.0
     high = fma(a[0], b[0], rest)
-    # An infinite factor has no low part to speak of.
-    high = high if high == high else a[0] * b[0]
     # Less the negative: what negates the result of a fused multiply-add may round −0 otherwise.
     return high, rest - fma(-a[0], b[0], high), NOTHING * abs(rest)
 

@@ -71,6 +71,26 @@ def grid_total(coarse, fine, terms):
     return add(high, low)
 
 
+@jit.scalar
+def long_counts(term):
+    """A term in [-1, 1] as counts of units on three grids, for long_total."""
+    coarse, rest = grid_step(term, COARSE_MAGIC)
+    fine, rest = grid_step(rest, FINE_MAGIC)
+    finest, _ = grid_step(rest, FINEST_MAGIC)
+    return (
+        coarse - float64_bits(COARSE_MAGIC),
+        fine - float64_bits(FINE_MAGIC),
+        finest - float64_bits(FINEST_MAGIC),
+    )
+
+
+@jit.helper
+def long_total(coarse, fine, finest):
+    """The pair that sums of counts on three grids stand for."""
+    lowest = two_sum(np.float64(finest >> 30) * 2.0**-78, np.float64(finest & (2**30 - 1)) * 2.0**-108)
+    return add(grid_total(coarse, fine, 0), lowest)
+
+
 @jit.helper
 def unit_sum(terms):
     """The sums of the bits of a row of terms in [-1, 1] on both grids."""
@@ -84,17 +104,30 @@ def unit_sum(terms):
 
 
 @jit.helper
-def row_sum(terms):
-    """The sum of a row of float64 of any size and sign, as a pair with an error below 2^-72 of the largest, a term."""
+def _largest(terms):
+    """The largest magnitude's bits."""
     largest = 0
     for term in terms:
         bits = magnitude_bits(term)
         largest = bits if bits > largest else largest
+    return largest
+
+
+@jit.helper
+def _special_sum(terms):
+    """The sum of the terms that are not finite, in the order of the row."""
+    total = 0.0
+    for term in terms:
+        total += term if magnitude_bits(term) >= INFINITY_BITS else 0.0
+    return total
+
+
+@jit.helper
+def row_sum(terms):
+    """The sum of a row of float64 of any size and sign, as a pair with an error below 2^-72 of the largest, a term."""
+    largest = _largest(terms)
     if largest >= INFINITY_BITS:
-        total = 0.0
-        for term in terms:
-            total += term if magnitude_bits(term) >= INFINITY_BITS else 0.0
-        return total, 0.0
+        return _special_sum(terms), 0.0
     exponent = (largest >> 52) - 1022
     coarse = 0
     fine = 0
@@ -103,6 +136,23 @@ def row_sum(terms):
         coarse += coarse_bits
         fine += fine_bits
     high, low = grid_total(coarse, fine, terms.size)
+    return scale(high, exponent), scale(low, exponent)
+
+
+@jit.helper
+def long_sum(terms):
+    """The same with an error below 2^-109 of the largest, a term."""
+    largest = _largest(terms)
+    if largest >= INFINITY_BITS:
+        return _special_sum(terms), 0.0
+    exponent = (largest >> 52) - 1022
+    coarse, fine, finest = 0, 0, 0
+    for term in terms:
+        counts = long_counts(scale(term, -exponent))
+        coarse += counts[0]
+        fine += counts[1]
+        finest += counts[2]
+    high, low = long_total(coarse, fine, finest)
     return scale(high, exponent), scale(low, exponent)
 
 

@@ -15,7 +15,7 @@ from numba import cuda
 from refloss import jit
 from refloss.kernels.gpu.jit import gpu_function
 from refloss.numerics.exponential import scale
-from refloss.numerics.sums import exponent_of, grid_counts, grid_total
+from refloss.numerics.sums import exponent_of, grid_counts, grid_total, long_counts, long_total
 
 WARP = 32
 _UNDEFINED = 1025  # the exponent of what is not finite
@@ -58,28 +58,54 @@ block_max = _reduction(_larger)
 
 
 @gpu_function
-def row_sum(terms, scratch):
-    """numerics.sums.row_sum of a row that the block's threads have just written."""
-    lane, lanes = cuda.threadIdx.x, cuda.blockDim.x
+def _exponent_of_row(terms, scratch):
+    """The exponent of the largest of the terms that the block's threads have just written."""
     cuda.syncthreads()
     largest = -_UNDEFINED
-    for i in range(lane, terms.size, lanes):
+    for i in range(cuda.threadIdx.x, terms.size, cuda.blockDim.x):
         here = exponent_of(terms[i])
         largest = here if here > largest else largest
-    largest = block_max(largest, scratch)
-    if largest >= _UNDEFINED:
-        # In the order of the row: what becomes of infinities and NaN does not depend on it.
-        special = 0.0
-        for i in range(terms.size):
-            special += terms[i] if exponent_of(terms[i]) >= _UNDEFINED else 0.0
-        cuda.syncthreads()
-        return special, 0.0
-    largest = -1022 if largest < -1022 else largest
+    return max(block_max(largest, scratch), -1022)
+
+
+@gpu_function
+def _special_sum(terms):
+    """In the order of the row: what becomes of infinities and NaN does not depend on it."""
+    special = 0.0
+    for i in range(terms.size):
+        special += terms[i] if exponent_of(terms[i]) >= _UNDEFINED else 0.0
+    cuda.syncthreads()
+    return special
+
+
+@gpu_function
+def row_sum(terms, scratch):
+    """numerics.sums.row_sum of a row that the block's threads have just written."""
+    exponent = _exponent_of_row(terms, scratch)
+    if exponent >= _UNDEFINED:
+        return _special_sum(terms), 0.0
     coarse, fine = np.int64(0), np.int64(0)
-    for i in range(lane, terms.size, lanes):
-        coarse_count, fine_count = grid_counts(scale(terms[i], -largest))
-        coarse += coarse_count
-        fine += fine_count
+    for i in range(cuda.threadIdx.x, terms.size, cuda.blockDim.x):
+        counts = grid_counts(scale(terms[i], -exponent))
+        coarse += counts[0]
+        fine += counts[1]
     coarse, fine = block_sum(coarse, scratch), block_sum(fine, scratch)
     high, low = grid_total(coarse, fine, 0)
-    return scale(high, largest), scale(low, largest)
+    return scale(high, exponent), scale(low, exponent)
+
+
+@gpu_function
+def long_sum(terms, scratch):
+    """numerics.sums.long_sum of such a row."""
+    exponent = _exponent_of_row(terms, scratch)
+    if exponent >= _UNDEFINED:
+        return _special_sum(terms), 0.0
+    coarse, fine, finest = np.int64(0), np.int64(0), np.int64(0)
+    for i in range(cuda.threadIdx.x, terms.size, cuda.blockDim.x):
+        counts = long_counts(scale(terms[i], -exponent))
+        coarse += counts[0]
+        fine += counts[1]
+        finest += counts[2]
+    coarse, fine, finest = block_sum(coarse, scratch), block_sum(fine, scratch), block_sum(finest, scratch)
+    high, low = long_total(coarse, fine, finest)
+    return scale(high, exponent), scale(low, exponent)

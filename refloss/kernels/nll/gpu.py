@@ -11,7 +11,7 @@ from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.jit import gpu_kernel
 from refloss.kernels.nll.loop import slope_at_label, value_at_label
 from refloss.kernels.rows import row_offset
-from refloss.numerics.formats import read, store
+from refloss.numerics.formats import read, store, store_pair
 
 if TYPE_CHECKING:
     from refloss.kernels.nll.loop import Task, Terms
@@ -40,7 +40,7 @@ def nll_rows(rows, gradient, terms, results, with_gradient):
         )
         if with_gradient:
             offset = row_offset(gradient, index) + label * gradient.class_stride
-            store(gradient.memory, offset, slope_at_label(terms, index))
+            store_pair(gradient.memory, offset, slope_at_label(terms, index))
 
 
 def run(task: Task, terms: Terms, loss: np.ndarray) -> None:

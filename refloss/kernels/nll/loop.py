@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, save
-from refloss.numerics.pairs import divide, multiply, pair, rounded
+from refloss.kernels.rows import load, save_pairs
+from refloss.numerics.pairs import divide, negate, pair, scaled
 
 
 class Task(NamedTuple):
@@ -42,15 +42,15 @@ def value_at_label(x, weight):
 
 @jit.helper
 def slope_at_label(terms, index):
-    """The gradient of a row at its label."""
+    """The gradient of a row at its label, a pair."""
     cotangent = terms.cotangent[index if terms.cotangent.size > 1 else 0]
-    return -rounded(multiply(divide(pair(cotangent), terms.normaliser), pair(terms.weight[terms.labels[index]])))
+    return negate(scaled(divide(pair(cotangent), terms.normaliser), pair(terms.weight[terms.labels[index]])))
 
 
 @jit.kernel
 def nll_rows(rows, gradient, terms, loss, with_gradient):
     """loss_r = −w_y·x_y; its gradient at y, where the gradient is 0 elsewhere already."""
-    element = np.empty(1)
+    element, low = np.empty(1), np.empty(1)
     for index in range(loss.size):
         label = terms.labels[index]
         if label == terms.ignore_index:
@@ -59,5 +59,5 @@ def nll_rows(rows, gradient, terms, loss, with_gradient):
         load(rows, index, element, label * rows.class_stride)
         loss[index] = value_at_label(element[0], terms.weight[label])
         if with_gradient:
-            element[0] = slope_at_label(terms, index)
-            save(element, gradient, index, label * gradient.class_stride)
+            element[0], low[0] = slope_at_label(terms, index)
+            save_pairs(element, low, gradient, index, label * gradient.class_stride)

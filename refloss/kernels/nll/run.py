@@ -11,6 +11,7 @@ from refloss.dispatch import runs_on_gpu
 from refloss.kernels.nll.loop import Task, Terms, nll_rows
 from refloss.kernels.rows import any_rows_of, as_writable
 from refloss.numerics.exact import Exact, as_pair, exact_sum, label_normaliser, quotient
+from refloss.numerics.ranges import near_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +25,13 @@ def nll_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
     if task.reduction == "mean":
         normaliser = label_normaliser(labels, task.weight, task.ignore_index)
     weight = np.ones(task.input.shape[task.class_axis]) if task.weight is None else task.weight
+    weight, normaliser, exponent = near_one(weight, normaliser)
     loss = np.empty(labels.size)
     labels, weight, cotangent = map(as_writable, (labels, weight, task.cotangent))
     run(task, Terms(labels, weight, cotangent, as_pair(normaliser), task.ignore_index), loss)
-    return loss.reshape(task.target.shape) if task.reduction == "none" else quotient(exact_sum(loss), normaliser)
+    if task.reduction == "none":
+        return (np.ldexp(loss, exponent) if exponent else loss).reshape(task.target.shape)
+    return quotient(exact_sum(loss), normaliser)
 
 
 def _device(backend: str) -> Callable[[Task, Terms, np.ndarray], None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.resample.loop import between
-from refloss.kernels.softmax.refine import exp_accurate
+from refloss.numerics.accurate import exp_accurate
 from refloss.numerics.exponential import UNDERFLOW
 from refloss.numerics.pairs import add, divide, multiply, negate, pair
 from refloss.numerics.settled import is_settled, settled

@@ -18,7 +18,7 @@ from refloss.kernels.softmax.split import scan, split_class
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
-from refloss.numerics.pairs import add, divide, multiply, pair, rounded
+from refloss.numerics.pairs import add, divide, negate, pair, rounded, scaled, to_odd
 from refloss.numerics.sums import grid_bits, grid_total
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Lanes(NamedTuple):
     coarse: np.ndarray
     fine: np.ndarray
     factors: np.ndarray  # [2, COLUMNS], pairs
-    label_gradients: np.ndarray
+    at_one: np.ndarray  # the gradient of a class whose term is 1
+    label_gradients: np.ndarray  # [2, COLUMNS], pairs
 
 
 def new_lanes(classes: int) -> Lanes:
@@ -71,7 +72,8 @@ def new_lanes(classes: int) -> Lanes:
         coarse=integers(),
         fine=integers(),
         factors=floats(2),
-        label_gradients=floats(),
+        at_one=floats(),
+        label_gradients=floats(2),
     )
 
 
@@ -135,19 +137,34 @@ def _split_all(loop: SoftmaxLoop) -> Any:
             nlls[k] = 0.0 if ignored else (nll if defined else np.nan)
             losses[k] = 0.0 if ignored else (loss if defined else np.nan)
             coefficient = (lanes.coefficients[0, k], lanes.coefficients[1, k])
-            scale = multiply(coefficient, multiply(pushed, split.term))
-            at_label = -rounded(multiply(coefficient, pulled))
+            scale = scaled(coefficient, scaled(pushed, split.term))
+            at_label = negate(scaled(coefficient, pulled))
             lanes.factors[0, k] = 0.0 if ignored else (scale[0] if defined else np.nan)
             lanes.factors[1, k] = 0.0 if ignored else (scale[1] if defined else np.nan)
-            lanes.label_gradients[k] = 0.0 if ignored else (at_label if defined else np.nan)
+            lanes.label_gradients[0, k] = 0.0 if ignored else (at_label[0] if defined else np.nan)
+            lanes.label_gradients[1, k] = 0.0 if ignored else (at_label[1] if defined else np.nan)
 
     return split_all
 
 
 @jit.helper
-def _finish_class(row, c, labels, high, low, label_gradients):
+def _round_pairs(lanes, count, wide):
+    """What is known as a pair as it is to be stored, in float64 or in a narrower format."""
+    if wide:
+        lanes.at_one[:count] = lanes.factors[0, :count]
+        return
+    factors, label_gradients = lanes.factors, lanes.label_gradients
+    for k in range(count):
+        lanes.at_one[k] = to_odd((factors[0, k], factors[1, k]))
+    for k in range(count):
+        label_gradients[0, k] = to_odd((label_gradients[0, k], label_gradients[1, k]))
+
+
+@jit.helper
+def _finish_class(row, c, labels, high, low, at_one, label_gradients):
     for k in range(row.size):
         value = fma(row[k], high[k], row[k] * low[k])
+        value = at_one[k] if row[k] == 1.0 else value
         row[k] = label_gradients[k] if labels[k] == c else (0.0 if labels[k] < 0 else value)
 
 
@@ -168,7 +185,7 @@ def _save_columns(gradient, lanes, start, count):
     for c in range(gradient.classes):
         row = lanes.terms[c][:count]
         high, low = lanes.factors[0][:count], lanes.factors[1][:count]
-        _finish_class(row, c, lanes.labels[:count], high, low, lanes.label_gradients[:count])
+        _finish_class(row, c, lanes.labels[:count], high, low, lanes.at_one[:count], lanes.label_gradients[0][:count])
         save(row, gradient, start, c * gradient.class_stride)
 
 
@@ -208,9 +225,10 @@ def _load_rows(logits, lanes, start, count, width):
 
 
 @jit.helper
-def _scale(terms, high, low, row):
+def _scale(terms, high, low, at_one, row):
     for i in range(row.size):
-        row[i] = fma(terms[i], high, terms[i] * low)
+        value = fma(terms[i], high, terms[i] * low)
+        row[i] = at_one if terms[i] == 1.0 else value
 
 
 @jit.helper
@@ -221,8 +239,8 @@ def _save_rows(gradient, lanes, start, count, width):
         if lanes.labels[k] < 0:
             row[:] = 0.0
         else:
-            _scale(terms[k * width : (k + 1) * width], lanes.factors[0, k], lanes.factors[1, k], row)
-            row[lanes.labels[k]] = lanes.label_gradients[k]
+            _scale(terms[k * width : (k + 1) * width], lanes.factors[0, k], lanes.factors[1, k], lanes.at_one[k], row)
+            row[lanes.labels[k]] = lanes.label_gradients[0, k]
     save_rows(lanes.block, gradient, start, count)
 
 
@@ -246,6 +264,8 @@ def label_columns(loop: SoftmaxLoop) -> Any:
                 _load_columns(logits, lanes, start, count)
             losses, nlls, lses = output.loss[start:stop], output.nll[start:stop], output.lse[start:stop]
             split_all(lanes, terms, count, width if by_rows else logits.classes, losses, nlls, lses)
+            if with_gradient:
+                _round_pairs(lanes, count, gradient.format == 0)
             if with_gradient and by_rows:
                 _save_rows(gradient, lanes, start, count, width)
             elif with_gradient:

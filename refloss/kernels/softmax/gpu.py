@@ -22,8 +22,8 @@ from refloss.kernels.softmax.columns import MAX_CLASSES
 from refloss.kernels.softmax.loop import Output, coefficient_of
 from refloss.kernels.softmax.split import split_class, undefined_split
 from refloss.numerics.exponential import exp_difference
-from refloss.numerics.formats import bounds, magnitude_at, ordinal_at, read, store, value_of
-from refloss.numerics.pairs import add, multiply, pair, rounded, times
+from refloss.numerics.formats import before_storing, bounds, magnitude_at, ordinal_at, read, store, value_of
+from refloss.numerics.pairs import add, negate, pair, rounded, scaled, times
 from refloss.numerics.sums import grid_counts, grid_total
 
 if TYPE_CHECKING:
@@ -54,23 +54,24 @@ def _split(logit, highest, logits, coarse, fine):
 
 
 def _finisher(loop: SoftmaxLoop) -> Any:
-    """What a row yields; the factor of its exponentials and the gradient at its label."""
+    """What a row yields; the factor of its exponentials, and the gradients where one is 1 and at its label."""
     describe = loop.label
 
     @gpu_function
-    def finish(split, label, ignored, index, terms, output):
+    def finish(split, label, ignored, index, terms, output, memory):
         output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
         output.nll[index] = 0.0 if ignored else rounded(split.nll)
         if ignored:
             output.loss[index] = 0.0
-            return (0.0, 0.0), 0.0
+            return (0.0, 0.0), 0.0, 0.0
         if not split.defined:
             output.loss[index] = np.nan
-            return (np.nan, np.nan), np.nan
+            return (np.nan, np.nan), np.nan, np.nan
         loss, pushed, pulled = describe(split, pair(terms.weight[label]), terms.parameters)
         output.loss[index] = rounded(loss)
         coefficient = coefficient_of(terms, index)
-        return multiply(coefficient, multiply(pushed, split.term)), -rounded(multiply(coefficient, pulled))
+        factor, at_label = scaled(coefficient, scaled(pushed, split.term)), negate(scaled(coefficient, pulled))
+        return factor, before_storing(memory, factor), before_storing(memory, at_label)
 
     return finish
 
@@ -104,10 +105,11 @@ def _sums(logits, start, label, reference, scratch):
 
 
 @gpu_function
-def _write(logits, start, gradient, to, label, reference, factor, at_label):
+def _write(logits, start, gradient, to, label, reference, factor, at_one, at_label):
     """The gradient: the exponentials times a factor, and the label's."""
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
-        value = times(exp_difference(read(logits.memory, start + c * logits.class_stride), reference), factor)
+        term = exp_difference(read(logits.memory, start + c * logits.class_stride), reference)
+        value = at_one if term == 1.0 else times(term, factor)
         store(gradient.memory, to + c * gradient.class_stride, at_label if c == label else value)
 
 
@@ -119,7 +121,7 @@ def block_rows(loop: SoftmaxLoop) -> Any:
     @gpu_kernel
     def label_rows(logits, gradient, labels, terms, output, with_gradient):
         scratch = cuda.shared.array(LARGEST_BLOCK, int64)
-        shared = cuda.shared.array(3, float64)
+        shared = cuda.shared.array(4, float64)
         for index in range(cuda.blockIdx.x, labels.size, cuda.gridDim.x):
             start = row_offset(logits, index)
             ignored = labels[index] == terms.ignore_index
@@ -131,15 +133,15 @@ def block_rows(loop: SoftmaxLoop) -> Any:
             if cuda.threadIdx.x == 0:
                 logit = read(logits.memory, start + label * logits.class_stride) if label >= 0 else -np.inf
                 split = _split(logit, highest, logits, coarse, fine)
-                factor, at_label = finish(split, label, ignored, index, terms, output)
-                shared[0], shared[1], shared[2] = factor[0], factor[1], at_label
+                factor, at_one, at_label = finish(split, label, ignored, index, terms, output, gradient.memory)
+                shared[0], shared[1], shared[2], shared[3] = factor[0], factor[1], at_one, at_label
             cuda.syncthreads()
             if with_gradient:
                 factor, to = (shared[0], shared[1]), row_offset(gradient, index)
                 if ignored or factor[0] != factor[0]:
-                    gpu_soft.fill(gradient, to, shared[2])
+                    gpu_soft.fill(gradient, to, shared[3])
                 else:
-                    _write(logits, start, gradient, to, label, reference, factor, shared[2])
+                    _write(logits, start, gradient, to, label, reference, factor, shared[2], shared[3])
             cuda.syncthreads()
 
     return label_rows
@@ -174,10 +176,11 @@ def short_rows(loop: SoftmaxLoop) -> Any:
                     fine += counts[1]
             logit = read(memory, start + label * stride) if label >= 0 else -np.inf
             split = _split(logit, highest, logits, coarse, fine)
-            factor, at_label = finish(split, label, ignored, index, terms, output)
+            factor, at_one, at_label = finish(split, label, ignored, index, terms, output, gradient.memory)
             if with_gradient:
                 for c in range(logits.classes):
-                    value = times(exp_difference(read(memory, start + c * stride), reference), factor)
+                    term = exp_difference(read(memory, start + c * stride), reference)
+                    value = at_one if term == 1.0 else times(term, factor)
                     value = at_label if c == label or ignored or factor[0] != factor[0] else value
                     store(gradient.memory, to + c * gradient.class_stride, value)
 

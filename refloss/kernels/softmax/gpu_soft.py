@@ -12,7 +12,7 @@ from numba import cuda, int64
 
 from refloss import jit
 from refloss.kernels.gpu import runtime
-from refloss.kernels.gpu.block import block_max, block_sum, row_sum
+from refloss.kernels.gpu.block import block_max, block_sum, long_sum, row_sum
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.gpu.runtime import LARGEST_BLOCK
 from refloss.kernels.rows import Rows, row_offset
@@ -20,17 +20,28 @@ from refloss.kernels.softmax.loop import (
     Output,
     Terms,
     coefficient_of,
+    others_of_label,
     smoothed_likelihood,
     smoothed_masses,
     soft_scalar,
     target_mass,
     target_slope,
 )
-from refloss.kernels.softmax.refine import ACCURATE_CLASSES, accurate_term, is_close, refined, split_term
-from refloss.kernels.softmax.split import difference, split_class, undefined_split
+from refloss.kernels.softmax.refine import (
+    accurate_slope,
+    accurate_term,
+    as_ordered,
+    deep_slope,
+    difference_of_classes,
+    from_ordered,
+    is_close,
+    is_near,
+    wants_pairs,
+)
+from refloss.kernels.softmax.split import difference, slope_of_split, split_class, undefined_split
 from refloss.numerics.exponential import exp_difference
-from refloss.numerics.formats import bounds, magnitude_at, ordinal_at, read, store, value_of
-from refloss.numerics.pairs import add, multiply, negate, pair, rounded
+from refloss.numerics.formats import bounds, magnitude_at, ordinal_at, read, store, store_pair, value_of
+from refloss.numerics.pairs import add, multiply, negate, pair, rounded, scaled
 from refloss.numerics.sums import grid_counts, grid_total
 
 if TYPE_CHECKING:
@@ -45,8 +56,26 @@ class Lines(NamedTuple):
     """Rows of float64 [G, C] for each block of the grid."""
 
     products: np.ndarray
+    products_low: np.ndarray
     mass: np.ndarray
-    rest: np.ndarray
+    mass_low: np.ndarray
+    term: np.ndarray
+    term_low: np.ndarray
+    deep: np.ndarray
+
+
+@gpu_function
+def _lines_of_block(lines):
+    block = cuda.blockIdx.x
+    return Lines(
+        lines.products[block],
+        lines.products_low[block],
+        lines.mass[block],
+        lines.mass_low[block],
+        lines.term[block],
+        lines.term_low[block],
+        lines.deep[block],
+    )
 
 
 @gpu_function
@@ -114,19 +143,6 @@ def _distance_sum(logits, start, maximum, weight, products, scratch):
 
 
 @gpu_function
-def _accurate_total(logits, start, split, lines, scratch):
-    """Σ e^(x_j − maximum), a pair, as kernels.softmax.refine knows it."""
-    if logits.classes > ACCURATE_CLASSES:
-        return split.total
-    high, rest, low = lines
-    for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
-        term = accurate_term(read(logits.memory, start + c * logits.class_stride), split.maximum)
-        parts = split_term(term[0])
-        high[c], rest[c], low[c] = parts[0], parts[1], term[1]
-    return add(row_sum(high, scratch), add(row_sum(rest, scratch), row_sum(low, scratch)))
-
-
-@gpu_function
 def fill(gradient, to, value):
     """One value for a whole row."""
     for c in range(cuda.threadIdx.x, gradient.classes, cuda.blockDim.x):
@@ -134,29 +150,88 @@ def fill(gradient, to, value):
 
 
 @gpu_function
+def _all_differences(j, lines, scratch):
+    """refine._all_differences, by a block."""
+    here, mass_here = (lines.term[j], lines.term_low[j]), (lines.mass[j], lines.mass_low[j])
+    largest = np.int64(0)
+    for c in range(cuda.threadIdx.x, lines.term.size, cuda.blockDim.x):
+        term, mass = (lines.term[c], lines.term_low[c]), (lines.mass[c], lines.mass_low[c])
+        left = difference_of_classes(here, mass_here, term, mass)
+        lines.products[c], lines.products_low[c] = left[0], left[1]
+        largest = max(largest, as_ordered(left[2]))
+    largest = block_max(largest, scratch)
+    left = add(long_sum(lines.products, scratch), long_sum(lines.products_low, scratch))
+    return left, from_ordered(largest)
+
+
+@gpu_function
+def _refine_deep(whole, excess, coefficient, gradient, to, logits, start, lines, scratch):
+    """refine._refine_deep: of the elements that are left, the first and all that are like it."""
+    size = lines.term.size
+    while True:
+        # The first of them has the largest distance from the end.
+        left = np.int64(0)
+        for c in range(cuda.threadIdx.x, size, cuda.blockDim.x):
+            if lines.deep[c] != 0.0 and size - c > left:
+                left = np.int64(size - c)
+        left = block_max(left, scratch)
+        if left == 0:
+            return
+        j = size - left
+        slope, largest = _all_differences(j, lines, scratch)
+        slope = deep_slope(slope, largest, (lines.term[j], lines.term_low[j]), whole, excess)
+        value = scaled(coefficient, slope)
+        logit = read(logits.memory, start + j * logits.class_stride)
+        mass, mass_low = lines.mass[j], lines.mass_low[j]
+        cuda.syncthreads()
+        for c in range(cuda.threadIdx.x, size, cuda.blockDim.x):
+            alike = read(logits.memory, start + c * logits.class_stride) == logit
+            if lines.deep[c] != 0.0 and alike and lines.mass[c] == mass and lines.mass_low[c] == mass_low:
+                lines.deep[c] = 0.0
+                store_pair(gradient.memory, to + c * gradient.class_stride, value)
+        cuda.syncthreads()
+
+
+@gpu_function
+def _refine(logits, start, gradient, to, split, excess, coefficient, lines, scratch):
+    """refine.refine, by a block, from the masses in its lines."""
+    for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
+        logit = read(logits.memory, start + c * logits.class_stride)
+        lines.term[c], lines.term_low[c] = accurate_term(logit, split.maximum)
+    whole = add(long_sum(lines.term, scratch), long_sum(lines.term_low, scratch))
+    total = add(long_sum(lines.mass, scratch), long_sum(lines.mass_low, scratch))
+    any_deep = np.int64(0)
+    for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
+        term, mass = (lines.term[c], lines.term_low[c]), (lines.mass[c], lines.mass_low[c])
+        value, deep = accurate_slope(term, whole, total, excess, mass)
+        lines.deep[c] = 1.0 if deep else 0.0
+        any_deep = np.int64(1) if deep else any_deep
+        store_pair(gradient.memory, to + c * gradient.class_stride, scaled(coefficient, value))
+    if block_max(any_deep, scratch) > 0:
+        _refine_deep(whole, excess, coefficient, gradient, to, logits, start, lines, scratch)
+
+
+@gpu_function
 def _smoothed_gradient(
     logits, start, gradient, to, label, split, reference, pushed, terms, coefficient, lines, scratch
 ):
-    label_mass = smoothed_masses(label, terms)[1]
-    slope = add(multiply(pushed, split.share), negate(label_mass))
-    factor, amount = multiply(coefficient, multiply(pushed, split.term)), multiply(coefficient, terms.uniform)
-    close = np.int64(1) if is_close(slope[0], label_mass[0]) else np.int64(0)
+    total, label_mass = smoothed_masses(label, terms)
+    others, lost = others_of_label(label, terms)
+    excess, factor = add(pushed, negate(total)), multiply(pushed, split.term)
+    close, near = np.int64(0), np.int64(0)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
-        subtracted = multiply(amount, pair(terms.weight[c]))
-        value = difference(_term(logits, start, c, label, reference), factor, subtracted)
-        if is_close(value, subtracted[0]):
-            close = np.int64(1)
-        value = rounded(multiply(coefficient, slope)) if c == label else value
-        store(gradient.memory, to + c * gradient.class_stride, value)
-    if block_max(close, scratch) == 0:
-        return
-    whole = _accurate_total(logits, start, split, lines, scratch)
-    for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
-        mass = label_mass if c == label else multiply(terms.uniform, pair(terms.weight[c]))
-        logit = read(logits.memory, start + c * logits.class_stride)
-        wanted, value = refined(logit, split.maximum, whole, pushed, coefficient, mass)
-        if wanted:
-            store(gradient.memory, to + c * gradient.class_stride, value)
+        beside = multiply(terms.uniform, pair(terms.weight[c]))
+        lines.mass[c], lines.mass_low[c] = label_mass if c == label else beside
+        slope = difference(_term(logits, start, c, label, reference), factor, beside)
+        close += 1 if is_close(slope[0], beside[0]) else 0
+        near += 1 if is_near(slope[0], beside[0]) else 0
+        if c == label:
+            slope, scale_of_slope = slope_of_split(split, pushed, label_mass, others, excess)
+            close += 1 if lost or is_close(slope[0], scale_of_slope) else 0
+            near += 1 if is_near(slope[0], scale_of_slope) else 0
+        store_pair(gradient.memory, to + c * gradient.class_stride, scaled(coefficient, slope))
+    if wants_pairs(block_sum(close, scratch), block_sum(near, scratch), logits.classes, split.total):
+        _refine(logits, start, gradient, to, split, excess, coefficient, lines, scratch)
 
 
 @jit.once
@@ -167,7 +242,7 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
     @gpu_kernel
     def rows(logits, gradient, labels, terms, output, lines, with_gradient):
         scratch = cuda.shared.array(LARGEST_BLOCK, int64)
-        block_lines = (lines.products[cuda.blockIdx.x], lines.mass[cuda.blockIdx.x], lines.rest[cuda.blockIdx.x])
+        block_lines = _lines_of_block(lines)
         for index in range(cuda.blockIdx.x, labels.size, cuda.gridDim.x):
             start, to = row_offset(logits, index), row_offset(gradient, index)
             ignored = labels[index] == terms.ignore_index
@@ -175,7 +250,7 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
             split, reference = _split_row(logits, start, label, scratch)
             loss, pushed = (0.0 if ignored else np.nan, 0.0), (0.0, 0.0)
             if split.defined and not ignored:
-                distances = _distance_sum(logits, start, split.maximum, terms.weight, block_lines[0], scratch)
+                distances = _distance_sum(logits, start, split.maximum, terms.weight, block_lines.products, scratch)
                 likelihood = smoothed_likelihood(split, label, terms, distances)
                 loss, pushed = describe(split, smoothed_masses(label, terms)[0], likelihood, terms.parameters)
             if cuda.threadIdx.x == 0:
@@ -207,63 +282,67 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
 
 
 @gpu_function
-def _masses_of_probabilities(logits, start, targets, at, split, terms, lines, scratch):
-    """Q, Σ q_j·(lse − x_j), and the latter without weights and smoothing; pairs."""
-    products, mass = lines[0], lines[1]
+def _likelihood(logits, start, split, total, lines, scratch):
+    """Σ mass_j·(lse − x_j) for masses with a sum."""
+    distances = _distance_sum(logits, start, split.maximum, lines.mass, lines.products, scratch)
+    return add(multiply(total, split.log_total), distances)
+
+
+@gpu_function
+def _masses_of_probabilities(logits, start, targets, at, split, top, terms, lines, scratch):
+    """The masses of all but a sure class, Q, Σ q_j·(lse − x_j), and that without weights and smoothing; pairs."""
     memory, stride = targets.memory, targets.class_stride
     for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
-        mass[c] = read(memory, at + c * stride)
-    total = row_sum(mass, scratch)
-    distances = _distance_sum(logits, start, split.maximum, mass, products, scratch)
-    plain = add(multiply(total, split.log_total), distances)
-    if not (terms.weighted or terms.smooth):
-        return total, plain, plain
+        lines.mass[c], lines.mass_low[c] = read(memory, at + c * stride), 0.0
+    plain = (0.0, 0.0)
+    if terms.weighted or terms.smooth:
+        plain = _likelihood(logits, start, split, row_sum(lines.mass, scratch), lines, scratch)
+        cuda.syncthreads()
+        for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
+            mass = target_mass(read(memory, at + c * stride), terms.weight[c], terms)
+            lines.mass[c], lines.mass_low[c] = mass
     cuda.syncthreads()
-    for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
-        mass[c] = read(memory, at + c * stride) * terms.weight[c]
-    total = add(multiply(terms.keep, row_sum(mass, scratch)), multiply(terms.uniform, terms.weight_total))
+    sure = split.share[0] > 0.5
+    own = (lines.mass[top], lines.mass_low[top]) if sure else (0.0, 0.0)
     cuda.syncthreads()
-    for c in range(cuda.threadIdx.x, targets.classes, cuda.blockDim.x):
-        mass[c] = rounded(target_mass(read(memory, at + c * stride), terms.weight[c], terms))
-    distances = _distance_sum(logits, start, split.maximum, mass, products, scratch)
-    return total, add(multiply(total, split.log_total), distances), plain
+    if sure and cuda.threadIdx.x == 0:
+        lines.mass[top] = 0.0
+    others = row_sum(lines.mass, scratch)
+    total = add(others, own)
+    cuda.syncthreads()
+    if sure and cuda.threadIdx.x == 0:
+        lines.mass[top] = own[0]
+    cuda.syncthreads()
+    likelihood = _likelihood(logits, start, split, total, lines, scratch)
+    return others, total, likelihood, plain if terms.weighted or terms.smooth else likelihood
 
 
 @gpu_function
 def _probability_gradient(
-    logits, start, targets, at, gradient, to, split, top, reference, pushed, terms, coefficient, lines, scratch
+    logits, start, gradient, to, split, top, reference, others, total, pushed, coefficient, lines, scratch
 ):
-    factor, close = multiply(coefficient, multiply(pushed, split.term)), np.int64(0)
+    excess, factor = add(pushed, negate(total)), multiply(pushed, split.term)
+    close, near = np.int64(0), np.int64(0)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
-        mass = target_mass(read(targets.memory, at + c * targets.class_stride), terms.weight[c], terms)
-        subtracted = multiply(coefficient, mass)
-        value = difference(_term(logits, start, c, top, reference), factor, subtracted)
-        near = is_close(value, subtracted[0])
+        mass = (lines.mass[c], lines.mass_low[c])
+        slope, beside = difference(_term(logits, start, c, top, reference), factor, mass), mass[0]
         # The class that was split off, and any that is its equal: the order of classes must not show.
         if read(logits.memory, start + c * logits.class_stride) == split.maximum:
-            slope = add(multiply(pushed, split.share), negate(mass))
-            near = near or is_close(slope[0], mass[0])
-            value = rounded(multiply(coefficient, slope))
-        close = np.int64(1) if near else close
-        store(gradient.memory, to + c * gradient.class_stride, value)
-    if block_max(close, scratch) == 0:
-        return
-    whole = _accurate_total(logits, start, split, lines, scratch)
-    for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
-        mass = target_mass(read(targets.memory, at + c * targets.class_stride), terms.weight[c], terms)
-        logit = read(logits.memory, start + c * logits.class_stride)
-        wanted, value = refined(logit, split.maximum, whole, pushed, coefficient, mass)
-        if wanted:
-            store(gradient.memory, to + c * gradient.class_stride, value)
+            slope, beside = slope_of_split(split, pushed, mass, others, excess)
+        close += 1 if is_close(slope[0], beside) else 0
+        near += 1 if is_near(slope[0], beside) else 0
+        store_pair(gradient.memory, to + c * gradient.class_stride, scaled(coefficient, slope))
+    if wants_pairs(block_sum(close, scratch), block_sum(near, scratch), logits.classes, split.total):
+        _refine(logits, start, gradient, to, split, excess, coefficient, lines, scratch)
 
 
 @gpu_function
 def _target_gradient(logits, start, gradient, to, split, terms, coefficient):
-    factor, log_total = rounded(multiply(coefficient, terms.keep)), rounded(split.log_total)
+    factor = scaled(coefficient, terms.keep)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
-        below = split.maximum - read(logits.memory, start + c * logits.class_stride)
-        value = target_slope(factor, terms.weight[c], log_total, below)
-        store(gradient.memory, to + c * gradient.class_stride, value)
+        logit = read(logits.memory, start + c * logits.class_stride)
+        value = target_slope(factor, terms.weight[c], split, logit)
+        store_pair(gradient.memory, to + c * gradient.class_stride, value)
 
 
 @jit.once
@@ -274,16 +353,16 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
     @gpu_kernel
     def rows(logits, gradient, targets, target_gradient, count, terms, output, lines, with_gradient):
         scratch = cuda.shared.array(LARGEST_BLOCK, int64)
-        block_lines = (lines.products[cuda.blockIdx.x], lines.mass[cuda.blockIdx.x], lines.rest[cuda.blockIdx.x])
+        block_lines = _lines_of_block(lines)
         for index in range(cuda.blockIdx.x, count, cuda.gridDim.x):
             start, at = row_offset(logits, index), row_offset(targets, index)
             to, to_target = row_offset(gradient, index), row_offset(target_gradient, index)
             top = _find(logits, start, scratch)
             split, reference = _split_row(logits, start, top, scratch)
-            loss, nll, pushed = (np.nan, 0.0), (np.nan, 0.0), (np.nan, 0.0)
+            loss, nll, others, mass, pushed = (np.nan, 0.0), (np.nan, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
             if split.defined:
-                mass, likelihood, nll = _masses_of_probabilities(
-                    logits, start, targets, at, split, terms, block_lines, scratch
+                others, mass, likelihood, nll = _masses_of_probabilities(
+                    logits, start, targets, at, split, top, terms, block_lines, scratch
                 )
                 loss, pushed = describe(split, mass, likelihood, terms.parameters)
             if cuda.threadIdx.x == 0:
@@ -295,8 +374,8 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
                 fill(target_gradient, to_target, np.nan)
             elif with_gradient:
                 coefficient = coefficient_of(terms, index)
-                where = (logits, start, targets, at, gradient, to, split, top, reference)
-                _probability_gradient(*where, pushed, terms, coefficient, block_lines, scratch)
+                where = (logits, start, gradient, to, split, top, reference)
+                _probability_gradient(*where, others, mass, pushed, coefficient, block_lines, scratch)
                 _target_gradient(logits, start, target_gradient, to_target, split, terms, coefficient)
             cuda.syncthreads()
 

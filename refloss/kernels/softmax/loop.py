@@ -15,20 +15,23 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import gather, row, scatter
-from refloss.kernels.softmax.refine import is_close, refine
+from refloss.kernels.softmax.refine import is_close, is_near, new_lines, refine, wants_pairs
 from refloss.kernels.softmax.split import (
     difference,
     find,
     highest_excluding,
+    slope_of_split,
     split_softmax,
     store_difference,
     store_scaled,
 )
-from refloss.numerics.formats import store, widen
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
+from refloss.numerics.formats import store, store_pair, widen
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, scaled, two_sum
 from refloss.numerics.sums import row_sum
 
 Pair = tuple[float, float]
+# Weights whose sum is so much smaller than one more weight have a relative error of 2^-104/2^-40 as a difference.
+LOST = 2.0**-40
 # What a loop without parameters is handed: compiled code has no use for an empty tuple.
 NO_PARAMETERS = (0.0,)
 
@@ -36,6 +39,8 @@ NO_PARAMETERS = (0.0,)
 @dataclass(frozen=True)
 class SoftmaxLoop(jit.Description):
     """A loss's scalars, which rows, columns and both forms on a GPU make loops of. All numbers are pairs.
+
+    Loss and factors are proportional to the masses: weights far from 1 come without a common power of two.
 
     label(split, mass, parameters): of a row whose label has all the mass, its loss and two factors of its gradient,
     which is c·pushed·p_j for the other classes and −c·pulled for the label.
@@ -116,6 +121,7 @@ class Scratch(NamedTuple):
     exponentials: np.ndarray
     products: np.ndarray
     mass: np.ndarray
+    mass_low: np.ndarray
 
 
 @jit.helper
@@ -156,9 +162,17 @@ def target_mass(target, weight, terms):
 
 
 @jit.scalar
-def target_slope(factor, weight, log_total, below):
-    """∂/∂t_j = c·(1 − ε)·w_j·(lse − x_j), from how far x_j is below the maximum."""
-    return factor * weight * (log_total + below)
+def target_slope(factor, weight, split, logit):
+    """∂/∂t_j = factor·w_j·(lse − x_j), a pair; the factor is c·(1 − ε)."""
+    return scaled(scaled(factor, pair(weight)), add(two_sum(split.maximum, -logit), split.log_total))
+
+
+@jit.helper
+def others_of_label(label, terms):
+    """The masses of all classes but the label with smoothing, a pair, and whether they are lost beside its own."""
+    weight = terms.weight[label]
+    others = add(terms.weight_total, pair(-weight))
+    return multiply(terms.uniform, others), abs(others[0]) < LOST * abs(weight)
 
 
 @jit.helper
@@ -196,8 +210,8 @@ def label_rows(loop: SoftmaxLoop) -> Any:
                     _fill(g, 0.0 if ignored else np.nan)
                 else:
                     coefficient = coefficient_of(terms, index)
-                    store_scaled(scratch.exponentials, multiply(coefficient, multiply(pushed, split.term)), g)
-                    store(g, label, -rounded(multiply(coefficient, pulled)))
+                    store_scaled(scratch.exponentials, scaled(coefficient, scaled(pushed, split.term)), g)
+                    store_pair(g, label, negate(scaled(coefficient, pulled)))
             if with_gradient:
                 scatter(scratch.gradient, gradient, start, count)
 
@@ -205,17 +219,23 @@ def label_rows(loop: SoftmaxLoop) -> Any:
 
 
 @jit.helper
-def _smoothed_gradient(split, label, x, pushed, label_mass, terms, coefficient, exponentials, gradient):
-    factor = multiply(coefficient, multiply(pushed, split.term))
-    close = store_difference(exponentials, factor, terms.weight, multiply(coefficient, terms.uniform), gradient)
-    slope = add(multiply(pushed, split.share), negate(label_mass))
-    store(gradient, label, rounded(multiply(coefficient, slope)))
-    if close > 0 or is_close(slope[0], label_mass[0]):
-        mass, mass_low = np.empty(x.size), np.empty(x.size)
+def _smoothed_gradient(split, label, x, pushed, terms, coefficient, exponentials, gradient):
+    total, label_mass = smoothed_masses(label, terms)
+    others, lost = others_of_label(label, terms)
+    excess = add(pushed, negate(total))
+    factor = multiply(pushed, split.term)
+    close, near = store_difference(exponentials, factor, terms.weight, terms.uniform, coefficient, gradient)
+    slope, beside = slope_of_split(split, pushed, label_mass, others, excess)
+    store_pair(gradient, label, scaled(coefficient, slope))
+    close += 1 if lost or is_close(slope[0], beside) else 0
+    near += 1 if is_near(slope[0], beside) else 0
+    if wants_pairs(close, near, x.size, split.total):
+        lines = new_lines(2, x.size)
+        mass, mass_low = lines[0], lines[1]
         for i in range(x.size):
             mass[i], mass_low[i] = multiply(terms.uniform, pair(terms.weight[i]))
         mass[label], mass_low[label] = label_mass
-        refine(x, split, pushed, coefficient, mass, mass_low, gradient)
+        refine(x, split, excess, coefficient, mass, mass_low, gradient)
 
 
 @jit.once
@@ -236,10 +256,10 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
                 split = split_softmax(x, -1 if ignored else label, scratch.exponentials)
                 output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
                 output.nll[index] = 0.0 if ignored else rounded(split.nll)
-                loss, pushed, label_mass = pair(0.0 if ignored else np.nan), pair(0.0), pair(0.0)
+                loss, pushed = pair(0.0 if ignored else np.nan), pair(0.0)
                 if split.defined and not ignored:
                     distances = _distance_sum(x, split.maximum, terms.weight, scratch.products)
-                    mass, label_mass = smoothed_masses(label, terms)
+                    mass, _ = smoothed_masses(label, terms)
                     likelihood = smoothed_likelihood(split, label, terms, distances)
                     loss, pushed = describe(split, mass, likelihood, terms.parameters)
                 output.loss[index] = rounded(loss)
@@ -250,7 +270,7 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
                     _fill(g, 0.0 if ignored else np.nan)
                 else:
                     coefficient = coefficient_of(terms, index)
-                    _smoothed_gradient(split, label, x, pushed, label_mass, terms, coefficient, scratch.exponentials, g)
+                    _smoothed_gradient(split, label, x, pushed, terms, coefficient, scratch.exponentials, g)
             if with_gradient:
                 scatter(scratch.gradient, gradient, start, count)
 
@@ -271,52 +291,63 @@ def _likelihood(split, total, x, weight, products):
 
 
 @jit.helper
-def _masses_of_probabilities(split, x, target, terms, scratch):
-    """Q, Σ q_j·(lse − x_j), and the latter without weights and smoothing; pairs."""
-    mass = scratch.mass
+def _masses_of_probabilities(split, top, x, target, terms, scratch):
+    """The masses of all classes but a sure one, Q, Σ q_j·(lse − x_j), and that without weights and smoothing; pairs."""
+    mass, mass_low = scratch.mass, scratch.mass_low
     for i in range(target.size):
-        mass[i] = widen(target[i])
-    total = row_sum(mass)
-    plain = _likelihood(split, total, x, mass, scratch.products)
-    if not (terms.weighted or terms.smooth):
-        return total, plain, plain
-    for i in range(target.size):
-        mass[i] = widen(target[i]) * terms.weight[i]
-    total = add(multiply(terms.keep, row_sum(mass)), multiply(terms.uniform, terms.weight_total))
-    for i in range(target.size):
-        mass[i] = rounded(target_mass(widen(target[i]), terms.weight[i], terms))
-    return total, _likelihood(split, total, x, mass, scratch.products), plain
+        mass[i], mass_low[i] = widen(target[i]), 0.0
+    plain = pair(0.0)
+    if terms.weighted or terms.smooth:
+        plain = _likelihood(split, row_sum(mass), x, mass, scratch.products)
+        for i in range(target.size):
+            mass[i], mass_low[i] = target_mass(widen(target[i]), terms.weight[i], terms)
+    own = pair(0.0)
+    if split.share[0] > 0.5:
+        own = (mass[top], mass_low[top])
+        mass[top] = 0.0
+    others = row_sum(mass)
+    total = add(others, own)
+    if split.share[0] > 0.5:
+        mass[top] = own[0]
+    likelihood = _likelihood(split, total, x, mass, scratch.products)
+    return others, total, likelihood, plain if terms.weighted or terms.smooth else likelihood
 
 
 @jit.helper
-def _probability_gradient(split, x, target, pushed, terms, coefficient, exponentials, gradient):
-    factor = multiply(coefficient, multiply(pushed, split.term))
-    close = 0
-    for i in range(target.size):
-        subtracted = multiply(coefficient, target_mass(widen(target[i]), terms.weight[i], terms))
-        value = difference(exponentials[i], factor, subtracted)
-        close += 1 if is_close(value, subtracted[0]) else 0
-        store(gradient, i, value)
-    for i in range(target.size):
+def _differences(x, maximum, exponentials, factor, mass, mass_low, coefficient, gradient):
+    """The gradients of all classes but the largest: how many of them are close to 0, and near it."""
+    close, near = 0, 0
+    for i in range(x.size):
+        slope = difference(exponentials[i], factor, (mass[i], mass_low[i]))
+        below = widen(x[i]) < maximum
+        close += 1 if below and is_close(slope[0], mass[i]) else 0
+        near += 1 if below and is_near(slope[0], mass[i]) else 0
+        store_pair(gradient, i, scaled(coefficient, slope))
+    return close, near
+
+
+@jit.helper
+def _probability_gradient(split, x, others, total, pushed, coefficient, scratch, gradient):
+    mass, mass_low = scratch.mass, scratch.mass_low
+    excess, factor = add(pushed, negate(total)), multiply(pushed, split.term)
+    exponentials = scratch.exponentials
+    close, near = _differences(x, split.maximum, exponentials, factor, mass, mass_low, coefficient, gradient)
+    for i in range(x.size):
         # The class that was split off, and any that is its equal: the order of classes must not show.
         if widen(x[i]) == split.maximum:
-            mass = target_mass(widen(target[i]), terms.weight[i], terms)
-            slope = add(multiply(pushed, split.share), negate(mass))
-            close += 1 if is_close(slope[0], mass[0]) else 0
-            store(gradient, i, rounded(multiply(coefficient, slope)))
-    if close > 0:
-        mass, mass_low = np.empty(x.size), np.empty(x.size)
-        for i in range(x.size):
-            mass[i], mass_low[i] = target_mass(widen(target[i]), terms.weight[i], terms)
-        refine(x, split, pushed, coefficient, mass, mass_low, gradient)
+            slope, beside = slope_of_split(split, pushed, (mass[i], mass_low[i]), others, excess)
+            close += 1 if is_close(slope[0], beside) else 0
+            near += 1 if is_near(slope[0], beside) else 0
+            store_pair(gradient, i, scaled(coefficient, slope))
+    if wants_pairs(close, near, x.size, split.total):
+        refine(x, split, excess, coefficient, mass, mass_low, gradient)
 
 
 @jit.helper
 def _target_gradient(split, x, terms, coefficient, gradient):
-    factor = rounded(multiply(coefficient, terms.keep))
-    log_total = rounded(split.log_total)
+    factor = scaled(coefficient, terms.keep)
     for i in range(x.size):
-        store(gradient, i, target_slope(factor, terms.weight[i], log_total, split.maximum - widen(x[i])))
+        store_pair(gradient, i, target_slope(factor, terms.weight[i], split, widen(x[i])))
 
 
 @jit.once
@@ -325,10 +356,10 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
     describe = soft_scalar(loop)
 
     @functools.partial(jit.helper, name=loop.name)
-    def of_row(split, x, target, terms, scratch):
-        mass, likelihood, plain = _masses_of_probabilities(split, x, target, terms, scratch)
+    def of_row(split, top, x, target, terms, scratch):
+        others, mass, likelihood, plain = _masses_of_probabilities(split, top, x, target, terms, scratch)
         loss, pushed = describe(split, mass, likelihood, terms.parameters)
-        return rounded(loss), rounded(plain), pushed
+        return rounded(loss), rounded(plain), others, mass, pushed
 
     def rows(logits, gradient, targets, target_gradient, terms, output, scratch, first, last, tile, with_gradient):
         """Rows first ... last."""
@@ -342,9 +373,9 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
                 target = row(targets, index, scratch.target, k)
                 top = find(x, highest_excluding(x, -1)[0])
                 split = split_softmax(x, top, scratch.exponentials)
-                loss, nll, pushed = np.nan, np.nan, pair(np.nan)
+                loss, nll, others, mass, pushed = np.nan, np.nan, pair(0.0), pair(0.0), pair(0.0)
                 if split.defined:
-                    loss, nll, pushed = of_row(split, x, target, terms, scratch)
+                    loss, nll, others, mass, pushed = of_row(split, top, x, target, terms, scratch)
                 output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
                 output.nll[index] = nll
                 output.loss[index] = loss
@@ -354,7 +385,7 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
                 target_g = row(target_gradient, index, scratch.target_gradient, k)
                 coefficient = coefficient_of(terms, index)
                 if split.defined:
-                    _probability_gradient(split, x, target, pushed, terms, coefficient, scratch.exponentials, g)
+                    _probability_gradient(split, x, others, mass, pushed, coefficient, scratch, g)
                     _target_gradient(split, x, terms, coefficient, target_g)
                 else:
                     _fill(g, np.nan)

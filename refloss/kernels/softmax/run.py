@@ -23,7 +23,9 @@ from refloss.kernels.softmax.loop import (
     probability_rows,
     smoothed_rows,
 )
+from refloss.kernels.softmax.refine import APART, PAGE
 from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, label_normaliser, quotient
+from refloss.numerics.ranges import near_one
 from refloss.numerics.sums import MAX_TERMS
 
 if TYPE_CHECKING:
@@ -41,10 +43,14 @@ def softmax_loss(task: Task, backend: str) -> Answer:
     count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
     output = Output(np.empty(count), np.empty(count), np.empty(count))
     task = task._replace(target=as_writable(task.target) if task.has_labels else task.target)
-    normaliser = _normaliser(task, count)
+    normaliser, exponent = _normaliser(task, count), 0
+    if task.weight is not None:
+        weight, normaliser, exponent = near_one(task.weight, normaliser)
+        task = task._replace(weight=weight)
     _device(backend)(task, _terms(task, classes, normaliser), output, count)
-    loss = output.loss if task.reduction == "none" else quotient(exact_sum(output.loss), normaliser)
-    return Answer(loss, output.nll, output.lse)
+    if task.reduction == "none":
+        return Answer(np.ldexp(output.loss, exponent) if exponent else output.loss, output.nll, output.lse)
+    return Answer(quotient(exact_sum(output.loss), normaliser), output.nll, output.lse)
 
 
 def _device(backend: str) -> Callable[[Task, Terms, Output, int], None]:
@@ -103,16 +109,17 @@ def _run_rows(task: Task, terms: Terms, output: Output, count: int) -> None:
 
     def scratch() -> Scratch:
         tiles = [tile_buffer(rows, tile) for rows in arrays]
-        row = np.empty(logits.classes)
-        needs_products = terms.smooth or not by_label
+        classes = logits.classes
+        lines = np.empty((4, (classes // PAGE + 1) * PAGE + APART))[:, :classes]
         return Scratch(
             logits=tiles[0],
             gradient=tiles[1],
             target=tiles[-2],
             target_gradient=tiles[-1],
-            exponentials=row,
-            products=np.empty(logits.classes if needs_products else 0),
-            mass=np.empty(0 if by_label else logits.classes),
+            exponentials=lines[0],
+            products=lines[1],
+            mass=lines[2],
+            mass_low=lines[3],
         )
 
     if by_label:

@@ -22,19 +22,32 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.softmax.refine import is_close
+from refloss.kernels.softmax.refine import is_close, is_near
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import TINY, exp_difference, exp_pair, log_pair, scale
 from refloss.numerics.formats import (
+    before_storing,
     from_ordinal,
     infinity_bits,
     lowest_ordinal,
     magnitude_bits,
     ordinal,
     store,
+    store_pair,
     widen,
 )
-from refloss.numerics.pairs import add, divide, multiply, pair, times, two_sum
+from refloss.numerics.pairs import (
+    add,
+    divide,
+    fast_two_sum,
+    multiply,
+    negate,
+    pair,
+    scaled,
+    times,
+    two_product,
+    two_sum,
+)
 from refloss.numerics.sums import grid_bits, grid_total
 
 # A logit farther than this from the other side's largest leaves 0 of the smaller side, also of a sum of MAX_TERMS
@@ -172,24 +185,47 @@ def split_softmax(x, k, terms):
 
 @jit.scalar
 def difference(term, factor, subtracted):
-    """factor·term − subtracted for pairs."""
-    return fma(term, factor[0], -subtracted[0]) + fma(term, factor[1], -subtracted[1])
+    """factor·term − subtracted for pairs, normalised."""
+    product, product_low = two_product(term, factor[0])
+    high, low = two_sum(product, -subtracted[0])
+    low += fma(term, factor[1], product_low) - subtracted[1]
+    return fast_two_sum(high, low if abs(low) < np.inf else 0.0)
+
+
+@jit.scalar
+def slope_of_split(split, pushed, mass, others, excess):
+    """pushed·p − q of the split class, where pushed is Q and an excess, and what it is close to 0 beside.
+
+    A sure class is pushed by the others' masses and pulled by the others' probabilities: its own mass is no part of it.
+    """
+    sure = split.share[0] > 0.5
+    push = multiply(_either(sure, others, pushed), split.share)
+    pull = multiply(mass, _either(sure, split.rest, pair(1.0)))
+    slope = add(push, negate(pull))
+    slope = add(slope, _either(sure, multiply(excess, split.share), pair(0.0)))
+    return slope, max(abs(push[0]), abs(pull[0])) if sure else abs(mass[0])
 
 
 @jit.scalar
 def store_scaled(terms, factor, gradient):
-    """gradient_j = factor·terms_j, rounded once."""
+    """gradient_j = factor·terms_j, rounded once; factor is normalised.
+
+    A term between 0 and 1 is no rational number, so that its multiples keep away from ties; 1 may be on one.
+    """
+    at_one = before_storing(gradient, factor)
     for i in range(terms.size):
-        store(gradient, i, times(terms[i], factor))
+        value = times(terms[i], factor)
+        store(gradient, i, at_one if terms[i] == 1.0 else value)
 
 
 @jit.scalar
-def store_difference(terms, factor, weight, amount, gradient):
-    """gradient_j = factor·terms_j − amount·weight_j; how many of them are close to 0."""
-    close = 0
+def store_difference(terms, factor, weight, uniform, coefficient, gradient):
+    """gradient_j = coefficient·(factor·terms_j − uniform·weight_j); how many of them are close to 0, and near it."""
+    close, near = 0, 0
     for i in range(terms.size):
-        subtracted = multiply(amount, pair(weight[i]))
+        subtracted = multiply(uniform, pair(weight[i]))
         value = difference(terms[i], factor, subtracted)
-        close += 1 if is_close(value, subtracted[0]) else 0
-        store(gradient, i, value)
-    return close
+        close += 1 if is_close(value[0], subtracted[0]) else 0
+        near += 1 if is_near(value[0], subtracted[0]) else 0
+        store_pair(gradient, i, scaled(coefficient, value))
+    return close, near

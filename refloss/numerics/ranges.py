@@ -1,0 +1,31 @@
+"""Powers of two that keep far weights and what divides them within the range of float64."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from refloss.numerics.exact import Exact
+
+# Weights between 2^-200 and 2^200 are left as they are: pairs of them keep their low parts.
+_FAR = 200
+# Farther than this neither the normaliser nor the least of the weights is carried.
+_MOST = 900
+
+
+def near_one(weight: np.ndarray, normaliser: Exact) -> tuple[np.ndarray, Exact, int]:
+    """Weights and what divides them over a power of two, exactly, and its exponent: their quotients are what they were.
+
+    0, unless the largest weight is far from 1, and where the least of them or the normaliser would be lost.
+    """
+    sizes = np.abs(weight[weight != 0])
+    if not isinstance(normaliser, Fraction) or not normaliser or not sizes.size or not np.isfinite(sizes).all():
+        return weight, normaliser, 0
+    largest, least = (math.frexp(size)[1] for size in (sizes.max(), sizes.min()))
+    of_normaliser = normaliser.numerator.bit_length() - normaliser.denominator.bit_length()
+    exponent = max(of_normaliser - _MOST, min(of_normaliser + _MOST, largest))
+    if abs(largest) <= _FAR or least - exponent < -_MOST:
+        return weight, normaliser, 0
+    return np.ldexp(weight, -exponent), normaliser / Fraction(2) ** exponent, exponent
