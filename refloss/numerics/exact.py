@@ -52,12 +52,26 @@ def exact(value: float) -> Exact:
     return Fraction(value) if math.isfinite(value) else value
 
 
+def product(a: Exact, b: Exact) -> Exact:
+    """A product of exact numbers; by the float rules where one is not finite."""
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a * b
+    return rounded(a) * rounded(b)
+
+
 def quotient(total: Exact, normaliser: Exact) -> np.float64:
     """A quotient of exact numbers, rounded once; by the float rules where one is not finite or 0 divides."""
     if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
         return np.float64(rounded(total / normaliser))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.float64(np.float64(rounded(total)) / np.float64(rounded(normaliser)))
+
+
+def quotient_pair(total: Exact, normaliser: Exact) -> tuple[float, float]:
+    """A quotient of exact numbers as a pair; by the float rules where one is not finite or 0 divides."""
+    if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
+        return as_pair(total / normaliser)
+    return float(quotient(total, normaliser)), 0.0
 
 
 def total(values: np.ndarray, normaliser: float = 1.0) -> np.float64:

@@ -12,7 +12,7 @@ from refloss.kernels.boxes.loop import COORDINATES, Distances
 from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.jit import gpu_kernel
 from refloss.kernels.rows import row_offset
-from refloss.numerics.formats import read, store
+from refloss.numerics.formats import read, store_pair
 
 if TYPE_CHECKING:
     from refloss.kernels.boxes.loop import BoxLoop, Pairs
@@ -28,16 +28,17 @@ def _kernel(loop: BoxLoop) -> Any:
     @gpu_kernel
     def box_pairs(boxes, gradient, pairs, distances, with_gradient):
         """Row rows[p] of boxes against others[p]."""
-        box, result = cuda.local.array(COORDINATES, float64), cuda.local.array(COORDINATES, float64)
+        box, result = cuda.local.array(COORDINATES, float64), cuda.local.array((2, COORDINATES), float64)
         for p in range(cuda.grid(1), pairs.rows.size, cuda.gridsize(1)):
             start, to = row_offset(boxes, pairs.rows[p]), row_offset(gradient, pairs.rows[p])
             for k in range(COORDINATES):
                 box[k] = read(boxes.memory, start + k * boxes.class_stride)
             shared = pairs.coefficients[p if pairs.coefficients.shape[0] > 1 else 0]
-            compare(box, pairs.others[p], shared, pairs.centered, distances, p, result)
+            compare(box, pairs.others[p], shared, pairs.centered, with_gradient, distances, p, result)
             if with_gradient:
                 for k in range(COORDINATES):
-                    store(gradient.memory, to + k * gradient.class_stride, result[k])
+                    value = (read(result, (0, k)), read(result, (1, k)))
+                    store_pair(gradient.memory, to + k * gradient.class_stride, value)
 
     return box_pairs
 

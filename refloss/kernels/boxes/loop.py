@@ -10,15 +10,17 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import load_strided, row_offset, save_strided
+from refloss.numerics.pairs import to_odd
 
 COORDINATES = 4
 
 
 @dataclass(frozen=True)
 class BoxLoop(jit.Description):
-    """The scalar of a pair: compare(a, b, coefficients, centered, distances, index, gradient).
+    """The scalar of a pair: compare(a, b, coefficients, centered, with_gradient, distances, index, gradient).
 
-    It fills in the distances of a pair and a's gradient; coefficients are the cotangents of L1, 1 − IoU, 1 − GIoU.
+    It fills in the distances of a pair and, if wanted, a's gradient, a column of pairs [2, 4]; coefficients [2, 3] are
+    the cotangents of L1, 1 − IoU and 1 − GIoU, pairs as well.
     """
 
     compare: Callable[..., Any]
@@ -29,7 +31,7 @@ class Pairs(NamedTuple):
 
     rows: np.ndarray  # [P] int64
     others: np.ndarray  # [P, 4] float64
-    coefficients: np.ndarray  # [P or 1, 3]
+    coefficients: np.ndarray  # [P or 1, 2, 3]: high and low parts
     centered: bool
 
 
@@ -44,6 +46,15 @@ class Distances(NamedTuple):
     giou_loss: np.ndarray
 
 
+@jit.helper
+def _save(result, gradient, offset):
+    """Four pairs, each rounded once, to a row of the gradient."""
+    if gradient.format != 0:
+        for k in range(COORDINATES):
+            result[0, k] = to_odd((result[0, k], result[1, k]))
+    save_strided(result[0], gradient, offset, gradient.class_stride)
+
+
 @jit.once
 def compiled(loop: BoxLoop) -> Any:
     """The loop on the CPU."""
@@ -51,12 +62,12 @@ def compiled(loop: BoxLoop) -> Any:
 
     def box_pairs(boxes, gradient, pairs, distances, with_gradient, first, last):
         """Row rows[p] of boxes against others[p], for pairs first ... last."""
-        box, result = np.empty(COORDINATES), np.empty(COORDINATES)
+        box, result = np.empty(COORDINATES), np.empty((2, COORDINATES))
         for p in range(first, last):
             load_strided(boxes, row_offset(boxes, pairs.rows[p]), boxes.class_stride, box)
             shared = pairs.coefficients[p if pairs.coefficients.shape[0] > 1 else 0]
-            compare(box, pairs.others[p], shared, pairs.centered, distances, p, result)
+            compare(box, pairs.others[p], shared, pairs.centered, with_gradient, distances, p, result)
             if with_gradient:
-                save_strided(result, gradient, row_offset(gradient, pairs.rows[p]), gradient.class_stride)
+                _save(result, gradient, row_offset(gradient, pairs.rows[p]))
 
     return jit.kernel(box_pairs, loop.name)

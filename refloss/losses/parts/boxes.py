@@ -6,22 +6,35 @@ areas A and B, the intersection I, the union U = A + B − I and the area E of t
     IoU = I/U,    GIoU = IoU − (E − U)/E = I/U + U/E − 1
     I = max(0, min(x₂, x₂') − max(x₁, x₁'))·(the same in y),    E = (max(x₂, x₂') − min(x₁, x₁'))·(the same in y)
 
-Derivatives. For a loss a·(1 − IoU) + b·(1 − GIoU), with dU = dA − dI for a change in the first box alone,
+Derivatives. With dU = dA − dI for a change in the first box alone,
 
-    dL = k_I·dI + k_A·dA + k_E·dE,
-    k_I = b/E − (a + b)·(1 + IoU)/U,    k_A = (a + b)·IoU/U − b/E,    k_E = b·U/E²
+    d(1 − IoU) = (I·dA − (A + B)·dI)/U²,    d(1 − GIoU) = d(1 − IoU) − (dU·E − U·dE)/E²
 
-and in x, with i_w, i_h, e_w, e_h, w, h the sides of I, E and the first box,
+and in x, with i_w, i_h, e_w, e_h, w, h, w', h' the sides of I, E and both boxes,
 
-    ∂A/∂x₁ = −h,    ∂I/∂x₁ = −i_h·[x₁ > x₁'],    ∂E/∂x₁ = −e_h·[x₁ < x₁']
-    ∂A/∂x₂ = h,     ∂I/∂x₂ =  i_h·[x₂ < x₂'],    ∂E/∂x₂ =  e_h·[x₂ > x₂']
+    ∂w/∂x₁ = −1,    ∂i_w/∂x₁ = −[x₁ > x₁'],    ∂e_w/∂x₁ = −[x₁ < x₁']
+    ∂w/∂x₂ = 1,     ∂i_w/∂x₂ =  [x₂ < x₂'],    ∂e_w/∂x₂ =  [x₂ > x₂']
 
-where a bracket is ½ at a tie, as PyTorch has it for the maximum of two tensors, and ∂I is 0 where i_w < 0 (at i_w = 0
-it is not: the clamp passes its gradient on). For centres ∂/∂c_x = ∂/∂x₁ + ∂/∂x₂ and ∂/∂w = (∂/∂x₂ − ∂/∂x₁)/2.
+where a bracket is ½ at a tie, as PyTorch has it for the maximum of two tensors, and ∂i_w is 0 where i_w < 0 (at i_w = 0
+it is not: the clamp passes its gradient on). For centres ∂/∂c_x = ∂/∂x₁ + ∂/∂x₂ and ∂/∂w = (∂/∂x₂ − ∂/∂x₁)/2; the three
+derivatives of lengths are multiples of 1/4 for every coordinate. With σ = ∂w, s = ∂i_w and r = ∂e_w of a coordinate,
 
-Numerics. 1 − IoU = (U − I)/U and 1 − GIoU = (U − I)/U + (E − U)/E, both of them sums of what is not negative. Corners,
-areas and all that follows are pairs: what a box that fits well leaves of U − I, and of the sum of ∂x₁ and ∂x₂, is more
-than rounding.
+    ∂(1 − IoU) = i_h·N/U²,          N = σ·i_w·h − s·(A + B)
+    ∂(U/E) = M/(E·e_w),             M = (σ·h − s·i_h)·e_w − r·U
+
+Numerics. Everything is a pair, and differences that cancel are not formed. What a box sticks out beyond the other,
+w − i_w and w' − i_w, are sums of distances between ends (u and u' below, v and v' in y), and so
+
+    A − I = u·h + i_w·v,    B − I = u'·h' + i_w·v',    U − I = (A − I) + (B − I)
+    E − U = u·v' + u'·v where the boxes meet
+    N = −σ·(u·h + B) for s = σ,    else (σ − 2s)·i_w·h − s·(u·h + u'·h' + i_w·(h' − h))
+    M = (σ − s − r)·U + (σ − s)·Y + s·v·e_w,    Y = u'·(h − h') − i_w·v', or h·(e_w − w) − B where they are apart in x
+
+where σ = s + r unless they are apart. The differences that remain are those of real crossings of zero; if nothing but
+the errors of pairs is left of one, it is 0. Ties are decided by differences of pairs, whose signs are exact.
+
+IoU does not change with the unit of x or y: lengths are relative to a power of two near e_w or e_h, so that areas stay
+within the range of float64. Where boxes are apart and their areas relative to E are below 2^-900, ∂(U/E) loses digits.
 
 Source: Rezatofighi et al., "Generalized Intersection over Union", 2019.
 """
@@ -30,11 +43,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from refloss import jit
 from refloss.kernels.boxes.loop import COORDINATES, BoxLoop
+from refloss.numerics.exponential import scale
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_sum
+from refloss.numerics.sums import exponent_of
 
 Pair = tuple[float, float]
+
+# Lengths are good to 2^-104, products of two of them to 2^-101; what is below this share of the terms of a sum, or of a
+# result, is their errors.
+NOTHING = 2.0**-97
+# Coordinates within these have halves that are exact, and sums that do not overflow.
+_LEAST, _MOST = 2.0**-900, 2.0**1020
+_RAISED, _LOWERED = 100, -4
 
 
 class Interval(NamedTuple):
@@ -42,15 +66,22 @@ class Interval(NamedTuple):
 
     low: Pair
     high: Pair
+    length: Pair
 
 
 class Side(NamedTuple):
-    """Two intervals a and b: lengths, and how the lengths change with the ends of a."""
+    """Two intervals a and b: lengths in units of 2^unit, and how they change with the ends of a."""
 
     length: Pair  # of a
     other: Pair  # of b
     common: Pair  # of the intersection, at least 0
     around: Pair  # of the smallest interval around both
+    beyond: Pair  # length − common
+    other_beyond: Pair
+    apart: bool
+    flat: bool  # whether a has no length
+    other_flat: bool
+    unit: int
     common_low: float  # ∂common/∂a.low
     common_high: float
     around_low: float  # ∂around/∂a.low
@@ -58,14 +89,17 @@ class Side(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """What two boxes have in common; areas but for the first two."""
+    """What two boxes have in common: areas but for the first four and the last two, in the units of their sides."""
 
     iou: Pair
     giou: Pair
     iou_loss: Pair  # 1 − IoU
     giou_loss: Pair  # 1 − GIoU
+    other: Pair  # B
+    both: Pair  # A + B
     union: Pair
-    around: Pair
+    of_union: Pair  # 1/U², 0 where boxes are apart
+    of_around: Pair  # 1/E
 
 
 @jit.helper
@@ -75,11 +109,36 @@ def subtract(a, b):
 
 
 @jit.helper
-def interval(first, second, centered):
+def _remainder(a, b):
+    """a + b; 0 where only the errors of a and b are left of it."""
+    high, low = add(a, b)
+    nothing = abs(high) < NOTHING * (abs(a[0]) + abs(b[0]))
+    return 0.0 if nothing else high, 0.0 if nothing else low
+
+
+@jit.helper
+def _part(factor, a):
+    """A multiple of 1/4 times a pair."""
+    return factor * a[0], factor * a[1]
+
+
+@jit.helper
+def _scaled(a, exponent):
+    return scale(a[0], exponent), scale(a[1], exponent)
+
+
+@jit.helper
+def _positive(a):
+    """max(0, a)."""
+    return (a[0], a[1]) if a[0] > 0.0 else (0.0, 0.0)
+
+
+@jit.helper
+def _interval(first, second, centered):
     """A box's extent on an axis: from centre and size, or from both ends."""
     if centered:
-        return Interval(two_sum(first, -0.5 * second), two_sum(first, 0.5 * second))
-    return Interval(pair(first), pair(second))
+        return Interval(two_sum(first, -0.5 * second), two_sum(first, 0.5 * second), pair(second))
+    return Interval(pair(first), pair(second), two_sum(second, -first))
 
 
 @jit.helper
@@ -89,18 +148,46 @@ def _bracket(difference):
 
 
 @jit.helper
-def side(a, b):
-    """Two intervals on one axis."""
+def _common(a, b, low, high):
+    """The length of the intersection, negative where there is none; a box's own length where it is inside the other."""
+    if low[0] >= 0.0 and high[0] <= 0.0:
+        return a.length
+    if low[0] <= 0.0 and high[0] >= 0.0:
+        return b.length
+    return subtract(a.high if high[0] < 0.0 else b.high, a.low if low[0] > 0.0 else b.low)
+
+
+@jit.helper
+def _around(a, b, low, high):
+    """The length of the smallest interval around both."""
+    if low[0] <= 0.0 and high[0] >= 0.0:
+        return a.length
+    if low[0] >= 0.0 and high[0] <= 0.0:
+        return b.length
+    return subtract(a.high if high[0] > 0.0 else b.high, a.low if low[0] < 0.0 else b.low)
+
+
+@jit.helper
+def _side(a, b, raised):
+    """Two intervals on one axis, whose numbers are 2^raised times too large."""
     low, high = subtract(a.low, b.low), subtract(a.high, b.high)
-    inner = subtract(a.high if high[0] < 0.0 else b.high, a.low if low[0] > 0.0 else b.low)
-    outer = subtract(a.high if high[0] > 0.0 else b.high, a.low if low[0] < 0.0 else b.low)
+    inner, outer = _common(a, b, low, high), _around(a, b, low, high)
     apart = inner[0] < 0.0
     reach = 0.0 if apart else 1.0
+    beyond = a.length if apart else add(_positive(negate(low)), _positive(high))
+    other_beyond = b.length if apart else add(_positive(low), _positive(negate(high)))
+    unit = exponent_of(outer[0])
     return Side(
-        length=subtract(a.high, a.low),
-        other=subtract(b.high, b.low),
-        common=pair(0.0) if apart else inner,
-        around=outer,
+        length=_scaled(a.length, -unit),
+        other=_scaled(b.length, -unit),
+        common=pair(0.0) if apart else _scaled(inner, -unit),
+        around=_scaled(outer, -unit),
+        beyond=_scaled(beyond, -unit),
+        other_beyond=_scaled(other_beyond, -unit),
+        apart=apart,
+        flat=a.length[0] == 0.0,
+        other_flat=b.length[0] == 0.0,
+        unit=unit - raised,
         common_low=-reach * _bracket(low),
         common_high=reach * _bracket(negate(high)),
         around_low=-_bracket(negate(low)),
@@ -109,48 +196,119 @@ def side(a, b):
 
 
 @jit.helper
+def side(a, b, axis, centered):
+    """Both boxes on one axis."""
+    largest = max(max(abs(a[axis]), abs(a[axis + 2])), max(abs(b[axis]), abs(b[axis + 2])))
+    raised = _RAISED if largest < _LEAST else (_LOWERED if largest > _MOST else 0)
+    first, second = scale(a[axis], raised), scale(a[axis + 2], raised)
+    of_a = _interval(first, second, centered)
+    first, second = scale(b[axis], raised), scale(b[axis + 2], raised)
+    return _side(of_a, _interval(first, second, centered), raised)
+
+
+@jit.helper
+def _area_beyond(x_beyond, y_length, x_common, y_beyond):
+    """What a box covers beyond the intersection."""
+    return add(multiply(x_beyond, y_length), multiply(x_common, y_beyond))
+
+
+@jit.helper
 def overlap(x, y):
     """IoU and GIoU of two boxes from their two sides."""
-    first, second = multiply(x.length, y.length), multiply(x.other, y.other)
+    apart = x.apart or y.apart
     common, around = multiply(x.common, y.common), multiply(x.around, y.around)
-    union = subtract(add(first, second), common)
-    iou_loss = divide(subtract(union, common), union)
-    giou_loss = add(iou_loss, divide(subtract(around, union), around))
+    other = multiply(x.other, y.other)
+    rest = add(
+        _area_beyond(x.beyond, y.length, x.common, y.beyond),
+        _area_beyond(x.other_beyond, y.other, x.common, y.other_beyond),
+    )
+    union = add(common, rest)
+    meeting = add(multiply(x.beyond, y.other_beyond), multiply(x.other_beyond, y.beyond))
+    uncovered = divide(subtract(around, union) if apart else meeting, around)
+    iou, iou_loss = divide(common, union), divide(rest, union)
+    if apart:
+        # What is too small for its unit is not nothing.
+        nothing = (x.flat or y.flat) and (x.other_flat or y.other_flat)
+        iou, iou_loss = pair(np.nan if nothing else 0.0), pair(np.nan if nothing else 1.0)
     return Overlap(
-        iou=divide(common, union),
-        giou=subtract(pair(1.0), giou_loss),
+        iou=iou,
+        giou=_remainder(iou, negate(uncovered)),
         iou_loss=iou_loss,
-        giou_loss=giou_loss,
+        giou_loss=add(iou_loss, uncovered),
+        other=other,
+        both=add(multiply(x.length, y.length), other),
         union=union,
-        around=around,
+        of_union=pair(0.0 * iou[0]) if apart else divide(pair(1.0), multiply(union, union)),
+        of_around=divide(pair(1.0), around),
+    )
+
+
+class Factors(NamedTuple):
+    """What the slopes along an axis are made of."""
+
+    inside: Pair  # i_w·h
+    crossing: Pair  # u·h + u'·h' + i_w·(h' − h)
+    covered: Pair  # u·h + B
+    wider: Pair  # Y
+    taller: Pair  # v·e_w
+    of_iou: Pair  # i_h/U²
+    of_around: Pair  # 1/(E·e_w)
+
+
+@jit.helper
+def _factors(along, across, both):
+    taller = subtract(across.length, across.other)
+    beyond, inside = multiply(along.beyond, across.length), multiply(along.common, across.length)
+    common = multiply(along.common, across.other_beyond)
+    if along.apart:
+        wider = _remainder(multiply(across.length, subtract(along.around, along.length)), negate(both.other))
+    else:
+        wider = _remainder(multiply(along.other_beyond, taller), negate(common))
+    difference = negate(multiply(along.common, taller))
+    return Factors(
+        inside=inside,
+        crossing=_remainder(add(beyond, multiply(along.other_beyond, across.other)), difference),
+        covered=add(beyond, both.other),
+        wider=wider,
+        taller=multiply(across.beyond, along.around),
+        of_iou=multiply(both.of_union, across.common),
+        of_around=divide(both.of_around, along.around),
     )
 
 
 @jit.helper
-def _scaled(a, factor):
-    return multiply(a, pair(factor))
+def _iou_slope(known, both, of_length, of_common):
+    """N from σ and s."""
+    if of_length == 0.0:
+        return _part(-of_common, both.both)
+    if of_common == of_length:
+        return _part(-of_length, known.covered)
+    return _remainder(_part(of_length - 2.0 * of_common, known.inside), _part(-of_common, known.crossing))
 
 
 @jit.helper
-def factors(both, of_iou, of_giou):
-    """k_I, k_A and k_E of of_iou·(1 − IoU) + of_giou·(1 − GIoU)."""
-    total = add(pair(of_iou), pair(of_giou))
-    by_around = divide(pair(of_giou), both.around)
-    by_union = divide(total, both.union)
-    for_common = subtract(by_around, multiply(by_union, add(pair(1.0), both.iou)))
-    for_area = subtract(multiply(by_union, both.iou), by_around)
-    return for_common, for_area, multiply(by_around, divide(both.union, both.around))
+def _around_slope(known, both, of_length, of_common, of_around):
+    """M from σ, s and r."""
+    wider = _part(of_length - of_common, known.wider)
+    apart = _remainder(_part(of_length - of_common - of_around, both.union), wider)
+    return _remainder(apart, _part(of_common, known.taller))
 
 
 @jit.helper
-def slopes(along, across, weights):
-    """∂L/∂a.low and ∂L/∂a.high on one axis, from the sides along and across it and k_I, k_A, k_E."""
-    common = multiply(weights[0], across.common)
-    area = multiply(weights[1], across.length)
-    around = multiply(weights[2], across.around)
-    low = add(add(_scaled(common, along.common_low), negate(area)), _scaled(around, along.around_low))
-    high = add(add(_scaled(common, along.common_high), area), _scaled(around, along.around_high))
-    return low, high
+def _slope(known, both, lengths, coefficients, unit, sign):
+    """The gradient of a coordinate, given the derivatives σ, s and r of lengths, and that of the L1 distance."""
+    of_iou = multiply(_iou_slope(known, both, lengths[0], lengths[1]), known.of_iou)
+    of_around = multiply(_around_slope(known, both, lengths[0], lengths[1], lengths[2]), known.of_around)
+    of_giou = _remainder(of_iou, negate(of_around))
+    overlaps = _remainder(multiply(of_iou, _coefficient(coefficients, 1)), multiply(of_giou, _coefficient(coefficients, 2)))
+    high, low = _remainder(_scaled(overlaps, -unit), multiply(pair(sign), _coefficient(coefficients, 0)))
+    # Errors must not stand where a short number, perhaps a tie of a format, has nothing.
+    return high, low if abs(low) > NOTHING * abs(high) else 0.0
+
+
+@jit.helper
+def _coefficient(coefficients, k):
+    return coefficients[0, k], coefficients[1, k]
 
 
 @jit.helper
@@ -160,37 +318,44 @@ def _sign(difference):
 
 
 @jit.helper
-def _axis_gradient(a, b, axis, low, high, of_l1, centered, gradient):
+def _axis_gradient(a, b, axis, known, both, along, coefficients, centered, gradient):
     """The gradient of the two numbers that a box has on an axis."""
+    s, r = (along.common_low, along.common_high), (along.around_low, along.around_high)
     if centered:
-        first = add(low, high)
-        second = add(negate(low), high)
-        second = (0.5 * second[0], 0.5 * second[1])
+        first = (0.0, s[0] + s[1], r[0] + r[1])
+        second = (1.0, 0.5 * (s[1] - s[0]), 0.5 * (r[1] - r[0]))
     else:
-        first, second = low, high
-    gradient[axis] = rounded(add(first, pair(of_l1 * _sign(a[axis] - b[axis]))))
-    gradient[axis + 2] = rounded(add(second, pair(of_l1 * _sign(a[axis + 2] - b[axis + 2]))))
+        first, second = (-1.0, s[0], r[0]), (1.0, s[1], r[1])
+    for k in range(2):
+        i = axis + 2 * k
+        lengths = second if k else first
+        gradient[0, i], gradient[1, i] = _slope(
+            known, both, lengths, coefficients, along.unit, _sign(a[i] - b[i])
+        )
 
 
 @jit.helper
-def _compare(a, b, coefficients, centered, distances, index, gradient):
+def _compare(a, b, coefficients, centered, with_gradient, distances, index, gradient):
     """A pair of boxes: its distances, L1 of the coordinates among them, and the gradient for the first."""
-    x = side(interval(a[0], a[2], centered), interval(b[0], b[2], centered))
-    y = side(interval(a[1], a[3], centered), interval(b[1], b[3], centered))
+    x, y = side(a, b, 0, centered), side(a, b, 1, centered)
     both = overlap(x, y)
     total = pair(0.0)
+    # What is not finite has no overlap, whatever the formulas make of it.
+    undefined = 0.0
     for k in range(COORDINATES):
         high, low = two_sum(a[k], -b[k])
         total = add(total, (high, low) if high >= 0.0 else (-high, -low))
+        undefined += 0.0 * a[k] + 0.0 * b[k]
     distances.l1[index] = rounded(total)
-    distances.iou[index], distances.iou_low[index] = both.iou
-    distances.giou[index] = rounded(both.giou)
-    distances.iou_loss[index], distances.giou_loss[index] = rounded(both.iou_loss), rounded(both.giou_loss)
-    weights = factors(both, coefficients[1], coefficients[2])
-    low, high = slopes(x, y, weights)
-    _axis_gradient(a, b, 0, low, high, coefficients[0], centered, gradient)
-    low, high = slopes(y, x, weights)
-    _axis_gradient(a, b, 1, low, high, coefficients[0], centered, gradient)
+    distances.iou[index], distances.iou_low[index] = both.iou[0] + undefined, both.iou[1]
+    distances.giou[index] = rounded(both.giou) + undefined
+    distances.iou_loss[index] = rounded(both.iou_loss) + undefined
+    distances.giou_loss[index] = rounded(both.giou_loss) + undefined
+    if with_gradient:
+        _axis_gradient(a, b, 0, _factors(x, y, both), both, x, coefficients, centered, gradient)
+        _axis_gradient(a, b, 1, _factors(y, x, both), both, y, coefficients, centered, gradient)
+        for k in range(COORDINATES):
+            gradient[0, k] += undefined
 
 
 LOOP = BoxLoop("boxes", _compare)
