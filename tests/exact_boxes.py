@@ -1,7 +1,7 @@
 """IoU and GIoU of boxes in rational numbers: values and derivatives without any error, ties included.
 
-A number goes with its derivatives for the four coordinates of the first box. Of a maximum of equal numbers the derivative
-is the mean of both, as PyTorch's is of two tensors; that of max(0, x) is 1 at 0.
+A number goes with its derivatives for the four coordinates of the first box. Of a maximum of equal numbers the
+derivative is the mean of both, as PyTorch's is of two tensors; that of max(0, x) is 1 at 0.
 """
 
 from __future__ import annotations

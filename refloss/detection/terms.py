@@ -158,7 +158,7 @@ def _compared(scene: Scene, predicted: Tensor, of_l1: Pair, of_giou: Pair) -> Di
         *predicted,
         scene.rows,
         scene.targets.boxes[scene.objects],
-        np.array([of_l1, (0.0, 0.0), of_giou]).T[None].copy(),
+        np.array([[of_l1, (0.0, 0.0), of_giou]]),
         centered=True,
         backend=scene.backend,
     )

@@ -36,7 +36,9 @@ def _split(value):
 def far_product(derivative, weight, cotangent, inverse, exponent):
     """derivative·weight·cotangent·inverse·2^exponent of two pairs and two float64, as a pair; no factor is 0."""
     plain = derivative[0] * weight * cotangent * inverse[0]
-    if not (abs(derivative[0]) < np.inf and abs(weight) < np.inf and abs(cotangent) < np.inf and abs(inverse[0]) < np.inf):
+    if not (
+        abs(derivative[0]) < np.inf and abs(weight) < np.inf and abs(cotangent) < np.inf and abs(inverse[0]) < np.inf
+    ):
         return plain, 0.0
     slope, of_slope = _split(derivative)
     by, of_inverse = _split(inverse)

@@ -13,6 +13,7 @@ from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import bounds, magnitude_at, ordinal_at, read, store, value_of
+from refloss.numerics.pairs import two_sum
 
 if TYPE_CHECKING:
     from refloss.kernels.distillation.loop import DistillationLoop, RowWeights
@@ -42,7 +43,7 @@ def _teach(loop: DistillationLoop) -> Any:
     def teach(logits, teacher, count):
         for index in range(cuda.grid(1), count, cuda.gridsize(1)):
             start = row_offset(logits, index)
-            highest, total = -np.inf, 0.0
+            highest, total, total_low = -np.inf, 0.0, 0.0
             for c in range(logits.classes):
                 value = read(logits.memory, start + c * logits.class_stride)
                 teacher.logits[c, index] = value
@@ -50,9 +51,10 @@ def _teach(loop: DistillationLoop) -> Any:
             for c in range(logits.classes):
                 term = soften(teacher.logits[c, index], highest)
                 teacher.probabilities[c, index] = term
-                total += term
+                total, low = two_sum(total, term)
+                total_low += low
             for c in range(logits.classes):
-                teacher.probabilities[c, index] = read(teacher.probabilities, (c, index)) / total
+                teacher.probabilities[c, index] = read(teacher.probabilities, (c, index)) / (total + total_low)
 
     return teach
 
@@ -75,24 +77,37 @@ def _highest_probabilities(logits, result):
 def _divergence(loop: DistillationLoop) -> Any:
     """KL(t ‖ s) of a row; into its lane and the result what its slopes are made of: Φ and 1/(1 + Φ)."""
     largest, plain, divergence = loop.largest, loop.plain, loop.divergence
-    with_mean, with_excess = loop.with_mean, loop.with_excess
+    with_reference, with_mean, with_excess = loop.with_reference, loop.with_mean, loop.with_excess
+    is_close, accurate = loop.is_close, loop.accurate
 
     @gpu_function
     def of_row(logits, start, index, teacher, lanes):
-        mean, total = 0.0, 0.0
+        best, reference = -1.0, (0.0, 0.0)
         for c in range(logits.classes):
             x = read(logits.memory, start + c * logits.class_stride)
-            far, mean = with_mean(x, teacher.logits[c, index], teacher.probabilities[c, index], mean)
+            y, t = teacher.logits[c, index], teacher.probabilities[c, index]
+            best, reference = with_reference(x, y, t, best, reference)
+        mean, spread, total = 0.0, 0.0, 0.0
+        for c in range(logits.classes):
+            x = read(logits.memory, start + c * logits.class_stride)
+            y, t = teacher.logits[c, index], teacher.probabilities[c, index]
+            far, mean, spread = with_mean(x, y, t, reference, mean, spread)
             lanes[c, index] = far
         for c in range(logits.classes):
             growth, total = with_excess(lanes[c, index], teacher.probabilities[c, index], mean, total)
             lanes[c, index] = growth
         value, inverse = divergence(total)
-        if total < largest:
+        close = 0
+        for c in range(logits.classes):
+            close += 1 if is_close(lanes[c, index], teacher.probabilities[c, index], total, spread) else 0
+        if total < largest and close == 0:
             return value, total, inverse
         for c in range(logits.classes):
             lanes[c, index] = read(logits.memory, start + c * logits.class_stride)
-        value = plain(lanes[:, index], teacher.logits[:, index], teacher.probabilities[:, index])
+        if total < largest:
+            accurate(lanes[:, index], teacher.logits[:, index])
+        else:
+            value = plain(lanes[:, index], teacher.logits[:, index], teacher.probabilities[:, index])
         return value, 0.0, 1.0
 
     return of_row

@@ -7,6 +7,7 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.distillation.loop import (
+    LANES,
     ROWS,
     DistillationLoop,
     RowWeights,
@@ -75,7 +76,7 @@ def distillation(
     kernel, with_gradient = distil(loop), gradient is not None
 
     def scratch() -> tuple[np.ndarray, np.ndarray]:
-        return np.empty((rows.classes, ROWS)), np.empty((3, ROWS))
+        return np.empty((rows.classes, ROWS)), np.empty(LANES)
 
     def work(first: int, last: int, buffers: tuple[np.ndarray, np.ndarray]) -> None:
         kernel(rows, destination, teacher, weights, *buffers, values, with_gradient, first, last)

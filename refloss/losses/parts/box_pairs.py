@@ -34,8 +34,8 @@ def pairwise_loss(
     count = int(np.prod(shape))
     divisor = float(count if reduction == "mean" else 1)
     cotangent = options.cotangent(shape if reduction == "none" else ())
-    coefficients = np.zeros((cotangent.size, 2, 3))
-    of_kind = coefficients[:, :, 1 if kind == "iou" else 2]
+    coefficients = np.zeros((cotangent.size, 3, 2))
+    of_kind = coefficients[:, 1 if kind == "iou" else 2]
     of_kind[:, 0] = cotangent.reshape(-1)
     if reduction == "mean":
         of_kind[0] = quotient_pair(exact(cotangent.item()), exact(divisor))

@@ -46,9 +46,9 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.boxes.loop import COORDINATES, BoxLoop
-from refloss.numerics.exponential import scale
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_sum
+from refloss.kernels.boxes.loop import COORDINATES, BoxLoop, Distances
+from refloss.numerics.bits import float64_from_bits, fma
+from refloss.numerics.pairs import add, fast_two_sum, multiply, negate, pair, product, rounded, two_sum
 from refloss.numerics.sums import exponent_of
 
 Pair = tuple[float, float]
@@ -58,7 +58,9 @@ Pair = tuple[float, float]
 NOTHING = 2.0**-97
 # Coordinates within these have halves that are exact, and sums that do not overflow.
 _LEAST, _MOST = 2.0**-900, 2.0**1020
-_RAISED, _LOWERED = 100, -4
+_RAISED, _LOWERED = 2.0**100, 2.0**-4
+# The exponents of units: powers of two with these are normal numbers, minus or not.
+_FARTHEST = 1000
 
 
 class Interval(NamedTuple):
@@ -70,7 +72,7 @@ class Interval(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Two intervals a and b: lengths in units of 2^unit, and how they change with the ends of a."""
+    """Two intervals a and b: lengths in a unit, and how they change with the ends of a."""
 
     length: Pair  # of a
     other: Pair  # of b
@@ -81,7 +83,8 @@ class Side(NamedTuple):
     apart: bool
     flat: bool  # whether a has no length
     other_flat: bool
-    unit: int
+    per_unit: float  # a power of two: what lengths are multiplied by, after
+    raised: float  # another one, for coordinates near the ends of float64
     common_low: float  # ∂common/∂a.low
     common_high: float
     around_low: float  # ∂around/∂a.low
@@ -98,149 +101,8 @@ class Overlap(NamedTuple):
     other: Pair  # B
     both: Pair  # A + B
     union: Pair
-    of_union: Pair  # 1/U², 0 where boxes are apart
+    of_union: Pair  # 1/U, 0 where boxes are apart
     of_around: Pair  # 1/E
-
-
-@jit.helper
-def subtract(a, b):
-    """Difference of two pairs."""
-    return add(a, negate(b))
-
-
-@jit.helper
-def _remainder(a, b):
-    """a + b; 0 where only the errors of a and b are left of it."""
-    high, low = add(a, b)
-    nothing = abs(high) < NOTHING * (abs(a[0]) + abs(b[0]))
-    return 0.0 if nothing else high, 0.0 if nothing else low
-
-
-@jit.helper
-def _part(factor, a):
-    """A multiple of 1/4 times a pair."""
-    return factor * a[0], factor * a[1]
-
-
-@jit.helper
-def _scaled(a, exponent):
-    return scale(a[0], exponent), scale(a[1], exponent)
-
-
-@jit.helper
-def _positive(a):
-    """max(0, a)."""
-    return (a[0], a[1]) if a[0] > 0.0 else (0.0, 0.0)
-
-
-@jit.helper
-def _interval(first, second, centered):
-    """A box's extent on an axis: from centre and size, or from both ends."""
-    if centered:
-        return Interval(two_sum(first, -0.5 * second), two_sum(first, 0.5 * second), pair(second))
-    return Interval(pair(first), pair(second), two_sum(second, -first))
-
-
-@jit.helper
-def _bracket(difference):
-    """[difference > 0], ½ at 0."""
-    return 1.0 if difference[0] > 0.0 else (0.5 if difference[0] == 0.0 else 0.0)
-
-
-@jit.helper
-def _common(a, b, low, high):
-    """The length of the intersection, negative where there is none; a box's own length where it is inside the other."""
-    if low[0] >= 0.0 and high[0] <= 0.0:
-        return a.length
-    if low[0] <= 0.0 and high[0] >= 0.0:
-        return b.length
-    return subtract(a.high if high[0] < 0.0 else b.high, a.low if low[0] > 0.0 else b.low)
-
-
-@jit.helper
-def _around(a, b, low, high):
-    """The length of the smallest interval around both."""
-    if low[0] <= 0.0 and high[0] >= 0.0:
-        return a.length
-    if low[0] >= 0.0 and high[0] <= 0.0:
-        return b.length
-    return subtract(a.high if high[0] > 0.0 else b.high, a.low if low[0] < 0.0 else b.low)
-
-
-@jit.helper
-def _side(a, b, raised):
-    """Two intervals on one axis, whose numbers are 2^raised times too large."""
-    low, high = subtract(a.low, b.low), subtract(a.high, b.high)
-    inner, outer = _common(a, b, low, high), _around(a, b, low, high)
-    apart = inner[0] < 0.0
-    reach = 0.0 if apart else 1.0
-    beyond = a.length if apart else add(_positive(negate(low)), _positive(high))
-    other_beyond = b.length if apart else add(_positive(low), _positive(negate(high)))
-    unit = exponent_of(outer[0])
-    return Side(
-        length=_scaled(a.length, -unit),
-        other=_scaled(b.length, -unit),
-        common=pair(0.0) if apart else _scaled(inner, -unit),
-        around=_scaled(outer, -unit),
-        beyond=_scaled(beyond, -unit),
-        other_beyond=_scaled(other_beyond, -unit),
-        apart=apart,
-        flat=a.length[0] == 0.0,
-        other_flat=b.length[0] == 0.0,
-        unit=unit - raised,
-        common_low=-reach * _bracket(low),
-        common_high=reach * _bracket(negate(high)),
-        around_low=-_bracket(negate(low)),
-        around_high=_bracket(high),
-    )
-
-
-@jit.helper
-def side(a, b, axis, centered):
-    """Both boxes on one axis."""
-    largest = max(max(abs(a[axis]), abs(a[axis + 2])), max(abs(b[axis]), abs(b[axis + 2])))
-    raised = _RAISED if largest < _LEAST else (_LOWERED if largest > _MOST else 0)
-    first, second = scale(a[axis], raised), scale(a[axis + 2], raised)
-    of_a = _interval(first, second, centered)
-    first, second = scale(b[axis], raised), scale(b[axis + 2], raised)
-    return _side(of_a, _interval(first, second, centered), raised)
-
-
-@jit.helper
-def _area_beyond(x_beyond, y_length, x_common, y_beyond):
-    """What a box covers beyond the intersection."""
-    return add(multiply(x_beyond, y_length), multiply(x_common, y_beyond))
-
-
-@jit.helper
-def overlap(x, y):
-    """IoU and GIoU of two boxes from their two sides."""
-    apart = x.apart or y.apart
-    common, around = multiply(x.common, y.common), multiply(x.around, y.around)
-    other = multiply(x.other, y.other)
-    rest = add(
-        _area_beyond(x.beyond, y.length, x.common, y.beyond),
-        _area_beyond(x.other_beyond, y.other, x.common, y.other_beyond),
-    )
-    union = add(common, rest)
-    meeting = add(multiply(x.beyond, y.other_beyond), multiply(x.other_beyond, y.beyond))
-    uncovered = divide(subtract(around, union) if apart else meeting, around)
-    iou, iou_loss = divide(common, union), divide(rest, union)
-    if apart:
-        # What is too small for its unit is not nothing.
-        nothing = (x.flat or y.flat) and (x.other_flat or y.other_flat)
-        iou, iou_loss = pair(np.nan if nothing else 0.0), pair(np.nan if nothing else 1.0)
-    return Overlap(
-        iou=iou,
-        giou=_remainder(iou, negate(uncovered)),
-        iou_loss=iou_loss,
-        giou_loss=add(iou_loss, uncovered),
-        other=other,
-        both=add(multiply(x.length, y.length), other),
-        union=union,
-        of_union=pair(0.0 * iou[0]) if apart else divide(pair(1.0), multiply(union, union)),
-        of_around=divide(pair(1.0), around),
-    )
 
 
 class Factors(NamedTuple):
@@ -251,42 +113,196 @@ class Factors(NamedTuple):
     covered: Pair  # u·h + B
     wider: Pair  # Y
     taller: Pair  # v·e_w
-    of_iou: Pair  # i_h/U²
+    of_iou: Pair  # i_h/U
     of_around: Pair  # 1/(E·e_w)
 
 
-@jit.helper
-def _factors(along, across, both):
-    taller = subtract(across.length, across.other)
-    beyond, inside = multiply(along.beyond, across.length), multiply(along.common, across.length)
-    common = multiply(along.common, across.other_beyond)
-    if along.apart:
-        wider = _remainder(multiply(across.length, subtract(along.around, along.length)), negate(both.other))
-    else:
-        wider = _remainder(multiply(along.other_beyond, taller), negate(common))
-    difference = negate(multiply(along.common, taller))
-    return Factors(
-        inside=inside,
-        crossing=_remainder(add(beyond, multiply(along.other_beyond, across.other)), difference),
-        covered=add(beyond, both.other),
-        wider=wider,
-        taller=multiply(across.beyond, along.around),
-        of_iou=multiply(both.of_union, across.common),
-        of_around=divide(both.of_around, along.around),
+@jit.scalar
+def _add(a, b):
+    """Sum of two pairs, finite ones, as numerics.pairs.add: there are many in a chain."""
+    high, low = two_sum(a[0], b[0])
+    tail, tail_low = two_sum(a[1], b[1])
+    high, low = fast_two_sum(high, low + tail)
+    return fast_two_sum(high, low + tail_low)
+
+
+@jit.scalar
+def _subtract(a, b):
+    """Difference of two pairs."""
+    return _add(a, negate(b))
+
+
+@jit.scalar
+def _times(a, b):
+    """Product of two pairs."""
+    high, low = product(a, b)
+    return fast_two_sum(high, low)
+
+
+@jit.scalar
+def _over(a, b):
+    """Quotient of two pairs."""
+    high = a[0] / b[0]
+    rest = fma(-high, b[0], a[0]) + fma(-high, b[1], a[1])
+    return fast_two_sum(high, rest / b[0])
+
+
+@jit.scalar
+def _remainder(a, b):
+    """a + b; 0 where only the errors of a and b are left of it."""
+    high, low = _add(a, b)
+    nothing = abs(high) < NOTHING * (abs(a[0]) + abs(b[0]))
+    return 0.0 if nothing else high, 0.0 if nothing else low
+
+
+@jit.scalar
+def _part(factor, a):
+    """A multiple of 1/4, or a power of two, times a pair."""
+    return factor * a[0], factor * a[1]
+
+
+@jit.scalar
+def _either(condition, a, b):
+    return (a[0] if condition else b[0]), (a[1] if condition else b[1])
+
+
+@jit.scalar
+def _positive(a):
+    """max(0, a)."""
+    return _either(a[0] > 0.0, a, pair(0.0))
+
+
+@jit.scalar
+def _interval(first, second, raised, centered):
+    """A box's extent on an axis: from centre and size, or from both ends."""
+    first, second = raised * first, raised * second
+    half = 0.5 * second
+    low = _either(centered, two_sum(first, -half), pair(first))
+    high = _either(centered, two_sum(first, half), pair(second))
+    return Interval(low, high, _either(centered, pair(second), two_sum(second, -first)))
+
+
+@jit.scalar
+def _bracket(difference):
+    """[difference > 0], ½ at 0."""
+    return 1.0 if difference[0] > 0.0 else (0.5 if difference[0] == 0.0 else 0.0)
+
+
+@jit.scalar
+def _length(a, b, of_a, of_b, from_a, to_a):
+    """The length from an end of a or of b to another one; a box's own where both may be taken of one box."""
+    between = _subtract(_either(to_a, a.high, b.high), _either(from_a, a.low, b.low))
+    return _either(of_a, a.length, _either(of_b, b.length, between))
+
+
+@jit.scalar
+def _side(a, b, raised):
+    """Two intervals on one axis, whose numbers are raised."""
+    low, high = _subtract(a.low, b.low), _subtract(a.high, b.high)
+    a_inside, b_inside = low[0] >= 0.0 and high[0] <= 0.0, low[0] <= 0.0 and high[0] >= 0.0
+    inner = _length(a, b, a_inside, b_inside, low[0] > 0.0, high[0] < 0.0)
+    outer = _length(a, b, b_inside, a_inside, low[0] < 0.0, high[0] > 0.0)
+    apart = inner[0] < 0.0
+    reach = 0.0 if apart else 1.0
+    beyond = _either(apart, a.length, _add(_positive(negate(low)), _positive(high)))
+    other_beyond = _either(apart, b.length, _add(_positive(low), _positive(negate(high))))
+    unit = min(max(exponent_of(outer[0]), -_FARTHEST), _FARTHEST)
+    per_unit = float64_from_bits((1023 - unit) << 52)
+    return Side(
+        length=_part(per_unit, a.length),
+        other=_part(per_unit, b.length),
+        common=_either(apart, pair(0.0), _part(per_unit, inner)),
+        around=_part(per_unit, outer),
+        beyond=_part(per_unit, beyond),
+        other_beyond=_part(per_unit, other_beyond),
+        apart=apart,
+        flat=a.length[0] == 0.0,
+        other_flat=b.length[0] == 0.0,
+        per_unit=per_unit,
+        raised=raised,
+        common_low=-reach * _bracket(low),
+        common_high=reach * _bracket(negate(high)),
+        around_low=-_bracket(negate(low)),
+        around_high=_bracket(high),
     )
 
 
-@jit.helper
+@jit.scalar
+def _side_of(a_first, a_second, b_first, b_second, centered):
+    """Both boxes on one axis."""
+    largest = max(abs(a_first), abs(a_second), abs(b_first), abs(b_second))
+    raised = _RAISED if largest < _LEAST else (_LOWERED if largest > _MOST else 1.0)
+    a, b = _interval(a_first, a_second, raised, centered), _interval(b_first, b_second, raised, centered)
+    return _side(a, b, raised)
+
+
+@jit.scalar
+def _area_beyond(x_beyond, y_length, x_common, y_beyond):
+    """What a box covers beyond the intersection."""
+    return _add(_times(x_beyond, y_length), _times(x_common, y_beyond))
+
+
+@jit.scalar
+def _overlap(x, y):
+    """IoU and GIoU of two boxes from their two sides."""
+    apart = x.apart or y.apart
+    common, around = _times(x.common, y.common), _times(x.around, y.around)
+    other = _times(x.other, y.other)
+    rest = _add(
+        _area_beyond(x.beyond, y.length, x.common, y.beyond),
+        _area_beyond(x.other_beyond, y.other, x.common, y.other_beyond),
+    )
+    union = _add(common, rest)
+    meeting = _add(_times(x.beyond, y.other_beyond), _times(x.other_beyond, y.beyond))
+    of_union, of_around = _over(pair(1.0), union), _over(pair(1.0), around)
+    uncovered = _over(_either(apart, _subtract(around, union), meeting), around)
+    # What is too small for its unit is not nothing.
+    nothing = np.nan if (x.flat or y.flat) and (x.other_flat or y.other_flat) else 0.0
+    iou = _either(apart, pair(nothing), _over(common, union))
+    iou_loss = _either(apart, pair(1.0 + nothing), _over(rest, union))
+    return Overlap(
+        iou=iou,
+        giou=_remainder(iou, negate(uncovered)),
+        iou_loss=iou_loss,
+        giou_loss=_add(iou_loss, uncovered),
+        other=other,
+        both=_add(_times(x.length, y.length), other),
+        union=union,
+        of_union=_either(apart, pair(nothing), of_union),
+        of_around=of_around,
+    )
+
+
+@jit.scalar
+def _factors(along, across, both):
+    shorter = _subtract(across.length, across.other)
+    beyond, inside = _times(along.beyond, across.length), _times(along.common, across.length)
+    # Of Y: a product, and another one that is taken off.
+    length = _either(along.apart, across.length, along.other_beyond)
+    width = _either(along.apart, _subtract(along.around, along.length), shorter)
+    taken = _either(along.apart, both.other, _times(along.common, across.other_beyond))
+    rest = _add(beyond, _times(along.other_beyond, across.other))
+    return Factors(
+        inside=inside,
+        crossing=_remainder(rest, negate(_times(along.common, shorter))),
+        covered=_add(beyond, both.other),
+        wider=_remainder(_times(length, width), negate(taken)),
+        taller=_times(across.beyond, along.around),
+        of_iou=_times(both.of_union, across.common),
+        of_around=_over(both.of_around, along.around),
+    )
+
+
+@jit.scalar
 def _iou_slope(known, both, of_length, of_common):
     """N from σ and s."""
-    if of_length == 0.0:
-        return _part(-of_common, both.both)
-    if of_common == of_length:
-        return _part(-of_length, known.covered)
-    return _remainder(_part(of_length - 2.0 * of_common, known.inside), _part(-of_common, known.crossing))
+    whole, first, second = of_length == of_common, of_length - 2.0 * of_common, -of_common
+    general = _remainder(_part(first, known.inside), _part(second, known.crossing))
+    special = _part(second, _either(of_length == 0.0, both.both, known.covered))
+    return _either(whole or of_length == 0.0, special, general)
 
 
-@jit.helper
+@jit.scalar
 def _around_slope(known, both, of_length, of_common, of_around):
     """M from σ, s and r."""
     wider = _part(of_length - of_common, known.wider)
@@ -294,68 +310,73 @@ def _around_slope(known, both, of_length, of_common, of_around):
     return _remainder(apart, _part(of_common, known.taller))
 
 
-@jit.helper
-def _slope(known, both, lengths, coefficients, unit, sign):
-    """The gradient of a coordinate, given the derivatives σ, s and r of lengths, and that of the L1 distance."""
-    of_iou = multiply(_iou_slope(known, both, lengths[0], lengths[1]), known.of_iou)
-    of_around = multiply(_around_slope(known, both, lengths[0], lengths[1], lengths[2]), known.of_around)
-    of_giou = _remainder(of_iou, negate(of_around))
-    overlaps = _remainder(multiply(of_iou, _coefficient(coefficients, 1)), multiply(of_giou, _coefficient(coefficients, 2)))
-    high, low = _remainder(_scaled(overlaps, -unit), multiply(pair(sign), _coefficient(coefficients, 0)))
-    # Errors must not stand where a short number, perhaps a tie of a format, has nothing.
-    return high, low if abs(low) > NOTHING * abs(high) else 0.0
-
-
-@jit.helper
-def _coefficient(coefficients, k):
-    return coefficients[0, k], coefficients[1, k]
-
-
-@jit.helper
+@jit.scalar
 def _sign(difference):
     # NaN is handed on.
     return 1.0 if difference > 0.0 else (-1.0 if difference < 0.0 else difference)
 
 
-@jit.helper
-def _axis_gradient(a, b, axis, known, both, along, coefficients, centered, gradient):
+@jit.scalar
+def _slope(known, both, lengths, along, cotangents, difference):
+    """The gradient of a coordinate, given the derivatives σ, s and r of lengths; difference is of L1."""
+    share = _times(_iou_slope(known, both, lengths[0], lengths[1]), both.of_union)
+    of_iou = _times(share, known.of_iou)
+    of_around = _times(_around_slope(known, both, lengths[0], lengths[1], lengths[2]), known.of_around)
+    of_giou = _remainder(of_iou, negate(of_around))
+    overlaps = _remainder(multiply(of_iou, cotangents.iou), multiply(of_giou, cotangents.giou))
+    overlaps = _part(along.raised, _part(along.per_unit, overlaps))
+    high, low = add(overlaps, multiply(pair(_sign(difference)), cotangents.l1))
+    high = 0.0 if abs(high) < NOTHING * abs(cotangents.l1[0]) else high
+    # Errors must not stand where a short number, perhaps a tie of a format, has nothing.
+    return high, low if abs(low) > NOTHING * abs(high) else 0.0
+
+
+@jit.scalar
+def _axis_gradient(a, b, known, both, along, cotangents, centered):
     """The gradient of the two numbers that a box has on an axis."""
     s, r = (along.common_low, along.common_high), (along.around_low, along.around_high)
-    if centered:
-        first = (0.0, s[0] + s[1], r[0] + r[1])
-        second = (1.0, 0.5 * (s[1] - s[0]), 0.5 * (r[1] - r[0]))
-    else:
-        first, second = (-1.0, s[0], r[0]), (1.0, s[1], r[1])
-    for k in range(2):
-        i = axis + 2 * k
-        lengths = second if k else first
-        gradient[0, i], gradient[1, i] = _slope(
-            known, both, lengths, coefficients, along.unit, _sign(a[i] - b[i])
-        )
+    first = (
+        0.0 if centered else -1.0,
+        s[0] + s[1] if centered else s[0],
+        r[0] + r[1] if centered else r[0],
+    )
+    second = (1.0, 0.5 * (s[1] - s[0]) if centered else s[1], 0.5 * (r[1] - r[0]) if centered else r[1])
+    return (
+        _slope(known, both, first, along, cotangents, a[0] - b[0]),
+        _slope(known, both, second, along, cotangents, a[1] - b[1]),
+    )
 
 
-@jit.helper
-def _compare(a, b, coefficients, centered, with_gradient, distances, index, gradient):
-    """A pair of boxes: its distances, L1 of the coordinates among them, and the gradient for the first."""
-    x, y = side(a, b, 0, centered), side(a, b, 1, centered)
-    both = overlap(x, y)
-    total = pair(0.0)
+@jit.scalar
+def _distance(a, b):
+    """|a − b| as a pair."""
+    high, low = two_sum(a, -b)
+    return (high, low) if high >= 0.0 else (-high, -low)
+
+
+@jit.scalar
+def _compare(a, b, cotangents, centered):
+    """A pair of boxes, each a tuple of four: its distances, L1 of the coordinates among them, and a's gradient."""
+    x, y = _side_of(a[0], a[2], b[0], b[2], centered), _side_of(a[1], a[3], b[1], b[3], centered)
+    both = _overlap(x, y)
+    l1 = add(add(_distance(a[0], b[0]), _distance(a[1], b[1])), add(_distance(a[2], b[2]), _distance(a[3], b[3])))
     # What is not finite has no overlap, whatever the formulas make of it.
     undefined = 0.0
     for k in range(COORDINATES):
-        high, low = two_sum(a[k], -b[k])
-        total = add(total, (high, low) if high >= 0.0 else (-high, -low))
         undefined += 0.0 * a[k] + 0.0 * b[k]
-    distances.l1[index] = rounded(total)
-    distances.iou[index], distances.iou_low[index] = both.iou[0] + undefined, both.iou[1]
-    distances.giou[index] = rounded(both.giou) + undefined
-    distances.iou_loss[index] = rounded(both.iou_loss) + undefined
-    distances.giou_loss[index] = rounded(both.giou_loss) + undefined
-    if with_gradient:
-        _axis_gradient(a, b, 0, _factors(x, y, both), both, x, coefficients, centered, gradient)
-        _axis_gradient(a, b, 1, _factors(y, x, both), both, y, coefficients, centered, gradient)
-        for k in range(COORDINATES):
-            gradient[0, k] += undefined
+    along_x = _axis_gradient((a[0], a[2]), (b[0], b[2]), _factors(x, y, both), both, x, cotangents, centered)
+    along_y = _axis_gradient((a[1], a[3]), (b[1], b[3]), _factors(y, x, both), both, y, cotangents, centered)
+    distances = Distances(
+        l1=rounded(l1),
+        iou=both.iou[0] + undefined,
+        iou_low=both.iou[1],
+        giou=rounded(both.giou) + undefined,
+        iou_loss=rounded(both.iou_loss) + undefined,
+        giou_loss=rounded(both.giou_loss) + undefined,
+    )
+    # 0 takes the sign of a zero away.
+    high = (along_x[0][0] + undefined, along_y[0][0] + undefined, along_x[1][0] + undefined, along_y[1][0] + undefined)
+    return distances, high, (along_x[0][1], along_y[0][1], along_x[1][1], along_y[1][1])
 
 
 LOOP = BoxLoop("boxes", _compare)
