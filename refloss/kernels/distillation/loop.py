@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, load_rows, load_strided, row_offset, save
+from refloss.kernels.rows import load, load_rows, load_strided, row_offset, save, save_strided
 from refloss.kernels.softmax.split import scan
 from refloss.numerics.exponential import logistic
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
-from refloss.numerics.pairs import two_sum
 
 ROWS = 128
 # Sums of a vector of rows begin at different offsets from a page.
@@ -28,22 +27,20 @@ LANES = (8, ROWS + 8)
 class DistillationLoop(jit.Description):
     """The scalars of a divergence of softened rows.
 
-    soften(value, highest) is e^((value − highest)/T), larger(value, highest) hands NaN on. with_reference(x, y, t,
-    best, reference) keeps the highest t and the distance of its logits, a pair; with_mean(x, y, t, reference, mean,
-    spread) is the distance of two logits from that one, and the sums with t times it and t times its magnitude;
-    with_excess(distance, t, mean, total) is t·(e^z − 1), and the total Φ with t·(e^z − 1 − z); divergence(Φ) is KL and
-    1/(1 + Φ); slope(growth, t, Φ, inverse, coefficient) is the gradient. Where is_close(growth, t, Φ, spread),
-    accurate(x, y) computes s − t of the row again, in place of x; where Φ is not below largest, plain(x, y, t) is KL,
-    and x becomes s − t.
+    soften(value, highest) is e^((value − highest)/T), larger(value, highest) hands NaN on. distance(x, y) is that of
+    two logits, a pair; with_mean(x, y, t, reference, mean, spread) is what it is beyond that of the reference, and the
+    sums with t times it and t times its magnitude; with_excess(beyond, t, mean, total) is t·(e^z − 1), and the total Φ
+    with t·(e^z − 1 − z); divergence(Φ, spread) is KL, 1/(1 + Φ) and a limit; slope(growth, t, Φ, inverse, coefficient,
+    limit) is the gradient, and whether too little is left of it: then accurate(x, y) computes s − t of the row again,
+    in place of x. Where Φ is not below largest, plain(x, y, t) is KL, and x becomes s − t.
     """
 
     larger: Callable[..., Any]
     soften: Callable[..., Any]
-    with_reference: Callable[..., Any]
+    distance: Callable[..., Any]
     with_mean: Callable[..., Any]
     with_excess: Callable[..., Any]
     divergence: Callable[..., Any]
-    is_close: Callable[..., Any]
     slope: Callable[..., Any]
     accurate: Callable[..., Any]
     plain: Callable[..., Any]
@@ -55,6 +52,7 @@ class Teacher(NamedTuple):
 
     logits: np.ndarray  # [C, R] float64
     probabilities: np.ndarray  # [C, R] float64: softmax(logits/T)
+    surest: np.ndarray  # [R] int64: a class of the highest logit
 
 
 class RowWeights(NamedTuple):
@@ -72,11 +70,11 @@ def teach(loop: DistillationLoop) -> Any:
     larger, soften = loop.larger, loop.soften
 
     @functools.partial(jit.helper, name=loop.name)
-    def softmax(logits, probabilities, highest, total, total_low):
-        """The softmax of logits/T class by class, [C, n]."""
+    def softmax(logits, probabilities, surest, highest, total):
+        """The softmax of logits/T class by class, [C, n], and a class of the highest logit."""
+        surest[:] = 0
         highest[:] = -np.inf
         total[:] = 0.0
-        total_low[:] = 0.0
         for c in range(logits.shape[0]):
             row = logits[c]
             for k in range(row.size):
@@ -84,13 +82,13 @@ def teach(loop: DistillationLoop) -> Any:
         for c in range(logits.shape[0]):
             row, out = logits[c], probabilities[c]
             for k in range(row.size):
+                surest[k] = c if row[k] == highest[k] else surest[k]
                 out[k] = soften(row[k], highest[k])
-                total[k], low = two_sum(total[k], out[k])
-                total_low[k] += low
+                total[k] += out[k]
         for c in range(logits.shape[0]):
             out = probabilities[c]
             for k in range(out.size):
-                out[k] /= total[k] + total_low[k]
+                out[k] /= total[k]
 
     def rows(logits, teacher, scratch, first, last):
         """The teacher of rows first ... last."""
@@ -98,12 +96,9 @@ def teach(loop: DistillationLoop) -> Any:
             stop = min(start + ROWS, last)
             for c in range(logits.classes):
                 load(logits, start, teacher.logits[c, start:stop], c * logits.class_stride)
-            highest, total, total_low = (
-                scratch[0, : stop - start],
-                scratch[1, : stop - start],
-                scratch[2, : stop - start],
-            )
-            softmax(teacher.logits[:, start:stop], teacher.probabilities[:, start:stop], highest, total, total_low)
+            part = teacher.logits[:, start:stop], teacher.probabilities[:, start:stop], teacher.surest[start:stop]
+            sums = scratch[:, : stop - start]
+            softmax(part[0], part[1], part[2], sums[0], sums[1])
 
     return jit.kernel(rows, loop.name)
 
@@ -139,19 +134,20 @@ def _add_rows(x, offsets, added):
 class Lanes(NamedTuple):
     """A vector of rows: what their classes add up to."""
 
-    best: np.ndarray
     reference: np.ndarray
     reference_low: np.ndarray
     means: np.ndarray
     spreads: np.ndarray
     totals: np.ndarray
     inverses: np.ndarray
+    limits: np.ndarray
     close: np.ndarray  # how many classes are
 
 
 @jit.helper
 def _lanes(scratch, count):
-    lanes = Lanes(
+    scratch[:, :count] = 0.0
+    return Lanes(
         scratch[0, :count],
         scratch[1, :count],
         scratch[2, :count],
@@ -161,33 +157,18 @@ def _lanes(scratch, count):
         scratch[6, :count],
         scratch[7, :count],
     )
-    scratch[:, :count] = 0.0
-    lanes.best[:] = -1.0
-    return lanes
 
 
-def _sums(loop: DistillationLoop) -> Any:
-    """What adds a class of some rows to their lanes, in three rounds."""
-    with_reference, with_mean, with_excess, is_close = (
-        loop.with_reference,
-        loop.with_mean,
-        loop.with_excess,
-        loop.is_close,
-    )
+def _divergences(loop: DistillationLoop) -> Any:
+    """KL(t ‖ s) of some rows; into x and the lanes what their slopes are made of."""
+    largest, plain, divergence = loop.largest, loop.plain, loop.divergence
+    distance, with_mean, with_excess = loop.distance, loop.with_mean, loop.with_excess
 
     @functools.partial(jit.helper, name=loop.name)
-    def find_reference(x, y, t, lanes):
-        best, reference, reference_low = lanes.best, lanes.reference, lanes.reference_low
+    def add_means(x, y, t, reference, reference_low, means, spreads):
         for k in range(x.size):
             known = (reference[k], reference_low[k])
-            best[k], (reference[k], reference_low[k]) = with_reference(x[k], y[k], t[k], best[k], known)
-
-    @functools.partial(jit.helper, name=loop.name)
-    def add_means(x, y, t, lanes):
-        means, spreads = lanes.means, lanes.spreads
-        for k in range(x.size):
-            reference = (lanes.reference[k], lanes.reference_low[k])
-            x[k], means[k], spreads[k] = with_mean(x[k], y[k], t[k], reference, means[k], spreads[k])
+            x[k], means[k], spreads[k] = with_mean(x[k], y[k], t[k], known, means[k], spreads[k])
 
     @functools.partial(jit.helper, name=loop.name)
     def add_excess(x, t, means, totals):
@@ -195,79 +176,79 @@ def _sums(loop: DistillationLoop) -> Any:
             x[k], totals[k] = with_excess(x[k], t[k], means[k], totals[k])
 
     @functools.partial(jit.helper, name=loop.name)
-    def count_close(x, t, lanes):
-        for k in range(x.size):
-            lanes.close[k] += 1.0 if is_close(x[k], t[k], lanes.totals[k], lanes.spreads[k]) else 0.0
-
-    return find_reference, add_means, add_excess, count_close
-
-
-def _divergences(loop: DistillationLoop) -> Any:
-    """KL(t ‖ s) of some rows; into the lanes and the scratch what their slopes are made of."""
-    largest, plain, accurate, divergence = loop.largest, loop.plain, loop.accurate, loop.divergence
-    find_reference, add_means, add_excess, count_close = _sums(loop)
-
-    @functools.partial(jit.helper, name=loop.name)
-    def again(logits, teacher, row, x, values, k, lanes):
-        """The row of a lane by itself: x is s − t then."""
-        y = teacher.logits[:, row]
-        distances = np.empty(logits.classes)
-        load_strided(logits, row_offset(logits, row), logits.class_stride, distances)
-        if lanes.totals[k] < largest:
-            accurate(distances, y)
-        else:
-            values[k] = plain(distances, y, teacher.probabilities[:, row])
-        x[: distances.size, k] = distances
-        lanes.totals[k], lanes.inverses[k] = 0.0, 1.0
-
-    @functools.partial(jit.helper, name=loop.name)
-    def divergences(logits, teacher, start, x, lanes, values, with_gradient):
+    def divergences(logits, teacher, start, x, lanes, values):
         stop = start + values.size
-        y, t = teacher.logits[:, start:stop], teacher.probabilities[:, start:stop]
         for c in range(logits.classes):
             load(logits, start, x[c, : values.size], c * logits.class_stride)
-            find_reference(x[c, : values.size], y[c], t[c], lanes)
+        for k in range(values.size if logits.classes else 0):
+            c = teacher.surest[start + k]
+            lanes.reference[k], lanes.reference_low[k] = distance(x[c, k], teacher.logits[c, start + k])
         for c in range(logits.classes):
-            add_means(x[c, : values.size], y[c], t[c], lanes)
+            y, t = teacher.logits[c, start:stop], teacher.probabilities[c, start:stop]
+            of_row = x[c, : values.size]
+            add_means(of_row, y, t, lanes.reference, lanes.reference_low, lanes.means, lanes.spreads)
         for c in range(logits.classes):
-            add_excess(x[c, : values.size], t[c], lanes.means, lanes.totals)
-        if with_gradient:
-            for c in range(logits.classes):
-                count_close(x[c, : values.size], t[c], lanes)
+            add_excess(x[c, : values.size], teacher.probabilities[c, start:stop], lanes.means, lanes.totals)
         for k in range(values.size):
-            values[k], lanes.inverses[k] = divergence(lanes.totals[k])
+            values[k], lanes.inverses[k], lanes.limits[k] = divergence(lanes.totals[k], lanes.spreads[k])
         for k in range(values.size):
-            if lanes.close[k] > 0.0 or not lanes.totals[k] < largest:
-                again(logits, teacher, start + k, x, values, k, lanes)
+            if not lanes.totals[k] < largest:
+                row = np.empty(logits.classes)
+                load_strided(logits, row_offset(logits, start + k), logits.class_stride, row)
+                values[k] = plain(row, teacher.logits[:, start + k], teacher.probabilities[:, start + k])
+                x[: row.size, k] = row
+                lanes.totals[k], lanes.inverses[k], lanes.limits[k] = 0.0, 1.0, 0.0
 
     return divergences
+
+
+def _correction(loop: DistillationLoop) -> Any:
+    """What writes the gradient of a row again."""
+    accurate = loop.accurate
+
+    @functools.partial(jit.helper, name=loop.name)
+    def correct(logits, gradient, teacher, weights, row):
+        x = np.empty(logits.classes)
+        load_strided(logits, row_offset(logits, row), logits.class_stride, x)
+        accurate(x, teacher.logits[:, row])
+        for c in range(x.size):
+            x[c] *= weights.coefficients[row]
+            if weights.offsets[row] >= 0:
+                x[c] += weights.added[weights.offsets[row], c]
+        save_strided(x, gradient, row_offset(gradient, row), gradient.class_stride)
+
+    return correct
 
 
 @jit.once
 def distil(loop: DistillationLoop) -> Any:
     """The kernel for a layer's rows."""
-    divergences, slope = _divergences(loop), loop.slope
+    divergences, correct, slope = _divergences(loop), _correction(loop), loop.slope
 
     @functools.partial(jit.helper, name=loop.name)
-    def slopes(x, t, totals, inverses, coefficients):
+    def slopes(x, t, totals, inverses, limits, close, coefficients):
         for k in range(x.size):
-            x[k] = slope(x[k], t[k], totals[k], inverses[k], coefficients[k])
+            x[k], is_close = slope(x[k], t[k], totals[k], inverses[k], coefficients[k], limits[k])
+            close[k] += 1.0 if is_close else 0.0
 
     def rows(logits, gradient, teacher, weights, differences, scratch, values, with_gradient, first, last):
         """The loss of each of rows first ... last, into values, and their gradient."""
         for start in range(first, last, ROWS):
             stop = min(start + ROWS, last)
             losses, lanes = values[start:stop], _lanes(scratch, stop - start)
-            divergences(logits, teacher, start, differences, lanes, losses, with_gradient)
+            divergences(logits, teacher, start, differences, lanes, losses)
             for k in range(losses.size):
                 losses[k] = weights.weights[start + k] * losses[k]
             if not with_gradient:
                 continue
             for c in range(logits.classes):
-                x = differences[c, : losses.size]
-                coefficients, probabilities = weights.coefficients[start:stop], teacher.probabilities[c, start:stop]
-                slopes(x, probabilities, lanes.totals, lanes.inverses, coefficients)
+                x, t = differences[c, : losses.size], teacher.probabilities[c, start:stop]
+                coefficients = weights.coefficients[start:stop]
+                slopes(x, t, lanes.totals, lanes.inverses, lanes.limits, lanes.close, coefficients)
                 _add_rows(x, weights.offsets[start:stop], weights.added[:, c])
                 save(x, gradient, start, c * gradient.class_stride)
+            for k in range(losses.size):
+                if lanes.close[k] > 0.0:
+                    correct(logits, gradient, teacher, weights, start + k)
 
     return jit.kernel(rows, loop.name)

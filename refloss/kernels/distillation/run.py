@@ -30,7 +30,8 @@ def teacher_of(loop: DistillationLoop, logits: np.ndarray, backend: str) -> Teac
         return gpu.teacher_of(loop, logits)
     rows = any_rows_of(logits, logits.ndim - 1)
     count = logits.size // max(1, rows.classes)
-    teacher = Teacher(*(np.empty((rows.classes, count)) for _ in Teacher._fields))
+    shape = (rows.classes, count)
+    teacher = Teacher(np.empty(shape), np.empty(shape), np.empty(count, np.int64))
     kernel = teach(loop)
 
     def work(first: int, last: int, scratch: np.ndarray) -> None:

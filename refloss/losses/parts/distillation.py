@@ -37,6 +37,7 @@ from refloss.numerics.exponential import UNDERFLOW, excess, exp_of_negative, log
 from refloss.numerics.pairs import add, divide, negate, pair, rounded, two_sum
 
 TEMPERATURE = 5.0
+_INVERSE = 1.0 / TEMPERATURE
 # From here on the plain formulas: KL is above 460, far from cancelling, and 1/(1 + Φ) is still normal.
 LARGEST = 1e200
 # Rows with an element of which less than this share of its terms is left are computed again: errors of some 2^-51 of
@@ -51,17 +52,17 @@ def _larger(value, highest):
 
 
 @jit.scalar
-def _over_temperature(value, reference):
-    """(value − reference)/T as a pair."""
-    high, low = two_sum(value, -reference)
-    quotient = high / TEMPERATURE
-    return quotient, (fma(-quotient, TEMPERATURE, high) + low) / TEMPERATURE
+def _over_temperature(high, low):
+    """A pair over T as a pair, by a product and what it is off."""
+    quotient = high * _INVERSE
+    return quotient, (fma(-quotient, TEMPERATURE, high) + low) * _INVERSE
 
 
 @jit.scalar
 def _softened(value, highest):
     """e^((value − highest)/T)."""
-    high, low = _over_temperature(value, highest)
+    difference, lost = two_sum(value, -highest)
+    high, low = _over_temperature(difference, lost)
     # exp_of_negative would make a number of NaN.
     return rounded(exp_of_negative(high, low)) if high == high else high
 
@@ -71,14 +72,6 @@ def _distance(x, y):
     """x − y as a pair; 0 for classes that both mask."""
     high, low = two_sum(x, -y)
     return 0.0 if x == y else high, 0.0 if x == y else low
-
-
-@jit.scalar
-def _with_reference(x, y, t, best, reference):
-    """The highest t and the distance of its logits, of those so far and one more."""
-    high, low = _distance(x, y)
-    surer = t > best
-    return (t if surer else best), (high if surer else reference[0], low if surer else reference[1])
 
 
 @jit.scalar
@@ -92,26 +85,21 @@ def _with_mean(x, y, t, reference, mean, spread):
 @jit.scalar
 def _with_excess(far, t, mean, total):
     """t·(e^z − 1), and the total with t·φ(z), z = (d − mean)/T."""
-    growth, beyond = excess((far - mean) / TEMPERATURE)
+    growth, beyond = excess(rounded(_over_temperature(far - mean, 0.0)))
     return t * growth, fma(t, beyond, total)
 
 
 @jit.scalar
-def _divergence(total):
-    """KL(t ‖ s) from Φ, and 1/(1 + Φ)."""
-    return log1p(total), 1.0 / (1.0 + total)
+def _divergence(total, spread):
+    """KL(t ‖ s) from Φ, 1/(1 + Φ), and how small t·(e^z − 1) − t·Φ may be over t before too little of it is left."""
+    return log1p(total), 1.0 / (1.0 + total), CLOSE * (spread / TEMPERATURE + total)
 
 
 @jit.scalar
-def _is_close(growth, t, total, spread):
-    """Whether too little is left of t·(e^z − 1) − t·Φ."""
-    return abs(fma(-t, total, growth)) < CLOSE * (t * (spread / TEMPERATURE + total))
-
-
-@jit.scalar
-def _slope(growth, t, total, inverse, coefficient):
-    """coefficient·(s − t) from t·(e^z − 1)."""
-    return coefficient * (fma(-t, total, growth) * inverse)
+def _slope(growth, t, total, inverse, coefficient, limit):
+    """coefficient·(s − t) from t·(e^z − 1), and whether too little is left of it."""
+    difference = fma(-t, total, growth)
+    return coefficient * (difference * inverse), abs(difference) < limit * t
 
 
 @jit.helper
@@ -164,11 +152,10 @@ LOOP = DistillationLoop(
     "distillation",
     larger=_larger,
     soften=_softened,
-    with_reference=_with_reference,
+    distance=_distance,
     with_mean=_with_mean,
     with_excess=_with_excess,
     divergence=_divergence,
-    is_close=_is_close,
     slope=_slope,
     accurate=_accurate_differences,
     plain=_plain_divergence,
