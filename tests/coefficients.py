@@ -1,4 +1,4 @@
-"""Derive the constants of refloss/numerics/exponential.py and of kernels/softmax/refine.py from their definitions.
+"""Derive the constants of refloss/numerics/exponential.py and of numerics/accurate.py from their definitions.
 
 python -m tests.coefficients
 
@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 
-from refloss.kernels.softmax import refine
-from refloss.numerics import exponential
+from refloss.numerics import accurate, exponential
 
 DIGITS = 80
 # Of the Taylor series below: what is left is less than (1/9)^80, or 10^-76, of the sum.
@@ -121,17 +120,19 @@ def exponential_constants() -> dict[str, float | int]:
             "LN2_SHORT": short,
             "LN2_REST": rest,
             "LN2_REST_LOW": rest_low,
+            "TWO_THIRDS": _in_parts(mpmath.mpf(2) / 3, 2)[0],
+            "TWO_THIRDS_LOW": _in_parts(mpmath.mpf(2) / 3, 2)[1],
             "SQRT_HALF_BITS": int(np.float64(mpmath.sqrt(0.5)).view(np.int64)),
         }
     fitted = [dict(zip(fit.names, map(float, fit.coefficients()), strict=True)) for fit in FITS]
     return logarithms | {name: value for found in fitted for name, value in found.items()}
 
 
-def refine_constants() -> dict[str, float | list[float]]:
-    """The constants of kernels/softmax/refine.py that stand for a real number."""
+def accurate_constants() -> dict[str, float | list[float]]:
+    """The constants of numerics/accurate.py that stand for a real number."""
     with mpmath.workdps(DIGITS):
         lowest = _in_parts(mpmath.log(2), 3)[2]
-        factorials = [_in_parts(1 / mpmath.factorial(k), 2) for k in range(len(refine.INVERSE_FACTORIALS))]
+        factorials = [_in_parts(1 / mpmath.factorial(k), 2) for k in range(len(accurate.INVERSE_FACTORIALS))]
     return {
         "LN2_LOWEST": lowest,
         "INVERSE_FACTORIALS": [high for high, _ in factorials],
@@ -143,7 +144,7 @@ def constants() -> list[tuple[ModuleType, str, Any]]:
     """Module, name and value of every constant that is derived here."""
     return [
         *((exponential, name, value) for name, value in exponential_constants().items()),
-        *((refine, name, value) for name, value in refine_constants().items()),
+        *((accurate, name, value) for name, value in accurate_constants().items()),
     ]
 
 

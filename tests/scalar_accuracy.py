@@ -17,8 +17,8 @@ import numba
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.softmax.refine import exp_accurate
 from refloss.numerics import exponential
+from refloss.numerics.accurate import exp_accurate
 from tests.truth import Pairs, pairs, ulp_errors
 
 PAGE = Path(__file__).parent.parent / "docs" / "numerics.md"

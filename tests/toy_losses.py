@@ -45,7 +45,7 @@ def _log_cosh(x, t, factor, parameters):
     rest = exp(-2.0 * distance)
     slope = (1.0 - rest) / (1.0 + rest)
     slope = slope if difference > 0.0 else -slope
-    return two_sum(distance, log1p(rest) - LN_2), slope, -slope
+    return two_sum(distance, log1p(rest) - LN_2), pair(slope), pair(-slope)
 
 
 LOG_COSH = Loop("log_cosh", _log_cosh)

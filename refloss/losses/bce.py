@@ -6,6 +6,8 @@ torch clamps the logarithms in the value, and takes other derivatives than that 
 
     ∂ℓ/∂p = (p − t) / max(p·(1 − p), 1e-12),    ∂ℓ/∂t = log(1 − p) − log p, not clamped
 
+Near p = 1/2 both logarithms are nearly equal: ∂ℓ/∂t is computed again in pairs.
+
 Torch counterpart: torch.nn.functional.binary_cross_entropy.
 """
 
@@ -20,28 +22,56 @@ from refloss.cases.elements import elements, hard_targets
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
-from refloss.numerics.exponential import log, log1p
-from refloss.numerics.pairs import pair, product, two_sum
+from refloss.numerics.accurate import CLOSE, log_accurate
+from refloss.numerics.exponential import log_pair
+from refloss.numerics.pairs import add, is_below, negate, pair, product, quotient, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, probabilities, weight
 
+# torch's bounds: of a logarithm from below, of p·(1 − p) where it divides.
+_LEAST_LOG, _LEAST_SPREAD = -100.0, 1e-12
+
 
 @jit.scalar
-def _loss(x, t, factor, parameters):
-    log_p, log_rest = log(x), log1p(-x)
-    spread = (1.0 - x) * x
-    for_input = (x - t) / (1e-12 if spread < 1e-12 else spread)
-    for_target = log_rest - log_p
-    log_p = -100.0 if log_p < -100.0 else log_p
-    log_rest = -100.0 if log_rest < -100.0 else log_rest
-    for_positive = product(pair(-t), pair(log_p))
-    for_negative = product(two_sum(t, -1.0), pair(log_rest))
+def _of_logs(x, t, log_p, log_rest):
+    """Value and derivatives from both logarithms."""
+    rest = two_sum(1.0, -x)
+    spread = product(rest, pair(x))
+    for_input = quotient(two_sum(x, -t), pair(_LEAST_SPREAD) if is_below(spread, _LEAST_SPREAD) else spread)
+    for_target = add(log_rest, negate(log_p))
+    for_positive = product(pair(-t), log_p if log_p[0] > _LEAST_LOG else pair(_LEAST_LOG))
+    for_negative = product(two_sum(t, -1.0), log_rest if log_rest[0] > _LEAST_LOG else pair(_LEAST_LOG))
     high, low = two_sum(for_positive[0], for_negative[0])
     return (high, low + (for_positive[1] + for_negative[1])), for_input, for_target
 
 
-LOOP = Loop("bce", _loss)
+@jit.scalar
+def _log(high, low):
+    """The logarithm of a pair in [0, 1], as a pair."""
+    log_high, log_low = log_pair(high, low)
+    return (log_high if high > 0.0 else (-np.inf if high == 0.0 else high)), (log_low if high > 0.0 else 0.0)
+
+
+@jit.scalar
+def _loss(x, t, factor, parameters):
+    rest = two_sum(1.0, -x)
+    return _of_logs(x, t, _log(x, 0.0), _log(rest[0], rest[1]))
+
+
+@jit.scalar
+def _is_close(x, t, factor, parameters, value, for_input, for_target):
+    # Both logarithms are log 2 where they are equal.
+    return False, False, abs(for_target) < CLOSE
+
+
+@jit.helper
+def _accurate(x, t, factor, parameters):
+    rest = two_sum(1.0, -x)
+    return _of_logs(x, t, log_accurate(x, 0.0), log_accurate(rest[0], rest[1]))
+
+
+LOOP = Loop("bce", _loss, _is_close, _accurate)
 
 
 def _magnitudes(p, t, case, unit):

@@ -13,7 +13,8 @@ and for x < 0 the same with p·t and 1 − t exchanged and the derivative negate
 [0, 1], so that a confident element loses no digit; the usual (1 − t)·x + softplus(−x) cancels there. With p = 1,
 ∂ℓ/∂t is −x exactly.
 
-Where a soft target is nearly σ(x), little is left of 1 − t − u·p·t. Such elements are computed again in pairs.
+Where a soft target is nearly σ(x), little is left of 1 − t − u·p·t. Such elements are computed again in pairs, and so
+are those where ∂ℓ/∂t crosses 0 with p between 0 and 1.
 
 Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
 """
@@ -29,9 +30,9 @@ from refloss.cases.elements import elements, sure_logits
 from refloss.device import host
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.maps import sigmoids
-from refloss.kernels.softmax.refine import exp_accurate, is_close
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
+from refloss.numerics.accurate import is_close, logistic_accurate
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import (
@@ -58,9 +59,6 @@ from refloss.specification import (
     weight,
 )
 
-# e^−|x| of a logit beyond this is 0: e^−746 < 2^-1075 (numerics.exponential.UNDERFLOW).
-_NOTHING = 746.0
-
 
 @jit.scalar
 def _value(x, larger, small):
@@ -79,37 +77,50 @@ def _slope(x, larger, smaller, u, inverse):
     whole, whole_low = fast_two_sum(1.0, u[0])
     slope = high * inverse
     rest = fma(-slope, whole, high) + fma(-slope, whole_low + u[1], low)
-    slope = fma(rest, inverse, slope)
-    return slope if x > 0.0 else -slope
+    rest *= inverse
+    return (slope, rest) if x > 0.0 else (-slope, -rest)
+
+
+@jit.scalar
+def _sides(x, factor, t):
+    """p·t and 1 − t: that of the side which x is not on, and the other one."""
+    positive, negative = two_product(factor, t), two_sum(1.0, -t)
+    return (negative, positive) if x > 0.0 else (positive, negative)
 
 
 @jit.scalar
 def unweighted(x, t, factor, parameters):
-    """ℓ as a pair and its derivatives for p = 1; where little is left of ∂ℓ/∂x, accurate_slope is better."""
+    """ℓ and its derivatives for p = 1, pairs; where little is left of ∂ℓ/∂x, accurate_slope is better."""
     u, inverse, small = logistic(x)
-    positive, negative = (t, 0.0), fast_two_sum(1.0, -t)
-    larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
-    return _value(x, larger, small), _slope(x, larger, smaller, u, inverse), -x
+    larger, smaller = _sides(x, 1.0, t)
+    return _value(x, larger, small), _slope(x, larger, smaller, u, inverse), pair(-x)
+
+
+@jit.scalar
+def _for_target(x, factor, small):
+    """∂ℓ/∂t = (p − 1)·log(1 + u) + (p·|x| for x < 0, else −|x|), a pair."""
+    hinge = two_product(-1.0 if x > 0.0 else factor, abs(x))
+    rest = product(two_sum(factor, -1.0), small)
+    high, low = two_sum(hinge[0], rest[0])
+    return high, low + (hinge[1] + rest[1])
 
 
 @jit.scalar
 def _loss_with_factor(x, t, factor, parameters):
     u, inverse, small = logistic(x)
-    positive, negative = two_product(factor, t), two_sum(1.0, -t)
-    larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
-    high, low = two_sum(positive[0], negative[0])
-    value = _value(x, larger, product((high, low + (positive[1] + negative[1])), small))
-    for_target = (factor - 1.0) * (rounded(small) - min(x, 0.0)) - x
-    return value, _slope(x, larger, smaller, u, inverse), for_target
+    larger, smaller = _sides(x, factor, t)
+    high, low = two_sum(larger[0], smaller[0])
+    value = _value(x, larger, product((high, low + (larger[1] + smaller[1])), small))
+    return value, _slope(x, larger, smaller, u, inverse), _for_target(x, factor, small)
 
 
 @jit.helper
 def accurate_slope(x, positive, negative):
     """∂ℓ/∂x for the pairs p·t and 1 − t, however close they make it to 0."""
-    u = exp_accurate(-abs(x), 0.0) if abs(x) < _NOTHING else pair(0.0 if x == x else x)
+    u = logistic_accurate(x).u
     larger, smaller = (negative, positive) if x > 0.0 else (positive, negative)
-    slope = rounded(divide(add(larger, negate(multiply(smaller, u))), add(pair(1.0), u)))
-    return slope if x > 0.0 else -slope
+    slope = divide(add(larger, negate(multiply(smaller, u))), add(pair(1.0), u))
+    return slope if x > 0.0 else negate(slope)
 
 
 @jit.helper
@@ -117,17 +128,23 @@ def soft_target(x, target):
     """ℓ and ∂ℓ/∂x for a target that is a pair; x finite."""
     _, _, small = logistic(x)
     negative = add(pair(1.0), negate(target))
-    return rounded(_value(x, negative if x > 0.0 else target, small)), accurate_slope(x, target, negative)
+    return rounded(_value(x, negative if x > 0.0 else target, small)), rounded(accurate_slope(x, target, negative))
 
 
 @jit.scalar
-def _is_close(x, t, factor, parameters, slope):
-    return is_close(slope, 1.0 - t if x > 0.0 else factor * t)
+def _is_close(x, t, factor, parameters, value, for_input, for_target):
+    # A target outside [0, 1] makes the terms of a value differ in sign.
+    larger = 1.0 - t if x > 0.0 else factor * t
+    hinge = abs(x) if x > 0.0 else factor * x
+    return abs(value) < 0.5 * abs(larger * x), is_close(for_input, larger), is_close(for_target, hinge)
 
 
 @jit.helper
 def _accurate(x, t, factor, parameters):
-    return accurate_slope(x, two_product(factor, t), two_sum(1.0, -t))
+    positive, negative = two_product(factor, t), two_sum(1.0, -t)
+    small = logistic_accurate(x).small
+    value = _value(x, negative if x > 0.0 else positive, multiply(add(positive, negative), small))
+    return value, accurate_slope(x, positive, negative), _for_target(x, factor, small)
 
 
 LOOP = Loop("bce_with_logits", unweighted, _is_close, _accurate)

@@ -17,7 +17,7 @@ from refloss.cases.elements import elements, one_each, weighted
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
-from refloss.numerics.pairs import pair, product, two_sum
+from refloss.numerics.pairs import is_above, negate, pair, product, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.roundoff import STEPS
@@ -25,20 +25,18 @@ from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter,
 
 
 @jit.scalar
-def _value(high, low, delta):
-    if abs(high) <= delta:
-        return product((high, low), (0.5 * high, 0.5 * low))
-    negative = high < 0.0
-    rest, rest_low = two_sum(-high if negative else high, -0.5 * delta)
-    return product((rest, rest_low + (-low if negative else low)), pair(delta))
-
-
-@jit.scalar
 def _loss(x, t, factor, parameters):
     delta = parameters[0]
     high, low = two_sum(x, -t)
-    slope = delta if high > delta else (-delta if high < -delta else high)
-    return _value(high, low, delta), slope, -slope
+    negative = high < 0.0
+    distance = (-high if negative else high, -low if negative else low)
+    beyond = is_above(distance, delta)
+    rest, rest_low = two_sum(distance[0], -0.5 * delta)
+    linear = product((rest, rest_low + distance[1]), pair(delta))
+    square = product(distance, (0.5 * distance[0], 0.5 * distance[1]))
+    edge = -delta if negative else delta
+    slope = (edge if beyond else high, 0.0 if beyond else low)
+    return linear if beyond else square, slope, negate(slope)
 
 
 LOOP = Loop("huber", _loss)

@@ -3,8 +3,10 @@
     target t:               ℓ = t·(log t − x),    ∂ℓ/∂x = −t,      ∂ℓ/∂t = log t + 1 − x
     target u = log t:       ℓ = e^u·(u − x),      ∂ℓ/∂x = −e^u,    ∂ℓ/∂u = e^u·(u − x + 1)
 
-log t is kept as a pair, so that the difference of close distributions keeps its digits. At t = 0 the value is −0·x
-and torch's derivative in t is NaN.
+Where log t and x are close, which is where a student has learnt, log t is computed again in pairs, so that the small
+difference keeps its digits; elements have both signs, and their pairs are summed. With log_target the power of two in
+e^u is applied last: e^u may be too small for a float64 where e^u·(u − x) is not. At t = 0 the value is −0·x and torch's
+derivative in t is NaN.
 
 Torch counterpart: torch.nn.functional.kl_div.
 """
@@ -21,8 +23,9 @@ from refloss.cases.elements import elements, log_targets
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
-from refloss.numerics.exponential import exp, exp_pair, log_pair, scale
-from refloss.numerics.pairs import pair, product, rounded, two_sum
+from refloss.numerics.accurate import is_close, log_accurate
+from refloss.numerics.exponential import exp, exp_pair, log_finely, scale
+from refloss.numerics.pairs import negate, pair, product, settled, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import (
@@ -34,29 +37,73 @@ from refloss.specification import (
     reduction,
 )
 
+# Digits for a value within an ulp are left above this share of the logarithm, which has an error of 2^-62.
+_LEFT = 2.0**-10
+# e^−2000 times the largest float64 is 0, and e^800 times the least difference from 800 infinite.
+_LEAST, _LARGEST = -2000.0, 800.0
+# From here on a power of two is applied in two steps: scale reaches 2^±2040.
+_STEP = 900
+
+
+@jit.scalar
+def _times_power(a, n):
+    """A pair times 2^n, −2900 < n < 2040."""
+    far = n < -2000
+    first = 2.0**-_STEP if far else 1.0
+    n += _STEP if far else 0
+    return scale(a[0] * first, n), scale(a[1] * first, n)
+
 
 @jit.scalar
 def _loss_of_log_target(x, t, factor, parameters):
-    difference = two_sum(t, -x)
-    # e^−800 < 2^-1075, and e^710 > 2^1024.
-    clamped = -800.0 if t < -800.0 else (710.0 if t > 710.0 else t)
+    clamped = _LEAST if t < _LEAST else (_LARGEST if t > _LARGEST else t)
     leading, tail, n = exp_pair(clamped, 0.0)
-    probability = exp(t)
-    value = product((scale(leading, n), scale(tail, n)), difference)
-    return value, -probability, probability * ((t - x) + 1.0)
+    half, half_low = two_sum(0.5 * t, -0.5 * x)
+    value = _times_power(product((leading, tail), (half, half_low)), n + 1)
+    steepened, steepened_low = two_sum(half, 0.5)
+    slope = _times_power(product((leading, tail), (steepened, steepened_low + half_low)), n + 1)
+    probability = _times_power((leading, tail), n)
+    ordinary = abs(t) < np.inf and abs(x) < np.inf
+    plain = exp(t) * (t - x)
+    return (
+        value if ordinary else pair(plain),
+        negate(probability if ordinary else pair(exp(t))),
+        slope if ordinary else pair(exp(t) * ((t - x) + 1.0)),
+    )
+
+
+@jit.scalar
+def _of_log(x, t, log_t):
+    """Value and derivatives from log t."""
+    high, low = two_sum(log_t[0], -x)
+    low += log_t[1]
+    steep, steep_low = two_sum(high, 1.0)
+    return product(pair(t), settled((high, low))), pair(-t), settled((steep, steep_low + low))
 
 
 @jit.scalar
 def _loss_of_target(x, t, factor, parameters):
-    if t > 0.0 and t < np.inf:
-        log_t = log_pair(t, 0.0)
-        high, low = two_sum(log_t[0], -x)
-        return product(pair(t), (high, low + log_t[1])), -t, (rounded(log_t) - x) + 1.0
-    return ((-t * x if t == 0.0 else np.nan * t), 0.0), -t, np.nan
+    value, for_input, for_target = _of_log(x, t, log_finely(t))
+    ordinary = t > 0.0 and t < np.inf
+    plain = -t * x if t == 0.0 else np.nan * t
+    return value if ordinary else pair(plain), for_input, for_target if ordinary else pair(np.nan)
 
 
-LOOP = Loop("kl_div", _loss_of_target)
-LOOP_OF_LOG_TARGET = Loop("kl_div_log_target", _loss_of_log_target)
+@jit.scalar
+def _is_close(x, t, factor, parameters, value, for_input, for_target):
+    # Near log t = x and log t + 1 = x, |x| stands for the logarithm's size.
+    positive = t > 0.0
+    close = positive and is_close(for_target, max(abs(x), 1.0))
+    return positive and abs(value) < _LEFT * abs(t * x), False, close
+
+
+@jit.helper
+def _accurate(x, t, factor, parameters):
+    return _of_log(x, t, log_accurate(t, 0.0))
+
+
+LOOP = Loop("kl_div", _loss_of_target, _is_close, _accurate, signed=True)
+LOOP_OF_LOG_TARGET = Loop("kl_div_log_target", _loss_of_log_target, signed=True)
 
 
 def _magnitudes(x, t, case, unit):

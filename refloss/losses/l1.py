@@ -16,7 +16,7 @@ from refloss.cases.elements import elements, weighted
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
-from refloss.numerics.pairs import two_sum
+from refloss.numerics.pairs import pair, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, values, weight
@@ -27,7 +27,7 @@ def _loss(x, t, factor, parameters):
     high, low = two_sum(x, -t)
     negative = high < 0.0
     slope = (1.0 if x > t else 0.0) - (1.0 if x < t else 0.0)
-    return (-high if negative else high, -low if negative else low), slope, -slope
+    return (-high if negative else high, -low if negative else low), pair(slope), pair(-slope)
 
 
 LOOP = Loop("l1", _loss)

@@ -14,7 +14,7 @@ from refloss.cases.elements import elements, weighted
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
-from refloss.numerics.pairs import product, two_sum
+from refloss.numerics.pairs import negate, product, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, values, weight
@@ -23,10 +23,10 @@ from refloss.specification import REDUCTION, Elementwise, Magnitudes, values, we
 @jit.scalar
 def _loss(x, t, factor, parameters):
     difference = two_sum(x, -t)
-    return product(difference, difference), 2.0 * difference[0], -2.0 * difference[0]
+    return product(difference, difference), difference, negate(difference)
 
 
-LOOP = Loop("mse", _loss)
+LOOP = Loop("mse", _loss, steepness=2.0)
 
 
 def _magnitudes(x, t, case, unit):

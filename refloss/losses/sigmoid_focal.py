@@ -134,7 +134,7 @@ def _loss(x, t, factor, parameters):
     lowered = scale / probability if probability > 0.0 else (0.0 if gamma > 1.0 else 1.0)
     change = gamma * rounded(loss) * ((1.0 - u[0]) * inverse if x < 0.0 else (u[0] - 1.0) * inverse) * lowered
     for_target = weight * (change - x * scale) + (0.0 if alpha < 0.0 else (2.0 * alpha - 1.0) * scale * rounded(loss))
-    return (value, 0.0), (derivative if x <= 0.0 else -derivative), for_target
+    return pair(value), pair(derivative if x <= 0.0 else -derivative), pair(for_target)
 
 
 LOOP = Loop("sigmoid_focal", _loss)

@@ -17,28 +17,26 @@ from refloss.cases.elements import elements, one_each
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
-from refloss.numerics.pairs import divide, pair, product, two_sum
+from refloss.numerics.pairs import is_below, negate, pair, product, quotient, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, values
 
 
 @jit.scalar
-def _value(high, low, beta):
-    if abs(high) < beta:
-        return divide(product((high, low), (0.5 * high, 0.5 * low)), pair(beta))
-    negative = high < 0.0
-    rest, rest_low = two_sum(-high if negative else high, -0.5 * beta)
-    return rest, rest_low + (-low if negative else low)
-
-
-@jit.scalar
 def _loss(x, t, factor, parameters):
     beta = parameters[0]
-    d, low = two_sum(x, -t)
-    slope = (1.0 if d > 0.0 else 0.0) - (1.0 if d < 0.0 else 0.0)
-    slope = d / beta if abs(d) < beta or (d != d and beta > 0.0) else slope
-    return _value(d, low, beta), slope, -slope
+    high, low = two_sum(x, -t)
+    negative = high < 0.0
+    distance = (-high if negative else high, -low if negative else low)
+    inside = is_below(distance, beta) or (high != high and beta > 0.0)
+    share = quotient((high, low), pair(beta))
+    half = (0.5 * high, 0.5 * low)
+    rest, rest_low = two_sum(distance[0], -0.5 * beta)
+    value = product(half, share) if inside else (rest, rest_low + distance[1])
+    sign = (1.0 if high > 0.0 else 0.0) - (1.0 if negative else 0.0)
+    slope = share if inside else pair(sign)
+    return value, slope, negate(slope)
 
 
 LOOP = Loop("smooth_l1", _loss)

@@ -27,13 +27,13 @@ from refloss.cases import boxes as cases
 from refloss.error_model import focal
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
-from refloss.kernels.softmax.refine import is_close
 from refloss.loss import loss
 from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
 from refloss.losses.parts import elementwise
 from refloss.losses.sigmoid_focal import REDUCTIONS, log_probability, power
+from refloss.numerics.accurate import is_close
 from refloss.numerics.exponential import logistic
-from refloss.numerics.pairs import rounded, two_sum
+from refloss.numerics.pairs import pair, scaled, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
@@ -69,17 +69,19 @@ def _loss(x, t, factor, parameters):
     absent, absent_slope = detached_focal(x, alpha, gamma)
     value, slope, _ = unweighted(x, t, factor, parameters)
     is_positive = t > 0.0
-    return (t * rounded(value) if is_positive else absent, 0.0), t * slope if is_positive else absent_slope, 0.0
+    of_value = scaled(value, pair(t)) if is_positive else pair(absent)
+    return of_value, scaled(slope, pair(t)) if is_positive else pair(absent_slope), pair(0.0)
 
 
 @jit.scalar
-def _is_close(x, t, factor, parameters, slope):
-    return t > 0.0 and is_close(slope, t * (1.0 - t if x > 0.0 else t))
+def _is_close(x, t, factor, parameters, value, for_input, for_target):
+    return False, t > 0.0 and is_close(for_input, t * (1.0 - t if x > 0.0 else t)), False
 
 
 @jit.helper
 def _accurate(x, t, factor, parameters):
-    return t * accurate_slope(x, (t, 0.0), two_sum(1.0, -t))
+    slope = scaled(accurate_slope(x, pair(t), two_sum(1.0, -t)), pair(t))
+    return pair(0.0), slope, pair(0.0)
 
 
 LOOP = Loop("varifocal", _loss, _is_close, _accurate)

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from refloss.numerics.sums import DEPOSITS, LIMBS, UNITS, accumulated, deposit
+from refloss.numerics.sums import DEPOSITS, LIMBS, UNITS, accumulated, deposit_all
 
 # A sum, or what divides one: a Fraction, or a float where it is not finite.
 Exact = Fraction | float
@@ -15,15 +15,13 @@ Exact = Fraction | float
 
 def exact_sum(values: np.ndarray) -> Exact:
     """The exact sum of float64 values; a float where one of them is not finite."""
-    total = 0
+    total, special = 0, 0.0
     flat = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
     for start in range(0, flat.size, DEPOSITS):
         limbs = np.zeros(LIMBS, dtype=np.int64)
-        if not deposit(flat[start : start + DEPOSITS], limbs):
-            with np.errstate(invalid="ignore"):
-                return float(np.sum(flat[~np.isfinite(flat)]))
+        special += deposit_all(flat[start : start + DEPOSITS], limbs)
         total += accumulated(limbs)
-    return Fraction(total, UNITS)
+    return Fraction(total, UNITS) if special == 0.0 else special
 
 
 def joined_sum(limbs: list[int], special: list[float]) -> Exact:

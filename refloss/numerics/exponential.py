@@ -36,7 +36,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.numerics.bits import ROUND_TO_INTEGER, float64_bits, float64_from_bits, fma
-from refloss.numerics.pairs import add, fast_two_sum, two_sum
+from refloss.numerics.pairs import add, fast_two_sum, product, two_sum
 
 # The float64 nearest to 1/ln 2; the one nearest to ln 2, and the one nearest to what that leaves.
 LOG2_E = 1.4426950408889634
@@ -88,6 +88,9 @@ L11 = 0.18181795630884753
 L13 = 0.15386240205813478
 L15 = 0.13268759668560612
 L17 = 0.13086767009948175
+# 2/3, the first of Taylor's coefficients of the same, as a pair.
+TWO_THIRDS = 0.6666666666666666
+TWO_THIRDS_LOW = 3.700743415417188e-17
 # U(z²) = (2·artanh(z/2)/z − 1)/z² in z², degree 10, for z² ≤ 4/9; log(1 + u), of logistic, to 2^-58 with it.
 U0 = 0.08333333333333333
 U1 = 0.012499999999999852
@@ -193,6 +196,41 @@ def log_pair(high, low):
     s = top_high / bottom_high
     s_low = ((fma(-s, bottom_high, top_high) + top_low) - s * bottom_low) / bottom_high
     log_f = fast_two_sum(2.0 * s, fma(s, _artanh_series(s * s), 2.0 * s_low))
+
+    k = np.float64(exponent)
+    log_power = fast_two_sum(k * LN2_SHORT, fma(k, LN2_REST, k * LN2_REST_LOW))
+    return add(log_power, log_f)
+
+
+@jit.scalar
+def _artanh_tail(square):
+    """2·artanh(s)/s − 2 − 2·s²/3 over s⁴, of s²: Taylor's series, whose next term is below 2^-70 of log f."""
+    fourth = square * square
+    first = fma(fma(2 / 11, square, 2 / 9), fourth, fma(2 / 7, square, 2 / 5))
+    middle = fma(fma(2 / 19, square, 2 / 17), fourth, fma(2 / 15, square, 2 / 13))
+    last = fma(fma(2 / 27, square, 2 / 25), fourth, fma(2 / 23, square, 2 / 21))
+    eighth = fourth * fourth
+    return fma(fma(last, eighth, middle), eighth, first)
+
+
+@jit.scalar
+def log_finely(x):
+    """log x of a positive float64, as a pair with a relative error below 2^-62: two terms of the series are pairs."""
+    subnormal = x < 2.0**-1000
+    x = x * 2.0**100 if subnormal else x
+    exponent = (float64_bits(x) - SQRT_HALF_BITS) >> 52
+    f = float64_from_bits(float64_bits(x) - (exponent << 52))
+    exponent = exponent - 100 if subnormal else exponent
+
+    top = f - 1.0
+    bottom, bottom_low = two_sum(f, 1.0)
+    s = top / bottom
+    s_low = (fma(-s, bottom, top) - s * bottom_low) / bottom
+    square = product((s, s_low), (s, s_low))
+    third = product(product(square, (s, s_low)), (TWO_THIRDS, TWO_THIRDS_LOW))
+    tail = _artanh_tail(square[0]) * (square[0] * square[0]) * s
+    high, low = two_sum(2.0 * s, third[0])
+    log_f = fast_two_sum(high, low + ((2.0 * s_low + third[1]) + tail))
 
     k = np.float64(exponent)
     log_power = fast_two_sum(k * LN2_SHORT, fma(k, LN2_REST, k * LN2_REST_LOW))

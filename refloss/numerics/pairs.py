@@ -129,8 +129,30 @@ def scaled_to_odd(a, b):
 
 @jit.scalar
 def settled(a):
-    """The float64 nearest to a pair whose low part may be undefined."""
-    return a[0] + a[1] if abs(a[1]) < np.inf else a[0]
+    """A pair whose low part may be undefined, normalised; what is not finite has no low part."""
+    rest = a[1] if abs(a[1]) < np.inf else 0.0
+    high, low = fast_two_sum(a[0], rest)
+    return high, low if abs(high) < np.inf else 0.0
+
+
+@jit.scalar
+def quotient(a, b):
+    """Quotient of two pairs for hot loops, with an undefined low part where the high one is not finite."""
+    high = a[0] / b[0]
+    rest = fma(-high, b[0], a[0]) + fma(-high, b[1], a[1])
+    return high, rest / b[0]
+
+
+@jit.scalar
+def is_above(a, limit):
+    """Whether a normalised pair is above a float64."""
+    return a[0] > limit or (a[0] == limit and a[1] > 0.0)
+
+
+@jit.scalar
+def is_below(a, limit):
+    """Whether a normalised pair is below a float64."""
+    return a[0] < limit or (a[0] == limit and a[1] < 0.0)
 
 
 @jit.scalar

@@ -1,4 +1,4 @@
-"""Products of factors of any size: significands are multiplied and exponents added, so that nothing is lost on the way."""
+"""Products of factors of any size: significands are multiplied and exponents added, so nothing is lost on the way."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def _split(value):
 def far_product(derivative, weight, cotangent, inverse, exponent):
     """derivative·weight·cotangent·inverse·2^exponent of two pairs and two float64, as a pair; no factor is 0."""
     plain = derivative[0] * weight * cotangent * inverse[0]
-    if not (
-        abs(derivative[0]) < np.inf and abs(weight) < np.inf and abs(cotangent) < np.inf and abs(inverse[0]) < np.inf
-    ):
+    largest = max(abs(derivative[0]), abs(weight), abs(cotangent), abs(inverse[0]))
+    if not largest < np.inf or plain != plain:
         return plain, 0.0
     slope, of_slope = _split(derivative)
     by, of_inverse = _split(inverse)

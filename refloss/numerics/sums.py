@@ -36,6 +36,7 @@ GRID_EXPONENTS = 900
 # limb_parts gives a limb less than 2^32 (the two halves of the middle one have no bit in common), and 2^29·2^32 = 2^61
 # fits into int64.
 DEPOSITS = 2**29
+_BLOCK = 2048
 
 
 @jit.scalar
@@ -141,15 +142,12 @@ def _deposit_units(magnitude, negative, offset, limbs):
     limbs[limb + 2] += high
 
 
-@jit.kernel
-def deposit(values, limbs):
-    """Add float64 values to the accumulator; true if all of them were finite."""
-    finite = True
+@jit.helper
+def _deposit_values(values, limbs):
+    """Add finite float64 values to the accumulator, one by one."""
     for value in values:
-        finite &= magnitude_bits(value) < INFINITY_BITS
         magnitude, negative, offset = mantissa_of(value)
         _deposit_units(magnitude, negative, offset, limbs)
-    return finite
 
 
 @jit.scalar
@@ -216,8 +214,20 @@ def add_exactly(values, limbs):
             _deposit_units(abs(count), count < 0, 1074 + exponent + unit, limbs)
         exponent -= 108
     if left:
-        deposit(values, limbs)
+        _deposit_values(values, limbs)
     return 0.0
+
+
+@jit.kernel
+def deposit_all(values, limbs):
+    """Add any number of float64 values, at most DEPOSITS, to the accumulator; the sum of those that are not finite."""
+    special = 0.0
+    block = np.empty(_BLOCK)
+    for start in range(0, values.size, _BLOCK):
+        part = block[: min(_BLOCK, values.size - start)]
+        part[:] = values[start : start + part.size]
+        special += add_exactly(part, limbs)
+    return special
 
 
 @jit.helper

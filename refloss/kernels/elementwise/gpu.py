@@ -8,13 +8,13 @@ import numpy as np
 from numba import cuda
 
 from refloss import jit
-from refloss.kernels.elementwise.loop import Loop, Outputs, Pass, times_all, times_constant
+from refloss.kernels.elementwise.loop import Loop, Outputs, Pass, above_mean, is_far, times_all, times_far
 from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.rows import row_offset
-from refloss.numerics.formats import read, store
-from refloss.numerics.pairs import settled
+from refloss.numerics.formats import read, store_pair
+from refloss.numerics.pairs import scaled, settled
 
 if TYPE_CHECKING:
     from refloss.numerics.exact import Exact
@@ -28,27 +28,40 @@ def _load(rows, index):
 
 
 @gpu_function
+def _scaled(derivative, weight, cotangent, steepness, scalars):
+    if is_far(derivative, weight, cotangent, scalars):
+        return times_far(derivative, weight, cotangent, steepness, scalars)
+    return times_all(derivative, weight, cotangent, steepness, scalars)
+
+
+@gpu_function
 def _save_gradient(derivative, weight, cotangent, scalars, rows, index):
     if scalars.coefficient[0] != 0.0:
-        value = times_constant(derivative, scalars.coefficient)
+        value = scaled(derivative, scalars.coefficient)
     else:
-        value = times_all(derivative, weight, cotangent, scalars.inverse_normaliser)
-    store(rows.memory, row_offset(rows, index), value)
+        value = _scaled(derivative, weight, cotangent, scalars.steepness, scalars)
+    store_pair(rows.memory, row_offset(rows, index), value)
 
 
 def _refinement(loop: Loop) -> Any:
-    """What computes a derivative again of which too few digits are left."""
+    """What computes an element again of which too few digits are left."""
     is_close, accurate = loop.is_close, loop.accurate
     if is_close is None or accurate is None:
 
         @gpu_function
-        def refined(_x, _t, _factor, _parameters, slope):
-            return slope
+        def refined(_x, _t, _factor, _parameters, value, for_input, for_target):
+            return value, for_input, for_target
     else:
 
         @gpu_function
-        def refined(x, t, factor, parameters, slope):
-            return accurate(x, t, factor, parameters) if is_close(x, t, factor, parameters, slope) else slope
+        def refined(x, t, factor, parameters, value, for_input, for_target):
+            close = is_close(x, t, factor, parameters, value[0], for_input[0], for_target[0])
+            if close[0] or close[1] or close[2]:
+                again = accurate(x, t, factor, parameters)
+                value = again[0] if close[0] else value
+                for_input = again[1] if close[1] else for_input
+                for_target = again[2] if close[2] else for_target
+            return value, for_input, for_target
 
     return refined
 
@@ -66,18 +79,21 @@ def _kernel(loop: Loop) -> Any:
             weight, cotangent = _load(inputs.weight, index), _load(inputs.cotangent, index)
             value, for_input, for_target = loss(x, t, factor, scalars.parameters)
             value = settled(value)
+            value, for_input, for_target = refined(x, t, factor, scalars.parameters, value, for_input, for_target)
             if wanted.input_gradient:
-                slope = refined(x, t, factor, scalars.parameters, for_input)
-                _save_gradient(slope, weight, cotangent, scalars, outputs.input_gradient, index)
+                _save_gradient(for_input, weight, cotangent, scalars, outputs.input_gradient, index)
             if wanted.target_gradient:
                 _save_gradient(for_target, weight, cotangent, scalars, outputs.target_gradient, index)
             if wanted.weight_gradient:
-                _save_gradient(value - scalars.mean, 1.0, cotangent, scalars, outputs.weight_gradient, index)
-            value = value * weight if scalars.weighted else value
+                above = _scaled(above_mean(value, scalars.mean), 1.0, cotangent, 1.0, scalars)
+                store_pair(outputs.weight_gradient.memory, row_offset(outputs.weight_gradient, index), above)
+            value = scaled(value, (weight, 0.0)) if scalars.weighted else value
             if wanted.loss:
-                store(outputs.loss.memory, row_offset(outputs.loss, index), value)
+                store_pair(outputs.loss.memory, row_offset(outputs.loss, index), value)
+            if wanted.whole_total:
+                state = add_value(value[1], state, of_block)
             if wanted.total:
-                state = add_value(value, state, of_block)
+                state = add_value(value[0], state, of_block)
         merge(state, of_block, totals)
 
     return kernel

@@ -1,8 +1,8 @@
 """One loop for every loss that is a function of corresponding elements.
 
-A loss brings one scalar: its value as a pair and its two derivatives. The loop reads blocks of its inputs (any format,
+A loss brings one scalar: its value and its two derivatives, as pairs. The loop reads blocks of its inputs (any format,
 any layout, broadcast where their strides are 0) into float64 rows that stay in the nearest cache, works there, rounds
-what it writes once, and sums the values exactly.
+what it writes once, from the pair, and sums the values exactly.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import AnyRows, load, save
-from refloss.numerics.bits import fma
-from refloss.numerics.pairs import settled, times, two_product
+from refloss.kernels.rows import AnyRows, load, save, save_pairs
+from refloss.numerics.bits import float64_bits
+from refloss.numerics.pairs import add, negate, pair, scaled, scaled_to_odd, settled
+from refloss.numerics.products import far_product, significand
 from refloss.numerics.sums import add_exactly
 
 BLOCK = 2048
+# Rows begin at different offsets from a page: where they do not, a load waits for a store to another row.
+_PITCH = BLOCK + 40
 Pair = tuple[float, float]
 # What a loop without parameters is handed: compiled code has no use for an empty tuple.
 NO_PARAMETERS = (0.0,)
+# Products of derivative, weight and cotangent within these are normal numbers with normal low parts.
+_NEAR, _FAR = 2.0**-900, 2.0**1000
+# What the errors of two pairs, of 2^-100 each, leave of a difference that is 0.
+_NOTHING = 2.0**-96
 
 
 class Inputs(NamedTuple):
@@ -46,33 +53,65 @@ class Outputs(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which outputs are written, and whether the loss is summed."""
+    """Which outputs are written, whether the loss is summed, and whether the low parts of its elements are, too."""
 
     input_gradient: bool
     target_gradient: bool
     weight_gradient: bool
     loss: bool
     total: bool
+    whole_total: bool
 
 
 class Scalars(NamedTuple):
     """What is the same for every element."""
 
     parameters: tuple[float, ...]
-    inverse_normaliser: Pair
-    mean: float  # the loss that a weight's gradient is relative to
+    steepness: float  # of the loss's derivatives
+    inverse: Pair  # of the normaliser, over 2^exponent
+    exponent: int
+    mean: Pair  # the loss that a weight's gradient is relative to
     weighted: bool
-    coefficient: Pair  # cotangent over normaliser, where it is all that multiplies the derivatives; or 0
+    coefficient: Pair  # steepness·cotangent/normaliser, where that is all that multiplies the derivatives; or 0
+
+
+class Rows(NamedTuple):
+    """One thread's float64 rows: what is read, the values and their slopes, whose low parts are rows of their own."""
+
+    x: np.ndarray
+    t: np.ndarray
+    weight: np.ndarray
+    factor: np.ndarray
+    cotangent: np.ndarray
+    values: np.ndarray
+    values_low: np.ndarray
+    for_input: np.ndarray
+    for_input_low: np.ndarray
+    for_target: np.ndarray
+    for_target_low: np.ndarray
 
 
 @jit.helper
 def _new_rows():
-    return np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    return np.empty((11, _PITCH))
 
 
 @jit.helper
-def _parts(rows, count):
-    return rows[0][:count], rows[1][:count], rows[2][:count], rows[3][:count]
+def _first(rows, count):
+    """The first elements of all rows."""
+    return Rows(
+        rows[0, :count],
+        rows[1, :count],
+        rows[2, :count],
+        rows[3, :count],
+        rows[4, :count],
+        rows[5, :count],
+        rows[6, :count],
+        rows[7, :count],
+        rows[8, :count],
+        rows[9, :count],
+        rows[10, :count],
+    )
 
 
 @jit.helper
@@ -84,80 +123,146 @@ def _is_constant(rows):
 def _load_constants(inputs, rows):
     """Fill the rows of what is the same for every element, once."""
     if _is_constant(inputs.weight):
-        load(inputs.weight, 0, rows[2])
+        load(inputs.weight, 0, rows.weight)
     if _is_constant(inputs.factor):
-        load(inputs.factor, 0, rows[3])
+        load(inputs.factor, 0, rows.factor)
+    if _is_constant(inputs.cotangent):
+        load(inputs.cotangent, 0, rows.cotangent)
 
 
 @jit.helper
-def _load_all(inputs, first, count, rows):
-    x, t, w, factor = _parts(rows, count)
-    load(inputs.input, first, x)
-    load(inputs.target, first, t)
+def _load_all(inputs, first, rows):
+    load(inputs.input, first, rows.x)
+    load(inputs.target, first, rows.t)
     if not _is_constant(inputs.weight):
-        load(inputs.weight, first, w)
+        load(inputs.weight, first, rows.weight)
     if not _is_constant(inputs.factor):
-        load(inputs.factor, first, factor)
-    return x, t, w, factor
-
-
-@jit.helper
-def _multiply(values, weight):
-    for i in range(values.size):
-        values[i] *= weight[i]
+        load(inputs.factor, first, rows.factor)
+    if not _is_constant(inputs.cotangent):
+        load(inputs.cotangent, first, rows.cotangent)
 
 
 @jit.scalar
-def times_constant(derivative, coefficient):
-    """derivative·coefficient for a pair."""
-    result = times(derivative, coefficient)
-    # An infinite derivative has no low part to speak of.
-    return result if result == result else derivative * coefficient[0]
+def times_all(derivative, weight, cotangent, steepness, scalars):
+    """derivative·weight·cotangent·steepness / normaliser, a pair; steepness is a power of two."""
+    product = scaled(scaled(derivative, pair(weight)), pair(cotangent))
+    return scaled(product, (steepness * scalars.inverse[0], steepness * scalars.inverse[1]))
 
 
 @jit.scalar
-def times_all(derivative, weight, cotangent, inverse_normaliser):
-    """derivative·weight·cotangent / normaliser."""
-    weighted, weighted_low = two_product(derivative, weight)
-    high, low = two_product(weighted, cotangent)
-    low = fma(weighted_low, cotangent, low)
-    result = fma(high, inverse_normaliser[0], fma(high, inverse_normaliser[1], low * inverse_normaliser[0]))
-    return result if result == result else high * inverse_normaliser[0]
+def is_far(derivative, weight, cotangent, scalars):
+    """Whether products on the way leave the range in which pairs are pairs, although no factor is 0."""
+    weighted = abs(derivative[0] * weight)
+    near = weighted > _NEAR and weighted < _FAR
+    weighted *= abs(cotangent)
+    near = near and weighted > _NEAR and weighted < _FAR and scalars.exponent == 0
+    return not near and derivative[0] != 0.0 and weight != 0.0 and cotangent != 0.0
 
 
 @jit.helper
-def _apply_constant(derivative, coefficient):
-    for i in range(derivative.size):
-        derivative[i] = times_constant(derivative[i], coefficient)
+def times_far(derivative, weight, cotangent, steepness, scalars):
+    """The same for factors of any size, by their significands and exponents."""
+    inverse = (steepness * scalars.inverse[0], steepness * scalars.inverse[1])
+    return far_product(derivative, weight, cotangent, inverse, scalars.exponent)
 
 
 @jit.helper
-def _apply(derivative, weight, cotangent, inverse_normaliser):
-    for i in range(derivative.size):
-        derivative[i] = times_all(derivative[i], weight[i], cotangent[i], inverse_normaliser)
+def _apply_constant(high, low, coefficient, narrow):
+    for i in range(high.size):
+        value = (high[i], low[i])
+        high[i] = scaled_to_odd(value, coefficient) if narrow else scaled(value, coefficient)[0]
 
 
 @jit.helper
-def _save_gradient(derivative, weight, cotangent, scalars, buffer, first):
+def _shift(high, power):
+    for i in range(high.size):
+        high[i] *= power
+
+
+@jit.helper
+def _are_exact(low):
+    some = 0
+    for i in range(low.size):
+        some |= float64_bits(low[i])
+    return some << 1 == 0
+
+
+@jit.scalar
+def _is_power_of_two(coefficient):
+    return coefficient[1] == 0.0 and significand(coefficient[0])[0] in (1.0, -1.0)
+
+
+@jit.helper
+def _apply(high, low, weight, cotangent, steepness, scalars):
+    far = 0
+    for i in range(high.size):
+        far += 1 if is_far((high[i], low[i]), weight[i], cotangent[i], scalars) else 0
+    if far == 0:
+        for i in range(high.size):
+            high[i], low[i] = times_all((high[i], low[i]), weight[i], cotangent[i], steepness, scalars)
+        return
+    for i in range(high.size):
+        derivative = (high[i], low[i])
+        if is_far(derivative, weight[i], cotangent[i], scalars):
+            high[i], low[i] = times_far(derivative, weight[i], cotangent[i], steepness, scalars)
+        else:
+            high[i], low[i] = times_all(derivative, weight[i], cotangent[i], steepness, scalars)
+
+
+@jit.helper
+def _save_gradient(high, low, weight, cotangent, scalars, buffer, first):
     if scalars.coefficient[0] != 0.0:
-        _apply_constant(derivative, scalars.coefficient)
+        if _is_power_of_two(scalars.coefficient) and _are_exact(low):
+            _shift(high, scalars.coefficient[0])
+        else:
+            _apply_constant(high, low, scalars.coefficient, buffer.format != 0)
+        save(high, buffer, first)
     else:
-        _apply(derivative, weight, cotangent, scalars.inverse_normaliser)
-    save(derivative, buffer, first)
+        _apply(high, low, weight, cotangent, scalars.steepness, scalars)
+        save_pairs(high, low, buffer, first)
+
+
+@jit.scalar
+def above_mean(value, mean):
+    """A value less the mean, 0 where their errors are all that is left."""
+    difference = add(value, negate(mean))
+    return difference if not abs(difference[0]) < _NOTHING * abs(mean[0]) else pair(0.0)
+
+
+@jit.helper
+def _save_weight_gradient(rows, scalars, buffer, first):
+    """c·(value − mean), which no weight multiplies; in the rows of input's gradient."""
+    high, low, ones = rows.for_input, rows.for_input_low, rows.for_target
+    for i in range(high.size):
+        high[i], low[i] = above_mean((rows.values[i], rows.values_low[i]), scalars.mean)
+        ones[i] = 1.0
+    _apply(high, low, ones, rows.cotangent, 1.0, scalars)
+    save_pairs(high, low, buffer, first)
+
+
+@jit.helper
+def _weigh(rows):
+    for i in range(rows.values.size):
+        value = (rows.values[i], rows.values_low[i])
+        rows.values[i], rows.values_low[i] = scaled(value, pair(rows.weight[i]))
 
 
 @dataclass(frozen=True)
 class Loop(jit.Description):
     """A loss's scalars, which each device makes a loop of.
 
-    loss(input, target, factor, parameters) is its value as a pair, its derivative for input and that for target. Where
-    is_close(input, target, factor, parameters, derivative), too few digits are left of the one for input, and
-    accurate(input, target, factor, parameters) computes it again.
+    loss(input, target, factor, parameters) is its value, its derivative for input and that for target: three pairs, of
+    which the derivatives are those over steepness, a power of two. is_close(input, target, factor, parameters, value,
+    for_input, for_target), of float64, is whether too few digits are left of each of the three; accurate(input, target,
+    factor, parameters) computes them again. A loss whose elements have both signs is signed: their sum may be less than
+    their rounding errors.
     """
 
     loss: Callable[..., Any]
     is_close: Callable[..., Any] | None = None
     accurate: Callable[..., Any] | None = None
+    steepness: float = 1.0
+    signed: bool = False
 
 
 class Task(NamedTuple):
@@ -193,6 +298,7 @@ class Pass(NamedTuple):
     scalars: Scalars
     rows: np.ndarray | None
     gradients: bool
+    whole: bool  # whether the sum is that of pairs
 
     @property
     def buffers(self) -> list[np.ndarray | None]:
@@ -204,84 +310,132 @@ class Pass(NamedTuple):
     @property
     def wanted(self) -> Wanted:
         """What is written."""
-        return Wanted(*(buffer is not None for buffer in self.buffers), total=self.rows is None)
+        written = (buffer is not None for buffer in self.buffers)
+        return Wanted(*written, total=self.rows is None, whole_total=self.rows is None and self.whole)
+
+
+@jit.scalar
+def _never(*_):
+    return False, False, False
+
+
+class _Filling(NamedTuple):
+    """What is computed of a block: all else is left out of the machine code."""
+
+    name: str
+    pairs: bool
+    for_input: bool
+    for_target: bool
+
+
+_VALUES = _Filling("values", pairs=False, for_input=False, for_target=False)
+_INPUT = _Filling("input", pairs=False, for_input=True, for_target=False)
+_ALL = _Filling("all", pairs=True, for_input=True, for_target=True)
+
+
+def _filler(loop: Loop, filling: _Filling) -> Any:
+    """What fills a block's rows; the close elements are computed again, those of a block at once."""
+    loss, is_close = loop.loss, loop.is_close or _never
+    name, pairs, with_input, with_target = filling
+
+    @functools.partial(jit.helper, name=f"{loop.name}_{name}")
+    def fill(rows, close, parameters):
+        some = 0
+        for i in range(rows.values.size):
+            x, t, factor = rows.x[i], rows.t[i], rows.factor[i]
+            value, for_input, for_target = loss(x, t, factor, parameters)
+            high, low = settled(value)
+            rows.values[i] = high
+            if pairs:
+                rows.values_low[i] = low
+            if with_input:
+                rows.for_input[i], rows.for_input_low[i] = for_input
+            if with_target:
+                rows.for_target[i], rows.for_target_low[i] = for_target
+            which = is_close(x, t, factor, parameters, high, for_input[0], for_target[0])
+            code = 1 if which[0] else 0
+            if with_input:
+                code |= 2 if which[1] else 0
+            if with_target:
+                code |= 4 if which[2] else 0
+            close[i] = code
+            some |= code
+        return some != 0
+
+    return fill
+
+
+def _refiner(loop: Loop) -> Any:
+    """What computes close elements again."""
+    accurate = loop.accurate
+    if accurate is None:
+        return _leave
+
+    @functools.partial(jit.helper, name=loop.name)
+    def refine(rows, close, parameters):
+        for i in range(rows.x.size):
+            if close[i] == 0:
+                continue
+            value, for_input, for_target = accurate(rows.x[i], rows.t[i], rows.factor[i], parameters)
+            # One by one: none may depend on whether another was wanted.
+            if close[i] & 1 != 0:
+                rows.values[i], rows.values_low[i] = value
+            if close[i] & 2 != 0:
+                rows.for_input[i], rows.for_input_low[i] = for_input
+            if close[i] & 4 != 0:
+                rows.for_target[i], rows.for_target_low[i] = for_target
+
+    return refine
+
+
+@jit.helper
+def _leave(rows, close, parameters):
+    pass
 
 
 @jit.once
 def compiled(loop: Loop) -> Any:
     """The loop on the CPU."""
-    loss = loop.loss
-    refine = _refinement(loop)
+    fill_values, fill_input, fill_all = _filler(loop, _VALUES), _filler(loop, _INPUT), _filler(loop, _ALL)
+    refine = _refiner(loop)
 
     @functools.partial(jit.helper, name=loop.name)
-    def fill_values(x, t, factor, parameters, values):
-        for i in range(values.size):
-            value, _, _ = loss(x[i], t[i], factor[i], parameters)
-            values[i] = settled(value)
-
-    @functools.partial(jit.helper, name=loop.name)
-    def fill_all(x, t, factor, parameters, values, for_input, for_target):
-        for i in range(values.size):
-            value, for_input[i], for_target[i] = loss(x[i], t[i], factor[i], parameters)
-            values[i] = settled(value)
+    def fill(rows, close, wanted, scalars):
+        if wanted.target_gradient or wanted.whole_total or wanted.weight_gradient or scalars.weighted:
+            some = fill_all(rows, close, scalars.parameters)
+        elif wanted.input_gradient:
+            some = fill_input(rows, close, scalars.parameters)
+        else:
+            some = fill_values(rows, close, scalars.parameters)
+        if some:
+            refine(rows, close, scalars.parameters)
 
     def compute_elements(inputs, outputs, wanted, scalars, limbs, first, last):
         """Write what is wanted of elements first ... last and add to the limbs; the sum of what is not finite."""
         special = 0.0
-        rows, scratch, ones = _new_rows(), _new_rows(), np.ones(BLOCK)
-        _load_constants(inputs, rows)
-        if _is_constant(inputs.cotangent):
-            load(inputs.cotangent, 0, scratch[3])
+        buffers, close = _new_rows(), np.empty(BLOCK, np.int64)
+        _load_constants(inputs, _first(buffers, BLOCK))
         for start in range(first, last, BLOCK):
-            count = min(BLOCK, last - start)
-            x, t, w, factor = _load_all(inputs, start, count, rows)
-            values, for_input, for_target, cotangent = _parts(scratch, count)
-            if not _is_constant(inputs.cotangent):
-                load(inputs.cotangent, start, cotangent)
-            if wanted.input_gradient or wanted.target_gradient:
-                fill_all(x, t, factor, scalars.parameters, values, for_input, for_target)
-            else:
-                fill_values(x, t, factor, scalars.parameters, values)
+            rows = _first(buffers, min(BLOCK, last - start))
+            _load_all(inputs, start, rows)
+            fill(rows, close, wanted, scalars)
+            weight, cotangent = rows.weight, rows.cotangent
             if wanted.input_gradient:
-                refine(x, t, factor, scalars.parameters, for_input)
-                _save_gradient(for_input, w, cotangent, scalars, outputs.input_gradient, start)
+                high, low = rows.for_input, rows.for_input_low
+                _save_gradient(high, low, weight, cotangent, scalars, outputs.input_gradient, start)
             if wanted.target_gradient:
-                _save_gradient(for_target, w, cotangent, scalars, outputs.target_gradient, start)
+                high, low = rows.for_target, rows.for_target_low
+                _save_gradient(high, low, weight, cotangent, scalars, outputs.target_gradient, start)
             if wanted.weight_gradient:
-                for_input[:] = values - scalars.mean
-                _save_gradient(for_input, ones[:count], cotangent, scalars, outputs.weight_gradient, start)
+                _save_weight_gradient(rows, scalars, outputs.weight_gradient, start)
             if scalars.weighted:
-                _multiply(values, w)
+                _weigh(rows)
             if wanted.loss:
-                save(values, outputs.loss, start)
+                save_pairs(rows.values, rows.values_low, outputs.loss, start)
+            if wanted.whole_total:
+                special += add_exactly(rows.values_low, limbs)
             if wanted.total:
-                special += add_exactly(values, limbs)
+                special += add_exactly(rows.values, limbs)
         return special
 
     return jit.kernel(compute_elements, loop.name)
-
-
-@jit.helper
-def _leave(x, t, factor, parameters, derivative):
-    pass
-
-
-def _refinement(loop: Loop) -> Any:
-    """What computes derivatives again."""
-    if loop.is_close is None or loop.accurate is None:
-        return _leave
-    is_close, accurate = loop.is_close, loop.accurate
-
-    @functools.partial(jit.helper, name=loop.name)
-    def refine(x, t, factor, parameters, derivative):
-        # Counting them first vectorises, and there are hardly ever any.
-        count = 0
-        for i in range(x.size):
-            count += 1 if is_close(x[i], t[i], factor[i], parameters, derivative[i]) else 0
-        if count == 0:
-            return
-        for i in range(x.size):
-            if is_close(x[i], t[i], factor[i], parameters, derivative[i]):
-                derivative[i] = accurate(x[i], t[i], factor[i], parameters)
-
-    return refine

@@ -28,22 +28,35 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
     """Run a task: the reduced loss; gradients are written into the task's buffers."""
     run = _device(backend)
     normaliser = _normaliser(task)
-    inverse = _inverse(normaliser)
-    scalars = Scalars(
-        task.parameters or NO_PARAMETERS,
-        as_pair(inverse),
-        0.0,
-        task.weight is not None,
-        as_pair(_coefficient(task, inverse)),
-    )
+    scalars = _scalars(task, _inverse(normaliser))
     rows = np.empty(task.input.shape) if task.reduction == "none" else None
     # A weight's gradient is relative to the mean, where the mean depends on the weights: it needs a pass of its own.
-    twice = task.weight_gradient is not None and task.reduction == "mean" and task.divisor is None
-    total = run(Pass(task, scalars, rows, gradients=not twice))
+    by_weights = task.weight is not None and task.reduction == "mean" and task.divisor is None
+    twice = by_weights and task.weight_gradient is not None
+    # The loss must not depend on whether that gradient is wanted.
+    total = run(Pass(task, scalars, rows, gradients=not twice, whole=by_weights or task.loop.signed))
     loss = quotient(total, normaliser) if rows is None else rows
     if twice:
-        run(Pass(task, scalars._replace(mean=float(loss)), None, gradients=True))
+        exact_mean = isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0
+        mean = as_pair(total / normaliser) if exact_mean else (float(loss), 0.0)
+        run(Pass(task, scalars._replace(mean=mean), None, gradients=True, whole=False))
     return loss
+
+
+def _scalars(task: Task, inverse: Exact) -> Scalars:
+    exponent = 0
+    if isinstance(inverse, Fraction) and not _SMALLEST < abs(inverse) < _LARGEST:
+        exponent = round(math.log2(abs(inverse.numerator)) - math.log2(inverse.denominator))
+        inverse /= Fraction(2) ** exponent
+    return Scalars(
+        task.parameters or NO_PARAMETERS,
+        task.loop.steepness,
+        as_pair(inverse),
+        exponent,
+        (0.0, 0.0),
+        task.weight is not None,
+        as_pair(_coefficient(task, inverse) if exponent == 0 else Fraction(0)),
+    )
 
 
 def _device(backend: str) -> Callable[[Pass], Exact]:
@@ -75,7 +88,9 @@ def _coefficient(task: Task, inverse: Exact) -> Fraction:
     if task.weight is not None or task.cotangent.ndim or isinstance(inverse, float):
         return Fraction(0)
     cotangent = float(task.cotangent)
-    coefficient = Fraction(cotangent) * inverse if math.isfinite(cotangent) else Fraction(0)
+    if not math.isfinite(cotangent):
+        return Fraction(0)
+    coefficient = Fraction(cotangent) * inverse * Fraction(task.loop.steepness)
     return coefficient if _SMALLEST < abs(coefficient) < _LARGEST else Fraction(0)
 
 

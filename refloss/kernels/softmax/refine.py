@@ -8,16 +8,13 @@ errors of the float64 exponentials average out in it.
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import numpy as np
 
 from refloss import jit
-from refloss.numerics.bits import ROUND_TO_INTEGER, fma
-from refloss.numerics.exponential import LN2_HIGH, LN2_LOW, LOG2_E, UNDERFLOW, scale
+from refloss.numerics.accurate import exp_accurate
+from refloss.numerics.exponential import UNDERFLOW
 from refloss.numerics.formats import store, widen
-from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_product, two_sum
+from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, two_sum
 from refloss.numerics.sums import row_sum
 
 ACCURATE_CLASSES = 4096
@@ -30,27 +27,6 @@ SURE = 2.0**-40
 # What is below the errors of pairs is 0: equal logits with equal targets. Of a sum of ACCURATE_CLASSES exponentials the
 # parts below 2^-31 are each added to 2^-72 of the largest: 4096·2^-103 = 2^-91, and pairs are good to 2^-98.
 NOTHING = 2.0**-90
-
-# What LN2_HIGH and LN2_LOW leave of ln 2, as a float64.
-LN2_LOWEST = 5.707708438416212e-34
-# The next term, r^26/26! with |r| ≤ ln(2)/2, is below 2^-128.
-_TERMS = 26
-_FACTORIALS = [Fraction(1, math.factorial(k)) for k in range(_TERMS)]
-INVERSE_FACTORIALS = np.array([float(value) for value in _FACTORIALS])
-INVERSE_FACTORIALS_LOW = np.array([float(value - Fraction(float(value))) for value in _FACTORIALS])
-
-
-@jit.helper
-def exp_accurate(high, low):
-    """e^(high + low) for −746 ≤ high ≤ 0, as a pair: its Taylor series in pairs."""
-    n = fma(high, LOG2_E, ROUND_TO_INTEGER) - ROUND_TO_INTEGER
-    product, product_low = two_product(n, LN2_LOW)
-    r = two_sum(fma(-n, LN2_HIGH, high), low)
-    r = add(r, (-product, -fma(n, LN2_LOWEST, product_low)))
-    series = (INVERSE_FACTORIALS[_TERMS - 1], INVERSE_FACTORIALS_LOW[_TERMS - 1])
-    for k in range(_TERMS - 2, -1, -1):
-        series = add(multiply(series, r), (INVERSE_FACTORIALS[k], INVERSE_FACTORIALS_LOW[k]))
-    return scale(series[0], np.int64(n)), scale(series[1], np.int64(n))
 
 
 @jit.helper

@@ -31,7 +31,8 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.distillation.loop import DistillationLoop
-from refloss.kernels.softmax.refine import NOTHING, exp_accurate
+from refloss.kernels.softmax.refine import NOTHING
+from refloss.numerics.accurate import exp_accurate
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import UNDERFLOW, excess, exp_of_negative, log, log1p
 from refloss.numerics.pairs import add, divide, negate, pair, rounded, two_sum
