@@ -42,7 +42,8 @@ def test_focal_gradients_are_correctly_rounded(dtype, soft, options):
         for key in ("inputs", "targets"):
             if key == "targets" and not soft:
                 continue  # a difference would leave [0, 1]
-            errors = ulp_errors(result.grads[key], element_derivative(arrays, key, options, grad_output / boxes), dtype)
+            coefficient = mpmath.mpf(grad_output) / boxes
+            errors = ulp_errors(result.grads[key], element_derivative(arrays, key, options, coefficient), dtype)
             assert np.mean(correctly_rounded(errors)) >= 0.99999
             assert errors.max() <= 0.501
     assert ulp_errors(result.loss * grad_output, truth.value(loss, arrays), "float64") <= 3

@@ -55,6 +55,7 @@ from refloss.numerics.pairs import (
     product,
     quotient,
     rounded,
+    settled,
     two_product,
     two_sum,
 )
@@ -140,7 +141,8 @@ ONE_CLASS_LOOP = OneClassLoop("sigmoid_focal", _negative, _positive)
 def plus(a, b):
     """Sum of two pairs for hot loops, to 2^-105 of the larger one, with an undefined low part where it is infinite."""
     high, low = two_sum(a[0], b[0])
-    return fast_two_sum(high, low + (a[1] + b[1]))
+    rest = low + (a[1] + b[1])
+    return fast_two_sum(high, rest if rest == rest else 0.0)
 
 
 @jit.scalar
@@ -212,7 +214,7 @@ def _focal(x, t, alpha, gamma, squared):
     moved = plus(pair(-x), either(above, negate(pulled), pulled))
     lean = either(alpha < 0.0, pair(0.0), two_sum(2.0 * alpha, -1.0))
     for_target = product(scale, plus(either(lean[0] == 0.0, lean, product(lean, loss)), product(weight, moved)))
-    for_target = either(scale[0] == 0.0, pair(0.0), for_target)
+    for_target = either(scale[0] == 0.0, pair(0.0), settled(for_target))
     return product(weighted, loss), either(above, negate(slope), slope), for_target
 
 
