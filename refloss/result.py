@@ -9,12 +9,23 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from refloss import subnormals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import numpy as np
+
+def one_nan(value: Any) -> Any:
+    """A value in which every NaN has the same bits: which ones an operation on the host yields, processors choose."""
+    if not isinstance(value, np.ndarray | np.floating) or value.dtype.kind not in "fV":
+        return value
+    undefined = np.isnan(value)
+    if not undefined.any():
+        return value
+    nan = value.dtype.type(np.nan)
+    return np.where(undefined, nan, value) if isinstance(value, np.ndarray) else nan
 
 
 class Intermediates(MutableMapping[str, Any]):
@@ -88,7 +99,7 @@ class Intermediates(MutableMapping[str, Any]):
         raise KeyError(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._computed[name] = value
+        self._computed[name] = one_nan(value)
         self.later.pop(name, None)
 
     def __delitem__(self, name: str) -> None:
@@ -192,6 +203,10 @@ class LossResult:
     intermediates: Intermediates = field(default_factory=Intermediates)
     layers: tuple[MatchedLayer, ...] = field(default=(), repr=False)
     call: Call | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", one_nan(self.loss))
+        object.__setattr__(self, "components", {name: one_nan(value) for name, value in self.components.items()})
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle that took the inputs along would be as large as they are.

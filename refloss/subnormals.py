@@ -1,12 +1,14 @@
 """Numbers too small for a full exponent, where a caller has told the processor to take them for zero.
 
 ``torch.set_flush_denormal(True)`` does that, and so does code compiled with ``-ffast-math``. It holds for one thread,
-and for threads that it starts. The bits of a result must not depend on it: a loss does its work with subnormals kept.
+and for threads that it starts. The bits of a result must not depend on it: a loss, a verdict and the cases of a corpus
+do their work with subnormals kept.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -52,6 +54,16 @@ def kept(function: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> 
     finally:
         if library is not None:
             library.fesetenv(own)
+
+
+def keeping(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that does its work with subnormals kept, whoever calls it."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        return kept(function, *arguments, **keywords)
+
+    return call
 
 
 def keep() -> None:

@@ -18,6 +18,8 @@ import pytest
 
 import refloss
 from refloss import parallel, subnormals
+from refloss.cases.source import Case
+from refloss.testing.judging.judge import judge, question
 
 
 def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -299,6 +301,21 @@ def test_a_caller_who_flushes_subnormals_gets_the_same_bits(
     finally:
         refloss.set_num_threads(threads)
         parallel._pool.cache_clear()
+
+
+@pytest.mark.parametrize("bits", BITS, ids=hex)
+def test_verdicts_do_not_depend_on_flushing(register: ControlRegister, bits: int) -> None:
+    """A gradient of subnormal elements is as wrong in a process that flushes them."""
+    x = tiny(ml_dtypes.bfloat16, 20)
+    case = Case("tiny", "mse", {"input": x, "target": x[::-1]}, {"reduction": "sum"}, 0.25)
+    right = {name: np.array(value) for name, value in question(case).expected.items()}
+    candidates = (right, right | {"grad.input": -right["grad.input"]})
+    expected = [judge(question(case), candidate).as_json() for candidate in candidates]
+    assert [verdict["passed"] for verdict in expected] == [True, False]
+    with register.with_bits(bits):
+        assert subnormals.are_flushed()
+        found = [judge(question(case), candidate).as_json() for candidate in candidates]
+    assert found == expected
 
 
 def test_threads_of_a_pool_keep_subnormals_whoever_starts_them(register: ControlRegister) -> None:

@@ -33,6 +33,30 @@ def bits(result):
     return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 
+NEGATIVE_NAN = np.array([0xFFF8 << 48 | 7], np.uint64).view(np.float64)[0]
+NOT_FINITE = [NEGATIVE_NAN, np.inf, -np.inf, 1.0, -2.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name",
+    ("mse l1 smooth_l1 huber bce_with_logits kl_div sigmoid_focal varifocal dice cross_entropy nll iou giou").split(),
+)
+def test_every_nan_is_the_same(name, dtype):
+    """The one that NumPy writes, whichever an operation or an input has."""
+    x = np.array([np.roll(NOT_FINITE, k)[:4] for k in range(6)]).astype(dtype)
+    t = np.eye(6, 4).astype(dtype)
+    target = np.arange(6) % 4 if name == "nll" else t
+    for grad_output in (1.0, np.inf, -0.0):
+        result = getattr(refloss, name)(x, target, grad_output=grad_output)
+        values = [result.loss, *result.grads.values(), *(result.intermediates[key] for key in result.intermediates)]
+        arrays = [np.asarray(value) for value in values]
+        assert any(np.isnan(array).any() for array in arrays)
+        for array in arrays:
+            odd = array[np.isnan(array)]
+            assert odd.tobytes() == np.full(odd.shape, np.nan).astype(odd.dtype).tobytes()
+
+
 @pytest.fixture
 def _other_threads(monkeypatch):
     monkeypatch.setattr(launch, "BLOCK_ELEMENTS", 256)

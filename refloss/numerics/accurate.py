@@ -61,9 +61,9 @@ def is_close(value, subtracted):
 def exp_accurate(high, low):
     """e^(high + low) for −746 ≤ high ≤ 709, as a pair: its Taylor series in pairs."""
     n = fma(high, LOG2_E, ROUND_TO_INTEGER) - ROUND_TO_INTEGER
-    product, product_low = two_product(n, LN2_LOW)
+    less, less_low = two_product(-n, LN2_LOW)
     r = two_sum(fma(-n, LN2_HIGH, high), low)
-    r = add(r, (-product, fma(-n, LN2_LOWEST, -product_low)))
+    r = add(r, (less, fma(-n, LN2_LOWEST, less_low)))
     series = (INVERSE_FACTORIALS[_TERMS - 1], INVERSE_FACTORIALS_LOW[_TERMS - 1])
     for k in range(_TERMS - 2, -1, -1):
         series = add(multiply(series, r), (INVERSE_FACTORIALS[k], INVERSE_FACTORIALS_LOW[k]))

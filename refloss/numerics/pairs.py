@@ -87,7 +87,8 @@ def _scaled(a, b):
     """a·b for two pairs, normalised, and what its low part must exceed to be more than rounding errors."""
     rest = fma(a[1], b[0], a[0] * b[1])
     high = fma(a[0], b[0], rest)
-    return high, fma(a[0], b[0], -high) + rest, NOTHING * abs(rest)
+    # Less the negative: what negates the result of a fused multiply-add may round −0 otherwise.
+    return high, rest - fma(-a[0], b[0], high), NOTHING * abs(rest)
 
 
 @jit.scalar

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss import subnormals
 from refloss.error_model import bounds
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.testing.judging.called import on_host
@@ -25,6 +26,7 @@ def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str
     return question_of(case, evaluate(case), compute_dtype, expected)
 
 
+@subnormals.keeping
 def question_of(
     case: Case, result: LossResult, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None
 ) -> Question:
@@ -41,6 +43,7 @@ def default_compute_dtype(case: Case) -> str:
     return "float64" if floats and floats[0] == np.float64 else "float32"
 
 
+@subnormals.keeping
 def judge(asked: Question, candidate: Mapping[str, Any]) -> CaseVerdict:
     """Every tensor that is asked for, and what came beside them."""
     tensors = [
