@@ -1,13 +1,16 @@
 """IoU and GIoU of pairs of boxes."""
 
+from fractions import Fraction
+
 import mpmath
 import numpy as np
 import pytest
 
 import refloss
 from tests import detection_truth as truth
+from tests import exact_boxes
 from tests.test_elementwise import DTYPES
-from tests.truth import correctly_rounded, ulp_errors
+from tests.truth import FORMATS, correctly_rounded, ulp_errors
 
 GENERATOR = np.random.default_rng(5)
 CENTERS = np.concatenate([GENERATOR.random((2, 12, 2)), GENERATOR.random((2, 12, 2)) * 0.6 + 0.01], axis=-1)
@@ -64,6 +67,83 @@ def test_gradients_are_correctly_rounded(name, box_format, dtype):
             for i in range(12)
         ]
     np.testing.assert_allclose(result.loss, losses, rtol=5e-16)
+
+
+COTANGENTS = np.array([1 / 3, 0.1, 0.7, -1 / 6, 1 / 7, -1.0, 257 / 256, 3.0])
+
+
+def close_boxes(kind, box_format):
+    """Pairs of boxes that differ in a way, float64."""
+    first, second = BOXES[box_format].copy()
+    if kind == "grid":
+        first, second = np.round(8 * first) / 8, np.round(8 * second) / 8
+        first[:, 2:] = np.maximum(first[:, 2:], (0 if box_format == "cxcywh" else first[:, :2]) + 0.125)
+        second[:, 2:] = np.maximum(second[:, 2:], (0 if box_format == "cxcywh" else second[:, :2]) + 0.125)
+    elif kind == "same":
+        second = first.copy()
+    elif kind == "near":
+        second = first * (1 + 2.0**-7 * np.arange(-24, 24).reshape(first.shape) % 3)
+    elif kind == "nearer":
+        second = first * (1 + 2.0**-22 * (np.arange(48).reshape(first.shape) % 3))
+    elif kind == "shared":
+        second[:, [0, 2]] = first[:, [0, 2]]
+    elif kind == "touching":
+        second = first.copy()
+        width = first[:, 2] if box_format == "cxcywh" else first[:, 2] - first[:, 0]
+        second[:, 0] += width
+        second[:, 2] += 0 if box_format == "cxcywh" else width
+    elif kind == "inside":
+        second[:, 2:] = 0.5 * first[:, 2:] + (0.0 if box_format == "cxcywh" else 0.5 * first[:, :2])
+    return first, second
+
+
+def assert_exact(name, box_format, dtype, first, second):
+    """Every element is the exact one, rounded once; float64 is within 1 ulp of it, and 0 where it is 0."""
+    arrays = {"boxes1": first, "boxes2": second}
+    cotangents = np.resize(COTANGENTS, len(first))
+    result = getattr(refloss, name)(**arrays, box_format=box_format, reduction="none", grad_output=cotangents)
+    for key, (a, b) in zip(arrays, ((first, second), (second, first)), strict=True):
+        for i, (one, other) in enumerate(zip(a, b, strict=True)):
+            exact = exact_boxes.losses(one.astype(float), other.astype(float), box_format)[name]
+            assert abs(result.loss[i] - float(exact.value)) <= 2 * np.spacing(float(exact.value)) * (exact.value != 0)
+            for got, slope in zip(result.grads[key][i].astype(float), exact.slopes, strict=True):
+                true = Fraction(float(cotangents[i])) * slope
+                wanted = exact_boxes.nearest(true, *FORMATS[dtype])
+                if dtype == "float64":
+                    assert abs(Fraction(got) - true) <= Fraction(np.spacing(abs(float(wanted)))) * (true != 0)
+                else:
+                    assert Fraction(got) == wanted, (key, i, got, float(true))
+
+
+@pytest.mark.parametrize("kind", ["grid", "same", "near", "nearer", "shared", "touching", "inside"])
+@pytest.mark.parametrize("box_format", BOXES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_boxes_that_share_edges_or_nearly_so(dtype, box_format, kind):
+    first, second = (boxes.astype(DTYPES.get(dtype, np.float64)) for boxes in close_boxes(kind, box_format))
+    for name in ("iou", "giou"):
+        assert_exact(name, box_format, dtype, first, second)
+
+
+@pytest.mark.parametrize("unit", [(1e200, 1e200), (1e-200, 1e-200), (1e150, 1e-150), (1e300, 1e-300)])
+@pytest.mark.parametrize("box_format", BOXES)
+def test_boxes_of_any_size(box_format, unit):
+    first, second = (boxes * np.array(unit * 2) for boxes in BOXES[box_format])
+    for name in ("iou", "giou"):
+        assert_exact(name, box_format, "float64", first, second)
+
+
+def test_an_infinite_cotangent_goes_by_the_float_rules():
+    slopes = refloss.giou(*CORNERS).grads["boxes1"]
+    np.testing.assert_array_equal(refloss.giou(*CORNERS, grad_output=np.inf).grads["boxes1"], slopes * np.inf)
+    same = refloss.giou(CORNERS[0], CORNERS[0], grad_output=np.inf)
+    assert np.isnan(same.grads["boxes1"]).all()
+
+
+def test_tiny_boxes_far_apart():
+    first, second = np.array([[0.0, 0.0, 1e-200, 1e-200]]), np.array([[1e200, 0.0, 1e-200, 1e-200]])
+    result = refloss.giou(first, second, box_format="cxcywh")
+    assert result.loss == 2.0
+    assert np.isfinite(result.grads["boxes1"]).all()
 
 
 def test_boxes_that_fit_keep_their_digits():

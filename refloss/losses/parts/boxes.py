@@ -323,7 +323,7 @@ def _slope(known, both, lengths, along, cotangents, difference):
     of_iou = _times(share, known.of_iou)
     of_around = _times(_around_slope(known, both, lengths[0], lengths[1], lengths[2]), known.of_around)
     of_giou = _remainder(of_iou, negate(of_around))
-    overlaps = _remainder(multiply(of_iou, cotangents.iou), multiply(of_giou, cotangents.giou))
+    overlaps = add(multiply(of_iou, cotangents.iou), multiply(of_giou, cotangents.giou))
     overlaps = _part(along.raised, _part(along.per_unit, overlaps))
     high, low = add(overlaps, multiply(pair(_sign(difference)), cotangents.l1))
     high = 0.0 if abs(high) < NOTHING * abs(cotangents.l1[0]) else high
