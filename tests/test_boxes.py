@@ -124,6 +124,34 @@ def test_boxes_that_share_edges_or_nearly_so(dtype, box_format, kind):
         assert_exact(name, box_format, dtype, first, second)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_product_just_below_a_tie_is_no_tie(dtype):
+    """The slope is 3·n/2^k, of an n that is half way between two numbers of the format; 1/3 is a little too small."""
+    precision = FORMATS[dtype].precision
+    slope = 3 * (2**precision + 3) / 2.0 ** (precision + 2)
+    first, second = np.array([[0, 0, 1, 1]], DTYPES[dtype]), np.array([[1 - slope, 0, 1, 1]])
+    got = refloss.iou(first, second, grad_output=1 / 3).grads["boxes1"][0, 0]
+    wanted = exact_boxes.nearest(-Fraction(1 / 3) * Fraction(slope), *FORMATS[dtype])
+    assert Fraction(float(got)) == wanted == Fraction(-(2**precision + 2)) / 2 ** (precision + 2)
+
+
+def test_crossings_of_zero_on_a_grid():
+    """Where the terms of a slope cancel, nothing is left of it."""
+    generator = np.random.default_rng(0)
+    sides = np.array([1, 2, 3, 5, 6, 7]) / 3
+    first = np.concatenate([generator.integers(0, 8, (400, 2)) / 3, generator.choice(sides, (400, 2))], axis=1)
+    second = np.concatenate([generator.integers(0, 8, (400, 2)) / 3, generator.choice(sides, (400, 2))], axis=1)
+    first[:, 2:] += first[:, :2]
+    second[:, 2:] += second[:, :2]
+    for scale in (1.0, 3.0 / 8.0):
+        a, b = np.float32(first * scale), np.float32(second * scale)
+        got = refloss.giou(a, b, reduction="none", grad_output=np.full(400, 1 / 3)).grads["boxes1"]
+        slopes = [exact_boxes.losses(u, v, "xyxy")["giou"].slopes for u, v in zip(a, b, strict=True)]
+        zero = np.array([[slope == 0 for slope in row] for row in slopes])
+        assert zero.any()
+        np.testing.assert_array_equal(got == 0.0, zero)
+
+
 @pytest.mark.parametrize("unit", [(1e200, 1e200), (1e-200, 1e-200), (1e150, 1e-150), (1e300, 1e-300)])
 @pytest.mark.parametrize("box_format", BOXES)
 def test_boxes_of_any_size(box_format, unit):
@@ -214,3 +242,29 @@ def test_errors(changes, error, message):
     with pytest.raises(error) as caught:
         refloss.giou(**{"boxes1": CORNERS[0], "boxes2": CORNERS[1]} | changes)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_head_s_coefficients_are_exact(dtype):
+    """Of L1 alone the gradient is ± cotangent·weight over a number of boxes, rounded once."""
+    boxes = np.array([[[0.5, 0.5, 0.25, 0.25], [0.25, 0.5, 0.25, 0.5], [0.75, 0.25, 0.25, 0.25]]], DTYPES[dtype])
+    labels = [{"class_labels": np.zeros(3, int), "boxes": boxes[0].astype(np.float32) + np.float32(0.0625)}]
+    for cotangent, weight in ((1 / 3, 3.0), (0.1, 5.0), (1 / 7, 7.0), (1 / 6, 257 * 6 / 256), (0.7, 5.0)):
+        config = {
+            "num_labels": 2,
+            "class_cost": 0.0,
+            "bbox_cost": 1.0,
+            "giou_cost": 0.0,
+            "focal_alpha": 0.25,
+            "auxiliary_loss": False,
+            "two_stage": False,
+            "bbox_loss_coefficient": weight,
+            "giou_loss_coefficient": 0.0,
+            "mask_loss_coefficient": 0.0,
+            "dice_loss_coefficient": 0.0,
+            "decoder_layers": 1,
+        }
+        arguments = {"logits": np.zeros((1, 3, 2), DTYPES[dtype]), "labels": labels, "pred_boxes": boxes}
+        result = refloss.deformable_detr_object_detection(**arguments, config=config, grad_output=cotangent)
+        wanted = exact_boxes.nearest(Fraction(cotangent) * Fraction(weight) / 3, *FORMATS[dtype])
+        assert {Fraction(float(value)) for value in result.grads["pred_boxes"].ravel()} == {-wanted}

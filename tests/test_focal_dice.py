@@ -146,6 +146,16 @@ def test_a_short_slope_is_rounded_once(dtype, alpha):
         assert {Fraction(float(value)) for value in gradient.ravel()} == {wanted}
 
 
+@pytest.mark.parametrize("gamma", [3.0, 3.5, 40.0, 400.0])
+def test_focal_values_keep_their_digits(gamma):
+    generator = np.random.default_rng(7)
+    x, t = generator.standard_normal(150) * 2, generator.random(150)
+    found = refloss.sigmoid_focal(x, t, 1.0, 0.25, gamma, reduction="none").loss
+    with mpmath.workprec(300):
+        values = [truth.focal(a, b, 0.25, gamma) for a, b in zip(truth.exact(x), truth.exact(t), strict=True)]
+    assert ulp_errors(found, truth.pairs(values), "float64").max() <= 1.5
+
+
 def test_focal_reductions():
     x, t = inputs(2, (4, 20), np.float32, True)
     each = refloss.sigmoid_focal(x, t, reduction="none", grad_output=0.5)
