@@ -51,6 +51,8 @@ def _in_every_format() -> Iterator[Case]:
     yield long_rows()
     yield close_rows()
     yield smoothed_close_rows()
+    yield coinciding_boxes()
+    yield from crossings()
 
 
 def long_rows() -> Case:
@@ -84,6 +86,32 @@ def smoothed_close_rows() -> Case:
     weight = np.array([0.3, 1e20, 0.7, 1.1, 0.9])
     inputs = {"logits": logits, "target": np.array([0, 2, 1]), "weight": weight}
     return Case("cross_entropy-smoothed-close-rows", "cross_entropy", inputs, {"label_smoothing": 1.0}, 1 / 3)
+
+
+def coinciding_boxes() -> Case:
+    """Boxes that share edges, all but coincide, contain each other, touch, and that are far from 1."""
+    generator = np.random.default_rng(2)
+    first = np.concatenate([generator.random((8, 2)), 0.1 + 0.5 * generator.random((8, 2))], axis=1)
+    second = first.copy()
+    second[1, 2] *= 0.5
+    second[2] *= 1 + 2.0**-20
+    second[3, :2] += 0.25
+    second[4, 0] += first[4, 2]
+    second[5, 2:] *= 0.5
+    first[6:], second[6:] = first[6:] * 2.0**-9, second[6:] * 2.0**-9 + 2.0**-12
+    inputs = {"boxes1": first.astype(np.float32), "boxes2": second.astype(np.float32)}
+    cotangent = np.array([1 / 3, 0.1, -0.7, 1 / 6, 1 / 7, -1.0, 3.0, np.inf])
+    return Case("giou-coinciding", "giou", inputs, {"box_format": "cxcywh", "reduction": "none"}, cotangent)
+
+
+def crossings() -> Iterator[Case]:
+    """Elements whose slopes cross 0, and exponents that are large."""
+    x = np.array([[0.0, 1e-20, -1e-3, 0.5, -3.0, 8.0, -40.0, 80.0, -np.inf, np.inf]], np.float32)
+    t = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    for function in ("sigmoid_focal", "varifocal"):
+        for gamma in (0.0, 2.0, 40.0):
+            parameters = {"alpha": 0.5, "gamma": gamma, "reduction": "sum", "num_boxes": 3.0}
+            yield Case(f"{function}-crossing-{gamma}", function, {"inputs": x, "targets": t}, parameters, 1 / 3)
 
 
 def in_format(case: Case, name: str) -> Case:

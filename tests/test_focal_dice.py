@@ -1,13 +1,19 @@
 """Sigmoid focal loss and dice loss."""
 
+from fractions import Fraction
+
 import mpmath
 import numpy as np
 import pytest
 
 import refloss
+from refloss.kernels.one_class.loop import Focus
+from refloss.kernels.one_class.run import one_class_loss, positives_of
+from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
 from tests import detection_truth as truth
+from tests.exact_boxes import nearest
 from tests.test_elementwise import DTYPES
-from tests.truth import correctly_rounded, ulp_errors
+from tests.truth import FORMATS, correctly_rounded, ulp_errors
 
 
 def inputs(seed, shape, dtype, soft):
@@ -42,7 +48,8 @@ def test_focal_gradients_are_correctly_rounded(dtype, soft, options):
         for key in ("inputs", "targets"):
             if key == "targets" and not soft:
                 continue  # a difference would leave [0, 1]
-            errors = ulp_errors(result.grads[key], element_derivative(arrays, key, options, grad_output / boxes), dtype)
+            coefficient = mpmath.mpf(grad_output) / boxes
+            errors = ulp_errors(result.grads[key], element_derivative(arrays, key, options, coefficient), dtype)
             assert np.mean(correctly_rounded(errors)) >= 0.99999
             assert errors.max() <= 0.501
     assert ulp_errors(result.loss * grad_output, truth.value(loss, arrays), "float64") <= 3
@@ -62,6 +69,93 @@ def element_derivative(arrays, key, options, coefficient):
         return truth.pairs(result)
 
 
+# Next to a soft target, next to 0, and far away; soft targets at what the logit says.
+CROSSING = np.array([0.0, 1e-20, -1e-300, 2.0**-30, 1e-3, -0.01, 0.3, -0.5, 2.0, -3.0, 8.0, -20.0, 40.0, -80.0, 80.0])
+FOCI = [(0.5, 2.0), (0.5, 0.0), (0.25, 2.0), (-1.0, 1.5), (0.75, 0.5), (0.25, 40.0), (0.5, 100.0), (0.25, 1e4)]
+SIGNED = np.resize([1 / 3, 0.1, -0.7, 1 / 6, -1 / 7, 1.0], CROSSING.shape)
+
+
+def soft_targets(x, kind):
+    likely = 1 / (1 + np.exp(-x.astype(np.float64)))
+    return {"likely": likely, "nearly": likely * (1 - 2.0**-12), "half": np.full(x.shape, 0.5)}[kind].astype(x.dtype)
+
+
+@pytest.mark.parametrize("options", FOCI, ids=str)
+@pytest.mark.parametrize("kind", ["likely", "nearly", "half"])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_focal_slopes_that_cross_zero(dtype, kind, options):
+    """And exponents that are large: of a loss, a logit's and a target's gradient."""
+    x = CROSSING.astype(DTYPES.get(dtype, np.float64))
+    arrays = {"inputs": x, "targets": soft_targets(x, kind)}
+    result = refloss.sigmoid_focal(*arrays.values(), 1.0, *options, reduction="none", grad_output=SIGNED)
+    with mpmath.workprec(4000):
+        values = [truth.focal(a, b, *options) for a, b in zip(*map(truth.exact, arrays.values()), strict=True)]
+        # What is subnormal has fewer digits.
+        assert (ulp_errors(result.loss, truth.pairs(values), "float64") <= 2.0).all()
+        for key in arrays:
+            slopes = element_derivative(arrays, key, options, 1.0)
+            for got, high, low, shift, c in zip(result.grads[key].astype(float), *slopes, SIGNED, strict=True):
+                exact = mpmath.mpf(high) + mpmath.ldexp(mpmath.mpf(low), -int(shift))
+                exact *= mpmath.mpf(float(c))
+                if dtype != "float64":
+                    assert ulp_errors(got, truth.pairs(exact), dtype) <= 0.501
+                elif abs(exact) > 1e-300:
+                    # Of the terms that cross, twice 2^-53, times what is_close leaves.
+                    assert abs(got - exact) <= abs(exact) * 2.0**-39
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0, 3.5, 40.0, 100.0, 1e4])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_varifocal_exponents_that_are_large(dtype, gamma):
+    x, t = CROSSING.astype(DTYPES.get(dtype, np.float64)), np.zeros(CROSSING.shape)
+    result = refloss.varifocal(x, t, 1.0, 0.5, gamma, reduction="none", grad_output=SIGNED)
+    with mpmath.workprec(300):
+        for got, value, logit, c in zip(result.grads["inputs"].astype(float), result.loss, x, SIGNED, strict=True):
+            p = truth.sigmoid(mpmath.mpf(float(logit)))
+            weight = p ** mpmath.mpf(gamma) / 2
+            assert ulp_errors(value, truth.pairs(weight * truth.softplus(mpmath.mpf(float(logit)))), "float64") <= 2
+            error = ulp_errors(got, truth.pairs(mpmath.mpf(float(c)) * weight * p), dtype)
+            assert error <= (2 if dtype == "float64" else 0.501)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.75, 3 / 8 + 2.0**-9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_short_slope_is_rounded_once(dtype, alpha):
+    """With γ = 0 it is half of α, times a cotangent over a number of boxes that no float64 is equal to."""
+    logits = np.zeros((4, 5), DTYPES[dtype])
+    gradient = np.empty_like(logits)
+    nobody = positives_of(np.full(4, -1))
+    for cotangent in (
+        Fraction(1 / 3) * 3,
+        Fraction(0.1) * 10,
+        Fraction(1 / 7) * 7,
+        Fraction(257, 256),
+        Fraction(1 / 3),
+    ):
+        one_class_loss(
+            ONE_CLASS_LOOP,
+            logits,
+            gradient,
+            nobody,
+            Focus(1.0 - alpha, alpha, 0.0),
+            cotangent=cotangent,
+            divisor=3.0,
+            backend="cpu",
+        )
+        wanted = nearest(cotangent / 3 * Fraction(alpha) / 2, *FORMATS[dtype])
+        assert {Fraction(float(value)) for value in gradient.ravel()} == {wanted}
+
+
+@pytest.mark.parametrize("gamma", [3.0, 3.5, 40.0, 400.0])
+def test_focal_values_keep_their_digits(gamma):
+    generator = np.random.default_rng(7)
+    x, t = generator.standard_normal(150) * 2, generator.random(150)
+    found = refloss.sigmoid_focal(x, t, 1.0, 0.25, gamma, reduction="none").loss
+    with mpmath.workprec(300):
+        values = [truth.focal(a, b, 0.25, gamma) for a, b in zip(truth.exact(x), truth.exact(t), strict=True)]
+    assert ulp_errors(found, truth.pairs(values), "float64").max() <= 1.5
+
+
 def test_focal_reductions():
     x, t = inputs(2, (4, 20), np.float32, True)
     each = refloss.sigmoid_focal(x, t, reduction="none", grad_output=0.5)
@@ -77,7 +171,9 @@ def test_focal_edges():
     x = np.array([[-np.inf, np.inf, np.nan, -np.inf]])
     result = refloss.sigmoid_focal(x, np.array([[0.0, 1.0, 0.0, 1.0]]), reduction="none")
     np.testing.assert_array_equal(result.loss, [[0.0, 0.0, np.nan, np.inf]])
-    np.testing.assert_array_equal(result.grads["inputs"][0, :3], [0.0, 0.0, np.nan])
+    # On the wrong side, a slope's limit.
+    np.testing.assert_array_equal(result.grads["inputs"], [[0.0, 0.0, np.nan, -0.25]])
+    np.testing.assert_array_equal(result.grads["targets"][0, :2], [0.0, 0.0])
     assert refloss.sigmoid_focal(np.empty((0, 3)), np.empty((0, 3))).loss == 0.0
     assert np.isnan(refloss.sigmoid_focal(np.empty((3, 0)), np.empty((3, 0))).loss)
 

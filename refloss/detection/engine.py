@@ -18,7 +18,7 @@ from refloss import arrays, parallel
 from refloss.detection import matching as pairing
 from refloss.detection.matching import KEY, Matcher, Matching
 from refloss.detection.targets import Targets, check_boxes
-from refloss.numerics.exact import rounded
+from refloss.numerics.exact import Exact, exact, product, rounded
 from refloss.result import Intermediates, LossResult, MatchedLayer, Pairs
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ class Term(NamedTuple):
     """
 
     components: tuple[str, ...]
-    compute: Callable[[Scene, Mapping[str, float]], Outcome]
-    before: Callable[[Layer, int, Mapping[str, float], str], Background] | None = None
+    compute: Callable[[Scene, Mapping[str, Exact]], Outcome]
+    before: Callable[[Layer, int, Mapping[str, Exact], str], Background] | None = None
     of_union: bool = False  # whether it takes the union of all layers' matchings, where the head makes one
 
 
@@ -141,7 +141,7 @@ class _Run(NamedTuple):
 
     head: Head
     targets: Targets
-    cotangents: Mapping[str, float]
+    cotangents: Mapping[str, Exact]
     num_boxes: float
     given: Mapping[str, Any]  # the caller's matchings
     backend: str
@@ -151,7 +151,7 @@ class _Prepared(NamedTuple):
     """A layer whose matching is known."""
 
     scene: Scene
-    terms: tuple[tuple[Term, Mapping[str, float]], ...]  # with the cotangents of their components
+    terms: tuple[tuple[Term, Mapping[str, Exact]], ...]  # with the cotangents of their components
     intermediates: Intermediates
 
 
@@ -292,16 +292,19 @@ def _weights(head: Head, layers: list[Layer]) -> dict[str, float]:
     }
 
 
-def _cotangents(grad_output: Any, weights: dict[str, float], weighted: bool) -> dict[str, float]:
+def _cotangents(grad_output: Any, weights: dict[str, float], weighted: bool) -> dict[str, Exact]:
     """The cotangent of every component before it is weighted: of the total, or the caller's own."""
     if not isinstance(grad_output, Mapping):
         total = arrays.number(grad_output, "grad_output")
-        return {name: total * weight for name, weight in weights.items()}
+        return {name: product(exact(total), exact(weight)) for name, weight in weights.items()}
     unknown = [name for name in grad_output if name not in weights]
     if unknown:
         raise ValueError(f"grad_output has {unknown[0]!r}; expected components: {', '.join(weights)}")
     return {
-        name: arrays.number(grad_output.get(name, 0.0), f"grad_output[{name!r}]") * (weight if weighted else 1.0)
+        name: product(
+            exact(arrays.number(grad_output.get(name, 0.0), f"grad_output[{name!r}]")),
+            exact(weight if weighted else 1.0),
+        )
         for name, weight in weights.items()
     }
 

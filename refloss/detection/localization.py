@@ -16,7 +16,7 @@ from refloss.losses import cross_entropy
 from refloss.losses.parts.distillation import LOOP, TEMPERATURE
 from refloss.losses.parts.fine_grained import edge_offsets, mixtures, offsets
 from refloss.losses.parts.softmax import softmax_rows
-from refloss.numerics.exact import total
+from refloss.numerics.exact import Exact, exact, quotient, total
 from refloss.options import Options
 from refloss.result import Intermediates
 
@@ -55,7 +55,7 @@ def teacher(corners: np.ndarray, logits: np.ndarray, backend: str) -> Teacher:
 def local(bins: Bins, teacher: Teacher) -> Term:
     """Fine-grained localisation, a sum over num_boxes, and distillation; gradients of a layer's corners."""
 
-    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
         wanted = any(cotangent != 0.0 for cotangent in cotangents.values())
         corners = by_edge(scene.layer.tensors["predicted_corners"].wanted(wanted))
         fine, fine_gradient = _fine_grained(scene, corners, bins, cotangents["loss_fgl"])
@@ -65,7 +65,7 @@ def local(bins: Bins, teacher: Teacher) -> Term:
     return Term(("loss_fgl", "loss_ddf"), compute, of_union=True)
 
 
-def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -> tuple[np.float64, np.ndarray]:
+def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: Exact) -> tuple[np.float64, np.ndarray]:
     """The loss, and the gradient of the matched queries' edges [M·4, bins + 1]."""
     matched_queries = (scene.matching.image, scene.matching.query)
     references = scene.layer.tensors["initial_reference_points"].value[matched_queries].astype(np.float64)
@@ -76,7 +76,7 @@ def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -
     # A bin of probability 0 that is not asked for costs nothing: 0·inf would be NaN.
     logits[np.isneginf(logits) & (target == 0.0)] = np.finfo(np.float64).min
     options = Options(
-        weights * (cotangent / scene.num_boxes),
+        weights * quotient(cotangent, exact(scene.num_boxes)),
         grad=[] if corners.gradient is None else "logits",
         backend=scene.backend,
     )
@@ -85,7 +85,7 @@ def _fine_grained(scene: Scene, corners: Tensor, bins: Bins, cotangent: float) -
     return mean(weights * np.asarray(result.loss), scene), gradient
 
 
-def _distillation(scene: Scene, corners: Tensor, teacher: Teacher, others: np.ndarray, cotangent: float) -> np.float64:
+def _distillation(scene: Scene, corners: Tensor, teacher: Teacher, others: np.ndarray, cotangent: Exact) -> np.float64:
     """The loss; its gradient and the other term's are written."""
     matched_queries = (scene.matching.image, scene.matching.query)
     shares = _shares(teacher.highest.shape, matched_queries)

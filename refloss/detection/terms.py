@@ -20,11 +20,12 @@ from refloss.losses.parts import boxes as box_losses
 from refloss.losses.parts import mask_focal
 from refloss.losses.parts.softmax import softmax_rows
 from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
-from refloss.numerics.exact import exact, quotient, total
+from refloss.numerics.exact import Exact, exact, quotient, quotient_pair, total
 from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 
 _OVERLAPS = "overlaps"
+Pair = tuple[float, float]
 
 
 def labels_of_queries(scene: Scene, background: int) -> np.ndarray:
@@ -51,15 +52,15 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
             reduction="none",
         )
 
-    def before(layer: Layer, pairs: int, cotangents: Mapping[str, float], backend: str) -> Background:
+    def before(layer: Layer, pairs: int, cotangents: Mapping[str, Exact], backend: str) -> Background:
         logits = layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
         no_object = np.full(logits.value.shape[:2], num_labels)
         normaliser = pairs + (no_object.size - pairs) * no_object_weight
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result = rows(logits, no_object, np.float64(cotangents["loss_ce"]) / np.float64(normaliser), backend)
+        cotangent = quotient(cotangents["loss_ce"], exact(normaliser))
+        result = rows(logits, no_object, cotangent, backend)
         return Background(np.asarray(result.loss), result.intermediates["lse"], normaliser)
 
-    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
         background = scene.background
         assert background is not None
         matched_queries = (scene.matching.image, scene.matching.query)
@@ -67,8 +68,7 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
         matched_logits = Tensor(
             logits.value[matched_queries], None if logits.gradient is None else logits.gradient[matched_queries]
         )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cotangent = np.float64(cotangents["loss_ce"]) / np.float64(background.normaliser)
+        cotangent = quotient(cotangents["loss_ce"], exact(background.normaliser))
         result = rows(matched_logits, scene.targets.labels[scene.objects], cotangent, scene.backend)
         if logits.gradient is not None:
             logits.gradient[matched_queries] = matched_logits.gradient
@@ -82,7 +82,7 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
 def focal_classes(num_labels: int, alpha: float) -> Term:
     """Sigmoid focal loss with γ = 2 of every class; the sum over num_boxes."""
 
-    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
         logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
         # transformers marks a query without an object by class num_labels, and drops the class after the last.
         background = num_labels if num_labels < logits.value.shape[2] else NONE
@@ -104,7 +104,7 @@ def focal_classes(num_labels: int, alpha: float) -> Term:
 def quality_classes(component: str, loop: OneClassLoop, focus: Focus) -> Term:
     """A sigmoid loss of every class in which the IoU of a query's box matters; the sum over num_boxes."""
 
-    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
         logits = scene.layer.tensors["logits"].wanted(cotangents[component] != 0.0)
         distances = overlaps(scene)
         qualities = np.zeros((2, len(scene.targets.counts) * scene.queries))
@@ -126,10 +126,10 @@ def quality_classes(component: str, loop: OneClassLoop, focus: Focus) -> Term:
 def boxes(*, of_union: bool = False) -> Term:
     """L1 distance and 1 − GIoU of the matched boxes; sums over num_boxes."""
 
-    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
         names = ("loss_bbox", "loss_giou")
         predicted = scene.layer.tensors["pred_boxes"].wanted(any(cotangents[name] != 0.0 for name in names))
-        of_l1, of_giou = (cotangents[name] / scene.num_boxes for name in names)
+        of_l1, of_giou = (quotient_pair(cotangents[name], exact(scene.num_boxes)) for name in names)
         distances = _compared(scene, predicted, of_l1, of_giou)
         scene.shared[_OVERLAPS] = distances
         return Outcome(
@@ -147,18 +147,18 @@ def overlaps(scene: Scene) -> Distances:
     """L1 distances, IoU and GIoU of the matched boxes."""
     if _OVERLAPS not in scene.shared:
         predicted = scene.layer.tensors["pred_boxes"].wanted(False)
-        scene.shared[_OVERLAPS] = _compared(scene, predicted, 0.0, 0.0)
+        scene.shared[_OVERLAPS] = _compared(scene, predicted, (0.0, 0.0), (0.0, 0.0))
     distances: Distances = scene.shared[_OVERLAPS]
     return distances
 
 
-def _compared(scene: Scene, predicted: Tensor, of_l1: float, of_giou: float) -> Distances:
+def _compared(scene: Scene, predicted: Tensor, of_l1: Pair, of_giou: Pair) -> Distances:
     return compare_boxes(
         box_losses.LOOP,
         *predicted,
         scene.rows,
         scene.targets.boxes[scene.objects],
-        np.array([[of_l1, 0.0, of_giou]]),
+        np.array([[of_l1, (0.0, 0.0), of_giou]]),
         centered=True,
         backend=scene.backend,
     )
@@ -172,7 +172,7 @@ def mean(values: np.ndarray, scene: Scene) -> np.float64:
 def cardinality(*, of_softmax: bool) -> Term:
     """How far the number of queries that see an object is off, a mean over images; it has no gradient."""
 
-    def compute(scene: Scene, _: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, _: Mapping[str, Exact]) -> Outcome:
         counted = counts(scene.layer.tensors["logits"].value, of_softmax=of_softmax, backend=scene.backend)
         with np.errstate(invalid="ignore"):
             error = np.abs(counted - scene.targets.counts).sum(dtype=np.float64) / np.float64(len(counted))
@@ -184,7 +184,7 @@ def cardinality(*, of_softmax: bool) -> Term:
 def masks() -> Term:
     """Focal loss (α = 1/4, γ = 2, a mean over pixels) and dice loss of upsampled masks; sums over num_boxes."""
 
-    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
+    def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
         predicted = scene.layer.tensors["pred_masks"].wanted(any(cotangent != 0.0 for cotangent in cotangents.values()))
         target = _matched_masks(scene)
         pixels = max(1, target[0].size) if len(target) else 1
@@ -193,8 +193,8 @@ def masks() -> Term:
             *predicted,
             scene.rows,
             target,
-            of_focal=cotangents["loss_mask"] / (scene.num_boxes * pixels),
-            of_dice=cotangents["loss_dice"] / scene.num_boxes,
+            of_focal=float(quotient(cotangents["loss_mask"], exact(scene.num_boxes) * pixels)),
+            of_dice=float(quotient(cotangents["loss_dice"], exact(scene.num_boxes))),
             backend=scene.backend,
         )
         return Outcome(

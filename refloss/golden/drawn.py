@@ -144,6 +144,18 @@ def _rows_of_classes(specification: Specification, draws: Draws, parameters: dic
     return Drawn(tensors, parameters, rows)
 
 
+def _coinciding(first: np.ndarray, second: np.ndarray, draws: Draws) -> np.ndarray:
+    """Second boxes: as they are, with some coordinates of the first ones, or next to these."""
+    kind = draws.one_of("apart", "shared", "near")
+    if kind == "apart":
+        return second
+    if kind == "near":
+        return first * (1.0 + 2.0**-18 * np.round(2.0 * draws.uniform(*first.shape) - 1.0))
+    # Corners of one box are shared in pairs, or it might have none in order.
+    shared = np.repeat(draws.uniform(*first.shape[:-1], 2) < 0.5, 2, axis=-1)[..., [0, 2, 1, 3]]
+    return np.where(shared, first, second)
+
+
 def _pairs_of_boxes(specification: Specification, draws: Draws, parameters: dict[str, Any]) -> Drawn:
     """Boxes that correspond, as corners unless a parameter says otherwise."""
     shape = draws.row_shape()
@@ -153,4 +165,7 @@ def _pairs_of_boxes(specification: Specification, draws: Draws, parameters: dict
             name: np.concatenate([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], axis=-1)
             for name, boxes in tensors.items()
         }
+    if not draws.limits.exact:
+        first, second = tensors.values()
+        tensors = dict(zip(tensors, (first, _coinciding(first, second, draws)), strict=True))
     return Drawn({name: draws.cast(boxes) for name, boxes in tensors.items()}, parameters, shape)

@@ -18,6 +18,7 @@ from refloss.detection.specification import matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.losses.sigmoid_focal import sigmoid_focal
+from refloss.numerics.exact import Exact, rounded
 from refloss.options import Gradients
 from refloss.result import Intermediates, LossResult
 
@@ -165,8 +166,8 @@ def _target_rows(scene: Scene, maps: tuple[np.ndarray, ...]) -> np.ndarray:
 def _token_classes(maps: tuple[np.ndarray, ...], mask: np.ndarray, alpha: float) -> Term:
     """Sigmoid focal loss with γ = 2 of every token that counts; the sum over num_boxes."""
 
-    def compute(scene: Scene, cotangents: Mapping[str, float]) -> Outcome:
-        cotangent = cotangents["loss_ce"]
+    def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
+        cotangent = rounded(cotangents["loss_ce"])
         logits = scene.layer.tensors["logits"].wanted(cotangent != 0.0)
         counted = _broadcast(mask, logits.value.shape)
         target = np.zeros(logits.value.shape)

@@ -9,10 +9,13 @@ the probability m = p·(1 − t) + q·t that is missed,
 
 With u = e^−|x|, and t' = t for x ≤ 0, 1 − t for x > 0 (how much of the target is on the side that x is not on),
 
-    b = log(1 + u) + t'·|x|,    m = (u·(1 − t') + t')/(1 + u)
-    ∂ℓ/∂x = ±a·m^γ/(1 + u)·(u·(1 − t') − t' + γ·b·(1 − 2t')·r),    r = u/(u·(1 − t') + t'), 1 for t' = 0
+    b = log(1 + u) + t'·|x|,    m = n/(1 + u),    n = u·(1 − t') + t'
+    ∂ℓ/∂x = ±a·m^γ/(1 + u)·(u·(1 − t') − t' + γ·b·(1 − 2t')·u/n)
+    ∂ℓ/∂t = m^γ·((2α − 1)·b + a·(−x ± γ·(b/n)·(1 − u)))
 
-with + for x ≤ 0. For a target of 0 or 1 both terms have one sign. m^γ is e^(γ·log m) with log m a pair.
+with + for x ≤ 0. For a target of 0 or 1 both terms of ∂ℓ/∂x have one sign. Near x = 0, u·(1 − t') − t' is
+(1 − 2t') − (1 − u)·(1 − t') with a series for 1 − u. m^γ is the square of a pair, or e^(γ·log m) with log m a pair.
+What crosses 0, and all of an element where γ is large, is computed again in pairs that are good to 2^-90.
 
 torch counterpart: torchvision.ops.sigmoid_focal_loss; transformers': loss_for_object_detection.sigmoid_focal_loss and
 loss_grounding_dino.sigmoid_focal_loss, which differ in their reduction. Source: Lin et al., "Focal Loss for Dense
@@ -32,16 +35,26 @@ from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
+from refloss.numerics.accurate import (
+    CLOSE,
+    INVERSE_FACTORIALS,
+    INVERSE_FACTORIALS_LOW,
+    exp_accurate,
+    log_accurate,
+    logistic_accurate,
+)
 from refloss.numerics.bits import fma
-from refloss.numerics.exponential import exp_of_negative, log_pair, logistic
+from refloss.numerics.exponential import UNDERFLOW, exp_of_negative, log_pair, logistic
 from refloss.numerics.pairs import (
     add,
     divide,
     fast_two_sum,
     multiply,
     negate,
+    normalised,
     pair,
     product,
+    quotient,
     rounded,
     two_product,
     two_sum,
@@ -52,14 +65,28 @@ from refloss.specification import REDUCTION, Parameter, Specification, probabili
 
 REDUCTIONS = ("mean", "sum", "none")
 # A logit beyond this is as good as infinite (γ·2^60 > 746 for γ ≥ 2^-50), and its arithmetic stays finite.
-_FARTHEST = 2.0**60
+FARTHEST = 2.0**60
+# m has a relative error of 2^-54, and m^γ one of γ·2^-54; beyond this γ, elements are computed again.
+STEEP = 3.0
+# Beyond it, as a share of 1, log m is −|x| − log(1 + u) where t' is 0: the error of log(1 + u) is below 2^-57.
+SURE = 2.0**-4
+# Below it 1 − e^−|x| is a series of six terms: the next one is below 2^-60 of the first.
+_SMALL = 2.0**-8
+# Below it e^−|x| is known well enough from itself, above it 1 − e^−|x| from its series in pairs.
+_HALF = 0.5
+# What the errors of pairs, of some 2^-98, leave of a difference that is 0.
+_NOTHING = 2.0**-92
 
 
 @jit.scalar
 def power_pair(logarithm, exponent):
     """e^(exponent·logarithm) of a pair ≤ 0, for exponents ≥ 0, as a pair."""
-    high, low = two_product(logarithm[0], exponent)
-    return exp_of_negative(high, fma(logarithm[1], exponent, low))
+    # A low part that is not small beside the high one, times a large exponent, would be too much for the exponential.
+    normalised = fast_two_sum(logarithm[0], logarithm[1])
+    steep = exponent > STEEP
+    first, second = (normalised[0] if steep else logarithm[0]), (normalised[1] if steep else logarithm[1])
+    high, low = two_product(first, exponent)
+    return exp_of_negative(high, fma(second, exponent, low))
 
 
 @jit.scalar
@@ -71,7 +98,7 @@ def power(logarithm, exponent):
 @jit.scalar
 def log_probability(x, softplus):
     """log σ(x) as a pair, from log(1 + e^−|x|)."""
-    size = abs(x) if abs(x) < _FARTHEST else _FARTHEST
+    size = abs(x) if abs(x) < FARTHEST else FARTHEST
     high, low = two_sum(0.0 if x > 0.0 else -size, -softplus[0])
     return high, low - softplus[1]
 
@@ -111,33 +138,165 @@ ONE_CLASS_LOOP = OneClassLoop("sigmoid_focal", _negative, _positive)
 
 
 @jit.scalar
-def _loss(x, t, factor, parameters):
-    alpha, gamma = parameters
+def plus(a, b):
+    """Sum of two pairs for hot loops, to 2^-105 of the larger one, with an undefined low part where it is infinite."""
+    high, low = two_sum(a[0], b[0])
+    rest = low + (a[1] + b[1])
+    return fast_two_sum(high, rest if rest == rest else 0.0)
+
+
+@jit.scalar
+def either(condition, a, b):
+    """One of two pairs."""
+    return (a[0] if condition else b[0]), (a[1] if condition else b[1])
+
+
+@jit.scalar
+def whole_inverse(u, inverse):
+    """1/(1 + u) as a pair, from its first digits."""
+    whole, whole_low = fast_two_sum(1.0, u[0])
+    lost = fma(-inverse, whole, 1.0) - inverse * (whole_low + u[1])
+    return inverse, lost * inverse
+
+
+@jit.scalar
+def powered(base, distance, small, is_sure, gamma, squared):
+    """A pair to the power γ, or 2; where is_sure, its logarithm is −distance − small."""
+    if squared:
+        return product(base, base)
+    high, low = two_sum(-distance, -small[0])
+    known = fast_two_sum(high, low - small[1])
+    return power_pair(either(is_sure, known, log_pair(base[0], base[1])), gamma)
+
+
+@jit.scalar
+def _one_minus(size, u):
+    """1 − e^−size from u = e^−size."""
+    series = fma(-size * (1.0 / 5.0), fma(-size, 1.0 / 6.0, 1.0), 1.0)
+    series = fma(-size * (1.0 / 3.0), fma(-size * (1.0 / 4.0), series, 1.0), 1.0)
+    high, low = two_sum(1.0, -u[0])
+    return either(size < _SMALL, (size, -0.5 * size * size * series), (high, low - u[1]))
+
+
+@jit.scalar
+def _weight(t, negative, alpha):
+    """α·t + (1 − α)·(1 − t) as a pair; 1 for α < 0."""
+    of_positive, of_negative = two_product(alpha, t), product(two_sum(1.0, -alpha), negative)
+    return either(alpha < 0.0, pair(1.0), plus(of_positive, of_negative))
+
+
+@jit.scalar
+def _focal(x, t, alpha, gamma, squared):
     u, inverse, small = logistic(x)
-    positive, negative = (t, 0.0), two_sum(1.0, -t)
-    near, far = (negative, positive) if x > 0.0 else (positive, negative)
+    positive, negative = pair(t), two_sum(1.0, -t)
+    above = x > 0.0
+    near, far = either(above, negative, positive), either(above, positive, negative)
     agrees = near[0] == 0.0
-    missed = add(multiply(u, far), near)
-    # Where x and t agree, m = u/(1 + u), which may be too small for a float64.
-    size = abs(x) if abs(x) < _FARTHEST else _FARTHEST
-    log_missed = (-size, 0.0) if agrees else log_pair(missed[0], missed[1])
-    scale = power(add(log_missed, negate(small)), gamma)
+    size = abs(x) if abs(x) < FARTHEST else FARTHEST
+    small = fast_two_sum(small[0], small[1])
+    missed = plus(product(u, far), near)
+    inverse = whole_inverse(u, inverse)
+    base = product(missed, inverse)
+    scale = powered(base, size, small, agrees and u[0] < SURE, gamma, squared)
+    loss = either(agrees, small, plus(product(near, pair(abs(x))), small))
+    weight = _weight(t, negative, alpha)
+    weighted = product(weight, scale)
+    # b/n and u/n, whose limits are 1 where n is 0.
+    steepness, ratio = quotient(loss, missed), quotient(u, missed)
+    steepness, ratio = either(missed[0] == 0.0, pair(1.0), steepness), either(agrees, pair(1.0), ratio)
+    # A logit that is infinite, on the wrong side: u is 0, and so is its product with b.
+    steepened = either(ratio[0] == 0.0, pair(0.0), product(pair(gamma), product(loss, ratio)))
+    rest = _one_minus(size, u)
+    apart = plus(far, negate(near))
+    pull = either(u[0] < _HALF, plus(product(u, far), negate(near)), plus(apart, negate(product(rest, far))))
+    slope = product(product(weighted, inverse), plus(pull, product(apart, steepened)))
+    pulled = product(pair(gamma), product(steepness, rest))
+    moved = plus(pair(-x), either(above, negate(pulled), pulled))
+    lean = either(alpha < 0.0, pair(0.0), two_sum(2.0 * alpha, -1.0))
+    for_target = product(scale, plus(either(lean[0] == 0.0, lean, product(lean, loss)), product(weight, moved)))
+    for_target = either(scale[0] == 0.0, pair(0.0), normalised(for_target))
+    return product(weighted, loss), either(above, negate(slope), slope), for_target
+
+
+@jit.scalar
+def _loss(x, t, factor, parameters):
+    return _focal(x, t, parameters[0], parameters[1], False)
+
+
+@jit.scalar
+def _loss_squared(x, t, factor, parameters):
+    return _focal(x, t, parameters[0], 2.0, True)
+
+
+@jit.scalar
+def _is_close(x, t, factor, parameters, value, for_input, for_target):
+    alpha, gamma = parameters
+    steep = gamma > STEEP and value != 0.0 and abs(value) < np.inf
+    # Where ∂ℓ/∂x crosses 0, b is between t'·|x| and t'·(|x| + 2), and its terms are near a·m^γ·t'.
+    crosses = abs(for_input) * (abs(x) + 2.0) < CLOSE * value
     weight = 1.0 if alpha < 0.0 else fma(alpha, t, (1.0 - alpha) * (1.0 - t))
-    loss = small if agrees else add(multiply(near, pair(abs(x))), small)
-    ratio = pair(1.0) if agrees else divide(u, missed)
-    steepened = multiply(multiply(pair(gamma), loss), multiply(add(far, negate(near)), ratio))
-    slope = rounded(add(add(multiply(u, far), negate(near)), steepened))
-    value = weight * scale * rounded(loss)
-    derivative = weight * scale * inverse * slope
-    # For the target: what the missed probability and a change by it.
-    probability = missed[0] * inverse
-    lowered = scale / probability if probability > 0.0 else (0.0 if gamma > 1.0 else 1.0)
-    change = gamma * rounded(loss) * ((1.0 - u[0]) * inverse if x < 0.0 else (u[0] - 1.0) * inverse) * lowered
-    for_target = weight * (change - x * scale) + (0.0 if alpha < 0.0 else (2.0 * alpha - 1.0) * scale * rounded(loss))
-    return pair(value), pair(derivative if x <= 0.0 else -derivative), pair(for_target)
+    lean = 0.0 if alpha < 0.0 else abs(2.0 * alpha - 1.0)
+    return steep, steep or crosses, steep or abs(for_target) * weight < CLOSE * (lean * value)
 
 
-LOOP = Loop("sigmoid_focal", _loss)
+@jit.helper
+def power_accurate(logarithm, exponent):
+    """e^(exponent·logarithm) of a pair ≤ 0 to the accuracy of pairs."""
+    power = multiply(logarithm, pair(exponent))
+    return exp_accurate(power[0], power[1]) if power[0] > UNDERFLOW else pair(0.0)
+
+
+@jit.helper
+def _rest_accurate(size, u):
+    """1 − e^−size."""
+    if size > _HALF:
+        return add(pair(1.0), negate(u))
+    series = pair(0.0)
+    for k in range(len(INVERSE_FACTORIALS) - 1, 0, -1):
+        series = add(multiply(series, pair(-size)), (INVERSE_FACTORIALS[k], INVERSE_FACTORIALS_LOW[k]))
+    return multiply(series, pair(size))
+
+
+@jit.helper
+def _remainder(a, b):
+    """a + b; 0 where only the errors of pairs are left of it."""
+    result = add(a, b)
+    return result if not abs(result[0]) < _NOTHING * abs(a[0]) else pair(0.0)
+
+
+@jit.helper
+def _accurate(x, t, factor, parameters):
+    alpha, gamma = parameters
+    known = logistic_accurate(x)
+    positive, negative = pair(t), two_sum(1.0, -t)
+    above, size = x > 0.0, abs(x)
+    near, far = either(above, negative, positive), either(above, positive, negative)
+    missed = add(multiply(known.u, far), near)
+    loss = add(multiply(near, pair(size)), known.small)
+    base = multiply(missed, known.larger)
+    logarithm = negate(add(pair(size), known.small)) if near[0] == 0.0 else log_accurate(base[0], base[1])
+    scale = power_accurate(logarithm, gamma)
+    of_positive, of_negative = two_product(alpha, t), multiply(two_sum(1.0, -alpha), negative)
+    weight = pair(1.0) if alpha < 0.0 else add(of_positive, of_negative)
+    steepness = divide(loss, missed) if missed[0] != 0.0 else pair(1.0)
+    rest = _rest_accurate(size, known.u)
+    steepened = multiply(pair(gamma), multiply(steepness, known.u))
+    apart = add(far, negate(near))
+    if known.u[0] < _HALF:
+        pull = _remainder(multiply(known.u, far), negate(near))
+    else:
+        pull = _remainder(apart, negate(multiply(rest, far)))
+    slope = multiply(multiply(multiply(weight, scale), known.larger), _remainder(pull, multiply(apart, steepened)))
+    pulled = multiply(pair(gamma), multiply(steepness, rest))
+    moved = add(pair(-x), negate(pulled) if above else pulled)
+    lean = pair(0.0) if alpha < 0.0 else two_sum(2.0 * alpha, -1.0)
+    for_target = multiply(scale, _remainder(multiply(lean, loss), multiply(weight, moved)))
+    return multiply(multiply(weight, scale), loss), negate(slope) if above else slope, for_target
+
+
+LOOP = Loop("sigmoid_focal", _loss, _is_close, _accurate)
+# The usual exponent needs no power.
+SQUARED_LOOP = Loop("sigmoid_focal_squared", _loss_squared, _is_close, _accurate)
 
 
 @loss(
@@ -211,7 +370,7 @@ def sigmoid_focal(
     exponent = arrays.number(gamma, "gamma", finite=True, low=0.0)
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.loss_of_elements(
-        LOOP,
+        SQUARED_LOOP if exponent == 2.0 else LOOP,
         {"inputs": x, "targets": t},
         options,
         parameters=(arrays.number(alpha, "alpha", finite=True), exponent),

@@ -30,10 +30,22 @@ from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.loss import loss
 from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
 from refloss.losses.parts import elementwise
-from refloss.losses.sigmoid_focal import REDUCTIONS, log_probability, power
-from refloss.numerics.accurate import is_close
+from refloss.losses.sigmoid_focal import (
+    FARTHEST,
+    REDUCTIONS,
+    STEEP,
+    SURE,
+    either,
+    log_probability,
+    plus,
+    power,
+    power_accurate,
+    powered,
+    whole_inverse,
+)
+from refloss.numerics.accurate import is_close, logistic_accurate
 from refloss.numerics.exponential import logistic
-from refloss.numerics.pairs import pair, scaled, two_sum
+from refloss.numerics.pairs import add, fast_two_sum, multiply, negate, pair, product, scaled, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
@@ -64,27 +76,57 @@ ONE_CLASS_LOOP = OneClassLoop("varifocal", _negative, _positive)
 
 
 @jit.scalar
-def _loss(x, t, factor, parameters):
-    alpha, gamma = parameters
-    absent, absent_slope = detached_focal(x, alpha, gamma)
-    value, slope, _ = unweighted(x, t, factor, parameters)
+def _absent(x, alpha, gamma, squared):
+    """The same as pairs."""
+    u, inverse, small = logistic(x)
+    above = x > 0.0
+    inverse, small = whole_inverse(u, inverse), fast_two_sum(small[0], small[1])
+    p = either(above, inverse, product(u, inverse))
+    distance = 0.0 if above else min(-x, FARTHEST)
+    weight = product(pair(alpha), powered(p, distance, small, u[0] < SURE, gamma, squared))
+    return product(weight, plus(pair(x if above else 0.0), small)), product(weight, p)
+
+
+@jit.scalar
+def _varifocal(x, t, alpha, gamma, squared):
+    absent, absent_slope = _absent(x, alpha, gamma, squared)
+    value, slope, _ = unweighted(x, t, 1.0, (alpha, gamma))
     is_positive = t > 0.0
-    of_value = scaled(value, pair(t)) if is_positive else pair(absent)
-    return of_value, scaled(slope, pair(t)) if is_positive else pair(absent_slope), pair(0.0)
+    of_value = either(is_positive, scaled(value, pair(t)), absent)
+    return of_value, either(is_positive, scaled(slope, pair(t)), absent_slope), pair(0.0)
+
+
+@jit.scalar
+def _loss(x, t, factor, parameters):
+    return _varifocal(x, t, parameters[0], parameters[1], False)
+
+
+@jit.scalar
+def _loss_squared(x, t, factor, parameters):
+    return _varifocal(x, t, parameters[0], 2.0, True)
 
 
 @jit.scalar
 def _is_close(x, t, factor, parameters, value, for_input, for_target):
-    return False, t > 0.0 and is_close(for_input, t * (1.0 - t if x > 0.0 else t)), False
+    steep = parameters[1] > STEEP and t == 0.0 and value != 0.0 and abs(value) < np.inf
+    return steep, steep or (t > 0.0 and is_close(for_input, t * (1.0 - t if x > 0.0 else t))), False
 
 
 @jit.helper
 def _accurate(x, t, factor, parameters):
-    slope = scaled(accurate_slope(x, pair(t), two_sum(1.0, -t)), pair(t))
-    return pair(0.0), slope, pair(0.0)
+    if t > 0.0:
+        slope = scaled(accurate_slope(x, pair(t), two_sum(1.0, -t)), pair(t))
+        return pair(0.0), slope, pair(0.0)
+    alpha, gamma = parameters
+    known = logistic_accurate(x)
+    p, distance = (known.larger, pair(0.0)) if x > 0.0 else (known.smaller, pair(-x))
+    weight = multiply(pair(alpha), power_accurate(negate(add(distance, known.small)), gamma))
+    return multiply(weight, add(pair(max(x, 0.0)), known.small)), multiply(weight, p), pair(0.0)
 
 
 LOOP = Loop("varifocal", _loss, _is_close, _accurate)
+# The usual exponent needs no power.
+SQUARED_LOOP = Loop("varifocal_squared", _loss_squared, _is_close, _accurate)
 
 
 @loss(
@@ -159,7 +201,7 @@ def varifocal(
     exponent = arrays.number(gamma, "gamma", finite=True, low=0.0)
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.loss_of_elements(
-        LOOP,
+        SQUARED_LOOP if exponent == 2.0 else LOOP,
         {"inputs": x, "targets": t},
         options,
         parameters=(arrays.number(alpha, "alpha", finite=True), exponent),

@@ -50,6 +50,13 @@ def exact(value: float) -> Exact:
     return Fraction(value) if math.isfinite(value) else value
 
 
+def product(a: Exact, b: Exact) -> Exact:
+    """A product of exact numbers; by the float rules where one is not finite."""
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a * b
+    return rounded(a) * rounded(b)
+
+
 def ratio(total: Exact, normaliser: Exact) -> Exact:
     """A quotient of exact numbers; by the float rules where one is not finite or 0 divides."""
     if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
@@ -61,6 +68,11 @@ def ratio(total: Exact, normaliser: Exact) -> Exact:
 def quotient(total: Exact, normaliser: Exact) -> np.float64:
     """The same, rounded once."""
     return np.float64(rounded(ratio(total, normaliser)))
+
+
+def quotient_pair(total: Exact, normaliser: Exact) -> tuple[float, float]:
+    """The same as a pair."""
+    return as_pair(ratio(total, normaliser))
 
 
 def total(values: np.ndarray, normaliser: float = 1.0) -> np.float64:

@@ -5,19 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import cuda, float64
+from numba import cuda
 
 from refloss import jit
-from refloss.kernels.boxes.loop import COORDINATES, Distances
+from refloss.kernels.boxes.loop import COORDINATES, Distances, cotangents_of
 from refloss.kernels.gpu import runtime
-from refloss.kernels.gpu.jit import gpu_kernel
+from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.rows import row_offset
-from refloss.numerics.formats import read, store
+from refloss.numerics.formats import read, store_pair
 
 if TYPE_CHECKING:
     from refloss.kernels.boxes.loop import BoxLoop, Pairs
 
 _BLOCK = 128
+
+
+@gpu_function
+def _four(memory, start, stride):
+    return (
+        read(memory, start),
+        read(memory, start + stride),
+        read(memory, start + 2 * stride),
+        read(memory, start + 3 * stride),
+    )
 
 
 @jit.once
@@ -28,16 +38,17 @@ def _kernel(loop: BoxLoop) -> Any:
     @gpu_kernel
     def box_pairs(boxes, gradient, pairs, distances, with_gradient):
         """Row rows[p] of boxes against others[p]."""
-        box, result = cuda.local.array(COORDINATES, float64), cuda.local.array(COORDINATES, float64)
         for p in range(cuda.grid(1), pairs.rows.size, cuda.gridsize(1)):
-            start, to = row_offset(boxes, pairs.rows[p]), row_offset(gradient, pairs.rows[p])
-            for k in range(COORDINATES):
-                box[k] = read(boxes.memory, start + k * boxes.class_stride)
-            shared = pairs.coefficients[p if pairs.coefficients.shape[0] > 1 else 0]
-            compare(box, pairs.others[p], shared, pairs.centered, distances, p, result)
+            box = _four(boxes.memory, row_offset(boxes, pairs.rows[p]), boxes.class_stride)
+            other = (pairs.others[p, 0], pairs.others[p, 1], pairs.others[p, 2], pairs.others[p, 3])
+            found, high, low = compare(box, other, cotangents_of(pairs.coefficients, p), pairs.centered)
+            distances.l1[p], distances.giou[p] = found.l1, found.giou
+            distances.iou[p], distances.iou_low[p] = found.iou, found.iou_low
+            distances.iou_loss[p], distances.giou_loss[p] = found.iou_loss, found.giou_loss
             if with_gradient:
+                to = row_offset(gradient, pairs.rows[p])
                 for k in range(COORDINATES):
-                    store(gradient.memory, to + k * gradient.class_stride, result[k])
+                    store_pair(gradient.memory, to + k * gradient.class_stride, (high[k], low[k]))
 
     return box_pairs
 

@@ -47,8 +47,12 @@ def _teach(loop: DistillationLoop) -> Any:
                 value = read(logits.memory, start + c * logits.class_stride)
                 teacher.logits[c, index] = value
                 highest = larger(value, highest)
+            teacher.surest[index] = 0
             for c in range(logits.classes):
-                term = soften(teacher.logits[c, index], highest)
+                value = read(teacher.logits, (c, index))
+                if value == highest:
+                    teacher.surest[index] = c
+                term = soften(value, highest)
                 teacher.probabilities[c, index] = term
                 total += term
             for c in range(logits.classes):
@@ -72,28 +76,38 @@ def _highest_probabilities(logits, result):
         result.values[index] = probability(value_of(highest, logits.memory)) if largest <= infinity else np.nan
 
 
+@gpu_function
+def _load(logits, start, index, lanes):
+    """A row's logits into its lane."""
+    for c in range(logits.classes):
+        lanes[c, index] = read(logits.memory, start + c * logits.class_stride)
+
+
 def _divergence(loop: DistillationLoop) -> Any:
     """KL(t ‖ s) of a row; into its lane and the result what its slopes are made of: Φ and 1/(1 + Φ)."""
     largest, plain, divergence = loop.largest, loop.plain, loop.divergence
-    with_mean, with_excess = loop.with_mean, loop.with_excess
+    distance, with_mean, with_excess = loop.distance, loop.with_mean, loop.with_excess
 
     @gpu_function
     def of_row(logits, start, index, teacher, lanes):
-        mean, total = 0.0, 0.0
+        c = teacher.surest[index]
+        reference = (0.0, 0.0)
+        if logits.classes > 0:
+            reference = distance(read(logits.memory, start + c * logits.class_stride), teacher.logits[c, index])
+        mean, spread, total = 0.0, 0.0, 0.0
         for c in range(logits.classes):
             x = read(logits.memory, start + c * logits.class_stride)
-            far, mean = with_mean(x, teacher.logits[c, index], teacher.probabilities[c, index], mean)
-            lanes[c, index] = far
+            y, t = teacher.logits[c, index], teacher.probabilities[c, index]
+            lanes[c, index], mean, spread = with_mean(x, y, t, reference, mean, spread)
         for c in range(logits.classes):
             growth, total = with_excess(lanes[c, index], teacher.probabilities[c, index], mean, total)
             lanes[c, index] = growth
-        value, inverse = divergence(total)
+        value, inverse, limit = divergence(total, spread)
         if total < largest:
-            return value, total, inverse
-        for c in range(logits.classes):
-            lanes[c, index] = read(logits.memory, start + c * logits.class_stride)
+            return value, total, inverse, limit
+        _load(logits, start, index, lanes)
         value = plain(lanes[:, index], teacher.logits[:, index], teacher.probabilities[:, index])
-        return value, 0.0, 1.0
+        return value, 0.0, 1.0, 0.0
 
     return of_row
 
@@ -101,22 +115,35 @@ def _divergence(loop: DistillationLoop) -> Any:
 @jit.once
 def _distil(loop: DistillationLoop) -> Any:
     """The kernel for a layer's rows."""
-    divergence, slope = _divergence(loop), loop.slope
+    divergence, slope, accurate = _divergence(loop), loop.slope, loop.accurate
+
+    @gpu_function
+    def save_slopes(gradient, to, index, teacher, weights, lanes, of_row):
+        """Write a row's gradient; whether too little is left of some element."""
+        _, total, inverse, limit = of_row
+        offset, coefficient = weights.offsets[index], weights.coefficients[index]
+        close = False
+        for c in range(gradient.classes):
+            share = teacher.probabilities[c, index]
+            value, is_close = slope(lanes[c, index], share, total, inverse, coefficient, limit)
+            close = close or is_close
+            if offset >= 0:
+                value += read(weights.added[offset], c)
+            store(gradient.memory, to + c * gradient.class_stride, value)
+        return close
 
     @gpu_kernel
     def distil(logits, gradient, teacher, weights, scratch, with_gradient):
+        lanes = scratch.lanes
         for index in range(cuda.grid(1), scratch.values.size, cuda.gridsize(1)):
             start, to = row_offset(logits, index), row_offset(gradient, index)
-            value, total, inverse = divergence(logits, start, index, teacher, scratch.lanes)
-            scratch.values[index] = read(weights.weights, index) * value
-            if with_gradient:
-                offset, coefficient = weights.offsets[index], weights.coefficients[index]
-                for c in range(logits.classes):
-                    share = teacher.probabilities[c, index]
-                    value = slope(scratch.lanes[c, index], share, total, inverse, coefficient)
-                    if offset >= 0:
-                        value += read(weights.added[offset], c)
-                    store(gradient.memory, to + c * gradient.class_stride, value)
+            of_row = divergence(logits, start, index, teacher, lanes)
+            scratch.values[index] = read(weights.weights, index) * of_row[0]
+            if with_gradient and save_slopes(gradient, to, index, teacher, weights, lanes, of_row):
+                _load(logits, start, index, lanes)
+                accurate(lanes[:, index], teacher.logits[:, index])
+                # Of s − t its slope is itself, with Φ = 0.
+                save_slopes(gradient, to, index, teacher, weights, lanes, (0.0, 0.0, 1.0, 0.0))
 
     return distil
 
@@ -125,8 +152,9 @@ def teacher_of(loop: DistillationLoop, logits: np.ndarray) -> Teacher:
     """What the rows of logits [..., C] teach; it stays on the GPU."""
     rows = runtime.rows_on_device(logits, logits.ndim - 1)
     count = logits.size // max(1, rows.classes)
-    memory: list[Any] = [runtime.Array((rows.classes, count), np.float64) for _ in Teacher._fields]
-    teacher = Teacher(*memory)
+    shape = (rows.classes, count)
+    memory: list[Any] = [runtime.Array(shape, np.float64), runtime.Array(shape, np.float64)]
+    teacher = Teacher(*memory, runtime.Array(count, np.int64))
     runtime.launch(_teach(loop), runtime.grid(count, _BLOCK), _BLOCK, rows, teacher, count)
     return teacher
 

@@ -13,30 +13,36 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, load_rows, load_strided, row_offset, save
+from refloss.kernels.rows import load, load_rows, load_strided, row_offset, save, save_strided
 from refloss.kernels.softmax.split import scan
 from refloss.numerics.exponential import logistic
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 
 ROWS = 128
+# Sums of a vector of rows begin at different offsets from a page.
+LANES = (8, ROWS + 8)
 
 
 @dataclass(frozen=True)
 class DistillationLoop(jit.Description):
     """The scalars of a divergence of softened rows.
 
-    soften(value, highest) is e^((value − highest)/T), larger(value, highest) hands NaN on. with_mean(x, y, t, mean) is
-    the distance of two logits over T, and the mean with t times that; with_excess(distance, t, mean, total) is
-    t·(e^z − 1), and the total Φ with t·(e^z − 1 − z); divergence(Φ) is KL and 1/(1 + Φ); slope(growth, t, Φ, inverse,
-    coefficient) is the gradient. Where Φ is not below largest, plain(x, y, t) is KL of a row, and x becomes s − t.
+    soften(value, highest) is e^((value − highest)/T), larger(value, highest) hands NaN on. distance(x, y) is that of
+    two logits, a pair; with_mean(x, y, t, reference, mean, spread) is what it is beyond that of the reference, and the
+    sums with t times it and t times its magnitude; with_excess(beyond, t, mean, total) is t·(e^z − 1), and the total Φ
+    with t·(e^z − 1 − z); divergence(Φ, spread) is KL, 1/(1 + Φ) and a limit; slope(growth, t, Φ, inverse, coefficient,
+    limit) is the gradient, and whether too little is left of it: then accurate(x, y) computes s − t of the row again,
+    in place of x. Where Φ is not below largest, plain(x, y, t) is KL, and x becomes s − t.
     """
 
     larger: Callable[..., Any]
     soften: Callable[..., Any]
+    distance: Callable[..., Any]
     with_mean: Callable[..., Any]
     with_excess: Callable[..., Any]
     divergence: Callable[..., Any]
     slope: Callable[..., Any]
+    accurate: Callable[..., Any]
     plain: Callable[..., Any]
     largest: float
 
@@ -46,6 +52,7 @@ class Teacher(NamedTuple):
 
     logits: np.ndarray  # [C, R] float64
     probabilities: np.ndarray  # [C, R] float64: softmax(logits/T)
+    surest: np.ndarray  # [R] int64: a class of the highest logit
 
 
 class RowWeights(NamedTuple):
@@ -63,8 +70,9 @@ def teach(loop: DistillationLoop) -> Any:
     larger, soften = loop.larger, loop.soften
 
     @functools.partial(jit.helper, name=loop.name)
-    def softmax(logits, probabilities, highest, total):
-        """The softmax of logits/T class by class, [C, n]."""
+    def softmax(logits, probabilities, surest, highest, total):
+        """The softmax of logits/T class by class, [C, n], and a class of the highest logit."""
+        surest[:] = 0
         highest[:] = -np.inf
         total[:] = 0.0
         for c in range(logits.shape[0]):
@@ -74,6 +82,7 @@ def teach(loop: DistillationLoop) -> Any:
         for c in range(logits.shape[0]):
             row, out = logits[c], probabilities[c]
             for k in range(row.size):
+                surest[k] = c if row[k] == highest[k] else surest[k]
                 out[k] = soften(row[k], highest[k])
                 total[k] += out[k]
         for c in range(logits.shape[0]):
@@ -87,8 +96,9 @@ def teach(loop: DistillationLoop) -> Any:
             stop = min(start + ROWS, last)
             for c in range(logits.classes):
                 load(logits, start, teacher.logits[c, start:stop], c * logits.class_stride)
-            highest, total = scratch[0, : stop - start], scratch[1, : stop - start]
-            softmax(teacher.logits[:, start:stop], teacher.probabilities[:, start:stop], highest, total)
+            part = teacher.logits[:, start:stop], teacher.probabilities[:, start:stop], teacher.surest[start:stop]
+            sums = scratch[:, : stop - start]
+            softmax(part[0], part[1], part[2], sums[0], sums[1])
 
     return jit.kernel(rows, loop.name)
 
@@ -121,15 +131,44 @@ def _add_rows(x, offsets, added):
             x[k] += added[offsets[k]]
 
 
+class Lanes(NamedTuple):
+    """A vector of rows: what their classes add up to."""
+
+    reference: np.ndarray
+    reference_low: np.ndarray
+    means: np.ndarray
+    spreads: np.ndarray
+    totals: np.ndarray
+    inverses: np.ndarray
+    limits: np.ndarray
+    close: np.ndarray  # how many classes are
+
+
+@jit.helper
+def _lanes(scratch, count):
+    scratch[:, :count] = 0.0
+    return Lanes(
+        scratch[0, :count],
+        scratch[1, :count],
+        scratch[2, :count],
+        scratch[3, :count],
+        scratch[4, :count],
+        scratch[5, :count],
+        scratch[6, :count],
+        scratch[7, :count],
+    )
+
+
 def _divergences(loop: DistillationLoop) -> Any:
-    """KL(t ‖ s) of some rows; into the lanes and the scratch what their slopes are made of."""
+    """KL(t ‖ s) of some rows; into x and the lanes what their slopes are made of."""
     largest, plain, divergence = loop.largest, loop.plain, loop.divergence
-    with_mean, with_excess = loop.with_mean, loop.with_excess
+    distance, with_mean, with_excess = loop.distance, loop.with_mean, loop.with_excess
 
     @functools.partial(jit.helper, name=loop.name)
-    def add_means(x, y, t, means):
+    def add_means(x, y, t, reference, reference_low, means, spreads):
         for k in range(x.size):
-            x[k], means[k] = with_mean(x[k], y[k], t[k], means[k])
+            known = (reference[k], reference_low[k])
+            x[k], means[k], spreads[k] = with_mean(x[k], y[k], t[k], known, means[k], spreads[k])
 
     @functools.partial(jit.helper, name=loop.name)
     def add_excess(x, t, means, totals):
@@ -137,59 +176,79 @@ def _divergences(loop: DistillationLoop) -> Any:
             x[k], totals[k] = with_excess(x[k], t[k], means[k], totals[k])
 
     @functools.partial(jit.helper, name=loop.name)
-    def divergences(logits, teacher, start, lanes, scratch, values):
-        means, totals, inverses = (
-            scratch[0, : values.size],
-            scratch[1, : values.size],
-            scratch[2, : values.size],
-        )
-        means[:] = 0.0
-        totals[:] = 0.0
+    def divergences(logits, teacher, start, x, lanes, values):
         stop = start + values.size
         for c in range(logits.classes):
-            x = lanes[c, : values.size]
-            load(logits, start, x, c * logits.class_stride)
-            add_means(x, teacher.logits[c, start:stop], teacher.probabilities[c, start:stop], means)
+            load(logits, start, x[c, : values.size], c * logits.class_stride)
+        for k in range(values.size if logits.classes else 0):
+            c = teacher.surest[start + k]
+            lanes.reference[k], lanes.reference_low[k] = distance(x[c, k], teacher.logits[c, start + k])
         for c in range(logits.classes):
-            add_excess(lanes[c, : values.size], teacher.probabilities[c, start:stop], means, totals)
+            y, t = teacher.logits[c, start:stop], teacher.probabilities[c, start:stop]
+            of_row = x[c, : values.size]
+            add_means(of_row, y, t, lanes.reference, lanes.reference_low, lanes.means, lanes.spreads)
+        for c in range(logits.classes):
+            add_excess(x[c, : values.size], teacher.probabilities[c, start:stop], lanes.means, lanes.totals)
         for k in range(values.size):
-            values[k], inverses[k] = divergence(totals[k])
+            values[k], lanes.inverses[k], lanes.limits[k] = divergence(lanes.totals[k], lanes.spreads[k])
         for k in range(values.size):
-            if not totals[k] < largest:
+            if not lanes.totals[k] < largest:
                 row = np.empty(logits.classes)
                 load_strided(logits, row_offset(logits, start + k), logits.class_stride, row)
                 values[k] = plain(row, teacher.logits[:, start + k], teacher.probabilities[:, start + k])
-                lanes[: row.size, k] = row
-                totals[k], inverses[k] = 0.0, 1.0
+                x[: row.size, k] = row
+                lanes.totals[k], lanes.inverses[k], lanes.limits[k] = 0.0, 1.0, 0.0
 
     return divergences
+
+
+def _correction(loop: DistillationLoop) -> Any:
+    """What writes the gradient of a row again."""
+    accurate = loop.accurate
+
+    @functools.partial(jit.helper, name=loop.name)
+    def correct(logits, gradient, teacher, weights, row):
+        x = np.empty(logits.classes)
+        load_strided(logits, row_offset(logits, row), logits.class_stride, x)
+        accurate(x, teacher.logits[:, row])
+        for c in range(x.size):
+            x[c] *= weights.coefficients[row]
+            if weights.offsets[row] >= 0:
+                x[c] += weights.added[weights.offsets[row], c]
+        save_strided(x, gradient, row_offset(gradient, row), gradient.class_stride)
+
+    return correct
 
 
 @jit.once
 def distil(loop: DistillationLoop) -> Any:
     """The kernel for a layer's rows."""
-    divergences, slope = _divergences(loop), loop.slope
+    divergences, correct, slope = _divergences(loop), _correction(loop), loop.slope
 
     @functools.partial(jit.helper, name=loop.name)
-    def slopes(x, t, totals, inverses, coefficients):
+    def slopes(x, t, totals, inverses, limits, close, coefficients):
         for k in range(x.size):
-            x[k] = slope(x[k], t[k], totals[k], inverses[k], coefficients[k])
+            x[k], is_close = slope(x[k], t[k], totals[k], inverses[k], coefficients[k], limits[k])
+            close[k] += 1.0 if is_close else 0.0
 
-    def rows(logits, gradient, teacher, weights, lanes, scratch, values, with_gradient, first, last):
+    def rows(logits, gradient, teacher, weights, differences, scratch, values, with_gradient, first, last):
         """The loss of each of rows first ... last, into values, and their gradient."""
         for start in range(first, last, ROWS):
             stop = min(start + ROWS, last)
-            losses = values[start:stop]
-            divergences(logits, teacher, start, lanes, scratch, losses)
+            losses, lanes = values[start:stop], _lanes(scratch, stop - start)
+            divergences(logits, teacher, start, differences, lanes, losses)
             for k in range(losses.size):
                 losses[k] = weights.weights[start + k] * losses[k]
             if not with_gradient:
                 continue
             for c in range(logits.classes):
-                x = lanes[c, : losses.size]
-                coefficients, probabilities = weights.coefficients[start:stop], teacher.probabilities[c, start:stop]
-                slopes(x, probabilities, scratch[1, : losses.size], scratch[2, : losses.size], coefficients)
+                x, t = differences[c, : losses.size], teacher.probabilities[c, start:stop]
+                coefficients = weights.coefficients[start:stop]
+                slopes(x, t, lanes.totals, lanes.inverses, lanes.limits, lanes.close, coefficients)
                 _add_rows(x, weights.offsets[start:stop], weights.added[:, c])
                 save(x, gradient, start, c * gradient.class_stride)
+            for k in range(losses.size):
+                if lanes.close[k] > 0.0:
+                    correct(logits, gradient, teacher, weights, start + k)
 
     return jit.kernel(rows, loop.name)

@@ -7,6 +7,7 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.distillation.loop import (
+    LANES,
     ROWS,
     DistillationLoop,
     RowWeights,
@@ -29,7 +30,8 @@ def teacher_of(loop: DistillationLoop, logits: np.ndarray, backend: str) -> Teac
         return gpu.teacher_of(loop, logits)
     rows = any_rows_of(logits, logits.ndim - 1)
     count = logits.size // max(1, rows.classes)
-    teacher = Teacher(*(np.empty((rows.classes, count)) for _ in Teacher._fields))
+    shape = (rows.classes, count)
+    teacher = Teacher(np.empty(shape), np.empty(shape), np.empty(count, np.int64))
     kernel = teach(loop)
 
     def work(first: int, last: int, scratch: np.ndarray) -> None:
@@ -75,7 +77,7 @@ def distillation(
     kernel, with_gradient = distil(loop), gradient is not None
 
     def scratch() -> tuple[np.ndarray, np.ndarray]:
-        return np.empty((rows.classes, ROWS)), np.empty((3, ROWS))
+        return np.empty((rows.classes, ROWS)), np.empty(LANES)
 
     def work(first: int, last: int, buffers: tuple[np.ndarray, np.ndarray]) -> None:
         kernel(rows, destination, teacher, weights, *buffers, values, with_gradient, first, last)

@@ -10,10 +10,9 @@ from refloss import jit
 from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.accumulate import add_value, block_totals, exact_total, merge, new_state, new_totals
 from refloss.kernels.gpu.jit import gpu_kernel
-from refloss.kernels.one_class.loop import quality_of
+from refloss.kernels.one_class.loop import quality_of, times_coefficient
 from refloss.kernels.rows import row_offset
-from refloss.numerics.formats import read, store
-from refloss.numerics.pairs import times
+from refloss.numerics.formats import read, store_pair
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +40,8 @@ def _kernel(loop: OneClassLoop) -> Any:
                 value, derivative = negative(x, focus)
             state = add_value(value, state, of_block)
             if with_gradient:
-                store(gradient.memory, row_offset(gradient, index), times(derivative, coefficient))
+                product = times_coefficient(derivative, coefficient)
+                store_pair(gradient.memory, row_offset(gradient, index), product)
         merge(state, of_block, totals)
 
     return kernel

@@ -15,11 +15,14 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import load, save
-from refloss.numerics.pairs import times
+from refloss.numerics.bits import float64_bits
+from refloss.numerics.pairs import scaled, times, to_odd
 from refloss.numerics.sums import add_exactly
 
 BLOCK = 2048
 NONE = -1
+# Those that a tie of float32, or of a narrower format, has none of.
+_LAST_BITS = 2**28 - 1
 
 
 class Positives(NamedTuple):
@@ -53,10 +56,24 @@ def quality_of(positives, row):
     return positives.quality[index], positives.quality_low[index]
 
 
+@jit.scalar
+def times_coefficient(derivative, coefficient):
+    """derivative·coefficient as a pair: of a derivative that is a short number, perhaps a tie of a format."""
+    high, low = scaled((derivative, 0.0), coefficient)
+    # A coefficient that is infinite has no low part to speak of.
+    return high if high == high else derivative * coefficient[0], low
+
+
 @jit.helper
-def _scale(derivatives, coefficient):
-    for i in range(derivatives.size):
-        derivatives[i] = times(derivatives[i], coefficient)
+def _scale(derivatives, coefficient, products):
+    """derivatives·coefficient, each rounded to odd where it could be a tie of a narrower format."""
+    short = 0
+    for i in range(products.size):
+        products[i] = times(derivatives[i], coefficient)
+        short += 1 if float64_bits(products[i]) & _LAST_BITS == 0 else 0
+    if short > 0:
+        for i in range(products.size):
+            products[i] = to_odd(times_coefficient(derivatives[i], coefficient))
 
 
 @jit.once
@@ -96,8 +113,13 @@ def compiled(loop: OneClassLoop) -> Any:
                     replace(x, positives, start + k, k * classes + label, focus, values, derivatives)
             special += add_exactly(values[:size], limbs)
             if with_gradient:
-                _scale(derivatives[:size], coefficient)
-                save(derivatives[:size], gradient, start * classes)
+                products = x[:size]
+                if gradient.format == 0:
+                    for i in range(size):
+                        products[i] = times_coefficient(derivatives[i], coefficient)[0]
+                else:
+                    _scale(derivatives[:size], coefficient, products)
+                save(products, gradient, start * classes)
         return special
 
     return jit.kernel(compute_classes, loop.name)

@@ -10,7 +10,7 @@ from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.one_class.loop import Focus, OneClassLoop, Positives, compiled
 from refloss.kernels.rows import elements_of
-from refloss.numerics.exact import Exact, as_pair, exact, joined_sum, quotient
+from refloss.numerics.exact import Exact, exact, joined_sum, quotient, quotient_pair
 from refloss.numerics.sums import LIMBS, accumulated
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ def one_class_loss(
     positives: Positives,
     focus: Focus,
     *,
-    cotangent: float,
+    cotangent: Exact,
     divisor: float,
     backend: str,
 ) -> np.float64:
     """Σ over all classes of logits [..., C] / divisor; its gradient times the cotangent is written."""
     whole = exact(divisor)
-    coefficient = as_pair(exact(cotangent) / whole) if np.isfinite(cotangent) else (cotangent, 0.0)
+    coefficient = quotient_pair(cotangent, whole)
     return quotient(_device(backend)(loop, logits, gradient, positives, focus, coefficient), whole)
 
 

@@ -10,7 +10,7 @@ from refloss import arrays
 from refloss.kernels.boxes.run import compare
 from refloss.losses.parts.boxes import LOOP
 from refloss.losses.parts.elementwise import REDUCTIONS
-from refloss.numerics.exact import total
+from refloss.numerics.exact import exact, quotient_pair, total
 from refloss.result import Intermediates, LossResult
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ def pairwise_loss(
     count = int(np.prod(shape))
     divisor = float(count if reduction == "mean" else 1)
     cotangent = options.cotangent(shape if reduction == "none" else ())
-    coefficients = np.zeros((cotangent.size, 3))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        coefficients[:, 1 if kind == "iou" else 2] = cotangent / np.float64(divisor)
+    coefficients = np.zeros((cotangent.size, 3, 2))
+    of_kind = coefficients[:, 1 if kind == "iou" else 2]
+    of_kind[:, 0] = cotangent.reshape(-1)
+    if reduction == "mean":
+        of_kind[0] = quotient_pair(exact(cotangent.item()), exact(divisor))
     wanted = options.wanted(NAMES)
 
     def compared(name: str, other: str) -> tuple[np.ndarray | None, Distances]:

@@ -18,24 +18,27 @@ from __future__ import annotations
 from refloss import jit
 from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.losses.bce_with_logits import soft_target
-from refloss.losses.sigmoid_focal import absent, log_probability, power_pair
-from refloss.numerics.exponential import log_pair, logistic
-from refloss.numerics.pairs import add, multiply, pair, two_sum
+from refloss.losses.sigmoid_focal import FARTHEST, absent, power_accurate
+from refloss.numerics.accurate import log_accurate, logistic_accurate
+from refloss.numerics.pairs import add, multiply, negate, pair, two_sum
 
 LEAST_QUALITY = 0.01
+# What the errors of pairs leave of a slope that is 0, as a share of its terms.
+NOTHING = 2.0**-90
 
 
 @jit.helper
 def _quality(x, iou, alpha):
-    """w as a pair."""
+    """w as a pair: it may be all but p, so that float64 would leave nothing of p − w."""
     rest = two_sum(1.0, -alpha)
     if iou[0] == 0.0 and rest[0] > 0.0:
         return pair(LEAST_QUALITY)
-    _, _, small = logistic(x)
-    logarithm = multiply(pair(alpha), log_probability(x, small))
+    known = logistic_accurate(x)
+    log_p = negate(add(pair(min(max(-x, 0.0), FARTHEST)), known.small))
+    logarithm = multiply(pair(alpha), log_p)
     if rest[0] != 0.0:
-        logarithm = add(logarithm, multiply(rest, log_pair(iou[0], iou[1])))
-    quality = power_pair(logarithm, 1.0)
+        logarithm = add(logarithm, multiply(rest, log_accurate(iou[0], iou[1])))
+    quality = power_accurate(logarithm, 1.0)
     # NaN is handed on.
     return pair(LEAST_QUALITY) if quality[0] < LEAST_QUALITY else quality
 
@@ -48,7 +51,8 @@ def _negative(x, focus):
 @jit.helper
 def _positive(x, iou, focus):
     quality = _quality(x, iou, focus.positive) if iou[0] == iou[0] else iou
-    return soft_target(x, quality)
+    value, slope = soft_target(x, quality)
+    return value, 0.0 if abs(slope) < NOTHING * quality[0] else slope
 
 
 ONE_CLASS_LOOP = OneClassLoop("iou_aware_bce", _negative, _positive)
