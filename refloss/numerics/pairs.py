@@ -86,9 +86,9 @@ def times(a, b):
 def _scaled(a, b):
     """a·b for two pairs, normalised, and what its low part must exceed to be more than rounding errors."""
     rest = fma(a[1], b[0], a[0] * b[1])
-    # An infinite factor times a low part of 0 must not make the product undefined.
+    # An infinite factor times a low part of 0 must not make the product undefined, nor a rest of 0 turn −0 into 0.
     rest = rest if abs(rest) < np.inf else 0.0
-    high = fma(a[0], b[0], rest)
+    high = fma(a[0], b[0], rest) if rest != 0.0 else a[0] * b[0]
     # Less the negative: what negates the result of a fused multiply-add may round −0 otherwise.
     return high, rest - fma(-a[0], b[0], high), NOTHING * abs(rest)
 
