@@ -76,6 +76,37 @@ def layout_of(array):
     return "transposed" if array.flags.f_contiguous else "strided"
 
 
+def softmax(x):
+    terms = np.exp(x - x.max(min(1, x.ndim - 1), keepdims=True))
+    return terms / terms.sum(min(1, x.ndim - 1), keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# What a student predicts: of functions whose gradient is a difference of that and the target.
+PREDICTIONS = {
+    "cross_entropy": softmax,
+    "bce_with_logits": sigmoid,
+    "sigmoid_focal": sigmoid,
+    "varifocal": sigmoid,
+    "kl_div": np.exp,
+    "bce": np.array,
+}
+
+
+def has_learnt(case):
+    """Whether targets are next to the predictions."""
+    values = predictions_of(case)
+    target = case.inputs.get("target", case.inputs.get("targets"))
+    if case.function not in PREDICTIONS or target.dtype.kind in "iu" or len(np.unique(values.astype(float))) < 3:
+        return False
+    with np.errstate(over="ignore"):
+        predicted = PREDICTIONS[case.function](values.astype(np.float64))
+    return bool(np.allclose(target.astype(np.float64), predicted, rtol=0.02, atol=0))
+
+
 def features_of(case):
     values = predictions_of(case)
     reals = np.concatenate(
@@ -101,12 +132,15 @@ def features_of(case):
         *(["masked"] if np.isneginf(reals).any() else []),
         *(["cotangents"] if np.ndim(case.grad_output) else []),
         *(["negative"] if np.any(np.asarray(case.grad_output) < 0) else []),
+        *(["third"] if np.ndim(case.grad_output) == 0 and case.grad_output == 1 / 3 else []),
+        *(["learnt"] if has_learnt(case) else []),
     }
 
 
 def expected_features(function):
     own = FUNCTIONS[function]
-    found = {*own.required, *own.optional, *own.parameters, *DTYPES, "negative", "ties"}
+    found = {*own.required, *own.optional, *own.parameters, *DTYPES, "negative", "ties", "third"}
+    found |= {"learnt"} if function in PREDICTIONS else set()
     found |= {"contiguous", "read-only", "transposed", "strided", "reversed"}
     if "reduction" in own.parameters:
         found |= {"cotangents"}

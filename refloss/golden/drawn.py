@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def _rows_of_classes(specification: Specification, draws: Draws, parameters: dic
         tensors = {name: draws.log_probabilities(*shape)}
     if target.role == "classes" and draws.maybe():
         parameters.pop("ignore_index", None)
-        tensors[target_name] = draws.probabilities(*shape)
+        tensors[target_name] = _distributions(draws, tensors[name], axis)
     else:
         ignore_index = int(parameters.get("ignore_index", -100 if target.ignored is None else target.ignored))
         labels = tensors[target_name] = draws.labels(rows, classes, ignore_index)
@@ -142,6 +143,16 @@ def _rows_of_classes(specification: Specification, draws: Draws, parameters: dic
         if draws.maybe():
             tensors[weight] = draws.class_weights(classes)
     return Drawn(tensors, parameters, rows)
+
+
+def _distributions(draws: Draws, logits: np.ndarray, axis: int) -> np.ndarray:
+    """Any, or the softmax of rows: a teacher whose student has learnt, sure where the student is."""
+    if draws.limits.exact or not logits.size or not draws.maybe():
+        return draws.probabilities(*logits.shape)
+    rows = np.moveaxis(logits.astype(np.float64), axis, 0)
+    terms = exponentials(rows - rows.max(0))
+    # One class after the other: the order in which NumPy adds is the machine's.
+    return draws.near(np.moveaxis(terms / functools.reduce(np.add, terms), 0, axis))
 
 
 def _coinciding(first: np.ndarray, second: np.ndarray, draws: Draws) -> np.ndarray:
