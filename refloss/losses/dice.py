@@ -27,7 +27,7 @@ from refloss.error_model import focal
 from refloss.kernels.masks import run
 from refloss.kernels.masks.loop import DiceLoop
 from refloss.loss import loss
-from refloss.numerics.accurate import exp_accurate
+from refloss.numerics.accurate import exp_alone
 from refloss.numerics.bits import fma
 from refloss.numerics.exact import as_pair, exact, ratio, total
 from refloss.numerics.exponential import UNDERFLOW, logistic
@@ -122,7 +122,7 @@ def _accurate(x, t):
     """σ(x), σ(−x) and what is missed of an element, pairs."""
     if x != x:
         return pair(x), pair(x), pair(x)
-    u = exp_accurate(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0)
+    u = exp_alone(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0)
     bottom = add(pair(1.0), u)
     larger, smaller = divide(pair(1.0), bottom), divide(u, bottom)
     p, q = (larger, smaller) if x > 0.0 else (smaller, larger)

@@ -37,9 +37,8 @@ from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.accurate import (
     CLOSE,
-    INVERSE_FACTORIALS,
-    INVERSE_FACTORIALS_LOW,
-    exp_accurate,
+    exp_alone,
+    exp_less_one,
     log_accurate,
     logistic_accurate,
 )
@@ -243,7 +242,7 @@ def _is_close(x, t, factor, parameters, value, for_input, for_target):
 def power_accurate(logarithm, exponent):
     """e^(exponent·logarithm) of a pair ≤ 0 to the accuracy of pairs."""
     power = multiply(logarithm, pair(exponent))
-    return exp_accurate(power[0], power[1]) if power[0] > UNDERFLOW else pair(0.0)
+    return exp_alone(power[0], power[1]) if power[0] > UNDERFLOW else pair(0.0)
 
 
 @jit.helper
@@ -251,10 +250,7 @@ def _rest_accurate(size, u):
     """1 − e^−size."""
     if size > _HALF:
         return add(pair(1.0), negate(u))
-    series = pair(0.0)
-    for k in range(len(INVERSE_FACTORIALS) - 1, 0, -1):
-        series = add(multiply(series, pair(-size)), (INVERSE_FACTORIALS[k], INVERSE_FACTORIALS_LOW[k]))
-    return multiply(series, pair(size))
+    return negate(exp_less_one(pair(-size)))
 
 
 @jit.helper

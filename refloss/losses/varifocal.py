@@ -28,13 +28,12 @@ from refloss.error_model import focal
 from refloss.kernels.elementwise.loop import Loop
 from refloss.kernels.one_class.loop import OneClassLoop
 from refloss.loss import loss
-from refloss.losses.bce_with_logits import accurate_slope, soft_target, unweighted
+from refloss.losses.bce_with_logits import soft_target, unweighted
 from refloss.losses.parts import elementwise
 from refloss.losses.sigmoid_focal import (
     FARTHEST,
     REDUCTIONS,
     STEEP,
-    SURE,
     either,
     log_probability,
     plus,
@@ -43,9 +42,9 @@ from refloss.losses.sigmoid_focal import (
     powered,
     whole_inverse,
 )
-from refloss.numerics.accurate import is_close, logistic_accurate
+from refloss.numerics.accurate import exp_of_size, is_close, log1p_accurate
 from refloss.numerics.exponential import logistic
-from refloss.numerics.pairs import add, fast_two_sum, multiply, negate, pair, product, scaled, two_sum
+from refloss.numerics.pairs import add, divide, fast_two_sum, multiply, negate, pair, product, scaled, two_sum
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
@@ -83,7 +82,7 @@ def _absent(x, alpha, gamma, squared):
     inverse, small = whole_inverse(u, inverse), fast_two_sum(small[0], small[1])
     p = either(above, inverse, product(u, inverse))
     distance = 0.0 if above else min(-x, FARTHEST)
-    weight = product(pair(alpha), powered(p, distance, small, u[0] < SURE, gamma, squared))
+    weight = product(pair(alpha), powered(p, distance, small, True, gamma, squared))
     return product(weight, plus(pair(x if above else 0.0), small)), product(weight, p)
 
 
@@ -92,8 +91,8 @@ def _varifocal(x, t, alpha, gamma, squared):
     absent, absent_slope = _absent(x, alpha, gamma, squared)
     value, slope, _ = unweighted(x, t, 1.0, (alpha, gamma))
     is_positive = t > 0.0
-    of_value = either(is_positive, scaled(value, pair(t)), absent)
-    return of_value, either(is_positive, scaled(slope, pair(t)), absent_slope), pair(0.0)
+    of_value = either(is_positive, product(value, pair(t)), absent)
+    return of_value, either(is_positive, product(slope, pair(t)), absent_slope), pair(0.0)
 
 
 @jit.scalar
@@ -114,14 +113,17 @@ def _is_close(x, t, factor, parameters, value, for_input, for_target):
 
 @jit.helper
 def _accurate(x, t, factor, parameters):
+    u, above = exp_of_size(x), x > 0.0
+    whole = add(pair(1.0), u)
     if t > 0.0:
-        slope = scaled(accurate_slope(x, pair(t), two_sum(1.0, -t)), pair(t))
-        return pair(0.0), slope, pair(0.0)
+        # p − t, or (1 − t) − (1 − p).
+        apart = add(either(above, two_sum(1.0, -t), pair(-t)), divide(either(above, negate(u), u), whole))
+        return pair(0.0), scaled(apart, pair(t)), pair(0.0)
     alpha, gamma = parameters
-    known = logistic_accurate(x)
-    p, distance = (known.larger, pair(0.0)) if x > 0.0 else (known.smaller, pair(-x))
-    weight = multiply(pair(alpha), power_accurate(negate(add(distance, known.small)), gamma))
-    return multiply(weight, add(pair(max(x, 0.0)), known.small)), multiply(weight, p), pair(0.0)
+    small = log1p_accurate(u[0], u[1])
+    weight = multiply(pair(alpha), power_accurate(negate(add(pair(max(-x, 0.0)), small)), gamma))
+    p = divide(either(above, pair(1.0), u), whole)
+    return multiply(weight, add(pair(max(x, 0.0)), small)), multiply(weight, p), pair(0.0)
 
 
 LOOP = Loop("varifocal", _loss, _is_close, _accurate)

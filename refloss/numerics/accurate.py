@@ -74,7 +74,7 @@ def _doubled(excess):
 
 
 @jit.scalar
-def _exp_less_one(s):
+def _exp_less_one_next_to_0(s):
     """e^s − 1 of a pair within ±ln(2)/2/2^_HALVINGS, as a pair."""
     x = s[0]
     inverse, low = INVERSE_FACTORIALS, INVERSE_FACTORIALS_LOW
@@ -92,6 +92,14 @@ def _exp_less_one(s):
 
 
 @jit.scalar
+def exp_less_one(x):
+    """e^x − 1 of a pair within ±½, as a pair with a relative error below 2^-98."""
+    excess = _exp_less_one_next_to_0((x[0] * 2.0**-_HALVINGS, x[1] * 2.0**-_HALVINGS))
+    excess = _doubled(_doubled(_doubled(excess)))
+    return _doubled(_doubled(_doubled(excess)))
+
+
+@jit.scalar
 def exp_accurate(high, low):
     """e^(high + low) for −746 ≤ high ≤ 709, as a pair with a relative error below 2^-101.
 
@@ -103,13 +111,17 @@ def exp_accurate(high, low):
     less, less_low = two_product(-n, LN2_LOW)
     r = two_sum(fma(-n, LN2_HIGH, high), low)
     r = add(r, (less, fma(-n, LN2_LOWEST, less_low)))
-    excess = _exp_less_one((r[0] * 2.0**-_HALVINGS, r[1] * 2.0**-_HALVINGS))
-    excess = _doubled(_doubled(_doubled(excess)))
-    excess = _doubled(_doubled(_doubled(excess)))
+    excess = exp_less_one(r)
     top, rest = fast_two_sum(1.0, excess[0])
     top, rest = fast_two_sum(top, rest + excess[1])
     exponent = float64_bits(shifted) - float64_bits(ROUND_TO_INTEGER)
     return scale(top, exponent), scale(rest, exponent)
+
+
+@jit.helper
+def exp_alone(high, low):
+    """The same where it is not one of many: machine code that is called, not inlined."""
+    return exp_accurate(high, low)
 
 
 @jit.helper
@@ -133,7 +145,7 @@ def log_accurate(high, low):
         log_f = _log1p_series(above_one)
     else:
         start = log_pair(f[0], f[1])
-        rest = add(multiply(f, exp_accurate(-start[0], -start[1])), pair(-1.0))
+        rest = add(multiply(f, exp_alone(-start[0], -start[1])), pair(-1.0))
         log_f = add(start, add(rest, (-0.5 * rest[0] * rest[0], 0.0)))
     k = np.float64(exponent)
     low_power, lowest_power = two_product(k, LN2_LOW)
@@ -160,8 +172,14 @@ class Logistic(NamedTuple):
 
 
 @jit.helper
+def exp_of_size(x):
+    """e^−|x|, a pair; NaN is handed on."""
+    return exp_alone(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0 if x == x else x)
+
+
+@jit.helper
 def logistic_accurate(x):
     """Those of a logit."""
-    u = exp_accurate(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0 if x == x else x)
+    u = exp_of_size(x)
     whole = add(pair(1.0), u)
     return Logistic(u, divide(pair(1.0), whole), divide(u, whole), log1p_accurate(u[0], u[1]))

@@ -76,10 +76,11 @@ def _kernel(loop: Loop) -> Any:
         state, of_block = new_state(), block_totals()
         for index in range(cuda.grid(1), count, cuda.gridsize(1)):
             x, t, factor = _load(inputs.input, index), _load(inputs.target, index), _load(inputs.factor, index)
-            weight, cotangent = _load(inputs.weight, index), _load(inputs.cotangent, index)
             value, for_input, for_target = loss(x, t, factor, scalars.parameters)
             value = normalised(value)
             value, for_input, for_target = refined(x, t, factor, scalars.parameters, value, for_input, for_target)
+            # Not before: registers are scarce.
+            weight, cotangent = _load(inputs.weight, index), _load(inputs.cotangent, index)
             if wanted.input_gradient:
                 _save_gradient(for_input, weight, cotangent, scalars, outputs.input_gradient, index)
             if wanted.target_gradient:

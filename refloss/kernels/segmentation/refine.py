@@ -11,7 +11,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.resample.loop import between
-from refloss.numerics.accurate import exp_accurate
+from refloss.numerics.accurate import exp_alone
 from refloss.numerics.exponential import UNDERFLOW
 from refloss.numerics.pairs import add, divide, multiply, negate, pair
 from refloss.numerics.settled import is_settled, settled
@@ -43,7 +43,7 @@ def _exponential(logit, largest, scale):
     distance = multiply(add(logit, negate(largest)), scale)
     if distance[0] == 0.0:
         return 1.0, 0.0
-    return exp_accurate(distance[0], distance[1]) if distance[0] > UNDERFLOW else pair(0.0)
+    return exp_alone(distance[0], distance[1]) if distance[0] > UNDERFLOW else pair(0.0)
 
 
 @jit.helper

@@ -49,7 +49,9 @@ def segmentation_rows(
     of_image = _device(backend)
     for i in range(len(logits)):
         results = Output(*(values[i] for values in output))
-        pixels = Pixels(np.empty(0), as_writable(labels[i]), results.nll, vertical, horizontal, scale, ignore_index)
+        # In any integer type: the kernel is compiled for one.
+        classes = as_writable(np.ascontiguousarray(labels[i], np.int64))
+        pixels = Pixels(np.empty(0), classes, results.nll, vertical, horizontal, scale, ignore_index)
         of_image(logits[i], pixels, results, None if gradient is None else gradient[i], rounding)
     return output
 

@@ -32,7 +32,7 @@ import numpy as np
 from refloss import jit
 from refloss.kernels.distillation.loop import DistillationLoop
 from refloss.kernels.softmax.refine import NOTHING
-from refloss.numerics.accurate import exp_accurate
+from refloss.numerics.accurate import exp_alone
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import UNDERFLOW, excess, exp_of_negative, log, log1p
 from refloss.numerics.pairs import add, divide, negate, pair, rounded, two_sum
@@ -108,7 +108,7 @@ def _accurate_term(value, highest):
     """e^((value − highest)/T) to the accuracy of pairs."""
     high, low = two_sum(value, -highest)
     power = divide((high, low), pair(TEMPERATURE))
-    return exp_accurate(power[0], power[1]) if power[0] > UNDERFLOW else pair(0.0)
+    return exp_alone(power[0], power[1]) if power[0] > UNDERFLOW else pair(0.0)
 
 
 @jit.helper
