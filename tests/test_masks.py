@@ -44,8 +44,9 @@ def compared(x, t):
     """The losses and the gradient of one mask."""
     gradient = np.empty((1, *x.shape), x.dtype)
     rows = np.zeros(1, np.int64)
+    of_focal, of_dice = (OF_FOCAL, 0.0), (OF_DICE, 0.0)
     losses = compare(
-        mask_focal.LOOP, x[None], gradient, rows, t[None], of_focal=OF_FOCAL, of_dice=OF_DICE, backend="cpu"
+        mask_focal.LOOP, x[None], gradient, rows, t[None], of_focal=of_focal, of_dice=of_dice, backend="cpu"
     )
     return float(losses.focal[0]), losses.dice[0], gradient[0]
 

@@ -150,6 +150,23 @@ def log1p_accurate(high, low):
     return log_accurate(whole[0], whole[1])
 
 
+class Sigmoids(NamedTuple):
+    """Sigmoids of a logit on both of its sides, pairs."""
+
+    u: tuple[float, float]  # e^−|x|
+    larger: tuple[float, float]  # 1/(1 + u) = σ(|x|)
+    smaller: tuple[float, float]  # u/(1 + u) = σ(−|x|)
+
+
+@jit.helper
+def sigmoids_accurate(x, low):
+    """Those of a logit x + low, a normalised pair."""
+    rest = low if x < 0.0 else -low
+    u = exp_accurate(-abs(x), rest) if abs(x) < -UNDERFLOW else pair(0.0 if x == x else x)
+    whole = add(pair(1.0), u)
+    return Sigmoids(u, divide(pair(1.0), whole), divide(u, whole))
+
+
 class Logistic(NamedTuple):
     """What sigmoids are made of, pairs."""
 
@@ -160,8 +177,7 @@ class Logistic(NamedTuple):
 
 
 @jit.helper
-def logistic_accurate(x):
-    """Those of a logit."""
-    u = exp_accurate(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0 if x == x else x)
-    whole = add(pair(1.0), u)
-    return Logistic(u, divide(pair(1.0), whole), divide(u, whole), log1p_accurate(u[0], u[1]))
+def logistic_accurate(x, low=0.0):
+    """Those of a logit x + low, a normalised pair."""
+    u, larger, smaller = sigmoids_accurate(x, low)
+    return Logistic(u, larger, smaller, log1p_accurate(u[0], u[1]))
