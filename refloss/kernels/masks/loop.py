@@ -105,8 +105,8 @@ class Scratch(NamedTuple):
 
 def new_scratch(height: int, width: int, shape: tuple[int, int]) -> Scratch:
     """Buffers for planes of height × width that become as large as shape."""
-    # Rows at distances other than a page's, which processors take for the same place.
-    rows = np.empty((6, shape[1] + 24))[:, : shape[1]]
+    # Spread over a page of 512, of which processors take the same places for one.
+    rows = np.empty((6, -(-shape[1] // 512) * 512 + 88))[:, : shape[1]]
     line, bounds, source = np.empty((3, width + 24))[:, :width]
     wide, again = np.empty((2, 2, height, shape[1]))
     return Scratch(line, bounds, source, wide, again, np.empty(shape), np.empty(shape), *rows)
