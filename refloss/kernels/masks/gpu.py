@@ -64,6 +64,14 @@ class MaskDice(NamedTuple):
     sums: Any  # [P, 4] D and Σ missed, pairs
 
 
+class Again(NamedTuple):
+    """What elements of a gradient are computed from again."""
+
+    wide: Any  # [2, P, h, W] planes, resampled along their lines, pairs
+    sums: Any  # [P, 4] D and Σ missed, pairs
+    known: Any  # [P, 4] the same from accurate probabilities
+
+
 class Shares(NamedTuple):
     """Of each pixel, [P, n] float64; 0 in masks of which nothing is computed again."""
 
@@ -218,20 +226,21 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
             pixels.slopes[mask, i], pixels.missed[mask, i] = value, bound
 
     @gpu_kernel
-    def share_pixels(wide, masks, unsettled, shares):
+    def share_pixels(again, masks, unsettled, shares):
         """The probabilities, good to pairs, of masks with unsettled elements."""
         size, across = masks.targets.shape[1], masks.horizontal.first.size
         for index in range(cuda.grid(1), masks.targets.size, cuda.gridsize(1)):
             mask, i = index // size, index % size
             share, missed = (0.0, 0.0), (0.0, 0.0)
             if unsettled[mask] != 0:
-                logit = pixel_logit(wide[0, mask], wide[1, mask], masks, i // across, i % across)
+                high, low = again.wide[0, mask], again.wide[1, mask]
+                logit = pixel_logit(high, low, masks, i // across, i % across)
                 share, missed = share_of(logit, np.float64(masks.targets[mask, i]))
             shares.probability[mask, i], shares.probability_low[mask, i] = share
             shares.missed[mask, i], shares.missed_low[mask, i] = missed
 
     @gpu_kernel
-    def settle(wide, handed, masks, sums, known, unsettled, planes, accurately):
+    def settle(again, handed, masks, unsettled, planes, accurately):
         """Elements that float64 leaves open, from its sums, or where those leave them open, from accurate ones."""
         height, width = masks.height, masks.width
         for index in range(cuda.grid(1), unsettled.size * height * width, cuda.gridsize(1)):
@@ -241,11 +250,11 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
             value, bound = _gathered(handed, masks, mask, i, j)
             if is_finished(value, bound, masks):
                 continue
-            given = wide[0, mask], wide[1, mask], masks.targets[mask], masks
-            roundings = sum_roundings(sums[mask, 0], masks)
-            value, done = element_of(*given, sums[mask], roundings, i, j)
+            high, low, targets = again.wide[0, mask], again.wide[1, mask], masks.targets[mask]
+            roundings = sum_roundings(again.sums[mask, 0], masks)
+            value, done = element_of(high, low, targets, masks, again.sums[mask], roundings, i, j)
             if not done and accurately:
-                value, _ = element_of(*given, known[mask], 0.0, i, j)
+                value, _ = element_of(high, low, targets, masks, again.known[mask], 0.0, i, j)
             elif not done:
                 unsettled[mask] = 1
             _store(planes, masks, mask, i, j, value)
@@ -374,36 +383,36 @@ def _compare(
     if gradient is not None:
         runtime.launch(kernels.combine_pixels, runtime.grid(count * size, _BLOCK), _BLOCK, pixels, uploaded, dice)
         back = resample.spread_lines(resized, masks.vertical), resample.spread_lines(missed, masks.vertical)
-        _write_gradient(kernels, wide, back, uploaded, dice.sums, shape, gradient)
+        again = Again(wide, dice.sums, runtime.Array((count, 4), np.float64))
+        _write_gradient(kernels, again, back, uploaded, shape, gradient)
     dice.loss.download(losses)
     return [exact(*totals) for totals in zip(focal.limbs.download(), focal.special.download(), strict=True)]
 
 
 def _write_gradient(
     kernels: MaskKernels,
-    wide: Any,
+    again: Again,
     handed: tuple[Any, Any],
     masks: Any,
-    sums: Any,
     shape: tuple[int, ...],
     gradient: np.ndarray,
 ) -> None:
     """The gradients of some planes from what their pixels have handed back to lines."""
     count, size = shape[0], shape[1] * shape[2]
-    unsettled, known = runtime.Array.of(np.zeros(count, np.int64)), runtime.Array((count, 4), np.float64)
+    unsettled = runtime.Array.of(np.zeros(count, np.int64))
     planes = runtime.rows_on_device(gradient, gradient.ndim)
     elements = runtime.grid(count * gradient.shape[-2] * gradient.shape[-1], _BLOCK)
     runtime.launch(_narrow, elements, _BLOCK, handed, masks, planes)
-    settling = wide, handed, masks, sums, known, unsettled, planes
+    settling = again, handed, masks, unsettled, planes
     runtime.launch(kernels.settle, elements, _BLOCK, *settling, False)
     if not unsettled.download().any():
         return
     parts, totals = _parts(size), (new_totals(count), new_totals(count))
     shares = Shares(*(_scratch(count, size) for _ in Shares._fields))
-    runtime.launch(kernels.share_pixels, runtime.grid(count * size, _BLOCK), _BLOCK, wide, masks, unsettled, shares)
+    runtime.launch(kernels.share_pixels, runtime.grid(count * size, _BLOCK), _BLOCK, again, masks, unsettled, shares)
     for values, total in zip(shares, (totals[0], totals[0], totals[1], totals[1]), strict=True):
         runtime.launch(_add_masks, count * parts, _BLOCK, (values,), total, parts)
-    runtime.launch(_finish_shares, runtime.grid(count, _BLOCK), _BLOCK, totals, masks, known)
+    runtime.launch(_finish_shares, runtime.grid(count, _BLOCK), _BLOCK, totals, masks, again.known)
     runtime.launch(kernels.settle, elements, _BLOCK, *settling, True)
 
 
