@@ -147,12 +147,14 @@ def _store(planes, masks, mask, i, j, value):
 
 
 @gpu_kernel
-def _narrow(handed, masks, planes):
-    """The gradients of planes, as float64 has them."""
+def _narrow(handed, masks, all_settled, planes):
+    """The gradients of planes, as float64 has them; no mask is known to have an element that is not settled."""
     height, width = masks.height, masks.width
-    for index in range(cuda.grid(1), masks.rows.size * height * width, cuda.gridsize(1)):
+    for index in range(cuda.grid(1), all_settled.size * height * width, cuda.gridsize(1)):
         j, i, mask = index % width, index // width % height, index // width // height
         _store(planes, masks, mask, i, j, _gathered(handed, masks, mask, i, j)[0])
+        if i == 0 and j == 0:
+            all_settled[mask] = 1
 
 
 @gpu_kernel
@@ -226,13 +228,13 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
             pixels.slopes[mask, i], pixels.missed[mask, i] = value, bound
 
     @gpu_kernel
-    def share_pixels(again, masks, unsettled, shares):
+    def share_pixels(again, masks, all_settled, shares):
         """The probabilities, good to pairs, of masks with unsettled elements."""
         size, across = masks.targets.shape[1], masks.horizontal.first.size
         for index in range(cuda.grid(1), masks.targets.size, cuda.gridsize(1)):
             mask, i = index // size, index % size
             share, missed = (0.0, 0.0), (0.0, 0.0)
-            if unsettled[mask] != 0:
+            if all_settled[mask] == 0:
                 high, low = again.wide[0, mask], again.wide[1, mask]
                 logit = pixel_logit(high, low, masks, i // across, i % across)
                 share, missed = share_of(logit, np.float64(masks.targets[mask, i]))
@@ -240,12 +242,12 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
             shares.missed[mask, i], shares.missed_low[mask, i] = missed
 
     @gpu_kernel
-    def settle(again, handed, masks, unsettled, planes, accurately):
+    def settle(again, handed, masks, all_settled, planes, accurately):
         """Elements that float64 leaves open, from its sums, or where those leave them open, from accurate ones."""
         height, width = masks.height, masks.width
-        for index in range(cuda.grid(1), unsettled.size * height * width, cuda.gridsize(1)):
+        for index in range(cuda.grid(1), all_settled.size * height * width, cuda.gridsize(1)):
             j, i, mask = index % width, index // width % height, index // width // height
-            if accurately and unsettled[mask] == 0:
+            if accurately and all_settled[mask] != 0:
                 continue
             value, bound = _gathered(handed, masks, mask, i, j)
             if is_finished(value, bound, masks):
@@ -256,7 +258,7 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
             if not done and accurately:
                 value, _ = element_of(high, low, targets, masks, again.known[mask], 0.0, i, j)
             elif not done:
-                unsettled[mask] = 1
+                all_settled[mask] = 0
             _store(planes, masks, mask, i, j, value)
 
     return MaskKernels(compare_pixels, finish_masks, combine_pixels, share_pixels, settle)
@@ -399,17 +401,17 @@ def _write_gradient(
 ) -> None:
     """The gradients of some planes from what their pixels have handed back to lines."""
     count, size = shape[0], shape[1] * shape[2]
-    unsettled = runtime.Array.of(np.zeros(count, np.int64))
+    all_settled = runtime.Array(count, np.int64)
     planes = runtime.rows_on_device(gradient, gradient.ndim)
     elements = runtime.grid(count * gradient.shape[-2] * gradient.shape[-1], _BLOCK)
-    runtime.launch(_narrow, elements, _BLOCK, handed, masks, planes)
-    settling = again, handed, masks, unsettled, planes
+    runtime.launch(_narrow, elements, _BLOCK, handed, masks, all_settled, planes)
+    settling = again, handed, masks, all_settled, planes
     runtime.launch(kernels.settle, elements, _BLOCK, *settling, False)
-    if not unsettled.download().any():
+    if all_settled.download().all():
         return
     parts, totals = _parts(size), (new_totals(count), new_totals(count))
     shares = Shares(*(_scratch(count, size) for _ in Shares._fields))
-    runtime.launch(kernels.share_pixels, runtime.grid(count * size, _BLOCK), _BLOCK, again, masks, unsettled, shares)
+    runtime.launch(kernels.share_pixels, runtime.grid(count * size, _BLOCK), _BLOCK, again, masks, all_settled, shares)
     for values, total in zip(shares, (totals[0], totals[0], totals[1], totals[1]), strict=True):
         runtime.launch(_add_masks, count * parts, _BLOCK, (values,), total, parts)
     runtime.launch(_finish_shares, runtime.grid(count, _BLOCK), _BLOCK, totals, masks, again.known)
