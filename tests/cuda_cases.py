@@ -53,6 +53,7 @@ def _in_every_format() -> Iterator[Case]:
     yield smoothed_close_rows()
     yield coinciding_boxes()
     yield from crossings()
+    yield balanced_masks()
 
 
 def long_rows() -> Case:
@@ -112,6 +113,18 @@ def crossings() -> Iterator[Case]:
         for gamma in (0.0, 2.0, 40.0):
             parameters = {"alpha": 0.5, "gamma": gamma, "reduction": "sum", "num_boxes": 3.0}
             yield Case(f"{function}-crossing-{gamma}", function, {"inputs": x, "targets": t}, parameters, 1 / 3)
+
+
+def balanced_masks() -> Case:
+    """Masks of one logit and four pixels, of which one is wanted, and no focal loss: their gradient is 0."""
+    case = golden_cases()["segmentation-float32"]
+    inputs = {key: array[..., :2, :2] if key.endswith("masks") else array for key, array in case.inputs.items()}
+    for key, array in inputs.items():
+        if key.startswith("labels") and key.endswith("masks"):
+            inputs[key] = np.broadcast_to(np.array([[False, True], [False, False]]), array.shape)
+    inputs["pred_masks"] = case.inputs["pred_masks"][..., :1, :1]
+    config = case.parameters["config"] | {"mask_loss_coefficient": 0.0}
+    return Case("segmentation-balanced", "segmentation", inputs, {"config": config}, 1 / 3)
 
 
 def in_format(case: Case, name: str) -> Case:

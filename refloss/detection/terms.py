@@ -193,8 +193,8 @@ def masks() -> Term:
             *predicted,
             scene.rows,
             target,
-            of_focal=float(quotient(cotangents["loss_mask"], exact(scene.num_boxes) * pixels)),
-            of_dice=float(quotient(cotangents["loss_dice"], exact(scene.num_boxes))),
+            of_focal=quotient_pair(cotangents["loss_mask"], exact(scene.num_boxes) * pixels),
+            of_dice=quotient_pair(cotangents["loss_dice"], exact(scene.num_boxes)),
             backend=scene.backend,
         )
         return Outcome(

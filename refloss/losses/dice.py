@@ -27,10 +27,10 @@ from refloss.error_model import focal
 from refloss.kernels.masks import run
 from refloss.kernels.masks.loop import DiceLoop
 from refloss.loss import loss
-from refloss.numerics.accurate import exp_alone
+from refloss.numerics.accurate import sigmoids_accurate
 from refloss.numerics.bits import fma
 from refloss.numerics.exact import as_pair, exact, ratio, total
-from refloss.numerics.exponential import UNDERFLOW, logistic
+from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import (
     add,
     divide,
@@ -122,15 +122,13 @@ def _accurate(x, t):
     """σ(x), σ(−x) and what is missed of an element, pairs."""
     if x != x:
         return pair(x), pair(x), pair(x)
-    u = exp_alone(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0)
-    bottom = add(pair(1.0), u)
-    larger, smaller = divide(pair(1.0), bottom), divide(u, bottom)
+    _, larger, smaller = sigmoids_accurate(x)
     p, q = (larger, smaller) if x > 0.0 else (smaller, larger)
     return p, q, add(multiply(p, two_sum(1.0, -t)), multiply(q, pair(t)))
 
 
 @jit.helper
-def _slope(bottom, missed, value, cotangent):
+def slope_accurate(bottom, missed, value, cotangent):
     """c·(D − S − 2·D·value)/D²."""
     slope = add(add(bottom, negate(missed)), multiply(bottom, (-2.0 * value[0], -2.0 * value[1])))
     slope = slope if abs(slope[0]) >= _NOTHING * bottom[0] else pair(0.0)
@@ -141,7 +139,9 @@ def _slope(bottom, missed, value, cotangent):
 def _accurate_slopes(x, t, bottom, missed, cotangent):
     """The gradient of an element and of its target, pairs, from accurate sums."""
     p, q, _ = _accurate(x, t)
-    return multiply(_slope(bottom, missed, pair(t), cotangent), multiply(p, q)), _slope(bottom, missed, p, cotangent)
+    return multiply(slope_accurate(bottom, missed, pair(t), cotangent), multiply(p, q)), slope_accurate(
+        bottom, missed, p, cotangent
+    )
 
 
 LOOP = DiceLoop("dice", probability, terms, _factors, _slopes, _accurate, _accurate_slopes)

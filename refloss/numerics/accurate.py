@@ -162,24 +162,40 @@ def log1p_accurate(high, low):
     return log_accurate(whole[0], whole[1])
 
 
-class Logistic(NamedTuple):
-    """What sigmoids are made of, pairs."""
+class Sigmoids(NamedTuple):
+    """Sigmoids of a logit on both of its sides, pairs."""
 
     u: tuple[float, float]  # e^−|x|
     larger: tuple[float, float]  # 1/(1 + u) = σ(|x|)
     smaller: tuple[float, float]  # u/(1 + u) = σ(−|x|)
-    small: tuple[float, float]  # log(1 + u)
+
+
+class Logistic(NamedTuple):
+    """The same, and log(1 + u)."""
+
+    u: tuple[float, float]
+    larger: tuple[float, float]
+    smaller: tuple[float, float]
+    small: tuple[float, float]
 
 
 @jit.helper
-def exp_of_size(x):
-    """e^−|x|, a pair; NaN is handed on."""
-    return exp_alone(-abs(x), 0.0) if abs(x) < -UNDERFLOW else pair(0.0 if x == x else x)
+def exp_of_size(x, low=0.0):
+    """e^−|x + low| of a normalised pair, as a pair; NaN is handed on."""
+    rest = low if x < 0.0 else -low
+    return exp_alone(-abs(x), rest) if abs(x) < -UNDERFLOW else pair(0.0 if x == x else x)
 
 
 @jit.helper
-def logistic_accurate(x):
-    """Those of a logit."""
-    u = exp_of_size(x)
+def sigmoids_accurate(x, low=0.0):
+    """Those of a logit x + low, a normalised pair."""
+    u = exp_of_size(x, low)
     whole = add(pair(1.0), u)
-    return Logistic(u, divide(pair(1.0), whole), divide(u, whole), log1p_accurate(u[0], u[1]))
+    return Sigmoids(u, divide(pair(1.0), whole), divide(u, whole))
+
+
+@jit.helper
+def logistic_accurate(x, low=0.0):
+    """Those of a logit x + low, a normalised pair."""
+    u, larger, smaller = sigmoids_accurate(x, low)
+    return Logistic(u, larger, smaller, log1p_accurate(u[0], u[1]))

@@ -17,7 +17,10 @@ from refloss.kernels.gpu.block import block_sum
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.gpu.runtime import LARGEST_BLOCK
 from refloss.kernels.masks.loop import DiceGradient
+from refloss.kernels.masks.refine import accurate_element, is_finished, pixel_logit, sum_roundings, whole
 from refloss.kernels.resample import gpu as resample
+from refloss.kernels.resample.gpu import gathered
+from refloss.kernels.resample.loop import scaled_total
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store
 from refloss.numerics.pairs import rounded
@@ -42,7 +45,7 @@ class Pixels(NamedTuple):
     slopes: Any  # first the logits, then the derivative of the focal loss, then of both
     flatness: Any  # p·(1 − p)
     losses: Any
-    missed: Any
+    missed: Any  # then what the derivative may be off by
 
 
 class Sums(NamedTuple):
@@ -58,6 +61,24 @@ class MaskDice(NamedTuple):
     loss: Any
     constant: Any
     factor: Any
+    sums: Any  # [P, 4] D and Σ missed, pairs
+
+
+class Again(NamedTuple):
+    """What elements of a gradient are computed from again."""
+
+    wide: Any  # [2, P, h, W] planes, resampled along their lines, pairs
+    sums: Any  # [P, 4] D and Σ missed, pairs
+    known: Any  # [P, 4] the same from accurate probabilities
+
+
+class Shares(NamedTuple):
+    """Of each pixel, [P, n] float64; 0 in masks of which nothing is computed again."""
+
+    probability: Any
+    probability_low: Any
+    missed: Any
+    missed_low: Any
 
 
 class Elements(NamedTuple):
@@ -111,17 +132,55 @@ def _add_masks(masks, totals, parts):
     merge(state, of_block, Totals(totals.limbs[mask], totals.special[mask]))
 
 
+@gpu_function
+def _gathered(handed, masks, mask, i, j):
+    """An element of a gradient, and its bound, from what the pixels hand back to lines."""
+    values, bounds = handed
+    value = scaled_total(gathered(values[mask, i], masks.horizontal, j), masks.scale)
+    return value, gathered(bounds[mask, i], masks.horizontal, j)
+
+
+@gpu_function
+def _store(planes, masks, mask, i, j, value):
+    element = (masks.rows[mask] * masks.height + i) * masks.width + j
+    store(planes.memory, row_offset(planes, element), value)
+
+
+@gpu_kernel
+def _narrow(handed, masks, all_settled, planes):
+    """The gradients of planes, as float64 has them; no mask is known to have an element that is not settled."""
+    height, width = masks.height, masks.width
+    for index in range(cuda.grid(1), all_settled.size * height * width, cuda.gridsize(1)):
+        j, i, mask = index % width, index // width % height, index // width // height
+        _store(planes, masks, mask, i, j, _gathered(handed, masks, mask, i, j)[0])
+        if i == 0 and j == 0:
+            all_settled[mask] = 1
+
+
+@gpu_kernel
+def _finish_shares(totals, masks, known):
+    """D and what is missed of each mask, pairs, from accurate probabilities."""
+    share, missed = totals
+    for mask in range(cuda.grid(1), masks.rows.size, cuda.gridsize(1)):
+        target_total = masks.target_totals[mask, 0], masks.target_totals[mask, 1]
+        known[mask, 0], known[mask, 1] = whole(limbs_pair(share.limbs[mask]), target_total)
+        known[mask, 2], known[mask, 3] = limbs_pair(missed.limbs[mask])
+
+
 class MaskKernels(NamedTuple):
     """The kernels of a description."""
 
     compare_pixels: Any
     finish_masks: Any
     combine_pixels: Any
+    share_pixels: Any
+    settle: Any
 
 
 @jit.once
 def _mask_kernels(loop: MaskLoop) -> MaskKernels:
     pixel, dice_of, slope_of = loop.pixel, loop.dice, loop.slope
+    share_of, element_of = loop.share, accurate_element(loop)
 
     @gpu_kernel
     def compare_pixels(pixels, masks, sums, parts):
@@ -144,24 +203,65 @@ def _mask_kernels(loop: MaskLoop) -> MaskKernels:
 
     @gpu_kernel
     def finish_masks(masks, sums, dice):
-        for mask in range(cuda.grid(1), masks.target_totals.size, cuda.gridsize(1)):
+        for mask in range(cuda.grid(1), masks.rows.size, cuda.gridsize(1)):
             share = grid_total(sums.counts[mask, 0], sums.counts[mask, 1], 0)
             missed, special = limbs_pair(sums.missed.limbs[mask]), _special(sums.missed.special[mask])
-            loss, constant, factor = dice_of(share, masks.target_totals[mask], missed, masks.of_dice, special)
+            target_total = masks.target_totals[mask, 0], masks.target_totals[mask, 1]
+            loss, constant, factor = dice_of(share, target_total, missed, masks.of_dice, special)
             dice.loss[mask], dice.constant[mask], dice.factor[mask] = loss, constant, factor
+            dice.sums[mask, 0], dice.sums[mask, 1] = whole(share, target_total)
+            dice.sums[mask, 2], dice.sums[mask, 3] = missed
 
     @gpu_kernel
     def combine_pixels(pixels, masks, dice):
-        """The derivative of both losses where the focal one's was."""
+        """The derivative of both losses where the focal one's was, and its bound where was what is missed."""
         size = masks.targets.shape[1]
         for index in range(cuda.grid(1), masks.targets.size, cuda.gridsize(1)):
             mask, i = index // size, index % size
             slope, target = pixels.slopes[mask, i], np.float64(masks.targets[mask, i])
             constant, factor = dice.constant[mask], dice.factor[mask]
-            value = slope_of(slope, pixels.flatness[mask, i], target, masks.of_focal, constant, factor)
-            pixels.slopes[mask, i] = value
+            # Where a mask is not finite, its gradient is what it is.
+            roundings = masks.roundings + sum_roundings(dice.sums[mask, 0], masks)
+            roundings = roundings if abs(constant) < np.inf else np.inf
+            factors = masks.of_focal[0], constant, factor, roundings
+            value, bound = slope_of(slope, pixels.flatness[mask, i], target, *factors)
+            pixels.slopes[mask, i], pixels.missed[mask, i] = value, bound
 
-    return MaskKernels(compare_pixels, finish_masks, combine_pixels)
+    @gpu_kernel
+    def share_pixels(again, masks, all_settled, shares):
+        """The probabilities, good to pairs, of masks with unsettled elements."""
+        size, across = masks.targets.shape[1], masks.horizontal.first.size
+        for index in range(cuda.grid(1), masks.targets.size, cuda.gridsize(1)):
+            mask, i = index // size, index % size
+            share, missed = (0.0, 0.0), (0.0, 0.0)
+            if all_settled[mask] == 0:
+                high, low = again.wide[0, mask], again.wide[1, mask]
+                logit = pixel_logit(high, low, masks, i // across, i % across)
+                share, missed = share_of(logit, np.float64(masks.targets[mask, i]))
+            shares.probability[mask, i], shares.probability_low[mask, i] = share
+            shares.missed[mask, i], shares.missed_low[mask, i] = missed
+
+    @gpu_kernel
+    def settle(again, handed, masks, all_settled, planes, accurately):
+        """Elements that float64 leaves open, from its sums, or where those leave them open, from accurate ones."""
+        height, width = masks.height, masks.width
+        for index in range(cuda.grid(1), all_settled.size * height * width, cuda.gridsize(1)):
+            j, i, mask = index % width, index // width % height, index // width // height
+            if accurately and all_settled[mask] != 0:
+                continue
+            value, bound = _gathered(handed, masks, mask, i, j)
+            if is_finished(value, bound, masks):
+                continue
+            high, low, targets = again.wide[0, mask], again.wide[1, mask], masks.targets[mask]
+            roundings = sum_roundings(again.sums[mask, 0], masks)
+            value, done = element_of(high, low, targets, masks, again.sums[mask], roundings, i, j)
+            if not done and accurately:
+                value, _ = element_of(high, low, targets, masks, again.known[mask], 0.0, i, j)
+            elif not done:
+                all_settled[mask] = 0
+            _store(planes, masks, mask, i, j, value)
+
+    return MaskKernels(compare_pixels, finish_masks, combine_pixels, share_pixels, settle)
 
 
 class DiceKernels(NamedTuple):
@@ -263,13 +363,19 @@ def _compare(
     """Some pairs: their focal losses; into losses the dice losses."""
     kernels, shape = _mask_kernels(loop), masks.targets.shape
     count, size = shape[0], shape[1] * shape[2]
-    resized = resample.new_planes(shape)
-    resample.resample_planes(planes, masks.rows, resized)
-    pixels = Pixels(resized.reshape(count, size), *(_scratch(count, size) for _ in Pixels._fields[1:]))
+    resized, missed = resample.new_planes(shape), resample.new_planes(shape)
+    wide = resample.resample_planes(planes, masks.rows, resized)
+    pixels = Pixels(
+        slopes=resized.reshape(count, size),
+        flatness=_scratch(count, size),
+        losses=_scratch(count, size),
+        missed=missed.reshape(count, size),
+    )
     focal = new_totals(count)
     # A mask with an undefined loss has neither of the two.
     sums = Sums(runtime.Array.of(np.zeros((count, 2), np.int64)), Totals(new_totals(count).limbs, focal.special))
-    dice = MaskDice(*(runtime.Array(count, np.float64) for _ in MaskDice._fields))
+    each = (runtime.Array(count, np.float64) for _ in MaskDice._fields[1:])
+    dice = MaskDice(*each, runtime.Array((count, 4), np.float64))
     uploaded = runtime.upload(masks._replace(targets=masks.targets.reshape(count, size)))
     parts = _parts(size)
     runtime.launch(kernels.compare_pixels, count * parts, _BLOCK, pixels, uploaded, sums, parts)
@@ -278,9 +384,38 @@ def _compare(
     runtime.launch(kernels.finish_masks, runtime.grid(count, _BLOCK), _BLOCK, uploaded, sums, dice)
     if gradient is not None:
         runtime.launch(kernels.combine_pixels, runtime.grid(count * size, _BLOCK), _BLOCK, pixels, uploaded, dice)
-        resample.spread_planes(resized, masks.rows, gradient)
+        back = resample.spread_lines(resized, masks.vertical), resample.spread_lines(missed, masks.vertical)
+        again = Again(wide, dice.sums, runtime.Array((count, 4), np.float64))
+        _write_gradient(kernels, again, back, uploaded, shape, gradient)
     dice.loss.download(losses)
     return [exact(*totals) for totals in zip(focal.limbs.download(), focal.special.download(), strict=True)]
+
+
+def _write_gradient(
+    kernels: MaskKernels,
+    again: Again,
+    handed: tuple[Any, Any],
+    masks: Any,
+    shape: tuple[int, ...],
+    gradient: np.ndarray,
+) -> None:
+    """The gradients of some planes from what their pixels have handed back to lines."""
+    count, size = shape[0], shape[1] * shape[2]
+    all_settled = runtime.Array(count, np.int64)
+    planes = runtime.rows_on_device(gradient, gradient.ndim)
+    elements = runtime.grid(count * gradient.shape[-2] * gradient.shape[-1], _BLOCK)
+    runtime.launch(_narrow, elements, _BLOCK, handed, masks, all_settled, planes)
+    settling = again, handed, masks, all_settled, planes
+    runtime.launch(kernels.settle, elements, _BLOCK, *settling, False)
+    if all_settled.download().all():
+        return
+    parts, totals = _parts(size), (new_totals(count), new_totals(count))
+    shares = Shares(*(_scratch(count, size) for _ in Shares._fields))
+    runtime.launch(kernels.share_pixels, runtime.grid(count * size, _BLOCK), _BLOCK, again, masks, all_settled, shares)
+    for values, total in zip(shares, (totals[0], totals[0], totals[1], totals[1]), strict=True):
+        runtime.launch(_add_masks, count * parts, _BLOCK, (values,), total, parts)
+    runtime.launch(_finish_shares, runtime.grid(count, _BLOCK), _BLOCK, totals, masks, again.known)
+    runtime.launch(kernels.settle, elements, _BLOCK, *settling, True)
 
 
 def dice(

@@ -14,9 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.resample.loop import Axis, narrow_plane, resampled_line, spread_line, widen_plane
+from refloss.kernels.masks.refine import accurate_element, is_finished, sum_roundings, whole
+from refloss.kernels.resample.loop import (
+    Axis,
+    between_lines,
+    narrowed_line,
+    resampled_line,
+    scaled_total,
+    spread_line,
+    widen_plane,
+)
 from refloss.kernels.rows import AnyRows, load, save
-from refloss.numerics.pairs import rounded
+from refloss.numerics.pairs import multiply, rounded
 from refloss.numerics.settled import Precision, is_settled, settled
 from refloss.numerics.sums import LIMBS, add_exactly, grid_total, limbs_pair, unit_sum
 
@@ -45,12 +54,17 @@ class MaskLoop(jit.Description):
 
     pixel(x, t) is the focal loss, its derivative, p·(1 − p), what is missed and p; dice(Σ p, Σ t, Σ missed, cotangent,
     special) is the mask's dice loss, and constant and factor of its derivative p·(1 − p)·(factor·t + constant);
-    slope(derivative, p·(1 − p), t, cotangent, constant, factor) is the derivative of both losses.
+    slope(derivative, p·(1 − p), t, cotangent, constant, factor, roundings) is the derivative of both losses, and what
+    it may be off by in units of 2^-53. Good to some 2^-98, from a logit that is a pair: share(x, t) is p and what is
+    missed, pairs; accurate_slope(x, t, D, Σ missed, *cotangents) is the derivative of both, a pair, and the magnitudes
+    of the terms of either.
     """
 
     pixel: Callable[..., Any]
     dice: Callable[..., Any]
     slope: Callable[..., Any]
+    share: Callable[..., Any]
+    accurate_slope: Callable[..., Any]
 
 
 class Masks(NamedTuple):
@@ -58,44 +72,146 @@ class Masks(NamedTuple):
 
     rows: np.ndarray  # [P] planes
     targets: np.ndarray  # [P, H, W] uint8 or float64
-    target_totals: np.ndarray  # [P] sums of the targets
+    target_totals: np.ndarray  # [P, 2] sums of the targets, pairs
     vertical: Axis
     horizontal: Axis
     scale: tuple[float, float]  # the axes' inverse
     height: int
     width: int
-    of_focal: float  # cotangent of the sum of a mask's focal losses
-    of_dice: float  # cotangent of a mask's dice loss
+    of_focal: tuple[float, float]  # cotangent of the sum of a mask's focal losses, a pair
+    of_dice: tuple[float, float]  # cotangent of a mask's dice loss, a pair
+    roundings: float  # of what a pixel hands back, until it is a gradient, but for those of sums over the mask
+    spread: float  # 1 + log(H·W)
+    precision: Precision  # of the gradient's format
 
 
 class Scratch(NamedTuple):
     """One thread's buffers."""
 
     line: np.ndarray  # [w]
-    wide: np.ndarray  # [2, h, W]
-    pixels: np.ndarray  # [4, W]
+    bounds: np.ndarray  # [w]
+    source: np.ndarray  # [w]
+    wide: np.ndarray  # [2, h, W] a plane, resampled along its lines, then its gradient and bounds
+    again: np.ndarray  # [2, h, W] the former for what is computed again
     slopes: np.ndarray  # [H, W] derivative of the focal loss
     flatness: np.ndarray  # [H, W] p·(1 − p)
+    row: np.ndarray  # [W], as those that follow
+    losses: np.ndarray
+    missed: np.ndarray
+    probability: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+
+
+def new_scratch(height: int, width: int, shape: tuple[int, int]) -> Scratch:
+    """Buffers for planes of height × width that become as large as shape."""
+    # Spread over a page of 512, of which processors take the same places for one.
+    rows = np.empty((6, -(-shape[1] // 512) * 512 + 88))[:, : shape[1]]
+    line, bounds, source = np.empty((3, width + 24))[:, :width]
+    wide, again = np.empty((2, 2, height, shape[1]))
+    return Scratch(line, bounds, source, wide, again, np.empty(shape), np.empty(shape), *rows)
+
+
+@jit.once
+def _gradient_of_pair(loop: MaskLoop) -> Any:
+    """The function that writes a plane's gradient on the CPU, once its sums are known."""
+    slope_of, share_of, element_of = loop.slope, loop.share, accurate_element(loop)
+
+    @functools.partial(jit.helper, name=loop.name)
+    def combine(slopes, flatness, targets, of_focal, constant, factor, roundings, row, bounds):
+        for i in range(row.size):
+            target = np.float64(targets[i])
+            row[i], bounds[i] = slope_of(slopes[i], flatness[i], target, of_focal, constant, factor, roundings)
+
+    @functools.partial(jit.helper, name=loop.name)
+    def spread(masks, p, constant, factor, roundings, scratch):
+        """What the pixels hand back to lines of the plane, and bounds of what that is off by."""
+        values, bounds = scratch.wide[0], scratch.wide[1]
+        values[:] = 0.0
+        bounds[:] = 0.0
+        # Where a mask is not finite, its gradient is what it is.
+        factors = masks.of_focal[0], constant, factor, roundings if abs(constant) < np.inf else np.inf
+        for y in range(masks.targets.shape[1]):
+            combine(scratch.slopes[y], scratch.flatness[y], masks.targets[p, y], *factors, scratch.row, scratch.missed)
+            spread_line(scratch.row, masks.vertical, y, values)
+            spread_line(scratch.missed, masks.vertical, y, bounds)
+
+    @functools.partial(jit.helper, name=loop.name)
+    def fill_shares(high, low, targets, scale, p, p_low, missed, missed_low):
+        for x in range(p.size):
+            logit = multiply((high[x], low[x]), scale)
+            (p[x], p_low[x]), (missed[x], missed_low[x]) = share_of(logit, np.float64(targets[x]))
+
+    @functools.partial(jit.helper, name=loop.name)
+    def add_up(wide, masks, p, scratch):
+        """D and what is missed, from probabilities that are good to pairs."""
+        sums, logits, vertical = np.zeros((2, LIMBS), np.int64), (scratch.high, scratch.low), masks.vertical
+        parts = scratch.row, scratch.losses, scratch.missed, scratch.probability
+        for y in range(masks.targets.shape[1]):
+            i, j = vertical.first[y], vertical.second[y]
+            lines = wide[0, i], wide[1, i], wide[0, j], wide[1, j]
+            between_lines(*lines, vertical.near[y], vertical.far[y], *logits)
+            fill_shares(*logits, masks.targets[p, y], masks.scale, *parts)
+            for k, part in enumerate(parts):
+                add_exactly(part, sums[k // 2])
+        bottom, missed = whole(limbs_pair(sums[0]), masks.target_totals[p]), limbs_pair(sums[1])
+        return bottom[0], bottom[1], missed[0], missed[1]
+
+    @functools.partial(jit.helper, name=loop.name)
+    def settle(masks, p, sums, roundings, i, line, bounds, known, scratch):
+        """Elements of line i that float64 leaves open; known are sums that are good to pairs, if any has asked."""
+        wide, targets = scratch.again, masks.targets[p].reshape(-1)
+        for j in range(line.size):
+            if is_finished(line[j], bounds[j], masks):
+                continue
+            value, done = element_of(wide[0], wide[1], targets, masks, sums, roundings, i, j)
+            if not done:
+                known = add_up(wide, masks, p, scratch) if known[0] == 0.0 else known
+                value, _ = element_of(wide[0], wide[1], targets, masks, known, 0.0, i, j)
+            line[j] = value
+        return known
+
+    @functools.partial(jit.helper, name=loop.name)
+    def narrow(planes, gradient, masks, p, sums, roundings, scratch):
+        line, bounds, first = scratch.line, scratch.bounds, masks.rows[p] * masks.height
+        known, widened = (0.0, 0.0, 0.0, 0.0), False
+        for i in range(masks.height):
+            narrowed_line(scratch.wide[0, i], masks.horizontal, line)
+            narrowed_line(scratch.wide[1, i], masks.horizontal, bounds)
+            all_settled = True
+            for j in range(line.size):
+                line[j] = scaled_total(line[j], masks.scale)
+                all_settled &= is_finished(line[j], bounds[j], masks)
+            if not all_settled:
+                if not widened:
+                    widen_plane(planes, masks.rows[p], masks.horizontal, scratch.source, scratch.again)
+                    widened = True
+                known = settle(masks, p, sums, roundings, i, line, bounds, known, scratch)
+            save(line, gradient, (first + i) * line.size)
+
+    @functools.partial(jit.helper, name=loop.name)
+    def write_gradient(planes, gradient, masks, p, constant, factor, sums, scratch):
+        """The gradient of the plane of pair p, from D and what is missed."""
+        roundings = sum_roundings(sums[0], masks)
+        spread(masks, p, constant, factor, masks.roundings + roundings, scratch)
+        narrow(planes, gradient, masks, p, sums, roundings, scratch)
+
+    return write_gradient
 
 
 @jit.once
 def mask_pairs(loop: MaskLoop) -> Any:
     """The loop over pairs of a mask and a target on the CPU."""
-    pixel, dice_of, slope_of = loop.pixel, loop.dice, loop.slope
+    pixel, dice_of, write_gradient = loop.pixel, loop.dice, _gradient_of_pair(loop)
 
     @functools.partial(jit.helper, name=loop.name)
     def fill_pixels(x, targets, losses, slopes, flatness, missed, probability):
         for i in range(x.size):
             losses[i], slopes[i], flatness[i], missed[i], probability[i] = pixel(x[i], np.float64(targets[i]))
 
-    @functools.partial(jit.helper, name=loop.name)
-    def combine(slopes, flatness, targets, of_focal, constant, factor, row):
-        for i in range(row.size):
-            row[i] = slope_of(slopes[i], flatness[i], np.float64(targets[i]), of_focal, constant, factor)
-
     def pairs(planes, gradient, masks, scratch, focal, dice, limbs, with_gradient, first, last):
         """Masks rows[p], resampled, against targets[p]: focal losses into limbs, dice losses, and a gradient."""
-        row, losses, missed, probability = scratch.pixels[0], scratch.pixels[1], scratch.pixels[2], scratch.pixels[3]
+        row, losses, missed, probability = scratch.row, scratch.losses, scratch.missed, scratch.probability
         sums = np.empty(LIMBS, np.int64)
         for p in range(first, last):
             sums[:] = 0
@@ -111,18 +227,14 @@ def mask_pairs(loop: MaskLoop) -> Any:
                 coarse += more_coarse
                 fine += more_fine
             total = grid_total(coarse, fine, masks.targets[p].size)
-            of_mask = dice_of(total, masks.target_totals[p], limbs_pair(sums), masks.of_dice, special)
-            dice[p], constant, factor = of_mask
+            target_total = masks.target_totals[p, 0], masks.target_totals[p, 1]
+            lost = limbs_pair(sums)
+            dice[p], constant, factor = dice_of(total, target_total, lost, masks.of_dice, special)
             focal[p] = special
-            if not with_gradient:
-                continue
-            wide = scratch.wide[0]
-            wide[:] = 0.0
-            for y in range(masks.targets.shape[1]):
-                target = masks.targets[p, y]
-                combine(scratch.slopes[y], scratch.flatness[y], target, masks.of_focal, constant, factor, row)
-                spread_line(row, masks.vertical, y, wide)
-            narrow_plane(wide, masks.horizontal, masks.scale, scratch.line, gradient, masks.rows[p])
+            if with_gradient:
+                bottom = whole(total, target_total)
+                known = bottom[0], bottom[1], lost[0], lost[1]
+                write_gradient(planes, gradient, masks, p, constant, factor, known, scratch)
 
     return jit.kernel(pairs, loop.name)
 

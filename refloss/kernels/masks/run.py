@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -19,12 +20,16 @@ from refloss.kernels.masks.loop import (
     dice_masks,
     mask_pairs,
     new_row,
+    new_scratch,
 )
 from refloss.kernels.resample.loop import axis, inverse
 from refloss.kernels.rows import elements_of
-from refloss.numerics.exact import Exact, exact_sum, rounded
+from refloss.numerics.exact import Exact, as_pair, exact_sum
 from refloss.numerics.settled import PRECISIONS, UNWANTED
 from refloss.numerics.sums import LIMBS, UNITS, accumulated
+
+# Units of 2^-53 that a pixel's part of a gradient is off by, but for what grows with |x| and with the number of pixels.
+_OF_PIXELS = 24
 
 
 class MaskLosses(NamedTuple):
@@ -41,8 +46,8 @@ def compare(
     rows: np.ndarray,
     targets: np.ndarray,
     *,
-    of_focal: float,
-    of_dice: float,
+    of_focal: tuple[float, float],
+    of_dice: tuple[float, float],
     backend: str,
 ) -> MaskLosses:
     """Planes rows [P] of [..., h, w], resampled, against targets [P, H, W]; the gradient of these planes is written."""
@@ -59,6 +64,9 @@ def compare(
         width=width,
         of_focal=of_focal,
         of_dice=of_dice,
+        roundings=float(_OF_PIXELS + vertical.reach + horizontal.reach),
+        spread=1.0 + math.log(max(1, targets[0].size)) if len(targets) else 0.0,
+        precision=UNWANTED if gradient is None else PRECISIONS[gradient.dtype],
     )
     if runs_on_gpu(backend):
         from refloss.kernels.masks import gpu
@@ -68,7 +76,7 @@ def compare(
 
 
 def _compare(loop: MaskLoop, planes: np.ndarray, gradient: np.ndarray | None, masks: Masks) -> MaskLosses:
-    size = masks.targets.shape[1:]
+    size = masks.targets.shape[1], masks.targets.shape[2]
     source = elements_of(planes)
     destination = source if gradient is None else elements_of(gradient)
     count = len(masks.rows)
@@ -76,28 +84,23 @@ def _compare(loop: MaskLoop, planes: np.ndarray, gradient: np.ndarray | None, ma
     limbs = np.zeros((count, LIMBS), np.int64)
     kernel, with_gradient = mask_pairs(loop), gradient is not None
 
-    def scratch() -> Scratch:
-        return Scratch(
-            line=np.empty(masks.width),
-            wide=np.empty((2, masks.height, size[1])),
-            pixels=np.empty((4, size[1])),
-            slopes=np.empty(size),
-            flatness=np.empty(size),
-        )
-
     def work(first: int, last: int, buffers: Scratch) -> None:
         kernel(source, destination, masks, buffers, focal, dice, limbs, with_gradient, first, last)
 
-    parallel.run_blocks(work, count, 1, scratch)
+    parallel.run_blocks(work, count, 1, lambda: new_scratch(masks.height, masks.width, size))
     sums = [Fraction(accumulated(limbs[p]), UNITS) if focal[p] == 0.0 else focal[p] for p in range(count)]
     return MaskLosses(sums, dice)
 
 
 def _totals(targets: np.ndarray) -> np.ndarray:
-    """The sum of each target."""
+    """The sum of each target, a pair."""
+    totals = np.zeros((len(targets), 2))
     if targets.dtype == np.uint8:
-        return np.asarray(targets.sum(axis=(1, 2), dtype=np.int64), np.float64)
-    return np.array([rounded(exact_sum(target)) for target in targets], np.float64)
+        totals[:, 0] = targets.sum(axis=(1, 2), dtype=np.int64)
+    else:
+        for p, target in enumerate(targets):
+            totals[p] = as_pair(exact_sum(target))
+    return totals
 
 
 def dice(

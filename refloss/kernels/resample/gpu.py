@@ -12,9 +12,9 @@ from numba import cuda
 
 from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
-from refloss.kernels.resample.loop import Axis, axis, between, inverse, scaled_total, with_share
+from refloss.kernels.resample.loop import Axis, axis, between, inverse, with_share
 from refloss.kernels.rows import row_offset
-from refloss.numerics.formats import read, store
+from refloss.numerics.formats import read
 from refloss.numerics.pairs import multiply, rounded
 
 _BLOCK = 256
@@ -73,21 +73,11 @@ def gathered(values, axis, i):
 
 @gpu_kernel
 def _spread_lines(resized, vertical, wide):
-    """The adjoint of _resample_lines, without the scale: [P, h, W]."""
+    """The adjoint of _resample_lines, without the scale: [P, h, W] from [P, H, W]."""
     count, height, across = wide.shape
     for index in range(cuda.grid(1), count * height * across, cuda.gridsize(1)):
         x, i, p = index % across, index // across % height, index // across // height
         wide[p, i, x] = gathered(resized[p, :, x], vertical, i)
-
-
-@gpu_kernel
-def _narrow(wide, horizontal, scale, chosen):
-    """The adjoint of _widen, with the scale."""
-    count, height, width = wide.shape[0], chosen.height, chosen.width
-    for index in range(cuda.grid(1), count * height * width, cuda.gridsize(1)):
-        j, y, p = index % width, index // width % height, index // width // height
-        value = scaled_total(gathered(wide[p, y], horizontal, j), scale)
-        store(chosen.elements.memory, _element(chosen, p, y, j), value)
 
 
 def new_planes(shape: tuple[int, ...]) -> np.ndarray:
@@ -102,21 +92,24 @@ def resample(planes: np.ndarray, resized: np.ndarray) -> None:
     written.finish()
 
 
-def resample_planes(planes: np.ndarray, chosen: np.ndarray, resized: np.ndarray) -> None:
-    """Planes chosen [P] of [..., h, w] resampled into device memory [P, H, W]."""
+def resample_planes(planes: np.ndarray, chosen: np.ndarray, resized: np.ndarray) -> Any:
+    """Planes chosen [P] of [..., h, w] resampled into device memory [P, H, W].
+
+    Returns:
+        The same along their lines alone, as pairs [2, P, h, W].
+    """
     vertical, horizontal = _axes(planes, resized)
     wide = runtime.Array((2, len(chosen), planes.shape[-2], resized.shape[2]), np.float64)
     _launch(_widen, wide.memory.size // 2, _chosen(planes, chosen), horizontal, wide)
     _launch(_resample_lines, resized.size, wide, vertical, inverse(vertical, horizontal), resized)
+    return wide
 
 
-def spread_planes(resized: np.ndarray, chosen: np.ndarray, planes: np.ndarray) -> None:
-    """The adjoint, cotangents [P, H, W] into those of planes chosen [P] of [..., h, w] in device memory."""
-    vertical, horizontal = _axes(planes, resized)
-    wide = runtime.Array((len(chosen), planes.shape[-2], resized.shape[2]), np.float64)
+def spread_lines(resized: Any, vertical: Axis) -> Any:
+    """What outputs [P, H, W] hand back across their lines, without the scale: [P, h, W]."""
+    wide = runtime.Array((resized.shape[0], len(vertical.starts) - 1, resized.shape[2]), np.float64)
     _launch(_spread_lines, wide.memory.size, resized, vertical, wide)
-    size = len(chosen) * planes.shape[-2] * planes.shape[-1]
-    _launch(_narrow, size, wide, horizontal, inverse(vertical, horizontal), _chosen(planes, chosen))
+    return wide
 
 
 def _axes(planes: np.ndarray, resized: np.ndarray) -> tuple[Axis, Axis]:

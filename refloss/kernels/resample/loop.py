@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, save
+from refloss.kernels.rows import load
 from refloss.numerics.bits import fma
 from refloss.numerics.exact import as_pair
 from refloss.numerics.pairs import fast_two_sum, multiply, rounded, times, two_product, two_sum
@@ -170,13 +170,3 @@ def narrowed_line(line, horizontal, result):
             if horizontal.far[x] != 0.0:
                 after = with_share(after, line[x], horizontal.far[x])
         result[j] = total
-
-
-@jit.helper
-def narrow_plane(wide, horizontal, scale, line, planes, plane):
-    """The adjoint of widen_plane, with the scale."""
-    for y in range(wide.shape[0]):
-        narrowed_line(wide[y], horizontal, line)
-        for j in range(line.size):
-            line[j] = scaled_total(line[j], scale)
-        save(line, planes, (plane * wide.shape[0] + y) * line.size)
