@@ -26,7 +26,7 @@ import numpy as np
 from refloss import jit
 from refloss.kernels.masks.loop import MaskLoop
 from refloss.losses.dice import probability, slope_accurate, terms
-from refloss.numerics.accurate import exp_alone, logistic_accurate
+from refloss.numerics.accurate import exp_accurate, logistic_accurate
 from refloss.numerics.bits import float64_bits, float64_from_bits, fma
 from refloss.numerics.exponential import UNDERFLOW, logistic
 from refloss.numerics.pairs import (
@@ -104,7 +104,7 @@ def _slope(slope, flatness, t, of_focal, constant, factor, roundings):
 def _share(x, t):
     """p and what is missed of a pixel, pairs, from its logit, a pair."""
     above, vanishes = x[0] > 0.0, abs(x[0]) >= -UNDERFLOW
-    u = exp_alone(UNDERFLOW if vanishes else -abs(x[0]), 0.0 if vanishes else (-x[1] if above else x[1]))
+    u = exp_accurate(UNDERFLOW if vanishes else -abs(x[0]), 0.0 if vanishes else (-x[1] if above else x[1]))
     u = (0.0 if vanishes else u[0]), (0.0 if vanishes else u[1])
     larger = divide(pair(1.0), add(pair(1.0), u))
     rest, rest_low = two_sum(1.0, -t)
