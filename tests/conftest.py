@@ -15,6 +15,14 @@ settings.register_profile("refloss", deadline=None, derandomize=True, print_blob
 settings.load_profile("refloss")
 
 
+# They compile everything anew, in processes of their own: not to be waited for at the end.
+EARLY = ("test_vector_widths.py", "test_negations.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in EARLY)
+
+
 def pytest_sessionstart(session):
     config = session.config
     is_worker = hasattr(config, "workerinput")

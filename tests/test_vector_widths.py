@@ -29,11 +29,15 @@ def here():
 @pytest.fixture(scope="module", params=[128, 256, pytest.param(512, marks=pytest.mark.slow)], ids="{} bits".format)
 def there(request):
     """The bits of a process that compiles for vectors of a width."""
-    level, features, widest, needed = LEVELS[request.param]
+    width = request.param
+    level, features, widest, needed = LEVELS[width]
     if needed not in {name for name, has in llvm.get_host_cpu_features().items() if has}:
         pytest.skip("this processor has no such vectors")
-    if widest == vector_widths.registers()[-1]:
+    here = vector_widths.registers()[-1]
+    if widest == here:
         pytest.skip("these are what everything else is compiled for")
+    if width != (256 if here == "zmm" else 128) and request.config.option.markexpr == "not slow":
+        pytest.skip("everything is compiled anew, a minute for each width: all of them with -m ''")
     environment = os.environ | {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, "-m", "tests.vector_widths"]
     root = Path(__file__).parents[1]
