@@ -335,7 +335,7 @@ _ALL = _Filling("all", pairs=True, for_input=True, for_target=True)
 
 def _filler(loop: Loop, filling: _Filling) -> Any:
     """What fills a block's rows; the close elements are computed again, those of a block at once."""
-    loss, is_close = loop.loss, loop.is_close or _never
+    loss, is_close, watched = loop.loss, loop.is_close or _never, loop.is_close is not None
     name, pairs, with_input, with_target = filling
 
     @functools.partial(jit.helper, name=f"{loop.name}_{name}")
@@ -352,14 +352,15 @@ def _filler(loop: Loop, filling: _Filling) -> Any:
                 rows.for_input[i], rows.for_input_low[i] = for_input
             if with_target:
                 rows.for_target[i], rows.for_target_low[i] = for_target
-            which = is_close(x, t, factor, parameters, high, for_input[0], for_target[0])
-            code = 1 if which[0] else 0
-            if with_input:
-                code |= 2 if which[1] else 0
-            if with_target:
-                code |= 4 if which[2] else 0
-            close[i] = code
-            some |= code
+            if watched:
+                which = is_close(x, t, factor, parameters, high, for_input[0], for_target[0])
+                code = 1 if which[0] else 0
+                if with_input:
+                    code |= 2 if which[1] else 0
+                if with_target:
+                    code |= 4 if which[2] else 0
+                close[i] = code
+                some |= code
         return some != 0
 
     return fill
