@@ -73,6 +73,8 @@ def _slope(x, larger, smaller, u, inverse):
     """∂ℓ/∂x = ±(larger − u·smaller)/(1 + u), of pairs: the two terms may agree in many of their digits."""
     subtracted = product(smaller, u)
     high, low = two_sum(larger[0], -subtracted[0])
+    # A sure logit's slope, too small for a float64, keeps its sign.
+    high = -subtracted[0] if larger[0] == 0.0 else high
     low += larger[1] - subtracted[1]
     whole, whole_low = fast_two_sum(1.0, u[0])
     slope = high * inverse
