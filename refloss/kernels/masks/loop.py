@@ -81,7 +81,7 @@ class Masks(NamedTuple):
     of_focal: tuple[float, float]  # cotangent of the sum of a mask's focal losses, a pair
     of_dice: tuple[float, float]  # cotangent of a mask's dice loss, a pair
     roundings: float  # of what a pixel hands back, until it is a gradient, but for those of sums over the mask
-    spread: float  # 1 + log(H·W)
+    spread: float  # a bound of 1 + log(H·W)
     precision: Precision  # of the gradient's format
 
 
