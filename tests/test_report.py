@@ -18,8 +18,9 @@ from refloss.golden.store import evaluate, expected_tensors
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.report import charts
 from refloss.testing.report import page as report_page
-from refloss.testing.spacing import errors
-from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict, Values
+from refloss.testing.spacing import Elements, errors
+from refloss.testing.spread import Gridding, Spreading, class_last
+from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -194,7 +195,18 @@ def values(shape, seed=0):
     generator = np.random.default_rng(seed)
     expected = generator.standard_normal(shape)
     ulp = np.full(shape, 2.0**-23)
-    return Values(expected.copy(), expected, 4 * ulp, ulp)
+    return Elements(expected.copy(), expected, 4 * ulp, ulp)
+
+
+def spread(given, order=(), block=97):
+    """Of elements of any shape, taken in blocks."""
+    shape = given.got.shape
+    spreading, gridding = Spreading(shape), Gridding(shape, order or tuple(range(len(shape))))
+    for first in range(0, given.got.size, block):
+        part = Elements(*(array.ravel()[first : first + block] for array in given))
+        spreading.add(part, errors(part))
+        gridding.add(errors(part).ratio)
+    return spreading.spread(gridding.grid())
 
 
 def test_errors_are_in_ulp_and_in_bounds():
@@ -204,23 +216,26 @@ def test_errors_are_in_ulp_and_in_bounds():
     np.testing.assert_allclose(found.error, [0, 1, 8, np.inf, np.inf])
     np.testing.assert_allclose(found.ratio, [0, 0.25, 2, np.inf, np.inf])
     assert (found.bound == 4).all()
-    both = Values(*(np.array([value]) for value in (np.nan, np.nan, np.nan, 1.0)))
+    both = Elements(*(np.array([value]) for value in (np.nan, np.nan, np.nan, 1.0)))
     assert errors(both).ratio == 0
-    undefined = Values(*(np.array([value]) for value in (1.0, np.nan, np.nan, 1.0)))
+    undefined = Elements(*(np.array([value]) for value in (1.0, np.nan, np.nan, 1.0)))
     assert errors(undefined).ratio == np.inf
 
 
-def test_the_worst_elements(judgement):
-    case = next(case for case in judgement.cases if case.id == "causal_lm-float32")
-    tensor = next(tensor for tensor in case.tensors if tensor.name == "grad.logits")
-    ratio = errors(tensor.values).ratio
-    rows = report_page._worst(tensor, errors(tensor.values))
-    assert [row.ratio for row in rows] == sorted(ratio.ravel())[::-1][:10]
-    for row in rows:
-        index = tuple(int(part) for part in row.where.strip("[]").split(","))
-        assert (row.got, row.expected) == (tensor.values.got[index], tensor.values.expected[index])
-        assert row.ratio == ratio[index]
-    assert rows[0].where == str(list(tensor.worst.index))
+def test_the_worst_elements_whatever_the_blocks():
+    given = values((7, 11, 13))
+    given.got[:] += np.random.default_rng(1).standard_normal(given.got.shape) * 2.0**-21
+    given.got[3, 4, 5] = np.inf
+    ratio = errors(given).ratio
+    for block in (1, 97, 10**4):
+        found = spread(given, block=block)
+        assert [element.ratio for element in found.worst] == sorted(ratio.ravel())[::-1][:10]
+        for element in found.worst:
+            assert (element.got, element.expected) == (given.got[element.index], given.right[element.index])
+            assert element.ratio == ratio[element.index]
+            assert element.ulp == errors(given).error[element.index]
+        assert found.worst[0].index == (3, 4, 5)
+        assert found.above == np.count_nonzero(ratio > 1)
 
 
 def bars(svg, kind):
@@ -234,7 +249,7 @@ def test_a_histogram_has_a_bar_for_every_size_of_error():
     given.got[:900] += 2.0**-23
     given.got[900] += 1e3
     given.got[901] = np.nan
-    svg = charts.histogram(errors(given))
+    svg = charts.histogram(spread(given))
     (exact, inside, far, infinite), above = (
         bars(svg, "within")[:1] + sorted(bars(svg, "within")[2:]) + bars(svg, "within")[1:2],
         bars(svg, "above"),
@@ -270,7 +285,7 @@ def test_a_heat_map_shows_where_the_errors_are():
     given.got[1, 0, 5] += 1.0
     given.got[0, 2, 1] = np.nan
     given.got[0, 1, 6] += 2.0**-23
-    svg = charts.heat_map(errors(given), charts.plane("causal_lm", "grad.logits", 3))
+    svg = charts.heat_map(spread(given), charts.labels("causal_lm", "grad.logits", (0, 1, 2)))
     image = pixels(svg, 6, 7)
     opaque = {tuple(map(int, place)) for place in np.argwhere(image[..., 3] == 1)}
     assert opaque == {(3, 5), (2, 1)}
@@ -286,7 +301,9 @@ def test_a_heat_map_shows_where_the_errors_are():
 def test_classes_on_axis_1_are_columns():
     given = values((2, 5, 3, 4))
     given.got[1, 4, 2, 3] += 1.0
-    svg = charts.heat_map(errors(given), charts.plane("cross_entropy", "grad.logits", 4))
+    order = class_last(given.got.shape, 1)
+    assert order == (0, 2, 3, 1)
+    svg = charts.heat_map(spread(given, order), charts.labels("cross_entropy", "grad.logits", order))
     image = pixels(svg, 24, 5)
     assert np.argwhere(image[..., 3] > 0).tolist() == [[23, 4]]
     assert "class (axis 1)" in svg
@@ -296,7 +313,7 @@ def test_classes_on_axis_1_are_columns():
 def test_one_wrong_element_of_many_is_seen(place):
     given = values((1000, 1500))
     given.got[place] += 1.0
-    image = pixels(charts.heat_map(errors(given), charts.plane("mse", "grad.input", 2)), 96, 160)
+    image = pixels(charts.heat_map(spread(given, block=10**5), charts.labels("mse", "grad.input", (0, 1))), 96, 160)
     ((row, column),) = np.argwhere(image[..., 3] > 0)
     assert row == place[0] * 96 // 1000
     assert column == place[1] * 160 // 1500
@@ -323,8 +340,8 @@ def test_a_large_corpus_fits_a_few_megabytes():
     """As many tensors as all built-in cases have, a tenth of them wrong."""
     right, wrong = values((18, 17)), values((18, 17))
     wrong.got[:] += 2.0**-20
-    good = TensorVerdict("grad.logits", True, ulp=0.0, ratio=0.0, values=right)
-    bad = TensorVerdict("grad.logits", False, "too far off", "all of it", ulp=8.0, ratio=2.0, values=wrong)
+    good = TensorVerdict("grad.logits", True, ulp=0.0, ratio=0.0, spread=spread(right))
+    bad = TensorVerdict("grad.logits", False, "too far off", "all of it", ulp=8.0, ratio=2.0, spread=spread(wrong))
     cases = [
         CaseVerdict(f"causal_lm-{i}", "causal_lm", i % 10 > 0, (bad if i % 10 == 0 else good,)) for i in range(2000)
     ]

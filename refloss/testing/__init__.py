@@ -2,7 +2,8 @@
 
 Rooms, each of which imports only from those before it, types included:
 
-    verdict, spacing   what is asked and what is found, as data; float types, and errors in their ulp
+    spacing, spread    float types, and errors in their ulp; how those of a tensor are spread
+    verdict            what is asked and what is found, as data
     mistakes           usual ones: as altered cases, as factors, as mutants; which of them explains a tensor
     judging            tensors, functions, files against the right answers; a judgement in words
     checks             what must hold without right answers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,49 +14,25 @@ if TYPE_CHECKING:
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
+    from refloss.testing.spread import Element, Spread
 
 # What can be wrong with a tensor. The last one is about its values, all others are told before values are looked at.
 FAULTS = ("missing", "extra", "unreadable", "shape", "dtype", "not finite", "too far off")
 
 
 class Question(NamedTuple):
-    """A case with its right answer, and how far off each tensor of an honest candidate may be."""
+    """A case with its right answer, and how far off each tensor of an honest candidate may be.
+
+    exact holds the gradients whose type has 16 bits, in float32: what is judged is how far a candidate is from the
+    right number, not from that number rounded.
+    """
 
     case: Case
     result: LossResult
     expected: Mapping[str, np.ndarray]  # loss, component.<name>, grad.<name>, intermediate.<name>
-    bounds: Mapping[str, np.ndarray]
+    bounds: Mapping[str, Any]  # as arrays
     compute_dtype: str
-
-
-@dataclass(frozen=True)
-class Worst:
-    """An element: where it is, what came, what was expected, how far off it may be."""
-
-    index: tuple[int, ...]
-    got: float
-    expected: float
-    allowed: float
-
-    @property
-    def ratio(self) -> float:
-        """Error ÷ bound; infinite where a value is not finite and should be, or the other way round."""
-        if self.got == self.expected or (math.isnan(self.got) and math.isnan(self.expected)):
-            return 0.0
-        error = abs(self.got - self.expected)
-        if not math.isfinite(error):
-            return math.inf
-        return error / self.allowed if self.allowed else math.inf
-
-
-@dataclass(frozen=True)
-class Values:
-    """The elements that a verdict is about, all float64 and of one shape."""
-
-    got: np.ndarray
-    expected: np.ndarray
-    allowed: np.ndarray
-    ulp: np.ndarray  # the distance of neighbours of the candidate's type around what is expected
+    exact: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -70,11 +47,11 @@ class TensorVerdict:
     passed: bool | None
     fault: str | None = None  # one of FAULTS
     message: str = ""
-    worst: Worst | None = None
+    worst: Element | None = None
     ulp: float | None = None
     ratio: float | None = None
     explanation: str | None = None  # the usual mistake that fits
-    values: Values | None = field(default=None, compare=False, repr=False)
+    spread: Spread | None = field(default=None, compare=False, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """For json.dumps; what JSON has no number for is a string."""
@@ -96,15 +73,33 @@ class TensorVerdict:
         }
 
 
+class Cause(NamedTuple):
+    """A usual mistake that explains all failing tensors of a case.
+
+    prior is how likely it is beside others, from 0 to 1, detail what its numbers are in this case.
+    """
+
+    mistake: str
+    prior: float
+    detail: str = ""
+
+
 @dataclass(frozen=True)
 class CaseVerdict:
-    """A case: whether it passes, None where the candidate does not bring it."""
+    """A case: whether it passes, None where the candidate does not bring it.
+
+    parameters and shapes are those of the case, seconds what judging it took, causes the mistakes that fit it.
+    """
 
     id: str
     function: str
     passed: bool | None
     tensors: tuple[TensorVerdict, ...] = ()
     message: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    shapes: Mapping[str, str] = field(default_factory=dict, compare=False)  # float32 [2, 9, 17]
+    seconds: float | None = field(default=None, compare=False)
+    causes: tuple[Cause, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For json.dumps."""

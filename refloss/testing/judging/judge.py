@@ -1,7 +1,10 @@
-"""A candidate's tensors against the right ones, element by element, under the error model."""
+"""A candidate's tensors against the right ones, block by block, under the error model."""
 
 from __future__ import annotations
 
+import functools
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,32 +12,64 @@ import numpy as np
 from refloss import subnormals
 from refloss.error_model import bounds
 from refloss.golden.store import evaluate, expected_tensors
+from refloss.registry import FUNCTIONS
 from refloss.testing.judging.called import on_host
 from refloss.testing.mistakes.explain import explain
-from refloss.testing.spacing import FLOATS, errors, spacing
-from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, Values, Worst
+from refloss.testing.spacing import FLOATS, Elements, elements, errors, spacing
+from refloss.testing.spread import Gridding, Spreading, class_last
+from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
+    from refloss.testing.spread import Element
+
+BLOCK = 2**16  # elements of a tensor that are looked at in one go
+COARSE = 2.0**-20  # the epsilon above which a gradient is judged unrounded
 
 
 def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None) -> Question:
     """A case for a candidate that computes in a type, by default the case's own; expected as a golden file has it."""
-    return question_of(case, evaluate(case), compute_dtype, expected)
+    if expected is None or not _coarse(case):
+        return question_of(case, evaluate(case), compute_dtype, expected)
+    result = evaluate(case, grad_dtype=np.float32)
+    return _question(case, result, compute_dtype, expected, result.grads)
 
 
-@subnormals.keeping
 def question_of(
     case: Case, result: LossResult, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None
 ) -> Question:
     """The same of a result that is there."""
+    coarse = any(FLOATS[value.dtype].eps > COARSE for value in result.grads.values() if value.dtype in FLOATS)
+    unrounded = evaluate(case, grad_dtype=np.float32).grads if coarse else {}
+    return _question(case, result, compute_dtype, expected, unrounded)
+
+
+@subnormals.keeping
+def _question(
+    case: Case,
+    result: LossResult,
+    compute_dtype: str | None,
+    expected: Mapping[str, Any] | None,
+    unrounded: Mapping[str, Any],
+) -> Question:
     tensors = expected_tensors(result) if expected is None else expected
     arrays = {name.removeprefix("expected."): on_host(value, name) for name, value in tensors.items()}
+    exact = {f"grad.{name}": on_host(value, name) for name, value in unrounded.items()}
+    kept = {name: value for name, value in exact.items() if name in arrays and _is_coarse(arrays[name])}
     compute_dtype = compute_dtype or default_compute_dtype(case)
-    return Question(case, result, arrays, bounds(case, result, compute_dtype), compute_dtype)
+    return Question(case, result, arrays, bounds(case, result, compute_dtype), compute_dtype, kept)
+
+
+def _coarse(case: Case) -> bool:
+    """Whether there may be gradients of 16 bits."""
+    return any(_is_coarse(value) for value in case.inputs.values())
+
+
+def _is_coarse(array: np.ndarray) -> bool:
+    return bool(array.dtype in FLOATS and FLOATS[array.dtype].eps > COARSE)
 
 
 def default_compute_dtype(case: Case) -> str:
@@ -46,6 +81,7 @@ def default_compute_dtype(case: Case) -> str:
 @subnormals.keeping
 def judge(asked: Question, candidate: Mapping[str, Any]) -> CaseVerdict:
     """Every tensor that is asked for, and what came beside them."""
+    start = time.perf_counter()
     tensors = [
         _judge_tensor(asked, name, candidate.get(name))
         for name in asked.expected
@@ -57,8 +93,10 @@ def judge(asked: Question, candidate: Mapping[str, Any]) -> CaseVerdict:
         for name in candidate
         if name not in asked.expected
     ]
-    passed = all(tensor.passed is not False for tensor in tensors)
-    return CaseVerdict(asked.case.id, asked.case.function, passed, tuple(tensors))
+    case, passed = asked.case, all(tensor.passed is not False for tensor in tensors)
+    shapes = {name: f"{value.dtype} {list(value.shape)}" for name, value in case.inputs.items()}
+    seconds = time.perf_counter() - start
+    return CaseVerdict(case.id, case.function, passed, tuple(tensors), "", case.parameters, shapes, seconds)
 
 
 def _judge_tensor(asked: Question, name: str, candidate: Any) -> TensorVerdict:
@@ -92,33 +130,62 @@ def _types(asked: Question, name: str) -> tuple[Any, ...]:
     return tuple(kind for kind in FLOATS if FLOATS[kind].eps <= coarsest)
 
 
+def blocks(asked: Question, name: str, got: np.ndarray) -> Iterator[Elements]:
+    """The elements of a tensor that came, beside the right ones, in C order."""
+    expected, bound = asked.expected[name], asked.bounds[name]
+    exact = asked.exact.get(name)
+    for first in range(0, expected.size, BLOCK):
+        last = min(first + BLOCK, expected.size)
+        right = _part(expected, first, last)
+        if exact is not None and exact.shape == expected.shape:
+            right = _unrounded(right, _part(exact, first, last))
+        yield elements(_part(got, first, last), right, _part_of_bound(bound, expected.shape, first, last))
+
+
+def _part(array: np.ndarray, first: int, last: int) -> np.ndarray:
+    return array.reshape(-1)[first:last] if array.flags.c_contiguous else np.asarray(array.flat[first:last])
+
+
+def _part_of_bound(bound: Any, shape: tuple[int, ...], first: int, last: int) -> np.ndarray:
+    return _part(np.broadcast_to(np.asarray(bound), shape), first, last)
+
+
+def _unrounded(rounded: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Right values before they were rounded, unless another version of refloss rounded others."""
+    near, values = rounded.astype(np.float32), exact.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        same = np.abs(near - values) <= spacing(np.abs(near).astype(np.float64), rounded.dtype)
+    return np.where(same, values, near)
+
+
 def _judge_values(asked: Question, name: str, got: np.ndarray) -> TensorVerdict:
-    expected = asked.expected[name]
-    right, values_got = expected.astype(np.float64), got.astype(np.float64)
-    bound = np.broadcast_to(asked.bounds[name], right.shape)
-    size = np.abs(np.where(np.isfinite(right), right, 0.0))
-    # The candidate rounds once to its type, and what is expected was rounded once to its own.
-    allowed = bound + (spacing(size + bound, got.dtype) + spacing(size, expected.dtype)) / 2
-    steps = spacing(size, got.dtype)
-    values = Values(values_got, right, allowed, steps)
-    off = errors(values)
-    worst, largest, most = None, 0.0, 0.0
-    if right.size:
-        index = tuple(int(i) for i in np.unravel_index(int(np.argmax(off.ratio)), right.shape))
-        worst = Worst(index, float(values_got[index]), float(right[index]), float(allowed[index]))
-        largest, most = float(off.ratio[index]), float(off.error.max())
-    if largest <= 1.0:
-        return TensorVerdict(name, passed=True, worst=worst, ulp=most, ratio=largest, values=values)
-    assert worst is not None
-    wrong = np.isfinite(right) & ~np.isfinite(values_got)
-    fault = "not finite" if wrong.any() else "too far off"
+    spreading, finite = Spreading(got.shape), True
+    for given in blocks(asked, name, got):
+        spreading.add(given, errors(given))
+        finite = finite and not np.any(np.isfinite(given.right) & ~np.isfinite(given.got))
+    spread = spreading.spread()
+    worst = spread.worst[0] if spread.worst else None
+    ratio = 0.0 if worst is None else worst.ratio
+    verdict = functools.partial(TensorVerdict, name, worst=worst, ulp=spreading.ulp, ratio=ratio)
+    if worst is None or ratio <= 1.0:
+        return verdict(passed=True, spread=spread)
     message = _where(worst)
-    if right.ndim:
-        message = f"{int(np.count_nonzero(off.ratio > 1.0))} of {right.size} elements, the worst {message}"
-    verdict = TensorVerdict(name, False, fault, message, worst, most, largest, values=values)
-    return TensorVerdict(name, False, fault, message, worst, most, largest, explain(asked, verdict), values=values)
+    if got.ndim:
+        message = f"{spread.above} of {spread.size} elements, the worst {message}"
+    fault = "too far off" if finite else "not finite"
+    failing = verdict(passed=False, fault=fault, message=message, spread=spreading.spread(_grid(asked, name, got)))
+    return replace(failing, explanation=explain(asked, name, got))
 
 
-def _where(worst: Worst) -> str:
+def _grid(asked: Question, name: str, got: np.ndarray) -> Any:
+    specification = FUNCTIONS[asked.case.function].specification
+    first = specification.arguments[specification.differentiable[0]]
+    gridding = Gridding(got.shape, class_last(got.shape, first.class_axis))
+    for given in blocks(asked, name, got):
+        gridding.add(errors(given).ratio)
+    return gridding.grid()
+
+
+def _where(worst: Element) -> str:
     where = f"at {list(worst.index)}: " if worst.index else ""
     return f"{where}{worst.got:.9g} instead of {worst.expected:.9g} ± {worst.allowed:.2g}"

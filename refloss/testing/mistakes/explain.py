@@ -15,6 +15,7 @@ from refloss.error_model import bounds
 from refloss.testing.mistakes import alterations
 from refloss.testing.mistakes.factors import WRONG_SIGN, named_factors
 from refloss.testing.mistakes.softmax import softmax_mistakes
+from refloss.testing.spacing import elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from refloss.cases.source import Case
     from refloss.result import LossResult
     from refloss.testing.mistakes.alterations import Altered
-    from refloss.testing.verdict import Question, TensorVerdict
+    from refloss.testing.verdict import Question
 
 LARGEST = 10**6  # input elements of a case for which other cases are computed
 SAMPLE = 2**12
@@ -82,21 +83,21 @@ _OTHERS: WeakKeyDictionary[LossResult, _Others] = WeakKeyDictionary()
 
 
 @np.errstate(all="ignore")
-def explain(asked: Question, verdict: TensorVerdict) -> str | None:
-    """The mistake under which the tensor would pass, if it is one of the usual ones."""
-    values = verdict.values
-    if values is None or not values.got.size:
+def explain(asked: Question, name: str, got: np.ndarray) -> str | None:
+    """The mistake under which a tensor would pass, if it is one of the usual ones."""
+    if not got.size:
         return None
-    numbers = np.isfinite(values.expected) & (values.expected != 0)
-    relative = values.ulp[numbers] / np.abs(values.expected[numbers])
+    given = elements(got, asked.expected[name], np.broadcast_to(np.asarray(asked.bounds[name]), got.shape))
+    numbers = np.isfinite(given.right) & (given.right != 0)
+    relative = given.ulp[numbers] / np.abs(given.right[numbers])
     tensor = _Tensor(
-        verdict.name,
-        values.got,
-        values.expected,
-        values.allowed,
+        name,
+        given.got,
+        given.right,
+        given.allowed,
         # An ulp is between half and all of the type's epsilon; without a number, it is that of the coarsest type.
         2 * float(relative.min(initial=2.0**-8)),
-        float(values.ulp.min()),
+        float(given.ulp.min()),
     )
     explanation = _is_zero(tensor) or _factor(asked, tensor, named=True) or _shifted(tensor) or _transposed(tensor)
     if explanation is None and sum(value.size for value in asked.case.inputs.values()) < LARGEST:

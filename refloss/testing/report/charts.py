@@ -11,11 +11,12 @@ from markupsafe import Markup, escape
 from refloss.messages import printable
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.wording import short
+from refloss.testing.spread import LOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from refloss.testing.spacing import Errors
+    from refloss.testing.spread import Counts, Spread
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -79,41 +80,28 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 # --- histogram
 
 
-class _Counts(NamedTuple):
-    """How many elements are exact, in each bin of an axis, and infinitely far off."""
-
-    exact: int
-    bins: np.ndarray
-    infinite: int
-
-
-def _count(values: np.ndarray, axis: LogAxis, bins: int) -> _Counts:
-    positive = values[(values > 0) & np.isfinite(values)]
-    positions = (np.log10(positive) - axis.low) / (axis.high - axis.low) * bins
-    counted = np.bincount(np.clip(positions, 0, bins - 1).astype(int), minlength=bins)
-    return _Counts(int(np.count_nonzero(values == 0)), counted, int(np.count_nonzero(values == np.inf)))
-
-
-def histogram(errors: Errors) -> Markup:
+def histogram(spread: Spread) -> Markup:
     """Errors in ulp: how many elements have which, those above their bounds apart, and the bounds themselves."""
     width, height, left, right, top, base = 460.0, 200.0, 46.0, 452.0, 12.0, 158.0
-    infinite = bool(np.isinf(errors.error).any())
-    largest = _finite_maximum(errors.error, errors.bound)
-    axis = LogAxis.over(largest, (-2, 2, 40), left + 40, right - (30 if infinite else 0))
-    bins = (axis.high - axis.low) * max(1, 40 // (axis.high - axis.low))
-    above = errors.ratio > 1
-    every, over, bounds = (_count(values, axis, bins) for values in (errors.error, errors.error[above], errors.bound))
-    most = max(every.exact, every.infinite, int(every.bins.max()), int(bounds.bins.max()), 1)
+    infinite = bool(spread.errors.infinite)
+    high = max(spread.errors.high, spread.bounds.high, 2)
+    axis = LogAxis(LOW, high, left + 40, right - (30 if infinite else 0))
+    per_decade = next(count for count in (10, 5, 2, 1) if count == 1 or count * (high - LOW) <= 40)
+    bins = (high - LOW) * per_decade
+    every, over, bounds = (
+        counts.coarse(LOW, high, per_decade) for counts in (spread.errors, spread.errors_above, spread.bounds)
+    )
+    most = max(spread.errors.zero, spread.errors.infinite, int(every.max()), int(bounds.max()), 1)
     # A single element has some height, too.
     scale = (base - top) / (math.log10(most) + 0.4)
 
     def level(count: int) -> float:
         return base - (math.log10(count) + 0.4) * scale if count else base
 
-    def bars(counts: _Counts, kind: str) -> str:
+    def bars(counts: Counts, coarse: np.ndarray, kind: str) -> str:
         step = (axis.stop - axis.start) / bins
-        drawn = [(left + 4, 18.0, counts.exact), (right - 20, 18.0, counts.infinite)]
-        drawn += [(axis.start + i * step + 0.5, step - 1, int(count)) for i, count in enumerate(counts.bins)]
+        drawn = [(left + 4, 18.0, counts.zero), (right - 20, 18.0, counts.infinite)]
+        drawn += [(axis.start + i * step + 0.5, step - 1, int(count)) for i, count in enumerate(coarse)]
         path = "".join(f"M{x:.4g} {base:g}V{level(n):.4g}h{wide:.4g}V{base:g}z" for x, wide, n in drawn if n)
         return f'<path class="{kind}" d="{path}"/>'
 
@@ -122,8 +110,8 @@ def histogram(errors: Errors) -> Markup:
         *(_line(left, level(10**power), right, level(10**power), "grid") for power in powers),
         *(_text(left - 6, level(10**power) + 4, power_of_ten(power), "e") for power in powers),
         _line(left, base, right, base, "axis"),
-        bars(every, "within"),
-        bars(over, "above"),
+        bars(spread.errors, every, "within"),
+        bars(spread.errors_above, over, "above"),
         _outline(bounds, axis, level),
         _text(left + 13, base + 16, "0"),
         *(_text(x, base + 16, label) for x, label in axis.ticks()),
@@ -131,15 +119,15 @@ def histogram(errors: Errors) -> Markup:
         _text((left + right) / 2, base + 34, "error, ulp (0: exact)"),
         _text(11, (top + base) / 2, "elements", turned=True),
     ]
-    label = f"histogram of the errors of {errors.error.size} elements, {int(above.sum())} of them above their bounds"
+    label = f"histogram of the errors of {spread.size} elements, {spread.above} of them above their bounds"
     return _svg(width, height, parts, label, "histogram")
 
 
-def _outline(counts: _Counts, axis: LogAxis, level: Callable[[int], float]) -> str:
+def _outline(counts: np.ndarray, axis: LogAxis, level: Callable[[int], float]) -> str:
     """The bounds' histogram as a line of steps."""
-    step = (axis.stop - axis.start) / len(counts.bins)
+    step = (axis.stop - axis.start) / len(counts)
     path, before = "", 0
-    for i, count in enumerate([*map(int, counts.bins), 0]):
+    for i, count in enumerate([*map(int, counts), 0]):
         x = axis.start + i * step
         if count != before:
             path += f"{'M' if not before else 'L'}{x:.4g} {level(before):.4g}V{level(count):.4g}"
@@ -152,22 +140,22 @@ def _outline(counts: _Counts, axis: LogAxis, level: Callable[[int], float]) -> s
 SPARK_AXIS = LogAxis(-2, 10, 30.0, 204.0)
 
 
-def spark(errors: Errors) -> Markup:
+def spark(spread: Spread) -> Markup:
     """A histogram in a line of text, on an axis that is the same for all; below it, the range of the bounds."""
-    bins, base = 48, 16.0
-    counts = _count(errors.error, SPARK_AXIS, bins)
-    most = max(counts.exact, int(counts.bins.max()), 1)
-    step = (SPARK_AXIS.stop - SPARK_AXIS.start) / bins
-    drawn = [(4.0, 8.0, counts.exact)]
-    drawn += [(SPARK_AXIS.start + i * step, step - 0.5, int(count)) for i, count in enumerate(counts.bins)]
+    base = 16.0
+    counts = spread.errors.coarse(SPARK_AXIS.low, SPARK_AXIS.high, 5)
+    most = max(spread.errors.zero, int(counts.max()), 1)
+    step = (SPARK_AXIS.stop - SPARK_AXIS.start) / len(counts)
+    drawn = [(4.0, 8.0, spread.errors.zero)]
+    drawn += [(SPARK_AXIS.start + i * step, step - 0.5, int(count)) for i, count in enumerate(counts)]
     heights = ((x, wide, 2 + 12 * math.log1p(n) / math.log1p(most)) for x, wide, n in drawn if n)
     path = "".join(f"M{x:.4g} {base:g}v-{tall:.3g}h{wide:.3g}v{tall:.3g}z" for x, wide, tall in heights)
     parts = ['<use href="#spark"/>', f'<path class="within" d="{path}"/>']
-    finite = errors.bound[np.isfinite(errors.bound) & (errors.bound > 0)]
-    if finite.size:
-        start, stop = SPARK_AXIS.position(float(finite.min())), SPARK_AXIS.position(float(finite.max()))
+    if spread.least_bound < math.inf:
+        start, stop = SPARK_AXIS.position(spread.least_bound), SPARK_AXIS.position(spread.largest_bound)
         parts.append(f'<path class="above" d="M{start - 1.5:.4g} 17H{stop + 1.5:.4g}v3H{start - 1.5:.4g}z"/>')
-    label = f"{counts.exact} of {errors.error.size} exact, the largest error {short(float(errors.error.max()))} ulp"
+    largest = max((element.ulp for element in spread.worst), default=0.0)
+    label = f"{spread.errors.zero} of {spread.size} exact, the largest error {short(largest)} ulp"
     return _svg(220, 22, parts, label, "spark")
 
 
@@ -178,7 +166,6 @@ _LOWEST = -3
 _COOL = ((74, 127, 193, 30), (74, 127, 193, 185))
 _WARM = ((250, 204, 60, 255), (240, 120, 40, 255), (222, 40, 60, 255), (160, 20, 90, 255))
 _NOT_FINITE = (214, 0, 224, 255)
-_ROWS, _COLUMNS = 96, 160
 
 
 def _blend(stops: Sequence[tuple[int, ...]], part: float) -> tuple[int, ...]:
@@ -195,67 +182,61 @@ _PALETTE = [
 ]
 
 
-class Plane(NamedTuple):
-    """A tensor as rows and columns: its axes in order, the last of which counts columns, and what they are called."""
+class Labels(NamedTuple):
+    """What the rows and columns of a tensor are called."""
 
-    order: tuple[int, ...]
     rows: str
     columns: str
 
 
-def plane(function: str, name: str, dimensions: int) -> Plane:
-    """Rows × classes where a tensor has classes."""
-    specification = FUNCTIONS[function].specification
-    first = specification.arguments[specification.differentiable[0]]
-    last = 1 if first.class_axis == 1 and dimensions > 2 else dimensions - 1
-    order = (*(axis for axis in range(dimensions) if axis != last), last)
-    noun = "axis" if dimensions == 2 else "axes"
-    rows = f"{noun} {' × '.join(map(str, order[:-1]))}" if dimensions > 1 else ""
-    argument = specification.arguments.get(name.removeprefix("grad."))
+def labels(function: str, name: str, order: tuple[int, ...]) -> Labels:
+    """Rows × classes where a tensor has classes; the last axis of an order counts columns."""
+    argument = FUNCTIONS[function].specification.arguments.get(name.removeprefix("grad."))
+    noun = "axis" if len(order) == 2 else "axes"
+    rows = f"{noun} {' × '.join(map(str, order[:-1]))}" if len(order) > 1 else ""
     known = {"logits": "class", "class": "class", "boxes": "coordinate", "coord": "coordinate"}
     kind = next((kind for part, kind in known.items() if part in name), "")
     if argument is not None and argument.class_axis is not None:
         kind = "class"
-    return Plane(order, rows, f"{kind} (axis {last})" if kind else f"axis {last}")
+    return Labels(rows, f"{kind} (axis {order[-1]})" if kind else f"axis {order[-1]}")
 
 
-def heat_map(errors: Errors, axes: Plane) -> Markup:
+def heat_map(spread: Spread, words: Labels) -> Markup:
     """Where the errors sit: error ÷ bound of every element on a log scale, pooled by maximum where there are many."""
-    matrix = errors.ratio.transpose(axes.order).reshape(-1, errors.ratio.shape[axes.order[-1]])
-    rows, columns = matrix.shape
-    cells = _pooled(matrix)
-    high = LogAxis.over(_finite_maximum(matrix), (_LOWEST, 1, 40), 0, 1).high
+    grid = spread.grid
+    assert grid is not None
+    cells, rows, columns = grid.cells, grid.rows, grid.columns
+    high = LogAxis.over(_finite_maximum(cells), (_LOWEST, 1, 40), 0, 1).high
     left, top = max(46.0, 26 + 6.5 * len(str(rows))), 8.0
     cell = min(400 / columns, 300 / rows, 24.0)
     wide, tall = max(columns * cell, 60.0), max(rows * cell, 20.0)
-    worst_row, worst_column = divmod(int(np.argmax(matrix)), columns)
-    shape = ",".join(map(str, errors.ratio.shape))
+    worst_row, worst_column = _place(spread.worst[0].index, spread.shape, grid.order)
+    shape = ",".join(map(str, spread.shape))
     laid = f"translate({left:g} {top:g}) scale({wide / cells.shape[1]:.5g} {tall / cells.shape[0]:.5g})"
     parts = [
         f'<g class="cells" transform="{laid}">{_painted(_colours(cells, high))}</g>',
         f'<rect class="frame" x="{left:g}" y="{top:g}" width="{wide:.4g}" height="{tall:.4g}" data-shape="{shape}"'
-        f' data-order="{",".join(map(str, axes.order))}"/>',
+        f' data-order="{",".join(map(str, grid.order))}"/>',
         *(
             f'<circle class="{kind}" r="6" cx="{left + (worst_column + 0.5) / columns * wide:.4g}"'
             f' cy="{top + (worst_row + 0.5) / rows * tall:.4g}"/>'
             for kind in ("halo", "worst")
         ),
         *_index_ticks(rows, columns, left, top, wide, tall),
-        _text(left + wide / 2, top + tall + 32, axes.columns),
-        _text(11, top + tall / 2, axes.rows, turned=True),
-        *_colour_legend(high, top + tall + 48, bool(np.isinf(matrix).any())),
+        _text(left + wide / 2, top + tall + 32, words.columns),
+        _text(11, top + tall / 2, words.rows, turned=True),
+        *_colour_legend(high, top + tall + 48, bool(np.isinf(cells).any())),
     ]
     label = f"heat map of error ÷ bound, {rows} rows and {columns} columns"
     return _svg(460, top + tall + 84, parts, label, "heat")
 
 
-def _pooled(matrix: np.ndarray) -> np.ndarray:
-    for axis, most in enumerate((_ROWS, _COLUMNS)):
-        count = matrix.shape[axis]
-        if count > most:
-            starts = np.arange(most) * count // most
-            matrix = np.maximum.reduceat(matrix, starts, axis=axis)
-    return matrix
+def _place(index: tuple[int, ...], shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, int]:
+    """The row and the column of an element."""
+    row = 0
+    for axis in order[:-1]:
+        row = row * shape[axis] + index[axis]
+    return row, index[order[-1]]
 
 
 def _colours(cells: np.ndarray, high: int) -> np.ndarray:

@@ -10,7 +10,6 @@ from collections import Counter
 from importlib import resources
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 import refloss
@@ -18,7 +17,6 @@ from refloss.files import replacing
 from refloss.messages import printable
 from refloss.testing.judging.wording import fault, plural, short, summary
 from refloss.testing.report import charts
-from refloss.testing.spacing import errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,22 +24,11 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from refloss.testing.spacing import Errors
+    from refloss.testing.spread import Element
     from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 _WORST = 10
 _MANY = 30  # failing cases that are too many to be unfolded
-
-
-class Element(NamedTuple):
-    """A row of the table of worst elements."""
-
-    where: str
-    got: float
-    expected: float
-    allowed: float
-    ulp: float
-    ratio: float
 
 
 class Tensor(NamedTuple):
@@ -54,7 +41,7 @@ class Tensor(NamedTuple):
     above: int
     histogram: Markup | None = None  # of one that fails
     heat_map: Markup | None = None
-    worst: Sequence[Element] = ()
+    worst: Sequence[Element] = ()  # several, by error ÷ bound
     spark: Markup | None = None  # of one that does not
 
 
@@ -142,33 +129,16 @@ def _case(case: CaseVerdict, anchors: _Anchors) -> Case:
 
 
 def _tensor(case: CaseVerdict, verdict: TensorVerdict, anchor: str) -> Tensor:
-    wrong = fault(verdict)
-    if verdict.values is None or verdict.values.got.size == 0:
+    wrong, spread = fault(verdict), verdict.spread
+    if spread is None or spread.size == 0:
         return Tensor(anchor, verdict, wrong, 0, 0)
-    off = errors(verdict.values)
-    above = int(np.count_nonzero(off.ratio > 1))
     if verdict.passed:
-        return Tensor(anchor, verdict, wrong, off.ratio.size, above, spark=charts.spark(off))
-    worst = _worst(verdict, off)
-    if off.ratio.size == 1:
-        return Tensor(anchor, verdict, wrong, 1, above, worst=worst)
-    heat_map = charts.heat_map(off, charts.plane(case.function, verdict.name, off.ratio.ndim))
-    return Tensor(anchor, verdict, wrong, off.ratio.size, above, charts.histogram(off), heat_map, worst)
-
-
-def _worst(verdict: TensorVerdict, off: Errors) -> list[Element]:
-    """The elements that are farthest off, by error ÷ bound."""
-    values = verdict.values
-    assert values is not None
-    flat = off.ratio.ravel()
-    count = min(_WORST, int(np.count_nonzero(flat)))
-    offsets = np.argpartition(-flat, count - 1)[:count] if count else np.empty(0, int)
-    rows = []
-    for offset in sorted(offsets, key=lambda offset: (-flat[offset], offset)):
-        index = tuple(int(i) for i in np.unravel_index(offset, off.ratio.shape))
-        numbers = (values.got, values.expected, values.allowed, off.error, off.ratio)
-        rows.append(Element(str(list(index)) if index else "–", *(float(array[index]) for array in numbers)))
-    return rows
+        return Tensor(anchor, verdict, wrong, spread.size, spread.above, spark=charts.spark(spread))
+    worst = [element for element in spread.worst if element.ratio]
+    if spread.size == 1 or spread.grid is None:
+        return Tensor(anchor, verdict, wrong, spread.size, spread.above, worst=worst)
+    heat_map = charts.heat_map(spread, charts.labels(case.function, verdict.name, spread.grid.order))
+    return Tensor(anchor, verdict, wrong, spread.size, spread.above, charts.histogram(spread), heat_map, worst)
 
 
 def _dots(cases: Sequence[Case]) -> list[charts.Dot]:
