@@ -183,7 +183,7 @@ def test_the_report_holds_all_that_was_judged(run, written, pytester):
         "test_it.py::test_check mse-none",
     ]
     assert [case.passed for case in judgement.cases] == [True] * (len(IDS) + 2) + [False] * 2
-    assert judgement.cases[0].tensors[0].values is not None
+    assert judgement.cases[0].tensors[0].spread is not None
     result.stdout.fnmatch_lines([f"refloss: report of {len(IDS) + 4} verdicts in {path}"])
     assert not callables.listeners
 
