@@ -1,0 +1,83 @@
+"""How far a candidate may be off, as tensors beside the right answers of a golden file.
+
+A reader of the file needs no more than |candidate − right| ≤ allowance. The candidate's own rounding is in it, for a
+candidate of the type that the file's inputs ask for, and so is that of the right answer. A gradient in 16 bits is
+judged against the unrounded one, which is there as well. docs/golden_format.md tells the rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refloss.cases.source import Case
+from refloss.error_model import bounds
+from refloss.files import disk_array
+from refloss.golden.store import evaluate, expected_tensors
+from refloss.testing.spacing import FLOATS, spacing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from refloss.golden.store import Beside
+    from refloss.result import LossResult
+
+_BLOCK = 1 << 20
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def written_beside(types: tuple[str, ...], folder: Path) -> Beside | None:
+    """What a file has beside its right answers for candidates that compute in some types; on disk in a folder."""
+    return functools.partial(_allowances, types=types, folder=folder) if types else None
+
+
+@contextlib.contextmanager
+def _allowances(case: Case, result: LossResult, *, types: tuple[str, ...], folder: Path) -> Iterator[dict[str, Any]]:
+    floats = {value.dtype for value in case.inputs.values() if value.dtype in FLOATS}
+    wide = _FLOAT64 if _FLOAT64 in floats else _FLOAT32
+    expected = {name.removeprefix("expected."): value for name, value in expected_tensors(result).items()}
+    unrounded = _unrounded(case)
+    with contextlib.ExitStack() as stack:
+        tensors: dict[str, Any] = {f"exact.{name}": value for name, value in unrounded.items()}
+        for kind in types:
+            for name, bound in bounds(case, result, kind).items():
+                if name not in expected:
+                    continue
+                right = np.asarray(unrounded.get(name, expected[name]))
+                got = np.asarray(expected[name]).dtype if name.startswith("grad.") else wide
+                allowed = stack.enter_context(disk_array(folder, right.shape, wide))
+                _fill(allowed, bound, right, got)
+                tensors[f"bound.{kind}.{name}"] = allowed
+        yield tensors
+
+
+def _unrounded(case: Case) -> dict[str, np.ndarray]:
+    """Gradients of 16-bit inputs in float32: those of the same numbers as float32."""
+    narrow = {name for name, value in case.inputs.items() if value.dtype in FLOATS and value.dtype.itemsize == 2}
+    if not narrow:
+        return {}
+    wide = {name: value.astype(_FLOAT32) if name in narrow else value for name, value in case.inputs.items()}
+    grads = evaluate(case._replace(inputs=wide)).grads
+    return {f"grad.{name}": value for name, value in grads.items() if name in narrow}
+
+
+def _fill(allowed: np.ndarray, bound: Any, right: np.ndarray, got: np.dtype[Any]) -> None:
+    """An allowance for every element: its bound, the rounding to a type, and that of what is right; in blocks."""
+    limits = np.broadcast_to(np.asarray(bound, np.float64), right.shape)
+    with np.errstate(all="ignore"):
+        for start in range(0, right.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            size = np.abs(right.flat[block].astype(np.float64))
+            size[~np.isfinite(size)] = 0.0
+            limit = limits.flat[block]
+            exact = limit + (spacing(size + limit, got) + spacing(size, right.dtype)) / 2
+            allowed.flat[block] = _rounded_up(exact, allowed.dtype)
+
+
+def _rounded_up(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    rounded = values.astype(dtype)
+    return np.where(rounded < values, np.nextafter(rounded, dtype.type(np.inf)), rounded)
