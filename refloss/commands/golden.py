@@ -87,7 +87,7 @@ def add_case(
     with answer(function, given, there) as result:
         if result is None:
             raise ValueError("there is no loss of these arguments")
-        store.add(folder, called(result)._replace(id=name), result, written_beside(types, there))
+        store.add(folder, called(result)._replace(id=name), result, written_beside(types, folder))
         return result
 
 

@@ -17,6 +17,7 @@ from refloss.cases.source import Case
 from refloss.error_model import bounds
 from refloss.files import disk_array
 from refloss.golden.store import evaluate, expected_tensors
+from refloss.testing.judging.judge import default_compute_dtype
 from refloss.testing.spacing import FLOATS, spacing
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from refloss.result import LossResult
 
 _BLOCK = 1 << 20
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def written_beside(types: tuple[str, ...], folder: Path) -> Beside | None:
@@ -37,9 +37,9 @@ def written_beside(types: tuple[str, ...], folder: Path) -> Beside | None:
 
 @contextlib.contextmanager
 def _allowances(case: Case, result: LossResult, *, types: tuple[str, ...], folder: Path) -> Iterator[dict[str, Any]]:
-    floats = {value.dtype for value in case.inputs.values() if value.dtype in FLOATS}
-    wide = _FLOAT64 if _FLOAT64 in floats else _FLOAT32
-    expected = {name.removeprefix("expected."): value for name, value in expected_tensors(result).items()}
+    wide = np.dtype(default_compute_dtype(case))
+    arrays = {name.removeprefix("expected."): np.asarray(value) for name, value in expected_tensors(result).items()}
+    expected = {name: value for name, value in arrays.items() if value.dtype in FLOATS}
     unrounded = _unrounded(case)
     with contextlib.ExitStack() as stack:
         tensors: dict[str, Any] = {f"exact.{name}": value for name, value in unrounded.items()}
@@ -48,7 +48,7 @@ def _allowances(case: Case, result: LossResult, *, types: tuple[str, ...], folde
                 if name not in expected:
                     continue
                 right = np.asarray(unrounded.get(name, expected[name]))
-                got = np.asarray(expected[name]).dtype if name.startswith("grad.") else wide
+                got = expected[name].dtype if name.startswith("grad.") else wide
                 allowed = stack.enter_context(disk_array(folder, right.shape, wide))
                 _fill(allowed, bound, right, got)
                 tensors[f"bound.{kind}.{name}"] = allowed
@@ -60,24 +60,25 @@ def _unrounded(case: Case) -> dict[str, np.ndarray]:
     narrow = {name for name, value in case.inputs.items() if value.dtype in FLOATS and value.dtype.itemsize == 2}
     if not narrow:
         return {}
-    wide = {name: value.astype(_FLOAT32) if name in narrow else value for name, value in case.inputs.items()}
+    wide = {name: value.astype(np.float32) if name in narrow else value for name, value in case.inputs.items()}
     grads = evaluate(case._replace(inputs=wide)).grads
     return {f"grad.{name}": value for name, value in grads.items() if name in narrow}
 
 
+@np.errstate(all="ignore")
 def _fill(allowed: np.ndarray, bound: Any, right: np.ndarray, got: np.dtype[Any]) -> None:
     """An allowance for every element: its bound, the rounding to a type, and that of what is right; in blocks."""
     limits = np.broadcast_to(np.asarray(bound, np.float64), right.shape)
-    with np.errstate(all="ignore"):
-        for start in range(0, right.size, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            size = np.abs(right.flat[block].astype(np.float64))
-            size[~np.isfinite(size)] = 0.0
-            limit = limits.flat[block]
-            exact = limit + (spacing(size + limit, got) + spacing(size, right.dtype)) / 2
-            allowed.flat[block] = _rounded_up(exact, allowed.dtype)
+    for start in range(0, right.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        size = np.abs(right.flat[block].astype(np.float64))
+        size[~np.isfinite(size)] = 0.0
+        limit = limits.flat[block]
+        exact = limit + (spacing(size + limit, got) + spacing(size, right.dtype)) / 2
+        allowed.flat[block] = _rounded_up(exact, allowed.dtype)
 
 
+@np.errstate(all="ignore")
 def _rounded_up(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     rounded = values.astype(dtype)
     return np.where(rounded < values, np.nextafter(rounded, dtype.type(np.inf)), rounded)

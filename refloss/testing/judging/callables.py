@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss import subnormals
 from refloss.cases.source import DTYPES, Case
 from refloss.error_model import COMPUTE_DTYPES
 from refloss.files import nested
 from refloss.golden.corpus import cases_of
-from refloss.golden.store import evaluate
+from refloss.golden.store import add, evaluate
 from refloss.registry import FUNCTIONS
+from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.called import called, changed_since, on_host
 from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
 from refloss.testing.judging.judge import judge, question, question_of
@@ -26,6 +28,7 @@ from refloss.testing.verdict import CaseVerdict, Judgement, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from refloss.result import LossResult
 
@@ -74,6 +77,12 @@ class GoldenCase:
         """As refloss.testing.assert_matches, of this case's result."""
         __tracebackhide__ = True
         return _assert_matches(self.case, self.result, named(loss, grads, components), compute_dtype)
+
+    @subnormals.keeping
+    def write(self, folder: Path, *, bounds: Iterable[str] = ()) -> None:
+        """Add it to a folder of golden files, or make one of it; with bounds for candidates of some compute types."""
+        check_names("compute_dtype", bounds, COMPUTE_DTYPES)
+        add(folder, self.case, self.result, written_beside(tuple(bounds), folder))
 
     def __repr__(self) -> str:
         return f"GoldenCase({self.id!r})"
