@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from refloss import parallel
-from refloss.arrays import float_array, float_dtype
 from refloss.commands.progress import progress
-from refloss.files import disk_array, load_nested, load_tensor, load_tensors
+from refloss.files import load_nested, load_tensor, load_tensors
+from refloss.golden import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import numpy as np
 
     from refloss.registry import Function
     from refloss.result import LossResult
@@ -140,18 +138,6 @@ def answer(function: Function, given: dict[str, Any], folder: Path) -> Iterator[
     with (
         progress("rows") as report,
         parallel.progress(report),
-        _gradient_on_disk(function, given, folder) as buffer,
+        store.gradient_on_disk(function, given, folder) as buffer,
     ):
         yield function.call(**given, **buffer)
-
-
-@contextlib.contextmanager
-def _gradient_on_disk(function: Function, given: dict[str, Any], folder: Path) -> Iterator[dict[str, np.ndarray]]:
-    """A function's out argument, where it has one."""
-    if "out" not in inspect.signature(function.call).parameters:
-        yield {}
-        return
-    name = function.differentiable[0]
-    like = float_array(given[name], name)
-    with disk_array(folder, like.shape, float_dtype(given.get("grad_dtype", like.dtype), "grad_dtype")) as buffer:
-        yield {"out": buffer}

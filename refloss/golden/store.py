@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.arrays import float_array, float_dtype
 from refloss.cases.source import Case
-from refloss.files import load_tensors, nested, save_tensors
+from refloss.files import disk_array, load_tensors, nested, save_tensors
 from refloss.golden.corpus import corpus
 from refloss.golden.drawn import fresh
 from refloss.golden.manifest import MANIFEST, decoded, encoded, read_manifest, write_manifest
@@ -21,19 +24,33 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from refloss.registry import Function
     from refloss.result import LossResult
 
     # What a file has beside inputs and right answers, such as bounds; a context, because it may be on disk.
     Beside = Callable[[Case, LossResult], AbstractContextManager[Mapping[str, Any]]]
 
 _BLOCK = 1 << 24
+_LARGE = 1 << 28  # bytes of an input, from which on its gradient need not be in memory
 
 
-def evaluate(case: Case) -> LossResult:
-    """The right answer of a case."""
-    function = FUNCTIONS[case.function]
-    result: LossResult = function.call(**nested(case.inputs), **case.parameters, grad_output=case.grad_output)
+def evaluate(case: Case, **options: Any) -> LossResult:
+    """The right answer of a case; options are keywords that every function takes."""
+    call = FUNCTIONS[case.function].call
+    result: LossResult = call(**nested(case.inputs), **case.parameters, grad_output=case.grad_output, **options)
     return result
+
+
+@contextlib.contextmanager
+def gradient_on_disk(function: Function, given: Mapping[str, Any], folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """A function's out argument, where it has one: its first gradient may be larger than memory."""
+    if "out" not in inspect.signature(function.call).parameters:
+        yield {}
+        return
+    name = function.differentiable[0]
+    like = float_array(given[name], name)
+    with disk_array(folder, like.shape, float_dtype(given.get("grad_dtype", like.dtype), "grad_dtype")) as buffer:
+        yield {"out": buffer}
 
 
 def expected_tensors(result: LossResult) -> dict[str, Any]:
@@ -163,16 +180,20 @@ def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.n
 
 
 def _fault(folder: Path, entry: dict[str, Any]) -> str | None:
-    try:
-        case, expected = read_case(folder, entry)
-        recomputed = {name: np.asarray(value) for name, value in expected_tensors(evaluate(case)).items()}
-    except EXPECTED_ERRORS as error:
-        return reason(error)
-    different = [
-        name
-        for name in sorted(recomputed.keys() | expected.keys())
-        if name not in recomputed or name not in expected or not _same_bits(recomputed[name], expected[name])
-    ]
+    with contextlib.ExitStack() as stack:
+        try:
+            case, expected = read_case(folder, entry)
+            large = any(value.nbytes > _LARGE for value in case.inputs.values())
+            on_disk = gradient_on_disk(FUNCTIONS[case.function], case.inputs, folder)
+            result = evaluate(case, **stack.enter_context(on_disk) if large else {})
+            recomputed = {name: np.asarray(value) for name, value in expected_tensors(result).items()}
+        except EXPECTED_ERRORS as error:
+            return reason(error)
+        different = [
+            name
+            for name in sorted(recomputed.keys() | expected.keys())
+            if name not in recomputed or name not in expected or not _same_bits(recomputed[name], expected[name])
+        ]
     return f"other bits in {', '.join(different)}" if different else None
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from refloss.cases.source import Case
 from refloss.error_model import bounds
 from refloss.files import disk_array
-from refloss.golden.store import evaluate, expected_tensors
+from refloss.golden.store import evaluate, expected_tensors, gradient_on_disk
+from refloss.registry import FUNCTIONS
 from refloss.testing.judging.judge import default_compute_dtype
 from refloss.testing.spacing import FLOATS, spacing
 
@@ -40,8 +41,8 @@ def _allowances(case: Case, result: LossResult, *, types: tuple[str, ...], folde
     wide = np.dtype(default_compute_dtype(case))
     arrays = {name.removeprefix("expected."): np.asarray(value) for name, value in expected_tensors(result).items()}
     expected = {name: value for name, value in arrays.items() if value.dtype in FLOATS}
-    unrounded = _unrounded(case)
     with contextlib.ExitStack() as stack:
+        unrounded = _unrounded(case, stack, folder)
         tensors: dict[str, Any] = {f"exact.{name}": value for name, value in unrounded.items()}
         for kind in types:
             for name, bound in bounds(case, result, kind).items():
@@ -55,27 +56,37 @@ def _allowances(case: Case, result: LossResult, *, types: tuple[str, ...], folde
         yield tensors
 
 
-def _unrounded(case: Case) -> dict[str, np.ndarray]:
+def _unrounded(case: Case, stack: contextlib.ExitStack, folder: Path) -> dict[str, np.ndarray]:
     """Gradients of 16-bit inputs in float32: those of the same numbers as float32."""
     narrow = {name for name, value in case.inputs.items() if value.dtype in FLOATS and value.dtype.itemsize == 2}
     if not narrow:
         return {}
-    wide = {name: value.astype(np.float32) if name in narrow else value for name, value in case.inputs.items()}
-    grads = evaluate(case._replace(inputs=wide)).grads
+    inputs = dict(case.inputs)
+    for name in narrow:
+        inputs[name] = stack.enter_context(disk_array(folder, inputs[name].shape, np.dtype(np.float32)))
+        inputs[name][...] = case.inputs[name]
+    buffer = stack.enter_context(gradient_on_disk(FUNCTIONS[case.function], inputs, folder))
+    grads = evaluate(case._replace(inputs=inputs), **buffer).grads
     return {f"grad.{name}": value for name, value in grads.items() if name in narrow}
 
 
 @np.errstate(all="ignore")
 def _fill(allowed: np.ndarray, bound: Any, right: np.ndarray, got: np.dtype[Any]) -> None:
     """An allowance for every element: its bound, the rounding to a type, and that of what is right; in blocks."""
-    limits = np.broadcast_to(np.asarray(bound, np.float64), right.shape)
     for start in range(0, right.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
+        block = slice(start, min(start + _BLOCK, right.size))
         size = np.abs(right.flat[block].astype(np.float64))
         size[~np.isfinite(size)] = 0.0
-        limit = limits.flat[block]
+        limit = _part(bound, right.shape, block)
         exact = limit + (spacing(size + limit, got) + spacing(size, right.dtype)) / 2
         allowed.flat[block] = _rounded_up(exact, allowed.dtype)
+
+
+def _part(bound: Any, shape: tuple[int, ...], block: slice) -> np.ndarray:
+    """Some elements of a bound, which need not be there as a whole."""
+    if hasattr(bound, "part"):
+        return np.asarray(bound.part(block.start, block.stop))
+    return np.broadcast_to(np.asarray(bound, np.float64), shape).flat[block]
 
 
 @np.errstate(all="ignore")
