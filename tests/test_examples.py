@@ -206,7 +206,7 @@ def test_the_numpy_example_passes(golden, tmp_path):
 
 def test_the_page_on_the_format_judges_with_nothing_but_a_file(tmp_path):
     """Its program agrees with refloss compare, on right answers and on wrong ones; its manifest is one."""
-    (program,) = code_blocks("python", "docs/golden_format.md")
+    _, program = code_blocks("python", "docs/golden_format.md")
     (tmp_path / "judge.py").write_text(program)
     golden, candidate = tmp_path / "golden", tmp_path / "candidate"
     store.write(golden, {"causal_lm"}, beside=written_beside(("float32",), tmp_path))
@@ -237,3 +237,14 @@ def test_the_page_on_the_format_judges_with_nothing_but_a_file(tmp_path):
     made = json.loads(made.replace("…", "0" * 64))
     jsonschema.validate(made, json.loads(manifest.SCHEMA.read_text()))
     assert set(made) - {"seed", "cases_per_function"} == set(json.loads((golden / "manifest.json").read_text()))
+
+
+def test_the_page_on_the_format_shows_a_case_of_one_s_own(tmp_path, monkeypatch):
+    case, _ = code_blocks("python", "docs/golden_format.md")
+    monkeypatch.chdir(tmp_path)
+    for name in ("input", "target"):
+        np.save(f"{name}.npy", np.random.default_rng(len(name)).standard_normal(7))
+    exec(case, {})
+    assert [fault for _, fault in store.check(tmp_path / "golden")] == [None]
+    with pytest.raises(MismatchError):
+        exec(case.replace("2.0 * cotangent", "2.0"), {})

@@ -113,6 +113,8 @@ def test_what_cannot_be_added_leaves_a_folder_as_it_was(run, files, monkeypatch)
         assert message in err
     monkeypatch.setattr("refloss.files.save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     assert run("golden", "add", folder, "masked_lm", both, "--id", "x")[0] == 2
+    status, _, err = run("golden", "write", folder, "--only", "masked_lm")
+    assert (status, "has cases of your own, masked_lm, which would be lost" in err) == (2, True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert run("golden", "add", both, "masked_lm", both)[0] == 2
 

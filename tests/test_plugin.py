@@ -81,7 +81,9 @@ def test_a_case_of_one_s_own_stands_among_others(run):
 """
     result = run(KERNEL, own, options=["-v"])
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines_random(["*::test_kernel[[]mine[]] FAILED*", "*::test_kernel[[]mse-float32-mean[]] PASSED*"])
+    result.stdout.fnmatch_lines_random(
+        ["*::test_kernel[[]mine[]] FAILED*", "*::test_kernel[[]mse-float32-mean[]] PASSED*"]
+    )
 
 
 def test_a_failure_shows_the_table(run):

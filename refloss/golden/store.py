@@ -82,6 +82,8 @@ def write(
     unknown = sorted((only or set()) - set(FUNCTIONS))
     if unknown:
         raise ValueError(f"no golden cases for {', '.join(unknown)}; there are some for {', '.join(FUNCTIONS)}")
+    if (folder / MANIFEST).exists() and (own := [e["id"] for e in read_manifest(folder)["cases"] if e.get("own")]):
+        raise ValueError(f"{folder}: has cases of your own, {', '.join(own)}, which would be lost; write elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {}
     if seed is None:
@@ -106,7 +108,7 @@ def add(folder: Path, case: Case, result: LossResult, beside: Beside | None = No
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {"cases": []}
     entry = _write_case(folder, case, result, beside)
     facts = {name: value for name, value in manifest.items() if name not in ("format", "refloss", "corpus", "cases")}
-    write_manifest(folder, [*manifest["cases"], entry], facts)
+    write_manifest(folder, [*manifest["cases"], {**entry, "own": True}], facts)
 
 
 def check_new(folder: Path, name: str) -> None:

@@ -7,6 +7,7 @@ import fnmatch
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,6 @@ from refloss.testing.verdict import CaseVerdict, Judgement, Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from refloss.result import LossResult
 
@@ -79,10 +79,10 @@ class GoldenCase:
         return _assert_matches(self.case, self.result, named(loss, grads, components), compute_dtype)
 
     @subnormals.keeping
-    def write(self, folder: Path, *, bounds: Iterable[str] = ()) -> None:
+    def write(self, folder: str | Path, *, bounds: Iterable[str] = ()) -> None:
         """Add it to a folder of golden files, or make one of it; with bounds for candidates of some compute types."""
         check_names("compute_dtype", bounds, COMPUTE_DTYPES)
-        add(folder, self.case, self.result, written_beside(tuple(bounds), folder))
+        add(Path(folder), self.case, self.result, written_beside(tuple(bounds), Path(folder)))
 
     def __repr__(self) -> str:
         return f"GoldenCase({self.id!r})"
