@@ -36,8 +36,17 @@ Role = Literal[
     "objects",  # a list of a mapping for each image
     "mask",  # what counts, bool
 ]
+# Kinds of numbers that an array may hold.
+Numbers = Literal["float", "integer", "bool"]
 # What "mean" divides a sum by, or a loss that has no such word.
 Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects"]
+
+
+class Part(NamedTuple):
+    """An array in a list or a mapping: the names of its axes, and what it may hold."""
+
+    shape: str
+    numbers: tuple[Numbers, ...] = ("float",)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,10 @@ class Argument:
         broadcast: whether a weight may have fewer axes than what it weighs.
         on_gpu: whether it is computed where it lives, if that is a GPU; all other arguments are copied to the host.
         nested: whether it is a list of arrays, or of mappings to arrays.
+        shape: the names of its axes, such as "B S V", "..." for any more of them, and | between several shapes; if
+            role and class_axis do not say it.
+        numbers: what it may hold, if its role does not say it.
+        parts: of what is nested, one entry of the list, or the mapping: a Part, or mappings and lists of such.
     """
 
     role: Role
@@ -73,6 +86,9 @@ class Argument:
     broadcast: bool = False
     on_gpu: bool = False
     nested: bool = False
+    shape: str = ""
+    numbers: tuple[Numbers, ...] = ()
+    parts: Any = None
 
 
 def values(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
@@ -90,10 +106,16 @@ def sigmoid_logits(*, on_gpu: bool = True) -> Argument:
     return Argument("logits", differentiable=True, activation="sigmoid", on_gpu=on_gpu)
 
 
-def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = False) -> Argument:
+def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = False, shape: str = "") -> Argument:
     """Logits of classes that exclude each other."""
     return Argument(
-        "logits", differentiable=True, optional=optional, class_axis=class_axis, activation="softmax", on_gpu=on_gpu
+        "logits",
+        differentiable=True,
+        optional=optional,
+        class_axis=class_axis,
+        activation="softmax",
+        on_gpu=on_gpu,
+        shape=shape,
     )
 
 
@@ -141,12 +163,17 @@ class Parameter:
         values: those worth trying, the plainest first.
         structural: whether nothing is right without it, so that leaving it out is no usual mistake.
         on_command_line: whether it can be given there.
+        words: all that it may be, if it is a word and values does not have them all.
+        keys: of a configuration, what is read of it; if it cannot be given on the command line, the parameters that it
+            stands for.
     """
 
     kind: type
     values: tuple[Any, ...] = ()
     structural: bool = False
     on_command_line: bool = True
+    words: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def reduction(*options: str) -> Parameter:
@@ -157,7 +184,12 @@ def reduction(*options: str) -> Parameter:
 REDUCTION = {"reduction": reduction("mean", "sum", "none")}
 IGNORE_INDEX = {"ignore_index": Parameter(int, (-100, 0, 255))}
 ITEMS = {"num_items_in_batch": Parameter(float, (1, 40, 12.5))}
-CONFIG = {"config": Parameter(dict, structural=True)}
+NUM_LABELS = {"num_labels": Parameter(int, structural=True)}
+
+
+def configured(*keys: str, on_command_line: bool = True) -> dict[str, Parameter]:
+    """Any object or mapping that has some entries."""
+    return {"config": Parameter(dict, structural=True, on_command_line=on_command_line, keys=keys)}
 
 
 class Magnitudes(NamedTuple):
@@ -200,6 +232,9 @@ class Specification:
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
         bounds: how far an honest implementation may be off, where its family has none that fit.
+        components: the names of the parts of its loss.
+        intermediates: the names of what a result may have beside.
+        layered: whether components and intermediates are of layers, whose names end in the layer's suffix.
     """
 
     arguments: Mapping[str, Argument]
@@ -219,6 +254,9 @@ class Specification:
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]] | None = None
+    components: tuple[str, ...] = ()
+    intermediates: tuple[str, ...] = ()
+    layered: bool = False
 
     def named(self, *roles: Role) -> list[str]:
         """The arguments that have one of some roles."""
@@ -254,6 +292,7 @@ class Elementwise(Specification):
     """
 
     magnitudes: Callable[[np.ndarray, np.ndarray, Case, Roundoff], Magnitudes]
+    intermediates: tuple[str, ...] = ("losses",)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -265,6 +304,7 @@ class Softmax(Specification):
     """
 
     added: Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], AddedTerms] | None = None
+    intermediates: tuple[str, ...] = ("lse", "nll", "log_probabilities", "probabilities")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -279,3 +319,5 @@ class MatchingHead(Specification):
     classes: Literal["cross-entropy", "focal", "varifocal", "matching-aware", "IoU-aware"]
     clamps: bool = False
     mean: Mean = "objects"
+    intermediates: tuple[str, ...] = ("cost_matrix", "assignment", "margin", "iou", "giou", "num_boxes")
+    layered: bool = True

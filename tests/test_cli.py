@@ -443,22 +443,30 @@ def test_a_file_larger_than_the_memory_allowed(tmp_path):
     program = "import resource, sys\nfrom refloss.cli import main\n" + (
         "resource.setrlimit(resource.RLIMIT_DATA, (460 * 2**20, 460 * 2**20))\nmain()"
     )
-    arguments = ["--logits", tmp_path / "x.npy", "--labels", tmp_path / "y.npy", "--out", tmp_path / "r.safetensors"]
-    run = subprocess.run(
-        [sys.executable, "-c", program, "compute", "masked_lm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+
+    def refloss_with_little_memory(*arguments):
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    arguments = ["--logits", tmp_path / "x.npy", "--labels", tmp_path / "y.npy"]
+    out = tmp_path / "r.safetensors"
+    printed = refloss_with_little_memory("compute", "masked_lm", *arguments, "--out", out)
     expected = refloss.masked_lm(logits, labels, grad=False)
-    assert run.stdout.splitlines()[0].split()[1] == repr(float(expected.loss))
+    assert printed.splitlines()[0].split()[1] == repr(float(expected.loss))
     rows = refloss.masked_lm(logits[:4], labels[:4], num_items_in_batch=shape[0])
     from refloss.files import load_tensors
 
-    gradient = load_tensors(tmp_path / "r.safetensors")["grad.logits"]
+    gradient = load_tensors(out)["grad.logits"]
     assert gradient.shape == shape
     assert gradient[:4].tobytes() == rows.grads["logits"].tobytes()
+    out.unlink()
+    refloss_with_little_memory("golden", "add", tmp_path / "g", "masked_lm", *arguments)
+    tensors = load_tensors(tmp_path / "g" / "masked_lm.safetensors")
+    assert tensors["input.logits"].shape == tensors["expected.grad.logits"].shape == shape
+    assert tensors["expected.grad.logits"][:4].tobytes() == rows.grads["logits"].tobytes()
+    assert refloss_with_little_memory("golden", "check", tmp_path / "g") == "1 of 1 cases have the same bits\n"
 
 
 def scene_of(tmp_path, head, name):

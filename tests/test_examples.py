@@ -1,19 +1,23 @@
 """The example programs: what they say of themselves is true."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
 import refloss
 from examples import linear_models, matching, numpy_causal_lm
 from examples.linear_models import MARGIN, MOST_EPOCHS, TASKS, compare, diabetes, digits, properties
-from refloss.golden import store
+from refloss.files import load_tensors, save_tensors
+from refloss.golden import manifest, store
 from refloss.testing import MismatchError, check, judge_folders
+from refloss.testing.judging.allowances import written_beside
 
 # Well above guessing, so that two broken models cannot pass for two equal ones.
 LEAST_SCORE = {digits: 0.95, properties: 0.7, diabetes: 0.3}
@@ -198,3 +202,49 @@ def test_the_numpy_example_passes(golden, tmp_path):
     assert judgement.passed
     assert {case.function for case in judgement.judged} == {"causal_lm"}
     assert len(judgement.judged) >= 15
+
+
+def test_the_page_on_the_format_judges_with_nothing_but_a_file(tmp_path):
+    """Its program agrees with refloss compare, on right answers and on wrong ones; its manifest is one."""
+    _, program = code_blocks("python", "docs/golden_format.md")
+    (tmp_path / "judge.py").write_text(program)
+    golden, candidate = tmp_path / "golden", tmp_path / "candidate"
+    store.write(golden, {"causal_lm"}, beside=written_beside(("float32",), tmp_path))
+    numpy_causal_lm.main(golden, candidate)
+
+    def told():
+        command = [sys.executable, tmp_path / "judge.py", golden, candidate]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.stderr == ""
+        return run.returncode, {tuple(line.split()) for line in run.stdout.splitlines() if line}
+
+    assert judge_folders(golden, candidate).passed
+    assert told() == (0, set())
+    for i, path in enumerate(sorted(candidate.iterdir())):
+        tensors = dict(load_tensors(path))
+        gradient = tensors["grad.logits"].astype(np.float64) * (1.0 + 0.02 * (i % 2))
+        tensors["grad.logits"] = gradient.astype(tensors["grad.logits"].dtype)
+        save_tensors(path, tensors)
+    wrong = {
+        (case.id, tensor.name)
+        for case in judge_folders(golden, candidate).judged
+        for tensor in case.tensors
+        if tensor.passed is False
+    }
+    assert len(wrong) >= 5
+    assert told() == (1, wrong)
+    (made,) = code_blocks("json", "docs/golden_format.md")
+    made = json.loads(made.replace("…", "0" * 64))
+    jsonschema.validate(made, json.loads(manifest.SCHEMA.read_text()))
+    assert set(made) - {"seed", "cases_per_function"} == set(json.loads((golden / "manifest.json").read_text()))
+
+
+def test_the_page_on_the_format_shows_a_case_of_one_s_own(tmp_path, monkeypatch):
+    case, _ = code_blocks("python", "docs/golden_format.md")
+    monkeypatch.chdir(tmp_path)
+    for name in ("input", "target"):
+        np.save(f"{name}.npy", np.random.default_rng(len(name)).standard_normal(7))
+    exec(case, {})
+    assert [fault for _, fault in store.check(tmp_path / "golden")] == [None]
+    with pytest.raises(MismatchError):
+        exec(case.replace("2.0 * cotangent", "2.0"), {})

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 import shutil
 
+import jsonschema
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -11,6 +13,7 @@ from safetensors.numpy import load_file
 import refloss
 from refloss.files import flattened, nested
 from refloss.golden import corpus, store
+from refloss.golden.manifest import SCHEMA
 from refloss.registry import FUNCTIONS
 
 
@@ -42,6 +45,8 @@ def test_every_function_has_its_cases():
 def test_the_manifest(folder):
     manifest = manifest_of(folder)
     assert (manifest["format"], manifest["refloss"]) == (1, refloss.__version__)
+    jsonschema.validate(manifest, json.loads(SCHEMA.read_text()))
+    assert re.fullmatch("[0-9a-f]{16}", manifest["corpus"])
     ids = [entry["id"] for entry in manifest["cases"]]
     assert len(set(ids)) == len(ids) == len(corpus.corpus())
     for entry in manifest["cases"]:

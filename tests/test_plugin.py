@@ -67,6 +67,25 @@ def test_every_case_of_a_function(run):
     result.stdout.fnmatch_lines_random([f"*::test_kernel[[]{case}[]] PASSED*" for case in IDS])
 
 
+def test_a_case_of_one_s_own_stands_among_others(run):
+    own = """
+    import numpy as np
+    from refloss.testing import golden_case
+
+    OWN = golden_case("mse", id="mine", input=np.arange(3.0), target=np.ones(3))
+
+    @pytest.mark.refloss_cases(OWN, "mse-float32-mean")
+    def test_kernel(refloss_case):
+        loss, grads = kernel(refloss_case, -1 if refloss_case.id == "mine" else 1)
+        refloss_case.assert_matches(loss=loss, grads=grads)
+"""
+    result = run(KERNEL, own, options=["-v"])
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines_random(
+        ["*::test_kernel[[]mine[]] FAILED*", "*::test_kernel[[]mse-float32-mean[]] PASSED*"]
+    )
+
+
 def test_a_failure_shows_the_table(run):
     result = run(
         KERNEL, SOUND.replace("= kernel(refloss_case)", "= kernel(refloss_case, -1)"), options=["-k", "mse-sum"]

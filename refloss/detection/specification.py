@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from refloss.detection.bounds import head_bounds
-from refloss.specification import CONFIG, Argument, MatchingHead, Parameter
+from refloss.specification import Argument, MatchingHead, Parameter, Part, configured
 
 LAYERS = ("outputs_class", "outputs_coord")
 PROPOSALS = (*LAYERS, "enc_topk_logits", "enc_topk_bboxes")
@@ -15,7 +15,23 @@ ENCODER_OUTPUTS = ("enc_outputs_class", "enc_outputs_coord")
 _ENCODER = ("encoder_logits", "encoder_pred_boxes")
 _BOXES = ("outputs_coord", "enc_topk_bboxes", "enc_outputs_coord", "encoder_pred_boxes", "initial_reference_points")
 
-_PARAMETERS = {**CONFIG, "num_boxes": Parameter(float, (2.5, 0.25))}
+_OBJECTS = {"class_labels": Part("n", ("integer",)), "boxes": Part("n 4")}
+_DENOISING = {
+    "dn_positive_idx": [Part("p", ("integer",))],
+    "dn_num_group": Part("", ("integer",)),
+    "dn_num_split": Part("2", ("integer",)),
+}
+# What a head reads of its configuration.
+DETR = (
+    *("num_labels", "class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient"),
+    *("auxiliary_loss", "decoder_layers"),
+)
+OF_MASKS = ("mask_loss_coefficient", "dice_loss_coefficient")
+RT_DETR = (
+    *("num_labels", "matcher_class_cost", "matcher_bbox_cost", "matcher_giou_cost", "matcher_alpha", "matcher_gamma"),
+    *("use_focal_loss", "focal_loss_gamma", "weight_loss_bbox", "weight_loss_giou", "auxiliary_loss"),
+)
+OF_EDGES = ("max_num_bins", "reg_scale", "up", "weight_loss_fgl", "weight_loss_ddf")
 
 
 def matching_head(
@@ -24,30 +40,47 @@ def matching_head(
     text: bool = False,
     layers: tuple[str, ...] = LAYERS,
     noise: bool = False,
+    config: tuple[str, ...],
     **facts: Any,
 ) -> MatchingHead:
     """The specification of a head: whether it has masks, texts, arguments for layers, queries that denoise, and others.
 
-    The other facts are those of refloss.specification.MatchingHead.
+    config are the entries that it reads. The other facts are those of refloss.specification.MatchingHead.
     """
-    arguments = _arguments(masks=masks, text=text, layers=layers, noise=noise)
-    return MatchingHead(arguments=arguments, parameters=_PARAMETERS, bounds=head_bounds, **facts)
+    symbol = "T" if text else "K+1" if facts["classes"] == "cross-entropy" else "K"
+    arguments = _arguments(symbol, masks=masks, text=text, layers=layers, noise=noise)
+    parameters = {**configured(*config), "num_boxes": Parameter(float, (2.5, 0.25))}
+    intermediates = (*MatchingHead.intermediates, *(["dice"] if masks else []), *facts.pop("intermediates", ()))
+    return MatchingHead(
+        arguments=arguments, parameters=parameters, bounds=head_bounds, intermediates=intermediates, **facts
+    )
 
 
 def _arguments(
-    *, masks: bool = False, text: bool = False, layers: tuple[str, ...] = LAYERS, noise: bool = False
+    symbol: str, *, masks: bool = False, text: bool = False, layers: tuple[str, ...] = LAYERS, noise: bool = False
 ) -> dict[str, Argument]:
-    """The arrays of a head: predictions, objects, and what its kind has beside them."""
+    """The arrays of a head: predictions, objects, and what its kind has beside them; symbol is the axis of classes."""
     logits = Argument("logits", differentiable=True, class_axis=-1, batched=False)
     boxes = Argument("boxes", differentiable=True, batched=False)
-    arguments = {"logits": logits, "labels": Argument("objects", nested=True, batched=False), "pred_boxes": boxes}
+    objects = [_OBJECTS | ({"masks": Part("n H W", ("bool", "integer", "float"))} if masks else {})]
+    arguments = {
+        "logits": replace(logits, shape=f"B Q {symbol}"),
+        "labels": Argument("objects", nested=True, batched=False, parts=objects),
+        "pred_boxes": replace(boxes, shape="B Q 4"),
+    }
     if masks:
-        arguments["pred_masks"] = Argument("masks", differentiable=True, batched=False)
+        arguments["pred_masks"] = Argument("masks", differentiable=True, batched=False, shape="B Q h w")
     if text:
-        arguments["label_maps"] = Argument("masks", nested=True, batched=False)
-        arguments["text_mask"] = Argument("mask", batched=False)
+        maps = [Part(f"K {symbol}", ("bool", "integer", "float"))]
+        arguments["label_maps"] = Argument("masks", nested=True, batched=False, parts=maps)
+        arguments["text_mask"] = Argument("mask", batched=False, shape=f"B Q {symbol}", broadcast=True)
     for name in (*layers, *(_ENCODER if text else ())):
-        arguments[name] = replace(boxes if name in _BOXES else logits, optional=True)
+        # RT-DETR and what follows it stack layers behind images, DETR before.
+        axes = ("B L Q" if noise else "L B Q") if name in (*LAYERS, *CORNERS) else "B P"
+        last = "4" if name in _BOXES else "4(R+1)" if name in CORNERS else symbol
+        arguments[name] = replace(boxes if name in _BOXES else logits, optional=True, shape=f"{axes} {last}")
     if noise:
-        arguments["denoising_meta_values"] = Argument("objects", optional=True, nested=True, batched=False)
+        arguments["denoising_meta_values"] = Argument(
+            "objects", optional=True, nested=True, batched=False, parts=_DENOISING
+        )
     return arguments

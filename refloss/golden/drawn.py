@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,13 @@ def of_every_format(function: Function) -> list[Case]:
         for seed, dtype in enumerate(DTYPES)
         for case in seeded(function, Limits((dtype,), extreme=False), seed)
     ]
+
+
+def fresh(function: Function, seed: int, count: int) -> list[Case]:
+    """Cases that nobody has seen: finite values, as many as asked for, the same for the same seed on every machine."""
+    drawn = (case for part in itertools.count(1000 * seed) for case in seeded(function, Limits(extreme=False), part))
+    cases = itertools.islice(drawn, count)
+    return [case._replace(id=f"{function.name}-seed-{seed}-{i}") for i, case in enumerate(cases)]
 
 
 def _laid_out(array: np.ndarray, layout: str) -> np.ndarray:

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-from collections import Counter
-from pathlib import Path
+import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import refloss
+from refloss.arrays import float_array, float_dtype
 from refloss.cases.source import Case
-from refloss.files import load_tensors, nested, replacing, save_tensors
+from refloss.files import disk_array, load_tensors, nested, save_tensors
 from refloss.golden.corpus import corpus
+from refloss.golden.drawn import fresh
+from refloss.golden.manifest import MANIFEST, decoded, encoded, read_manifest, write_manifest
 from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
 
+    from refloss.registry import Function
     from refloss.result import LossResult
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+    # What a file has beside inputs and right answers, such as bounds; a context, because it may be on disk.
+    Beside = Callable[[Case, LossResult], AbstractContextManager[Mapping[str, Any]]]
+
+_BLOCK = 1 << 24
+_LARGE = 1 << 28  # bytes of an input, from which on its gradient need not be in memory
 
 
-def evaluate(case: Case, **keywords: Any) -> LossResult:
-    """The right answer of a case; keywords are those that every loss takes."""
-    function = FUNCTIONS[case.function]
-    given = nested(case.inputs) | case.parameters | keywords
-    result: LossResult = function.call(**given, grad_output=case.grad_output)
+def evaluate(case: Case, **options: Any) -> LossResult:
+    """The right answer of a case; options are keywords that every function takes."""
+    call = FUNCTIONS[case.function].call
+    result: LossResult = call(**nested(case.inputs), **case.parameters, grad_output=case.grad_output, **options)
     return result
+
+
+@contextlib.contextmanager
+def gradient_on_disk(function: Function, given: Mapping[str, Any], folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """A function's out argument, where it has one: its first gradient may be larger than memory."""
+    if "out" not in inspect.signature(function.call).parameters:
+        yield {}
+        return
+    name = function.differentiable[0]
+    like = float_array(given[name], name)
+    with disk_array(folder, like.shape, float_dtype(given.get("grad_dtype", like.dtype), "grad_dtype")) as buffer:
+        yield {"out": buffer}
 
 
 def expected_tensors(result: LossResult) -> dict[str, Any]:
@@ -47,39 +66,91 @@ def expected_tensors(result: LossResult) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, only: set[str] | None = None, report: Callable[[int, int], None] | None = None) -> int:
-    """Write a file for every case and the manifest last; the number of cases."""
+def write(
+    folder: Path,
+    only: set[str] | None = None,
+    report: Callable[[int, int], None] | None = None,
+    *,
+    seed: int | None = None,
+    count: int = 0,
+    beside: Beside | None = None,
+) -> int:
+    """Write a file for every built-in case, or for count fresh ones of each function that follow from a seed.
+
+    The manifest comes last. Returns the number of cases.
+    """
     unknown = sorted((only or set()) - set(FUNCTIONS))
     if unknown:
         raise ValueError(f"no golden cases for {', '.join(unknown)}; there are some for {', '.join(FUNCTIONS)}")
+    if (folder / MANIFEST).exists() and (own := [e["id"] for e in read_manifest(folder)["cases"] if e.get("own")]):
+        raise ValueError(f"{folder}: has cases of your own, {', '.join(own)}, which would be lost; write elsewhere")
     folder.mkdir(parents=True, exist_ok=True)
-    cases = corpus(only)
+    facts: dict[str, Any] = {}
+    if seed is None:
+        cases = corpus(only)
+    else:
+        names = [name for name in FUNCTIONS if only is None or name in only]
+        cases = [case for name in names for case in fresh(FUNCTIONS[name], seed, count)]
+        facts = {"seed": seed, "cases_per_function": count}
     entries = []
     for case in cases:
-        entries.append(_write_case(folder, case))
+        entries.append(_write_case(folder, case, evaluate(case), beside))
         if report is not None:
             report(1, len(cases))
-    manifest = {"format": FORMAT, "refloss": refloss.__version__, "cases": entries}
-    with replacing(folder / MANIFEST) as part:
-        part.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_manifest(folder, entries, facts)
     return len(cases)
 
 
-def _write_case(folder: Path, case: Case) -> dict[str, Any]:
+def add(folder: Path, case: Case, result: LossResult, beside: Beside | None = None) -> None:
+    """Write a case with its right answer into a folder, new or of golden files; the manifest is replaced last."""
+    check_new(folder, case.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {"cases": []}
+    entry = _write_case(folder, case, result, beside)
+    facts = {name: value for name, value in manifest.items() if name not in ("format", "refloss", "corpus", "cases")}
+    write_manifest(folder, [*manifest["cases"], {**entry, "own": True}], facts)
+
+
+def check_new(folder: Path, name: str) -> None:
+    """Raise unless a folder may have a case of a name, before hours of work."""
+    if re.fullmatch(r"\w[\w.+-]*", name, re.ASCII) is None:
+        raise ValueError(f"{name!r} is no id: letters, digits, and _ - + . after the first of them")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: not a folder")
+    entries = read_manifest(folder)["cases"] if (folder / MANIFEST).exists() else []
+    if any(name == entry["id"] or _file_name(name) == entry["file"] for entry in entries):
+        raise ValueError(f"{folder}: there is a case {name!r} already; give this one another id")
+
+
+def _file_name(name: str) -> str:
+    return f"{name}.safetensors"
+
+
+def _write_case(folder: Path, case: Case, result: LossResult, beside: Beside | None) -> dict[str, Any]:
     tensors: dict[str, Any] = {f"input.{name}": value for name, value in case.inputs.items()}
     scalar = not isinstance(case.grad_output, np.ndarray)
+    entry: dict[str, Any] = {
+        "id": case.id,
+        "file": _file_name(case.id),
+        "function": case.function,
+        "parameters": {name: encoded(value, name) for name, value in case.parameters.items()},
+        "grad_output": encoded(case.grad_output, "grad_output") if scalar else None,
+    }
     if not scalar:
         tensors["grad_output"] = case.grad_output
-    path = folder / f"{case.id}.safetensors"
-    save_tensors(path, tensors | expected_tensors(evaluate(case)))
-    return {
-        "id": case.id,
-        "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "function": case.function,
-        "parameters": case.parameters,
-        "grad_output": case.grad_output if scalar else None,
-    }
+    tensors |= expected_tensors(result)
+    path = folder / entry["file"]
+    if beside is None:
+        save_tensors(path, tensors)
+    else:
+        with beside(case, result) as others:
+            save_tensors(path, tensors | dict(others))
+    return {"id": entry.pop("id"), "file": entry.pop("file"), "sha256": _hash(path), **entry}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check(folder: Path, report: Callable[[int, int], None] | None = None) -> Iterator[tuple[str, str | None]]:
@@ -91,43 +162,12 @@ def check(folder: Path, report: Callable[[int, int], None] | None = None) -> Ite
             report(1, len(entries))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{folder}: no golden files here: there is no {MANIFEST}")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, cases = manifest["format"], manifest["cases"]
-        complete = isinstance(cases, list) and all(_is_entry(entry) for entry in cases)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a manifest: {error!r}") from error
-    if version != FORMAT:
-        raise ValueError(f"{path}: has format {version}; this version of refloss reads format {FORMAT}")
-    if not complete:
-        raise ValueError(f"{path}: not a manifest: a case lacks an entry, or names a file elsewhere")
-    if not cases:
-        raise ValueError(f"{path}: has no cases")
-    for key in ("id", "file"):
-        value, times = Counter(entry[key] for entry in cases).most_common(1)[0]
-        if times > 1:
-            raise ValueError(f"{path}: {times} cases have the {key} {value!r}")
-    return manifest
-
-
-def _is_entry(entry: Any) -> bool:
-    names = ("id", "file", "sha256", "function")
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in names):
-        return False
-    return isinstance(entry.get("parameters"), dict) and Path(entry["file"]).name == entry["file"]
-
-
 def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.ndarray]]:
     """A case of a folder, and the tensors that its file expects; a file that is not the one written is a ValueError."""
     path = folder / entry["file"]
     if not path.is_file():
         raise ValueError(f"{entry['file']}: no such file")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+    if _hash(path) != entry["sha256"]:
         raise ValueError(f"{entry['file']}: differs from its checksum in the manifest")
     if entry["function"] not in FUNCTIONS:
         raise ValueError(f"unknown function {entry['function']!r}")
@@ -137,23 +177,32 @@ def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.n
     tensors = load_tensors(path)
     inputs = {name.removeprefix("input."): value for name, value in tensors.items() if name.startswith("input.")}
     expected = {name: value for name, value in tensors.items() if name.startswith("expected.")}
-    grad_output = tensors["grad_output"] if "grad_output" in tensors else entry.get("grad_output", 1.0)
-    return Case(entry["id"], entry["function"], inputs, entry["parameters"], grad_output), expected
+    grad_output = tensors["grad_output"] if "grad_output" in tensors else decoded(entry.get("grad_output", 1.0))
+    return Case(entry["id"], entry["function"], inputs, decoded(entry["parameters"]), grad_output), expected
 
 
 def _fault(folder: Path, entry: dict[str, Any]) -> str | None:
-    try:
-        case, expected = read_case(folder, entry)
-        recomputed = {name: np.asarray(value) for name, value in expected_tensors(evaluate(case)).items()}
-    except EXPECTED_ERRORS as error:
-        return reason(error)
-    different = [
-        name
-        for name in sorted(recomputed.keys() | expected.keys())
-        if name not in recomputed or name not in expected or not _same_bits(recomputed[name], expected[name])
-    ]
+    with contextlib.ExitStack() as stack:
+        try:
+            case, expected = read_case(folder, entry)
+            large = any(value.nbytes > _LARGE for value in case.inputs.values())
+            on_disk = gradient_on_disk(FUNCTIONS[case.function], case.inputs, folder)
+            result = evaluate(case, **stack.enter_context(on_disk) if large else {})
+            recomputed = {name: np.asarray(value) for name, value in expected_tensors(result).items()}
+        except EXPECTED_ERRORS as error:
+            return reason(error)
+        different = [
+            name
+            for name in sorted(recomputed.keys() | expected.keys())
+            if name not in recomputed or name not in expected or not _same_bits(recomputed[name], expected[name])
+        ]
     return f"other bits in {', '.join(different)}" if different else None
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    first, second = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (a, b))
+    # In blocks: the comparison of all bytes would be as large as they are.
+    blocks = (slice(start, start + _BLOCK) for start in range(0, first.size, _BLOCK))
+    return all(np.array_equal(first[block], second[block]) for block in blocks)

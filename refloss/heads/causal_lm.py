@@ -21,7 +21,7 @@ from refloss.specification import labels as tokens
 @loss(
     Softmax(
         arguments={
-            "logits": softmax_logits(-1),
+            "logits": softmax_logits(-1, shape="B S V | ... V"),
             "labels": tokens("logits", shift=1),
             "shift_labels": tokens("logits", optional=True),
         },
@@ -33,6 +33,7 @@ from refloss.specification import labels as tokens
         order=150,
         follows="transformers' ForCausalLMLoss",
         counts_tokens=True,
+        intermediates=("lse", "nll", "shift_labels", "log_probabilities", "probabilities"),
         mistakes=partial(cases.wrong_shifts, shift=1),
         cases=cases.causal_lm,
         bounds=softmax.tokens,

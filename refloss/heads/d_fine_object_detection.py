@@ -10,7 +10,7 @@ from refloss.detection import detr, rt_detr, terms
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
-from refloss.detection.specification import CORNERS, PROPOSALS, matching_head
+from refloss.detection.specification import CORNERS, OF_EDGES, PROPOSALS, RT_DETR, matching_head
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
 from refloss.losses.varifocal import ONE_CLASS_LOOP
@@ -24,6 +24,8 @@ from refloss.result import LossResult
         noise=True,
         classes="varifocal",
         clamps=True,
+        config=(*RT_DETR, *OF_EDGES, "focal_loss_alpha", "weight_loss_vfl"),
+        components=("loss_vfl", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf"),
         keys=("DFineForObjectDetection",),
         order=260,
         follows="transformers' DFineForObjectDetectionLoss",
@@ -60,8 +62,8 @@ def d_fine_object_detection(
     - loss_ddf: losses/parts/distillation.py of all queries' edges, their teacher being the last layer's with the same
       kind of queries; 0 for a layer that is its own teacher
 
-    Held constant, besides what is there: reference points, the mixture of two bins that a target is, the IoU that
-    weighs it, the teacher's corners and logits.
+    Held constant: matchings, num_boxes, the quality, the focal weight of negative classes, reference points, the
+    mixture of two bins that a target is, the IoU that weighs it, the teacher's corners and logits.
 
     Args:
         config: with max_num_bins (even), reg_scale, up, weight_loss_fgl and weight_loss_ddf as well.

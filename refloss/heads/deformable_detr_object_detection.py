@@ -9,7 +9,7 @@ from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
-from refloss.detection.specification import matching_head
+from refloss.detection.specification import DETR, matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.options import Gradients
@@ -19,6 +19,8 @@ from refloss.result import LossResult
 @loss(
     matching_head(
         classes="focal",
+        config=(*DETR, "focal_alpha"),
+        components=("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"),
         keys=("DeformableDetrForObjectDetection", "ConditionalDetrForObjectDetection", "DabDetrForObjectDetection"),
         order=220,
         follows="transformers' DeformableDetrForObjectDetectionLoss",
@@ -49,6 +51,8 @@ def deformable_detr_object_detection(
       its object's class; the sum over num_boxes
     - cardinality_error: a query sees an object if a class of its has a probability above 1/2
     - the class cost: α·(1 − p)²·(−log(p + ε)) − (1 − α)·p²·(−log(1 − p + ε)) with p = σ(x), α = 1/4, ε = 10^-8
+
+    Held constant: the matching, num_boxes.
 
     Args:
         logits: [B, Q, K] with K = num_labels.

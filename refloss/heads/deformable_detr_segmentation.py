@@ -9,7 +9,7 @@ from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
-from refloss.detection.specification import matching_head
+from refloss.detection.specification import DETR, OF_MASKS, matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.options import Gradients
@@ -20,6 +20,8 @@ from refloss.result import LossResult
     matching_head(
         masks=True,
         classes="focal",
+        config=(*DETR, *OF_MASKS, "focal_alpha"),
+        components=("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_mask", "loss_dice"),
         keys=("ConditionalDetrForSegmentation",),
         order=230,
         follows="transformers' DeformableDetrForSegmentationLoss",
@@ -47,6 +49,7 @@ def deformable_detr_segmentation(
 
     The terms of refloss.deformable_detr_object_detection and the masks of refloss.segmentation. The matching is DETR's:
     its class cost is −p_k of a softmax, although the classes are trained as sigmoids; so it is in transformers.
+    Held constant: the matching, num_boxes.
 
     Args:
         logits: [B, Q, K] with K = num_labels.

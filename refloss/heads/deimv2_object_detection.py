@@ -14,7 +14,7 @@ from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.matching import Matching
 from refloss.detection.rt_detr import Predictions, Recipe
-from refloss.detection.specification import CORNERS, PROPOSALS, matching_head
+from refloss.detection.specification import CORNERS, OF_EDGES, PROPOSALS, RT_DETR, matching_head
 from refloss.detection.targets import Targets
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
@@ -29,6 +29,12 @@ from refloss.result import LossResult
         noise=True,
         classes="matching-aware",
         clamps=True,
+        config=(*RT_DETR, *OF_EDGES, "mal_alpha", "weight_loss_mal", "use_dense_one_to_one"),
+        components=("loss_mal", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf"),
+        intermediates=(
+            "assignment_union",
+            "num_boxes_union",
+        ),
         keys=("Deimv2ForObjectDetection",),
         order=270,
         follows="transformers' Deimv2ForObjectDetectionLoss",
@@ -66,6 +72,9 @@ def deimv2_object_detection(
     the number of pairs, at least 1. Classes, and denoising queries, keep their own matchings.
 
     Without auxiliary_loss, denoising queries are not dropped from the last layer; so it is in transformers.
+
+    Held constant: matchings, their union, num_boxes, the quality, the focal weight of negative classes, reference
+    points, the mixture of two bins that a target is, the IoU that weighs it, the teacher's corners and logits.
 
     Args:
         config: as there, with weight_loss_mal in the place of weight_loss_vfl, and mal_alpha (None counts as 1) in that

@@ -14,7 +14,7 @@ from refloss.configuration import flag
 from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Layer, Options, Outcome, Scene, Term
 from refloss.detection.inputs import Inputs, required
-from refloss.detection.specification import matching_head
+from refloss.detection.specification import DETR, matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.losses.sigmoid_focal import sigmoid_focal
@@ -29,6 +29,8 @@ CLASS_WEIGHT = 2.0
     matching_head(
         text=True,
         classes="focal",
+        config=(*DETR[1:], "focal_alpha", "two_stage"),
+        components=("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"),
         keys=("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection"),
         order=240,
         follows="transformers' GroundingDinoForObjectDetectionLoss",
@@ -67,6 +69,7 @@ def grounding_dino_object_detection(
     The target of image i > 0 is row label + K_i of all label maps joined, K_i being the number of its own classes. That
     is its own row for the second image (if it has as many classes as the first), and another's from the third on: so it
     is in transformers, and so it is here; the cost uses the right rows. See docs/divergences.md.
+    Held constant: the matching, num_boxes.
 
     Args:
         logits: [B, Q, T] for tokens T; −inf where there is no token is fine outside of text_mask.

@@ -12,7 +12,7 @@ from refloss.configuration import read
 from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Layer, Options
 from refloss.detection.inputs import Inputs, required
-from refloss.detection.specification import ENCODER_OUTPUTS, LAYERS, matching_head
+from refloss.detection.specification import DETR, ENCODER_OUTPUTS, LAYERS, matching_head
 from refloss.detection.targets import read_targets
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
@@ -27,6 +27,8 @@ GAMMA = 2.0
     matching_head(
         layers=(*LAYERS, *ENCODER_OUTPUTS),
         classes="IoU-aware",
+        config=(*DETR, "focal_alpha", "group_detr", "class_loss_coefficient"),
+        components=("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"),
         keys=("LwDetrForObjectDetection", "RfDetrForObjectDetection"),
         order=280,
         follows="transformers' LwDetrForObjectDetectionLoss",
@@ -61,7 +63,7 @@ def lw_detr_object_detection(
       num_boxes; its weight in the total is class_loss_coefficient
     - the encoder's proposals as one more layer, in as many groups, whose components end in "_enc"
 
-    Held constant, besides the matching and num_boxes: the quality of matched queries.
+    Held constant: the matching, num_boxes, the quality of matched queries.
 
     Args:
         logits: [B, Q, K] with K of at least num_labels.

@@ -20,7 +20,7 @@ from refloss.specification import labels as tokens
 
 @loss(
     Softmax(
-        arguments={"logits": softmax_logits(-1), "labels": tokens("logits")},
+        arguments={"logits": softmax_logits(-1, shape="B S V | ... V"), "labels": tokens("logits")},
         parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
         mean="labels",
         divisor=cases.tokens_counted,

@@ -9,7 +9,7 @@ from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
-from refloss.detection.specification import matching_head
+from refloss.detection.specification import DETR, matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.options import Gradients
@@ -19,6 +19,9 @@ from refloss.result import LossResult
 @loss(
     matching_head(
         classes="cross-entropy",
+        config=(*DETR, "eos_coefficient"),
+        components=("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"),
+        intermediates=("lse",),
         keys=("ForObjectDetection",),
         order=200,
         follows="transformers' ForObjectDetectionLoss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from refloss.options import Gradients, Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import ITEMS, Argument, Specification, labels
 
-_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax")
+_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax", shape="B S")
 
 
 @loss(
@@ -23,8 +24,8 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         arguments={
             "start_logits": _LOGITS,
             "end_logits": _LOGITS,
-            "start_positions": labels("start_logits", ignored=None),
-            "end_positions": labels("end_logits", ignored=None),
+            "start_positions": replace(labels("start_logits", ignored=None), shape="B | B 1"),
+            "end_positions": replace(labels("end_logits", ignored=None), shape="B | B 1"),
         },
         parameters=ITEMS,
         mean="labels",
@@ -36,6 +37,11 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         cases=cases.question_answering,
         bounds=error_model.question_answering,
         draw=cases.draw_answers,
+        intermediates=tuple(
+            f"{end}_{name}"
+            for end in ("start", "end")
+            for name in ("lse", "nll", "positions", "log_probabilities", "probabilities")
+        ),
     )
 )
 def question_answering(

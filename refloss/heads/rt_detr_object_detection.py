@@ -10,7 +10,7 @@ from refloss.detection import detr, rt_detr, terms
 from refloss.detection.engine import Options
 from refloss.detection.inputs import Inputs
 from refloss.detection.rt_detr import Predictions, Recipe
-from refloss.detection.specification import PROPOSALS, matching_head
+from refloss.detection.specification import PROPOSALS, RT_DETR, matching_head
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
 from refloss.losses.varifocal import ONE_CLASS_LOOP
@@ -23,6 +23,8 @@ from refloss.result import LossResult
         layers=PROPOSALS,
         noise=True,
         classes="varifocal",
+        config=(*RT_DETR, "focal_loss_alpha", "weight_loss_vfl"),
+        components=("loss_vfl", "loss_bbox", "loss_giou"),
         keys=("RTDetrForObjectDetection", "RTDetrV2ForObjectDetection"),
         order=250,
         follows="transformers' RTDetrForObjectDetectionLoss",

@@ -9,7 +9,7 @@ from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine, terms
 from refloss.detection.engine import Head, Options
 from refloss.detection.inputs import Inputs
-from refloss.detection.specification import matching_head
+from refloss.detection.specification import DETR, OF_MASKS, matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.options import Gradients
@@ -20,6 +20,9 @@ from refloss.result import LossResult
     matching_head(
         masks=True,
         classes="cross-entropy",
+        config=(*DETR, *OF_MASKS, "eos_coefficient"),
+        components=("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_mask", "loss_dice"),
+        intermediates=("lse",),
         keys=("ForSegmentation",),
         order=210,
         follows="transformers' ForSegmentationLoss",

@@ -21,15 +21,15 @@ from refloss.result import Intermediates, LossResult
 from refloss.specification import ITEMS, Argument, Parameter, Specification
 from refloss.specification import labels as pixel_labels
 
-_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax", resampled=True)
+_LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax", resampled=True, shape="B C h w")
 
 
 @loss(
     Specification(
         arguments={
             "logits": _LOGITS,
-            "labels": pixel_labels("logits", ignored=255),
-            "auxiliary_logits": dataclasses.replace(_LOGITS, optional=True),
+            "labels": dataclasses.replace(pixel_labels("logits", ignored=255), shape="B H W"),
+            "auxiliary_logits": dataclasses.replace(_LOGITS, optional=True, shape="B C h' w'"),
         },
         parameters={
             "ignore_index": Parameter(int, (255, 0, -100)),
@@ -45,6 +45,9 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
         cases=cases.semantic_segmentation,
         bounds=error_model.semantic_segmentation,
         draw=cases.draw_images,
+        intermediates=tuple(
+            f"{part}{name}" for part in ("", "auxiliary_") for name in ("lse", "nll", "upsampled_logits")
+        ),
     )
 )
 def semantic_segmentation(

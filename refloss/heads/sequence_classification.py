@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.mse import mse
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import IGNORE_INDEX, ITEMS, Argument, Parameter, Specification
+from refloss.specification import (
+    IGNORE_INDEX,
+    ITEMS,
+    NUM_LABELS,
+    Parameter,
+    Specification,
+    configured,
+    softmax_logits,
+)
 from refloss.specification import labels as class_labels
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -28,13 +37,13 @@ class ProblemTypeError(ValueError, RuntimeError):
 @loss(
     Specification(
         arguments={
-            "pooled_logits": Argument("logits", differentiable=True, class_axis=-1, activation="softmax"),
-            "labels": class_labels("pooled_logits"),
+            "pooled_logits": softmax_logits(-1, on_gpu=False, shape="B K"),
+            "labels": replace(class_labels("pooled_logits"), shape="B | B K", numbers=("integer", "float")),
         },
         parameters={
-            "config": Parameter(dict, structural=True, on_command_line=False),
-            "num_labels": Parameter(int, structural=True),
-            "problem_type": Parameter(str, structural=True),
+            **configured("num_labels", "problem_type", on_command_line=False),
+            **NUM_LABELS,
+            "problem_type": Parameter(str, structural=True, words=PROBLEM_TYPES),
             **ITEMS,
             **IGNORE_INDEX,
         },
@@ -53,6 +62,7 @@ class ProblemTypeError(ValueError, RuntimeError):
         cases=cases.sequence_classification,
         bounds=error_model.sequence_classification,
         draw=cases.draw_sequences,
+        intermediates=("lse", "nll", "log_probabilities", "probabilities", "losses"),
     )
 )
 def sequence_classification(

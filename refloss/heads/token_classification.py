@@ -14,16 +14,16 @@ from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
+from refloss.specification import IGNORE_INDEX, ITEMS, NUM_LABELS, Softmax, configured, softmax_logits
 from refloss.specification import labels as token_labels
 
 
 @loss(
     Softmax(
-        arguments={"logits": softmax_logits(-1), "labels": token_labels("logits")},
+        arguments={"logits": softmax_logits(-1, shape="B S C | ... C"), "labels": token_labels("logits")},
         parameters={
-            "config": Parameter(dict, structural=True, on_command_line=False),
-            "num_labels": Parameter(int, structural=True),
+            **configured("num_labels", on_command_line=False),
+            **NUM_LABELS,
             **ITEMS,
             **IGNORE_INDEX,
         },

@@ -180,6 +180,7 @@ def _magnitudes(x, t, case, unit):
         follows="torch.nn.functional.binary_cross_entropy_with_logits",
         cases=elements(15, sure_logits, first="logits", probabilities=("target",)),
         magnitudes=_magnitudes,
+        intermediates=("losses", "probabilities"),
     )
 )
 def bce_with_logits(

@@ -158,6 +158,7 @@ LOOP = DiceLoop("dice", probability, terms, _factors, _slopes, _accurate, _accur
         follows="transformers.loss.loss_for_object_detection.dice_loss",
         cases=cases.dice,
         bounds=focal.dice,
+        intermediates=("losses",),
     )
 )
 def dice(

@@ -23,6 +23,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
         order=120,
         follows="torchvision.ops.generalized_box_iou_loss",
         bounds=boxes_error.overlap,
+        intermediates=("iou", "giou"),
         cases=partial(cases.overlaps, seed=34),
     )
 )

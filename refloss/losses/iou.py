@@ -23,6 +23,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
         order=110,
         follows="one minus torchvision.ops.box_iou",
         bounds=boxes_error.overlap,
+        intermediates=("iou", "giou"),
         cases=partial(cases.overlaps, seed=33),
     )
 )

@@ -310,6 +310,7 @@ SQUARED_LOOP = Loop("sigmoid_focal_squared", _loss_squared, _is_close, _accurate
         follows="transformers.loss.loss_for_object_detection.sigmoid_focal_loss",
         cases=cases.sigmoid_focal,
         bounds=focal.sigmoid_focal,
+        intermediates=("losses",),
     )
 )
 def sigmoid_focal(

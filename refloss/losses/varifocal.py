@@ -149,6 +149,7 @@ SQUARED_LOOP = Loop("varifocal_squared", _loss_squared, _is_close, _accurate)
         follows="RTDetrLoss.loss_labels_vfl of transformers",
         cases=cases.varifocal,
         bounds=focal.varifocal,
+        intermediates=("losses",),
     )
 )
 def varifocal(

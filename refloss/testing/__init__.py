@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from refloss.testing.checks.metamorphic import check_properties
     from refloss.testing.judging.callables import GoldenCase, MismatchError, assert_matches, check
     from refloss.testing.judging.compare import judge_folders
+    from refloss.testing.judging.given import golden_case
     from refloss.testing.judging.judge import question
     from refloss.testing.verdict import CaseVerdict, Judgement, Question, TensorVerdict
 
@@ -39,6 +40,7 @@ __all__ = [
     "bounds",
     "check",
     "check_properties",
+    "golden_case",
     "judge_folders",
     "question",
     "strategies",
@@ -57,6 +59,7 @@ _HOMES = {
     "bounds": "refloss.error_model",
     "check": "refloss.testing.judging.callables",
     "check_properties": "refloss.testing.checks.metamorphic",
+    "golden_case": "refloss.testing.judging.given",
     "judge_folders": "refloss.testing.judging.compare",
     "question": "refloss.testing.judging.judge",
 }

@@ -7,16 +7,19 @@ import fnmatch
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss import subnormals
 from refloss.cases.source import DTYPES, Case
 from refloss.error_model import COMPUTE_DTYPES
 from refloss.files import nested
 from refloss.golden.corpus import cases_of
-from refloss.golden.store import evaluate
+from refloss.golden.store import add, evaluate
 from refloss.registry import FUNCTIONS
+from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.called import called, changed_since, on_host
 from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
 from refloss.testing.judging.judge import judge, question, question_of
@@ -45,20 +48,23 @@ class MismatchError(AssertionError):
 
 
 class GoldenCase:
-    """A built-in case for a test: what to compute, and what to compare it with."""
+    """A case for a test, built-in or of golden_case: what to compute, and what to compare it with."""
 
     def __init__(self, case: Case) -> None:
-        self._case = case
+        self.case = case
         self.id, self.function = case.id, case.function
-        # Whatever a test does to its arrays, what they are compared with stays right.
-        self.inputs: dict[str, Any] = nested({name: value.copy() for name, value in case.inputs.items()})
         self.parameters: dict[str, Any] = copy.deepcopy(case.parameters)
         self.grad_output: Any = copy.copy(case.grad_output)
 
     @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        """The arrays, to do with as one likes: what they are compared with stays right."""
+        return nested({name: value.copy() for name, value in self.case.inputs.items()})
+
+    @functools.cached_property
     def result(self) -> LossResult:
         """The right answer."""
-        return evaluate(self._case)
+        return evaluate(self.case)
 
     def assert_matches(
         self,
@@ -70,7 +76,13 @@ class GoldenCase:
     ) -> CaseVerdict:
         """As refloss.testing.assert_matches, of this case's result."""
         __tracebackhide__ = True
-        return _assert_matches(self._case, self.result, named(loss, grads, components), compute_dtype)
+        return _assert_matches(self.case, self.result, named(loss, grads, components), compute_dtype)
+
+    @subnormals.keeping
+    def write(self, folder: str | Path, *, bounds: Iterable[str] = ()) -> None:
+        """Add it to a folder of golden files, or make one of it; with bounds for candidates of some compute types."""
+        check_names("compute_dtype", bounds, COMPUTE_DTYPES)
+        add(Path(folder), self.case, self.result, written_beside(tuple(bounds), Path(folder)))
 
     def __repr__(self) -> str:
         return f"GoldenCase({self.id!r})"
@@ -113,7 +125,7 @@ def check(
     /,
     *,
     function: str | Iterable[str] | None = None,
-    cases: str | Iterable[str | Case] | None = None,
+    cases: str | GoldenCase | Iterable[str | Case | GoldenCase] | None = None,
     dtypes: str | Iterable[str] | None = None,
     to_native: Callable[[np.ndarray], Any] | None = None,
     from_native: Callable[[Any], Any] | None = None,
@@ -129,7 +141,7 @@ def check(
             refloss takes such; parameters are other arguments, as far as a case gives them; the cotangent is a number,
             or an array for a loss without reduction.
         function: the name of refloss's function, or several; all cases of it if none are given.
-        cases: ids of cases or patterns such as "*-bfloat16", or cases of your own.
+        cases: ids of cases or patterns such as "*-bfloat16", or cases of your own: see golden_case.
         dtypes: of the first input; all if not given.
         to_native: makes the framework's array of a NumPy array, such as jnp.asarray; NumPy arrays if not given. What
             it makes of an array is what is judged. A case whose float inputs it cannot keep in their dtype is not
@@ -160,12 +172,13 @@ def check(
 
 def select(
     function: str | Iterable[str] | None = None,
-    cases: str | Iterable[str | Case] | None = None,
+    cases: str | GoldenCase | Iterable[str | Case | GoldenCase] | None = None,
     dtypes: str | Iterable[str] | None = None,
 ) -> list[Case]:
     """Built-in cases of functions, with ids that match patterns, whose first input has one of some dtypes."""
     wanted, kinds = _listed(function), _listed(dtypes)
-    patterns: list[Any] = [cases] if isinstance(cases, str | Case) else list(cases or [])
+    patterns: list[Any] = [cases] if isinstance(cases, str | Case | GoldenCase) else list(cases or [])
+    patterns = [each.case if isinstance(each, GoldenCase) else each for each in patterns]
     check_names("function", wanted, FUNCTIONS)
     check_names("dtype", kinds, list(DTYPES))
     if not wanted and not patterns:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss import configuration
 from refloss.arrays import FLOAT_DTYPES, as_array, float_array, number
 from refloss.cases.source import Case
 from refloss.device import is_on_gpu
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # What decides a matching is no parameter of golden files, which let refloss match.
 _ASSIGNMENT = "assignment"
+_ABSENT = object()
 
 
 def on_host(value: Any, name: str) -> np.ndarray:
@@ -72,6 +74,7 @@ def _array(value: Any, name: str) -> np.ndarray:
 
 def _parameters(function: Function, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that are no arrays, numbers as Python's."""
+    given = _configured(function, given)
     parameters = {key: given[key] for key in (*function.parameters, _ASSIGNMENT) if given.get(key) is not None}
     for key, kind in function.parameters.items():
         if key in parameters and kind is float:
@@ -79,6 +82,18 @@ def _parameters(function: Function, given: Mapping[str, Any]) -> dict[str, Any]:
         elif key in parameters and kind is int:
             parameters[key] = int(parameters[key])
     return parameters
+
+
+def _configured(function: Function, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with what a configuration is read for: as a mapping, or in the place of arguments that are not given."""
+    config, parameter = given.get("config"), function.specification.parameters.get("config")
+    if config is None or parameter is None or not parameter.keys:
+        return given
+    read = {key: configuration.read(config, key, default=_ABSENT) for key in parameter.keys}
+    read = {key: value for key, value in read.items() if value is not _ABSENT}
+    if parameter.on_command_line:
+        return {**given, "config": config if isinstance(config, Mapping) else read}
+    return read | {key: value for key, value in given.items() if value is not None}
 
 
 def _cotangent(given: Any) -> Any:

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from refloss.files import load_tensors
-from refloss.golden.store import read_case, read_manifest
+from refloss.golden.manifest import read_manifest
+from refloss.golden.store import read_case
 from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict

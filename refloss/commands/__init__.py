@@ -1,0 +1,1 @@
+"""Commands that have a part for every function: compute and golden."""

@@ -1,0 +1,143 @@
+"""A function's arguments on the command line: arrays from files, numbers and words, mappings as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from refloss import parallel
+from refloss.commands.progress import progress
+from refloss.files import load_nested, load_tensor, load_tensors
+from refloss.golden import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from refloss.registry import Function
+    from refloss.result import LossResult
+
+_SOURCE = inspect.Parameter(
+    "source",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="FILE", help="File of all the arrays for which no other file is named."),
+    ],
+)
+
+
+def command(
+    name: str, function: Function, run: Callable[..., None], *others: inspect.Parameter, context: bool = False
+) -> Callable[..., None]:
+    """A command that calls run(function, arguments): an option for every argument of a function, and others.
+
+    With a context, Click's is among the arguments.
+    """
+    parameters = [
+        _SOURCE,
+        *(option(array, Path, f"File of {array}.") for array in (*function.required, *function.optional)),
+        *(option(key, *_kind(key, kind)) for key, kind in function.parameters.items()),
+        option("grad_output", str, "The loss's cotangent: a number, a file, or a mapping of components as JSON; or 1."),
+        *others,
+    ]
+    if context:
+        parameters.insert(0, inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+
+    def call(**arguments: Any) -> None:
+        run(function, arguments)
+
+    call.__doc__ = function.summary
+    call.__name__ = name
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def option(name: str, kind: Any, help_text: str) -> inspect.Parameter:
+    """An option that may be left out."""
+    annotation = Annotated[Optional[kind], typer.Option(_flag(name), help=help_text)]  # noqa: UP045
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _kind(key: str, kind: type) -> tuple[type, str]:
+    """How an argument is given: a mapping as JSON."""
+    if kind is dict:
+        return str, f"As the function's {key}: a JSON file, or JSON itself."
+    return kind, f"As the function's {key}."
+
+
+def files_of(arguments: dict[str, Any]) -> list[Path]:
+    """The files among some arguments."""
+    return [value for value in arguments.values() if isinstance(value, Path) and value.is_file()]
+
+
+def given_arguments(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a function is to be called with; source is a file of arrays. Arrays are mapped where they can be."""
+    source: Path | None = arguments.get("source")
+    given = {name: value for name, value in arguments.items() if value is not None and name != "source"}
+    given.update(_arrays(function, given, source))
+    known = inspect.signature(function.call).parameters
+    for name, kind in function.parameters.items():
+        if kind is dict and name in given:
+            given[name] = _mapping(given[name], name)
+        elif name not in given and known[name].default is inspect.Parameter.empty:
+            raise ValueError(f"Missing option '{_flag(name)}'")
+    if "grad_output" in given:
+        given["grad_output"] = _cotangent(given["grad_output"])
+    return given
+
+
+def _arrays(function: Function, given: dict[str, Any], source: Path | None) -> dict[str, Any]:
+    """A function's arrays: each from the file that is named for it, else from the source of all."""
+    stored = {} if source is None else load_tensors(source)
+    names = {name.removeprefix("input.").partition(".")[0] for name in stored}
+    loaded = {}
+    for name in (*function.required, *function.optional):
+        file = given.get(name, source if name in names else None)
+        if file is not None:
+            loaded[name] = (load_nested if name in function.nested else load_tensor)(file, name)
+        elif name in function.required:
+            raise ValueError(f"Missing option '{_flag(name)}'" + (f": {source} has no {name}" if source else ""))
+    return loaded
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_flag(name)}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{_flag(name)}: holds a {type(value).__name__}; expected names and values")
+    return value
+
+
+def _cotangent(text: str) -> Any:
+    """A number; an array of a file; weights of components by their names."""
+    with contextlib.suppress(ValueError):
+        return float(text)
+    if text.lstrip().startswith("{") or text.endswith(".json"):
+        return _mapping(text, "grad_output")
+    if not Path(text).suffix:
+        raise ValueError(f"--grad-output is {text!r}; expected a number, a file, or a mapping as JSON")
+    return load_tensor(Path(text), "grad_output")
+
+
+@contextlib.contextmanager
+def answer(function: Function, given: dict[str, Any], folder: Path) -> Iterator[LossResult]:
+    """The result of a function, whose first gradient is on disk, in a folder: it may be larger than memory."""
+    with (
+        progress("rows") as report,
+        parallel.progress(report),
+        store.gradient_on_disk(function, given, folder) as buffer,
+    ):
+        yield function.call(**given, **buffer)

@@ -1,0 +1,118 @@
+"""refloss golden: golden files written, extended and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from refloss.commands.arguments import answer, command, given_arguments, option
+from refloss.commands.progress import progress
+from refloss.error_model import COMPUTE_DTYPES
+from refloss.golden import store
+from refloss.messages import printable
+from refloss.registry import FUNCTIONS
+from refloss.testing.judging.allowances import written_beside
+from refloss.testing.judging.called import called
+
+if TYPE_CHECKING:
+    from refloss.registry import Function
+    from refloss.result import LossResult
+
+app = typer.Typer(help="Write and check golden files.", no_args_is_help=True)
+add_app = typer.Typer(no_args_is_help=True, subcommand_metavar="FUNCTION [OPTIONS]")
+app.add_typer(add_app, name="add")
+
+_BOUNDS = "Also write how far a candidate may be off that computes in these types, separated by commas."
+
+
+def offer_functions() -> None:
+    """Make a command of every loss that is registered by now."""
+    offered = {each.name for each in add_app.registered_commands}
+    others = option("id", str, "The case's name; the function's if not given."), option("bounds", str, _BOUNDS)
+    for name, function in FUNCTIONS.items():
+        if name not in offered:
+            add_app.command(name)(command(name, function, _add, *others, context=True))
+
+
+@app.command("write")
+def golden_write(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files; made if it is not there.")],
+    only: Annotated[str, typer.Option(help="Functions to write, separated by commas; all if not given.")] = "",
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Draw fresh cases from a seed, instead of those that are built in."),
+    ] = None,
+    cases: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="How many fresh cases of each function; 20 if not given."),
+    ] = None,
+    bounds: Annotated[str, typer.Option(help=_BOUNDS)] = "",
+) -> None:
+    """Write the built-in cases, or fresh ones, with their right answers."""
+    if cases is not None and seed is None:
+        raise ValueError("--cases: of fresh cases; give their --seed")
+    names = set(_listed(only))
+    beside = written_beside(_compute_types(bounds), folder)
+    with progress("cases") as report:
+        count = store.write(folder, names or None, report, seed=seed, count=cases or 20, beside=beside)
+    print(printable(f"{count} cases written to {folder}"))
+
+
+@add_app.callback()
+def golden_add(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of golden files; made if it is not there.")],
+) -> None:
+    """Write arrays of your own as a golden case, with the right answer."""
+    context.obj = folder
+
+
+def _add(function: Function, arguments: dict[str, Any]) -> None:
+    folder: Path = arguments.pop("context").obj
+    name: str = arguments.pop("id") or function.name
+    types = _compute_types(arguments.pop("bounds") or "")
+    add_case(function, given_arguments(function, arguments), folder, name, types)
+    print(printable(f"{name} written to {folder}"))
+
+
+def add_case(
+    function: Function, given: dict[str, Any], folder: Path, name: str, types: tuple[str, ...] = ()
+) -> LossResult:
+    """Write a call as a golden case with its right answer, and with bounds for some compute types."""
+    store.check_new(folder, name)
+    # Where the first gradient is until it is in the file.
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    with answer(function, given, there) as result:
+        if result is None:
+            raise ValueError("there is no loss of these arguments")
+        store.add(folder, called(result)._replace(id=name), result, written_beside(types, folder))
+        return result
+
+
+def _listed(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def _compute_types(names: str) -> tuple[str, ...]:
+    types = _listed(names)
+    for name in types:
+        if name not in COMPUTE_DTYPES:
+            raise ValueError(f"--bounds: {name!r} is none of {', '.join(COMPUTE_DTYPES)}")
+    return types
+
+
+@app.command("check")
+def golden_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of golden files.")],
+) -> None:
+    """Recompute a folder and demand the same bits: exit status 1 where one differs."""
+    with progress("cases") as report:
+        outcomes = list(store.check(folder, report))
+    faults = [(case, fault) for case, fault in outcomes if fault is not None]
+    for case, fault in faults:
+        print(printable(f"{case}: {fault}"))
+    print(f"{len(outcomes) - len(faults)} of {len(outcomes)} cases have the same bits")
+    if faults:
+        raise typer.Exit(1)
