@@ -229,11 +229,11 @@ def draw_answers(draws: Draws) -> Drawn:
 
 def draw_images(draws: Draws) -> Drawn:
     """Images and labels of other sizes."""
-    images, classes = min(draws.rows(), 2), draws.classes()
+    images, classes = min(draws.rows(), 2), draws.few_classes()
     parameters = draws.options(
         ignore_index=(255, 0, -100), num_items_in_batch=_ITEMS, auxiliary_loss_weight=(0.4, 1.5, 0.0)
     )
-    labels = draws.labels((images, draws.size(1, 5), draws.size(1, 5)), classes, parameters.get("ignore_index", 255))
+    labels = draws.labels((images, draws.side(5), draws.side(5)), classes, parameters.get("ignore_index", 255))
     names = ("logits", "auxiliary_logits") if draws.maybe() else ("logits",)
     logits = {name: draws.logits(images, classes, draws.size(1, 3), draws.size(1, 3), axis=1) for name in names}
     return Drawn(logits | {"labels": labels}, parameters)
