@@ -45,7 +45,7 @@ def seeded(function: Function, limits: Limits, seed: int) -> Iterator[Case]:
 
 
 def fresh(function: str, seed: int, count: int) -> list[Case]:
-    """Cases that nobody has seen: they follow from a seed, in every format, one option after the other, large and small.
+    """Cases that nobody has seen, from a seed: in every format, one option after the other, large and small.
 
     As many as asked for. Their values are finite but for classes of −inf, and none is empty; ids are
     <function>-seed<seed>-<k>.
