@@ -102,7 +102,7 @@ def sigmoid_focal(function: str) -> list[Case]:
         case("soft-gamma", soft, gamma=1.5, alpha=0.6, reduction="sum"),
         case("no-alpha", alpha=-1.0),
         case("no-gamma", gamma=0.0, grad_output=0.5),
-        *in_every_format(_of_focus(function, 131, _FOCI)),
+        *_of_focus(function, 131, _FOCI),
         *(in_format(_many(function, shape), name) for name, shape in _SHAPES),
     ]
 
@@ -133,13 +133,15 @@ def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -
     pair = np.array([[18.0, -18.0]]), np.array([[1.0, 0.0]])
     plain = source.normal(4, 6) * 3.0, np.where(source.uniform(4, 6) < 0.5, np.round(source.uniform(4, 6)), 0.0)
     some = {"num_boxes": 3.0}
-    return [
-        case("saturated-pair", *pair, 2.0, 0.5, 0.0, reduction="sum"),
+    cases = [
         *(case(f"saturated-gamma-{gamma:g}", x, t, cotangent, alpha, gamma, reduction="none") for alpha, gamma in foci),
         case("options-mean", *plain, -2.5, 0.75, 0.5, reduction="mean", **some),
         case("options-sum", *plain, 1.25, 0.75, 0.5, reduction="sum", **some),
         case("options-none", *plain, 2.0 * source.normal(4, 6), 0.375, 1.5, reduction="none", **some),
     ]
+    # Half of a float16's least number is nothing.
+    of_a_pair = case("saturated-pair", *pair, 2.0, 0.5, 0.0, reduction="sum")
+    return [*in_every_format(cases), *(in_format(of_a_pair, name) for name in DTYPES if name != "float16")]
 
 
 def _many(function: str, shape: tuple[int, ...], **parameters: Any) -> Case:
@@ -221,6 +223,6 @@ def varifocal(function: str) -> list[Case]:
         case("learnt", x=np.where(positive, np.log(targets / (1.0 - targets) + ~positive), logits), grad_output=1e3),
         case("confident", x=logits * 25.0, grad_output=1e3),
         case("trailing-axes", x=logits.reshape(2, 2, 7), t=targets.reshape(2, 2, 7)),
-        *in_every_format(_of_focus(function, 135, tuple((abs(alpha), gamma) for alpha, gamma in _FOCI))),
+        *_of_focus(function, 135, tuple((abs(alpha), gamma) for alpha, gamma in _FOCI)),
         *(in_format(_many(function, shape), name) for name, shape in _SHAPES),
     ]
