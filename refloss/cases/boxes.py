@@ -144,12 +144,12 @@ def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -
     return [*in_every_format(cases), *(in_format(of_a_pair, name) for name in DTYPES if name != "float16")]
 
 
-def _many(function: str, shape: tuple[int, ...], **parameters: Any) -> Case:
+def _many(function: str, shape: tuple[int, ...]) -> Case:
     """So many elements, with a gradient of each that a mean does not hide."""
     source, count = Source(132), int(np.prod(shape))
     x, t = source.uniform(*shape) * 12.0 - 6.0, np.where(source.uniform(*shape) < 0.3, source.uniform(*shape), 0.0)
     inputs = {"inputs": x, "targets": t}
-    return Case(f"{function}-elements-{count}", function, inputs, parameters, 1.5 * shape[1])
+    return Case(f"{function}-elements-{count}", function, inputs, {}, 1.5 * shape[1])
 
 
 def dice(function: str) -> list[Case]:
@@ -174,7 +174,7 @@ def dice(function: str) -> list[Case]:
         case("full-target", np.ones_like(hard)),
         Case(f"{function}-confident", function, {"inputs": confident, "targets": hard}, {}, 1e6),
         *in_every_format(_of_masks(function)),
-        *(in_format(_many(function, shape, num_boxes=shape[0]), name) for name, shape in _SHAPES),
+        *(in_format(_many(function, shape), name) for name, shape in _SHAPES),
     ]
 
 

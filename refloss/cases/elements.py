@@ -26,9 +26,16 @@ class Pieces(NamedTuple):
 
 
 def elements(
-    seed: int, *further: Callable[[Pieces], list[Case]], first: str = "input", probabilities: tuple[str, ...] = ()
+    seed: int,
+    *further: Callable[[Pieces], list[Case]],
+    first: str = "input",
+    probabilities: tuple[str, ...] = (),
+    low: float = -4.0,
 ) -> Callable[[str], list[Case]]:
-    """Cases that every loss of corresponding elements has, and further ones; those arguments hold probabilities."""
+    """Cases that every loss of corresponding elements has, and further ones.
+
+    Those arguments hold probabilities; of many elements, the others are in [low, low + 8).
+    """
 
     def build(function: str) -> list[Case]:
         source = Source(seed)
@@ -61,7 +68,7 @@ def elements(
             case("one-element", values=x[:1, 0], targets=t[:1, 0], grad_output=2.0),
             case("hit", values=t, grad_output=-1.5),
             *(extra for add in further for extra in add(pieces)),
-            *(in_format(_long(case, seed + 100, first, probabilities, *shape), name) for name, shape in LONG),
+            *(in_format(_long(case, source, shape, first, probabilities, low), name) for name, shape in LONG),
         ]
 
     return build
@@ -76,11 +83,18 @@ LONG: tuple[tuple[str, tuple[int, ...]], ...] = (
 )
 
 
-def _long(case: Callable[..., Case], seed: int, first: str, probabilities: tuple[str, ...], *shape: int) -> Case:
+def _long(
+    case: Callable[..., Case],
+    source: Source,
+    shape: tuple[int, ...],
+    first: str,
+    probabilities: tuple[str, ...],
+    low: float,
+) -> Case:
     """So many elements, with a gradient of each that a mean does not hide."""
-    source, count = Source(seed), int(np.prod(shape))
+    count = int(np.prod(shape))
     x, t = (
-        0.98 - 0.96 * source.uniform(*shape) if name in probabilities else source.uniform(*shape) * 8.0 - 4.0
+        0.98 - 0.96 * source.uniform(*shape) if name in probabilities else source.uniform(*shape) * 8.0 + low
         for name in (first, "target")
     )
     return case(f"elements-{count}", values=x, targets=t, dtype=np.float64, grad_output=-1.5 * count)
@@ -133,7 +147,8 @@ def hard_targets(pieces: Pieces) -> list[Case]:
         pieces.case("hard", targets=hard, grad_output=-2.0),
         pieces.case("sure", values=hard, targets=hard[::-1], reduction="none", grad_output=0.5),
         *_options(pieces, *_REDUCTIONS, weight=pieces.weight[0], targets=np.where(pieces.x < 0.5, hard, pieces.t)),
-        *in_every_format([_sure(pieces)]),
+        # No float16 is as large as some of its derivatives, nor as small as others.
+        *(in_format(_sure(pieces), name) for name in DTYPES if name != "float16"),
     ]
 
 
@@ -204,7 +219,7 @@ def _hard_distributions(pieces: Pieces) -> list[Case]:
     return [
         *in_every_format(
             [
-                pieces.case("hard-none", reduction="none", grad_output=cotangent, **hard),
+                pieces.case("hard", reduction="none", grad_output=cotangent, **hard),
                 pieces.case("hard-batchmean", reduction="batchmean", grad_output=-1.5, **hard),
             ]
         ),

@@ -122,7 +122,7 @@ class _Scene:
         for label_map in self.maps:
             label_map[:, 0] = 1.0
         self.text_mask = np.ones((images, 1, classes), bool)
-        self.text_mask[:, :, -1] = False
+        self.text_mask[:, :, -1 if classes < _MANY_CLASSES else -classes // 4 :] = False
 
     def saturated(self) -> _Scene:
         """The same, of logits that are far from 0."""
@@ -156,8 +156,12 @@ def detr_cases(
     classes: int = _CLASSES,
     masks: bool = False,
     text: bool = False,
+    deciding: int | None = None,
 ) -> list[Case]:
-    """Cases of a head that follows DETR; classes are those of its logits."""
+    """Cases of a head that follows DETR; classes are those of its logits.
+
+    deciding is the seed of a scene in which each cost decides some match, in every format.
+    """
     scene = _Scene(seed, classes)
 
     def case(
@@ -194,7 +198,13 @@ def detr_cases(
     if text:
         cases.append(case("encoder", layers=True, encoder=True))
     options = case(
-        "options", _Scene(seed + 4, classes), np.float64, layers=True, encoder=text, num_boxes=2.5, **_OPTIONS
+        "options",
+        _Scene(seed + 4 if deciding is None else deciding, classes),
+        np.float64,
+        layers=True,
+        encoder=text,
+        num_boxes=2.5,
+        **_OPTIONS,
     )
     saturated = case("saturated", _Scene(seed + 5, classes).saturated(), np.float64)
     first = 0 if text else _MANY_CLASSES - classes
@@ -262,8 +272,11 @@ class _Layers:
         return {key: part for name, value in arguments.items() for key, part in flattened(name, value).items()}
 
 
-def layered_cases(function: str, *, seed: int, corners: bool = False, union: bool = False) -> list[Case]:
-    """Cases of a head that follows RT-DETR; with a union of layers' matchings if it has one."""
+def layered_cases(function: str, *, seed: int, deciding: int, corners: bool = False, union: bool = False) -> list[Case]:
+    """Cases of a head that follows RT-DETR; with a union of layers' matchings if it has one.
+
+    deciding is the seed of a scene in which each cost, and each of its parameters, decides some match.
+    """
     scene = _Layers(seed)
 
     def case(
@@ -308,7 +321,7 @@ def layered_cases(function: str, *, seed: int, corners: bool = False, union: boo
         *([case("one-to-one", use_dense_one_to_one=False)] if union else []),
         *in_every_format(
             [
-                case("options", _Layers(seed + 5), np.float64, num_boxes=2.5, **_LAYERED_OPTIONS),
+                case("options", _Layers(deciding), np.float64, num_boxes=2.5, **_LAYERED_OPTIONS),
                 case("saturated", _Layers(seed + 6).saturated(), np.float64, layers=False, noise=False),
             ]
         ),

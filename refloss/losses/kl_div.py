@@ -147,7 +147,7 @@ _PARAMETERS = {
         order=70,
         follows="torch.nn.functional.kl_div",
         positive=False,
-        cases=elements(16, log_targets, probabilities=("target",)),
+        cases=elements(16, log_targets, probabilities=("target",), low=-9.0),
         draw=_draw,
         magnitudes=_magnitudes,
     )
