@@ -13,7 +13,7 @@ from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _ITEMS = (1, 40, 12.5)  # values of num_items_in_batch
 _MOST_CLASSES_OF_PIXELS = 5000
@@ -277,11 +277,7 @@ def semantic_segmentation(function: str) -> list[Case]:
         case("all-ignored", np.full((2, 7, 8), 255), grad_output=1.0),
         *in_every_format(_of_pixels(function)),
         *(in_format(each, "float32") for each in _of_tiles(function)),
-        *(
-            in_format(_pixels(function, f"classes-{rows.classes}", rows), name)
-            for name, rows in many(108)
-            if rows.classes < _MOST_CLASSES_OF_PIXELS
-        ),
+        *(in_format(_pixels(function, f"classes-{rows.classes}", rows), name) for name, rows in _few_of_many()),
     ]
 
 
@@ -320,6 +316,13 @@ def _pixels(function: str, name: str, rows: Rows, auxiliary: Rows | None = None)
 
 def _line(logits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(logits.T)[None, :, None, :]
+
+
+def _few_of_many() -> Iterator[tuple[str, Rows]]:
+    """Rows of as many classes as images have at most."""
+    for name, rows in many(108):
+        if rows.classes < _MOST_CLASSES_OF_PIXELS:
+            yield from ((each, rows) for each in ((name,) if name != "float64" else ("float32", name)))
 
 
 def _of_tiles(function: str) -> list[Case]:
