@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def sigmoid_focal(function: str) -> list[Case]:
         case("no-alpha", alpha=-1.0),
         case("no-gamma", gamma=0.0, grad_output=0.5),
         *_of_focus(function, 131, _FOCI),
-        *(in_format(_many(function, shape), name) for name, shape in _SHAPES),
+        *(in_format(_many(function, (shape[0], math.prod(shape[1:]))), name) for name, shape in _SHAPES),
     ]
 
 
@@ -135,7 +136,7 @@ def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -
     some = {"num_boxes": 3.0}
     cases = [
         *(case(f"saturated-gamma-{gamma:g}", x, t, cotangent, alpha, gamma, reduction="none") for alpha, gamma in foci),
-        case("options-mean", *plain, -2.5, 0.75, 0.5, reduction="mean", **some),
+        case("options-mean", *plain, -2.5, 0.75, 0.5, **some),
         case("options-sum", *plain, 1.25, 0.75, 0.5, reduction="sum", **some),
         case("options-none", *plain, 2.0 * source.normal(4, 6), 0.375, 1.5, reduction="none", **some),
     ]
@@ -187,7 +188,7 @@ def _of_masks(function: str) -> list[Case]:
     cotangent = 2.0 * source.normal(3)
     options = {"num_boxes": 2.5}
     return [
-        Case(f"{function}-options-sum", function, plain, options | {"reduction": "sum"}, -40.0),
+        Case(f"{function}-options-sum", function, plain, options, -40.0),
         Case(f"{function}-options-none", function, plain, options | {"reduction": "none"}, 16.0 * cotangent),
         Case(f"{function}-saturated", function, {"inputs": x, "targets": t}, {}, -100.0),
     ]
@@ -224,5 +225,5 @@ def varifocal(function: str) -> list[Case]:
         case("confident", x=logits * 25.0, grad_output=1e3),
         case("trailing-axes", x=logits.reshape(2, 2, 7), t=targets.reshape(2, 2, 7)),
         *_of_focus(function, 135, tuple((abs(alpha), gamma) for alpha, gamma in _FOCI)),
-        *(in_format(_many(function, shape), name) for name, shape in _SHAPES),
+        *(in_format(_many(function, (shape[0], math.prod(shape[1:]))), name) for name, shape in _SHAPES),
     ]

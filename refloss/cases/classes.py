@@ -24,8 +24,8 @@ class Rows(NamedTuple):
         return self.logits.shape[1]
 
 
-# Values of ignore_index that are other numbers in 32 bits: 0, which is a class, and −100.
-WRAPPING = (2**40, -100 - 2**32)
+# Values of ignore_index that are others in 32 bits: 0, which is a class, and −100.
+WRAPS_TO_A_CLASS, WRAPS_TO_THE_DEFAULT = 2**40, -100 - 2**32
 
 
 def improbable() -> Rows:

@@ -154,7 +154,7 @@ def hard_targets(pieces: Pieces) -> list[Case]:
 
 def _sure(pieces: Pieces) -> Case:
     """Probabilities of 0 and 1, and next to them, of targets that are hit or missed; a derivative may be 1e12."""
-    p = np.array([0.0, 2.0**-24, 2.0**-12, 1.0 - 2.0**-8, 1.0, 2.0**-130, 0.5])
+    p = np.array([0.0, 2.0**-24, 2.0**-12, 1.0 - 2.0**-8, 1.0, 2.0**-90, 0.5])
     t = np.array([[0.0] * 7, [1.0] * 7, [0.25] * 7])
     cotangent = 2.0**-28 * Source(201).normal(3, 7)
     values = np.broadcast_to(p, t.shape)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from refloss.cases.classes import WRAPPING, Rows, apart, improbable, many
+from refloss.cases.classes import WRAPS_TO_A_CLASS, WRAPS_TO_THE_DEFAULT, Rows, apart, improbable, many
 from refloss.cases.draws import Drawn, Draws
 from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
@@ -64,11 +64,13 @@ def _of_tokens(case: Callable[..., Case], seed: int, shift: int) -> list[Case]:
     source = Source(100 + seed)
     logits, labels = source.normal(3, 9, 11) * 4.0, source.integers(11, 3, 9)
     labels[:, 4], labels[1, 3] = 0, 5
-    labels[0, 7:], labels[1, 4:], labels[2, 1:3] = WRAPPING[0], WRAPPING[0], WRAPPING[0]
+    labels[0, 7:], labels[1, 4:], labels[2, 1:3] = 3, 3, 3
+    wrapping = np.where(labels == 3, WRAPS_TO_A_CLASS, labels)
     logits[0] *= 2.0  # long sequences are wrong by more than short ones
     return [
-        case("options", logits, labels, ignore_index=WRAPPING[0], grad_output=-1.25),
-        case("options-num-items", logits, labels % 11, ignore_index=5, num_items_in_batch=12.5, grad_output=3.0),
+        case("options", logits, labels, ignore_index=3, grad_output=-1.25),
+        case("ignore-index-of-64-bits", logits, wrapping, ignore_index=WRAPS_TO_A_CLASS, grad_output=0.5),
+        case("options-num-items", logits, labels, ignore_index=5, num_items_in_batch=12.5, grad_output=3.0),
         case("improbable", *_sequence(improbable(), shift), grad_output=-3.0),
         case("apart", *_sequence(apart(), shift), grad_output=2.0),
     ]
@@ -78,8 +80,8 @@ def _of_many_tokens(case: Callable[..., Case], seed: int, shift: int) -> list[Ca
     """A large vocabulary, and labels of many bits."""
     source = Source(200 + seed)
     logits, labels = source.normal(2, 5, 11) * 4.0, source.integers(11, 2, 5)
-    labels[0, 3:] = WRAPPING[1]
-    ignored = case("ignore-index-of-64-bits", logits, labels, ignore_index=WRAPPING[1], grad_output=-0.5)
+    labels[0, 3:] = WRAPS_TO_THE_DEFAULT
+    ignored = case("ignore-index-below-0", logits, labels, ignore_index=WRAPS_TO_THE_DEFAULT, grad_output=-0.5)
     return [
         in_format(ignored, "float32"),
         *(
@@ -168,16 +170,18 @@ def _of_sequences(case: Callable[..., Case]) -> list[Case]:
     """Options that show, and labels at which softmax kernels break."""
     source = Source(206)
     logits, labels, values = source.normal(6, 5) * 3.0, source.integers(5, 6), source.normal(6, 5)
-    labels[0], labels[2], labels[5] = 0, WRAPPING[0], 3
+    labels[0], labels[2], labels[5] = 0, 3, 3
+    wrapping = np.where(labels == 3, WRAPS_TO_A_CLASS, labels)
     several = source.integers(2, 6, 5)
     saturated = logits * 12.0
     stated = {name: {"problem_type": name} for name in ("regression", "multi_label_classification")}
     return [
-        case("options", logits, labels, ignore_index=WRAPPING[0]),
+        case("options", logits, labels, ignore_index=3),
+        case("ignore-index-of-64-bits", logits, wrapping, ignore_index=WRAPS_TO_A_CLASS),
         case(
             "options-num-items",
             logits,
-            np.where(labels == WRAPPING[0], 1, labels),
+            labels,
             ignore_index=3,
             num_items_in_batch=11.5,
         ),
@@ -286,16 +290,17 @@ def _of_pixels(function: str) -> list[Case]:
     source = Source(208)
     logits, auxiliary = source.normal(2, 5, 3, 4) * 3.0, source.normal(2, 5, 2, 3) * 3.0
     labels = source.integers(5, 2, 7, 6)
-    labels[0, 1:], labels[1, 3, :3] = WRAPPING[0], WRAPPING[0]
+    labels[0, 1:], labels[1, 3, :3] = 2, 2
     inputs = {"logits": logits, "labels": labels, "auxiliary_logits": auxiliary}
-    counted = inputs | {"labels": np.where(labels == WRAPPING[0], 1, labels)}
+    wrapping = inputs | {"labels": np.where(labels == 2, WRAPS_TO_A_CLASS, labels)}
     options = {"auxiliary_loss_weight": 1.5}
     return [
-        Case(f"{function}-options", function, inputs, options | {"ignore_index": WRAPPING[0]}, -2.5),
+        Case(f"{function}-options", function, inputs, options | {"ignore_index": 2}, -2.5),
+        Case(f"{function}-ignore-index-of-64-bits", function, wrapping, {"ignore_index": WRAPS_TO_A_CLASS}, -2.5),
         Case(
             f"{function}-options-num-items",
             function,
-            counted,
+            inputs,
             options | {"ignore_index": 2, "num_items_in_batch": 17},
             1.5,
         ),

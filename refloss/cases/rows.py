@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from refloss.cases.classes import WRAPPING, apart, improbable, many
+from refloss.cases.classes import WRAPS_TO_A_CLASS, WRAPS_TO_THE_DEFAULT, apart, improbable, many
 from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
 
@@ -79,14 +79,16 @@ def _of_labels(case: Callable[..., Case]) -> list[Case]:
     """Every option at once, and labels at which softmax kernels break."""
     source = Source(101)
     logits, labels = source.normal(6, 11) * 3.0, source.integers(11, 6)
-    labels[0], labels[3], labels[4] = 0, WRAPPING[0], 7
+    labels[0], labels[3], labels[4] = 0, 3, 7
     weight, cotangent = source.uniform(11) * 2.0 + 0.25, source.normal(6) * 2.0
-    options = {"weight": weight, "label_smoothing": 0.3, "ignore_index": WRAPPING[0]}
+    options = {"weight": weight, "label_smoothing": 0.3, "ignore_index": 3}
+    wrapping = np.where(labels == 3, WRAPS_TO_A_CLASS, labels)
     far = apart()
     return [
         case("options-mean", logits, labels, grad_output=-2.5, **options),
         case("options-sum", logits, labels, grad_output=1.75, reduction="sum", **options),
         case("options-none", logits, labels, grad_output=cotangent, reduction="none", **options),
+        case("ignore-index-of-64-bits", logits, wrapping, grad_output=-0.5, ignore_index=WRAPS_TO_A_CLASS),
         case("improbable", *improbable(), grad_output=-3.0),
         case("apart", *far, grad_output=cotangent, reduction="none"),
     ]
@@ -114,14 +116,14 @@ def _of_sizes(case: Callable[..., Case]) -> list[Case]:
     """Many classes, many rows, labels of many bits; and a class of −inf that a target of 0 does not hide."""
     source = Source(103)
     rows, classes = source.uniform(70000, 2) * 8.0 - 8.0, source.integers(2, 70000).astype(np.int32)
-    labels = np.array([3, WRAPPING[1], 0, 9])
+    labels = np.array([3, WRAPS_TO_THE_DEFAULT, 0, 9])
     logits, target = source.normal(4, 11) * 3.0, source.uniform(4, 11)
     masked = logits.copy()
     masked[1, 4], target[1, 4] = -np.inf, 0.0
     wide, soft = source.normal(3, 4097) * 4.0, source.uniform(3, 4097) * 2.0**-11
     in_float32 = [
         case("rows-70000", rows, classes, grad_output=7e4),
-        case("ignore-index-of-64-bits", logits, labels, grad_output=-0.5, ignore_index=WRAPPING[1]),
+        case("ignore-index-below-0", logits, labels, grad_output=-0.5, ignore_index=WRAPS_TO_THE_DEFAULT),
         case("probabilities-masked", masked, target, grad_output=source.normal(4), reduction="none"),
         case("probabilities-classes-4097", wide, soft, grad_output=-1.25),
     ]

@@ -380,7 +380,6 @@ def grouped_cases(function: str, *, seed: int) -> list[Case]:
                     class_loss_coefficient=2.5,
                     group_detr=3,
                 ),
-                case("saturated", _Scene(seed + 5, _CLASSES).saturated(), np.float64, layers=False),
             ]
         ),
         case(
