@@ -242,6 +242,9 @@ def _optax_offers(case: Case) -> bool:
     options = {"weight", "pos_weight", "label_smoothing"}
     # XLA takes a third of a second to compile a case. float64 is not JAX's default, float16 not its choice of 16 bits.
     offered = {"float32", "bfloat16"}
+    # Nor has it integers of more than 32 bits.
+    if any(value.dtype.kind == "i" and np.any(np.abs(value) >= 2**31) for value in case.inputs.values()):
+        return False
     return not options & {*case.inputs, *case.parameters} and {str(dtype) for dtype in dtypes_of(case)} <= offered
 
 

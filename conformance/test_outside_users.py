@@ -31,10 +31,20 @@ _LABEL_OF_ZERO = {"grad.targets"}  # the derivative of logsumexp in a factor b o
 KNOWN = {
     ("torch", "causal_lm-poisoned-ignored-row"): _POISONED,
     ("torch", "masked_lm-poisoned-ignored-row"): _POISONED,
-    ("optax", "cross_entropy-offset"): {"loss"},  # log-sum-exp and logit are rounded before their difference
+    # Its least p·(1 − p) is float32's 1e-12, which float64 tells from its own.
+    ("torch", "bce-options-sure-float64"): {"grad.input"},
+    # Log-sum-exp and logit are rounded before their difference.
+    **{("optax", f"cross_entropy-{name}"): {"loss"} for name in ("offset", "apart")},
     **{
         ("optax", f"sigmoid_focal-{name}"): _LABEL_OF_ZERO
-        for name in ("float32", "bfloat16", "sum", "none", "no-alpha")
+        for name in (
+            *("float32", "bfloat16", "sum", "none", "no-alpha", "elements-17554-bfloat16", "elements-66049"),
+            *(
+                f"saturated-gamma-{gamma}"
+                for gamma in ("0.5", "1", "2", "5", "0.5-bfloat16", "1-bfloat16", "2-bfloat16")
+            ),
+            *(f"options-{reduction}{dtype}" for reduction in ("mean", "sum", "none") for dtype in ("", "-bfloat16")),
+        )
     },
 }
 CALLS = [(user, case) for user in OUTSIDE_USERS for case in corpus(set(user.losses)) if user.offers(case)]

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from refloss.cases.draws import Draws
 
 _BINS = 4
+_MOST_CLASSES = 4097  # of every query of every layer
 
 
 class _Scene:
     """How many images, queries and objects of which classes there are."""
 
-    def __init__(self, draws: Draws) -> None:
-        self.classes, self.images = draws.classes(), draws.size(1, 2)
+    def __init__(self, draws: Draws, *, text: bool = False) -> None:
+        self.classes = draws.few_classes() if text else draws.classes(high=_MOST_CLASSES)
+        self.images = draws.size(1, 2)
         self.queries = draws.size(1, draws.limits.max_rows)
         self.layers = draws.size(1, 3)
         self.labels: list[dict[str, np.ndarray]] = []
@@ -46,7 +48,7 @@ def detr(draws: Draws, *, extra: int = 0, masks: bool = False) -> Drawn:
     scene = _Scene(draws)
     tensors = _predictions(draws, scene, scene.classes + extra)
     for image in scene.labels if masks else []:
-        of_image = draws.uniform(len(image["boxes"]), draws.size(1, 4), draws.size(1, 4))
+        of_image = draws.uniform(len(image["boxes"]), draws.side(4), draws.side(4))
         image["masks"] = of_image.astype(np.float32) if draws.maybe() else of_image < 0.5
     if masks:
         shape = (scene.images, scene.queries, draws.size(1, 3), draws.size(1, 3))
@@ -75,7 +77,7 @@ def _detr_config(scene: _Scene, tensors: dict[str, Any]) -> dict[str, Any]:
 
 def grounding_dino(draws: Draws) -> Drawn:
     """The classes of an image are rows of tokens; every image has as many."""
-    scene, tokens = _Scene(draws), draws.classes(2)
+    scene, tokens = _Scene(draws, text=True), draws.classes(2, _MOST_CLASSES)
     tensors = _predictions(draws, scene, tokens)
     maps = [np.round(draws.uniform(scene.classes, tokens)).astype(np.float32) for _ in scene.labels]
     for label_map in maps:

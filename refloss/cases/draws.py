@@ -16,21 +16,40 @@ from refloss.cases.source import DTYPES, Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+
+def _improbable(noise: np.ndarray, axis: int) -> np.ndarray:
+    """One class of each row is 110 and more above all others: their probabilities are below float32's least number."""
+    largest = noise == noise.max(axis, keepdims=True, initial=-np.inf)
+    return np.where(largest, noise + 60.0, np.clip(3.0 * noise - 60.0, -100.0, -50.0))
+
+
+def _apart(noise: np.ndarray, axis: int) -> np.ndarray:
+    """Rows whose maxima are 200 apart, as their first elements have one sign or the other."""
+    return noise + np.where(noise.take([0] if noise.shape[axis] else [], axis) > 0.0, 100.0, -100.0)
+
+
 # How logits differ from noise of variance 1. The second argument is the axis of classes.
 _KINDS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "ordinary": lambda noise, _: 3.0 * noise,
     "ties": lambda noise, _: np.round(noise),
     "confident": lambda noise, axis: np.where(noise == noise.max(axis, keepdims=True, initial=-np.inf), 40.0, noise),
     "offset": lambda noise, _: noise + 1e4,
+    "improbable": _improbable,
+    "apart": _apart,
+    "saturated": lambda noise, _: np.clip(20.0 * np.round(2.0 * noise), -100.0, 100.0),
     "tiny": lambda noise, _: noise * 2.0**-130,
     "huge": lambda noise, _: noise * 1e37,
 }
 _EXTREME = ("tiny", "huge")
-_EXACT = ("ordinary", "ties")
+_EXACT = ("ordinary", "ties", "improbable", "apart", "saturated")
 SHARES = {"none": 0.0, "some": 0.25, "many": 0.75, "all": 1.0}  # of rows that are ignored
 # What exact logits are multiples of: sums of one and a power of two up to 128 have no more digits than each type holds.
 _GRIDS = {"float64": 2.0**-20, "float32": 2.0**-10, "float16": 2.0**-3, "bfloat16": 1.0}
 _LABEL_DTYPES = (np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint8)
+# Numbers of classes, or of elements of a row, by the name of a profile; "few" are as many as there may be at most.
+# Kernels take 1024, 4096 or 65536 at a time: less than a block, one more, and several with a tail.
+SIZES: dict[str, tuple[int, ...]] = {"few": (), "blocks": (1025, 4097, 1, 2, 50257)}
+_SIDES = (67, 131, 1, 2)  # of images in place of these: more than a tile, and a tail
 _LEFT_OUT = object()
 
 
@@ -43,6 +62,7 @@ class Limits(NamedTuple):
     exact: whether rows may be taken apart, put together, and have constants added to their logits without rounding:
         logits are multiples of a power of two, sizes are the largest that are allowed, some row counts, arrays are
         contiguous, and of what may be left out only a weight is given.
+    sizes: numbers of classes, or of elements of a row, to choose from instead, such as those of SIZES.
     """
 
     dtypes: tuple[str, ...] = tuple(DTYPES)
@@ -50,6 +70,7 @@ class Limits(NamedTuple):
     max_classes: int = 6
     extreme: bool = True
     exact: bool = False
+    sizes: tuple[int, ...] = ()
 
 
 class Drawn(NamedTuple):
@@ -139,9 +160,19 @@ class Draws:
         """How many rows there are."""
         return self.limits.max_rows if self.limits.exact else self.size(0, self.limits.max_rows)
 
-    def classes(self, low: int = 1) -> int:
-        """How many classes there are."""
+    def classes(self, low: int = 1, high: int = 2**31) -> int:
+        """How many classes there are; low and high are for sizes of a profile."""
+        if self.limits.sizes:
+            return int(self.one_of(*([size for size in self.limits.sizes if low <= size <= high] or [low])))
+        return self.few_classes(low)
+
+    def few_classes(self, low: int = 1) -> int:
+        """How many classes there are, where there are pixels or texts beside them, whatever the profile."""
         return self.limits.max_classes if self.limits.exact else self.size(low, self.limits.max_classes)
+
+    def side(self, most: int) -> int:
+        """How many pixels an image is high or wide."""
+        return int(self.one_of(*_SIDES)) if self.limits.sizes else self.size(1, most)
 
     def row_shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
         """Axes whose product is at most max_rows; only the first can be empty."""
@@ -158,7 +189,7 @@ class Draws:
         if self.limits.exact:
             return self.rows(), self.classes()
         rows = self.row_shape(max(axes - 1, 0), 2)
-        return (*rows, self.classes()) if len(rows) < axes or self.maybe() else rows
+        return (*rows, self.classes()) if len(rows) < axes or self.limits.sizes or self.maybe() else rows
 
     def _seed(self) -> int:
         return self._chooser.between(0, 2**16)
@@ -188,12 +219,18 @@ class Draws:
             values = np.round(values / grid) * grid
         return self.cast(values)
 
-    def probabilities(self, *shape: int) -> np.ndarray:
-        """Values from 0 to 1: soft, hard, or next to 0; where they are to be exact, sixteenths but 0 and 1."""
+    def probabilities(self, *shape: int, ends: bool = False) -> np.ndarray:
+        """Values from 0 to 1: soft, hard, next to 0, or some next to 0 and all others 1.
+
+        Where they are to be exact, sixteenths, or 0 and 1 where ends are.
+        """
+        if self.limits.exact and ends and self.maybe():
+            return self.cast(np.round(self.uniform(*shape)))
         if self.limits.exact:
             return self.cast((1.0 + np.floor(15.0 * self.uniform(*shape))) / 16.0)
-        kind, values = self.one_of("soft", "hard", "small"), self.uniform(*shape)
-        return self.cast({"soft": values, "hard": np.round(values), "small": values * 2.0**-20}[kind])
+        kind, values = self.one_of("soft", "hard", "small", "rare"), self.uniform(*shape)
+        rare = np.where(values < 0.5, values * 2.0**-100, 1.0)
+        return self.cast({"soft": values, "hard": np.round(values), "small": values * 2.0**-20, "rare": rare}[kind])
 
     def log_probabilities(self, *shape: int) -> np.ndarray:
         """Values up to 0."""

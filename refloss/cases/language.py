@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
+from refloss.cases.classes import WRAPS_TO_A_CLASS, WRAPS_TO_THE_DEFAULT, Rows, apart, improbable, many
 from refloss.cases.draws import Drawn, Draws
+from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 _ITEMS = (1, 40, 12.5)  # values of num_items_in_batch
+_MOST_CLASSES_OF_PIXELS = 5000
 
 
 def _language(function: str, seed: int, shift: int = 0) -> list[Case]:
@@ -48,7 +54,48 @@ def _language(function: str, seed: int, shift: int = 0) -> list[Case]:
         case("flat-logits", single.reshape(18, 17), padded, grad_output=0.9),
         case("int32-labels", single, padded.astype(np.int32), grad_output=-0.2),
         case("large-cotangent", logits.astype(np.float16), padded, grad_output=65536.0),
+        *in_every_format(_of_tokens(case, seed, shift)),
+        *_of_many_tokens(case, seed, shift),
     ]
+
+
+def _of_tokens(case: Callable[..., Case], seed: int, shift: int) -> list[Case]:
+    """Options that show, sequences of very different lengths, and labels at which softmax kernels break."""
+    source = Source(100 + seed)
+    logits, labels = source.normal(3, 9, 11) * 4.0, source.integers(11, 3, 9)
+    labels[:, 4], labels[1, 3] = 0, 5
+    labels[0, 7:], labels[1, 4:], labels[2, 1:3] = 3, 3, 3
+    wrapping = np.where(labels == 3, WRAPS_TO_A_CLASS, labels)
+    logits[0] *= 2.0  # long sequences are wrong by more than short ones
+    return [
+        case("options", logits, labels, ignore_index=3, grad_output=-1.25),
+        case("ignore-index-of-64-bits", logits, wrapping, ignore_index=WRAPS_TO_A_CLASS, grad_output=0.5),
+        case("options-num-items", logits, labels, ignore_index=5, num_items_in_batch=12.5, grad_output=3.0),
+        case("improbable", *_sequence(improbable(), shift), grad_output=-3.0),
+        case("apart", *_sequence(apart(), shift), grad_output=2.0),
+    ]
+
+
+def _of_many_tokens(case: Callable[..., Case], seed: int, shift: int) -> list[Case]:
+    """A large vocabulary, and labels of many bits."""
+    source = Source(200 + seed)
+    logits, labels = source.normal(2, 5, 11) * 4.0, source.integers(11, 2, 5)
+    labels[0, 3:] = WRAPS_TO_THE_DEFAULT
+    ignored = case("ignore-index-below-0", logits, labels, ignore_index=WRAPS_TO_THE_DEFAULT, grad_output=-0.5)
+    return [
+        in_format(ignored, "float32"),
+        *(
+            in_format(case(f"classes-{rows.classes}", *_sequence(rows, shift), grad_output=-1.25), name)
+            for name, rows in many(300 + seed)
+        ),
+    ]
+
+
+def _sequence(rows: Rows, shift: int) -> Rows:
+    """Rows as one sequence, in which each is asked for the label so many places after it."""
+    ignored = np.full(shift, -100)
+    logits = np.concatenate([rows.logits, rows.logits[:shift]])
+    return Rows(logits[None], np.concatenate([ignored, rows.labels])[None])
 
 
 def causal_lm(function: str) -> list[Case]:
@@ -58,10 +105,13 @@ def causal_lm(function: str) -> list[Case]:
     labels, shifted = source.integers(13, 2, 6), source.integers(13, 2, 6)
     shifted[1, 3:] = -100
     inputs = {"logits": logits, "labels": labels, "shift_labels": shifted}
+    exact = {**inputs, "logits": source.normal(2, 6, 13) * 4.0, "shift_labels": np.where(shifted < 0, 12, shifted)}
+    options = {"num_items_in_batch": 7, "ignore_index": 12}
     return [
         *_language(function, 2, shift=1),
         Case(f"{function}-shift-labels", function, inputs, {"num_items_in_batch": 30}, -1.75),
         Case(f"{function}-one-token", function, {"logits": logits[:, :1], "labels": labels[:, :1]}, {}, 1.0),
+        *in_every_format([Case(f"{function}-options-shift-labels", function, exact, options, 2.5)]),
     ]
 
 
@@ -107,6 +157,39 @@ def sequence_classification(function: str) -> list[Case]:
         case("one-value-float16", logits[:, :1].astype(np.float16), values[:, :1], 100.0, num_labels=1),
         case("one-value-of-one", single[:1, :1], values[:1, :1], 4.0),
         case("stated-one-label", single, labels, 1.0, problem_type="single_label_classification"),
+        *in_every_format(_of_sequences(case)),
+        *(
+            in_format(case(f"classes-{rows.classes}", *rows, num_labels=rows.classes), name)
+            for name, rows in many(106)
+            if rows.classes > 1
+        ),
+    ]
+
+
+def _of_sequences(case: Callable[..., Case]) -> list[Case]:
+    """Options that show, and labels at which softmax kernels break."""
+    source = Source(206)
+    logits, labels, values = source.normal(6, 5) * 3.0, source.integers(5, 6), source.normal(6, 5)
+    labels[0], labels[2], labels[5] = 0, 3, 3
+    wrapping = np.where(labels == 3, WRAPS_TO_A_CLASS, labels)
+    several = source.integers(2, 6, 5)
+    saturated = logits * 12.0
+    stated = {name: {"problem_type": name} for name in ("regression", "multi_label_classification")}
+    return [
+        case("options", logits, labels, ignore_index=3),
+        case("ignore-index-of-64-bits", logits, wrapping, ignore_index=WRAPS_TO_A_CLASS),
+        case(
+            "options-num-items",
+            logits,
+            labels,
+            ignore_index=3,
+            num_items_in_batch=11.5,
+        ),
+        case("options-values", logits, values, 0.75, **stated["regression"]),
+        case("options-one-value", logits[:, :1], values[:, 0], -2.0, num_labels=1),
+        case("options-several-labels", saturated, several, 2.0, **stated["multi_label_classification"]),
+        case("improbable", *improbable()),
+        case("apart", *apart()),
     ]
 
 
@@ -131,7 +214,43 @@ def question_answering(function: str) -> list[Case]:
         case("num-items", outside, num_items_in_batch=8, grad_output=3.0),
         case("all-outside", np.full(5, 20), grad_output=1.0),
         case("int32-positions", first.astype(np.int32), grad_output=7.0),
+        *in_every_format(_of_answers(function)),
+        *(
+            in_format(_answers(function, f"classes-{rows.classes}", rows, _reversed(rows)), name)
+            for name, rows in many(107)
+        ),
     ]
+
+
+def _of_answers(function: str) -> list[Case]:
+    """As many positions outside as make the means differ, and ones at which softmax kernels break, on either side."""
+    source = Source(207)
+    plain = Rows(source.normal(6, 11) * 4.0, source.integers(11, 6))
+    outside = Rows(source.normal(6, 11) * 4.0, np.array([0, 11, 16, 7, 99, 5]))
+    return [
+        _answers(function, "options", plain, outside, num_items_in_batch=2.5),
+        *(
+            _answers(function, f"{name}-{side}", *((rows, other) if side == "start" else (other, rows)))
+            for name, rows in (("improbable", improbable()), ("apart", apart()))
+            for side, other in (("start", _ordinary(rows)), ("end", _ordinary(rows)))
+        ),
+    ]
+
+
+def _answers(function: str, name: str, start: Rows, end: Rows, **parameters: Any) -> Case:
+    inputs = {"start_logits": start.logits, "end_logits": end.logits}
+    inputs |= {"start_positions": start.labels, "end_positions": end.labels}
+    return Case(f"{function}-{name}", function, inputs, parameters, -1.5)
+
+
+def _reversed(rows: Rows) -> Rows:
+    """The same, from the last one to the first."""
+    return Rows(rows.logits[::-1], rows.labels[::-1])
+
+
+def _ordinary(rows: Rows) -> Rows:
+    """The same labels of rows that no kernel minds."""
+    return Rows(Source(210).normal(*rows.logits.shape) * 3.0, rows.labels)
 
 
 def semantic_segmentation(function: str) -> list[Case]:
@@ -160,6 +279,71 @@ def semantic_segmentation(function: str) -> list[Case]:
         case("same-size", labels[:, :3, :5], grad_output=1.0),
         case("smaller", labels[:, :2, :2], grad_output=2.5),
         case("all-ignored", np.full((2, 7, 8), 255), grad_output=1.0),
+        *in_every_format(_of_pixels(function)),
+        *(in_format(each, "float32") for each in _of_tiles(function)),
+        *(in_format(_pixels(function, f"classes-{rows.classes}", rows), name) for name, rows in _few_of_many()),
+    ]
+
+
+def _of_pixels(function: str) -> list[Case]:
+    """Options that show, and labels at which softmax kernels break, of either logits."""
+    source = Source(208)
+    logits, auxiliary = source.normal(2, 5, 3, 4) * 3.0, source.normal(2, 5, 2, 3) * 3.0
+    labels = source.integers(5, 2, 7, 6)
+    labels[0, 1:], labels[1, 3, :3] = 2, 2
+    inputs = {"logits": logits, "labels": labels, "auxiliary_logits": auxiliary}
+    wrapping = inputs | {"labels": np.where(labels == 2, WRAPS_TO_A_CLASS, labels)}
+    options = {"auxiliary_loss_weight": 1.5}
+    return [
+        Case(f"{function}-options", function, inputs, options | {"ignore_index": 2}, -2.5),
+        Case(f"{function}-ignore-index-of-64-bits", function, wrapping, {"ignore_index": WRAPS_TO_A_CLASS}, -2.5),
+        Case(
+            f"{function}-options-num-items",
+            function,
+            inputs,
+            options | {"ignore_index": 2, "num_items_in_batch": 17},
+            1.5,
+        ),
+        _pixels(function, "improbable", improbable()),
+        _pixels(function, "improbable-auxiliary", _ordinary(improbable()), improbable()),
+        _pixels(function, "apart", apart()),
+        _pixels(function, "apart-auxiliary", _ordinary(apart()), apart()),
+    ]
+
+
+def _pixels(function: str, name: str, rows: Rows, auxiliary: Rows | None = None) -> Case:
+    """Rows as the pixels of one line, of logits and of auxiliary ones."""
+    inputs = {"logits": _line(rows.logits), "labels": rows.labels[None, None]}
+    if auxiliary is not None:
+        inputs["auxiliary_logits"] = _line(auxiliary.logits)
+    return Case(f"{function}-{name}", function, inputs, {}, -1.5)
+
+
+def _line(logits: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(logits.T)[None, :, None, :]
+
+
+def _few_of_many() -> Iterator[tuple[str, Rows]]:
+    """Rows of as many classes as images have at most."""
+    for name, rows in many(108):
+        if rows.classes < _MOST_CLASSES_OF_PIXELS:
+            yield from ((each, rows) for each in ((name,) if name != "float64" else ("float32", name)))
+
+
+def _of_tiles(function: str) -> list[Case]:
+    """Masks that no tile divides, larger than the logits and smaller."""
+    source = Source(209)
+    labels = source.integers(3, 1, 67, 131)
+    labels[0, :5] = 255
+    return [
+        Case(
+            f"{function}-tiles-{h}x{w}",
+            function,
+            {"logits": source.normal(1, 3, h, w) * 3.0, "labels": labels},
+            {},
+            60.0,
+        )
+        for h, w in ((17, 33), (67, 131))
     ]
 
 
@@ -229,11 +413,11 @@ def draw_answers(draws: Draws) -> Drawn:
 
 def draw_images(draws: Draws) -> Drawn:
     """Images and labels of other sizes."""
-    images, classes = min(draws.rows(), 2), draws.classes()
+    images, classes = min(draws.rows(), 2), draws.few_classes()
     parameters = draws.options(
         ignore_index=(255, 0, -100), num_items_in_batch=_ITEMS, auxiliary_loss_weight=(0.4, 1.5, 0.0)
     )
-    labels = draws.labels((images, draws.size(1, 5), draws.size(1, 5)), classes, parameters.get("ignore_index", 255))
+    labels = draws.labels((images, draws.side(5), draws.side(5)), classes, parameters.get("ignore_index", 255))
     names = ("logits", "auxiliary_logits") if draws.maybe() else ("logits",)
     logits = {name: draws.logits(images, classes, draws.size(1, 3), draws.size(1, 3), axis=1) for name in names}
     return Drawn(logits | {"labels": labels}, parameters)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refloss.cases.boxes import boxes_of
+from refloss.cases.formats import in_every_format
 from refloss.cases.source import DTYPES, Case, Source
 from refloss.files import flattened
 
@@ -53,20 +54,67 @@ LAYERED_CONFIG: dict[str, Any] = {
 }
 
 
-class _Scene:
-    """Predictions for three images, and what they show."""
+# Of every entry another value than the usual one; those of costs are such that each decides some match.
+_OPTIONS: dict[str, Any] = {
+    "class_cost": 6.0,
+    "bbox_cost": 1.0,
+    "giou_cost": 0.5,
+    "eos_coefficient": 0.375,
+    "focal_alpha": 0.625,
+    "decoder_layers": 2,
+    "bbox_loss_coefficient": 1.75,
+    "giou_loss_coefficient": 4.5,
+    "mask_loss_coefficient": 2.25,
+    "dice_loss_coefficient": 3.5,
+}
+_LAYERED_OPTIONS: dict[str, Any] = {
+    "matcher_class_cost": 6.0,
+    "matcher_bbox_cost": 1.0,
+    "matcher_giou_cost": 0.5,
+    "matcher_alpha": 0.75,
+    "matcher_gamma": 1.0,
+    "focal_loss_alpha": 0.375,
+    "focal_loss_gamma": 1.5,
+    "weight_loss_vfl": 2.5,
+    "weight_loss_mal": 3.5,
+    "weight_loss_bbox": 1.75,
+    "weight_loss_giou": 4.5,
+    "weight_loss_fgl": 0.75,
+    "weight_loss_ddf": 0.625,
+    "eos_coefficient": 0.375,
+    "reg_scale": 6.0,
+    "up": 1.5,
+    "mal_alpha": 0.5,
+    "use_dense_one_to_one": False,
+}
+_MANY_CLASSES = 1025  # more than a block
+_SATURATED = 32.0  # what logits are multiplied by: probabilities are no float32 any more
 
-    def __init__(self, seed: int, classes: int, counts: tuple[int, ...] = (3, 0, 2)) -> None:
-        source = Source(seed)
+
+class _Scene:
+    """Predictions for three images, and what they show: some of the last classes of so many, and masks.
+
+    The heights and widths are those of predicted masks and of the first image's objects.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        classes: int,
+        counts: tuple[int, ...] = (3, 0, 2),
+        sides: tuple[tuple[int, int], tuple[int, int]] = ((4, 5), (9, 11)),
+        first_label: int = 0,
+    ) -> None:
+        source, (height, width) = Source(seed), sides[1]
         images = len(counts)
         self.logits = source.normal(_LAYERS, images, _QUERIES, classes) * 2.0
         self.boxes = boxes_of(source, _LAYERS, images, _QUERIES)
-        self.masks = source.normal(images, _QUERIES, 4, 5) * 3.0
+        self.masks = source.normal(images, _QUERIES, *sides[0]) * 3.0
         self.labels: list[dict[str, np.ndarray]] = [
             {
-                "class_labels": source.integers(_CLASSES, count),
+                "class_labels": first_label + source.integers(_CLASSES, count),
                 "boxes": boxes_of(source, count).astype(np.float32),
-                "masks": source.uniform(count, 9 + i, 11 - i) < 0.4,
+                "masks": source.uniform(count, height + i, width - i) < 0.4,
             }
             for i, count in enumerate(counts)
         ]
@@ -74,7 +122,12 @@ class _Scene:
         for label_map in self.maps:
             label_map[:, 0] = 1.0
         self.text_mask = np.ones((images, 1, classes), bool)
-        self.text_mask[:, :, -1] = False
+        self.text_mask[:, :, -1 if classes < _MANY_CLASSES else -classes // 4 :] = False
+
+    def saturated(self) -> _Scene:
+        """The same, of logits that are far from 0."""
+        self.logits, self.masks = self.logits * _SATURATED, self.masks * _SATURATED
+        return self
 
     def inputs(self, dtype: Any, *, masks: bool, text: bool, layers: bool, encoder: bool) -> dict[str, np.ndarray]:
         """The arguments by name; lists are taken apart."""
@@ -103,8 +156,12 @@ def detr_cases(
     classes: int = _CLASSES,
     masks: bool = False,
     text: bool = False,
+    deciding: int | None = None,
 ) -> list[Case]:
-    """Cases of a head that follows DETR; classes are those of its logits."""
+    """Cases of a head that follows DETR; classes are those of its logits.
+
+    deciding is the seed of a scene in which each cost decides some match, in every format.
+    """
     scene = _Scene(seed, classes)
 
     def case(
@@ -138,7 +195,26 @@ def detr_cases(
         case("num-boxes-clamped", num_boxes=0.25),
         case("costs", class_cost=2.0, bbox_cost=0.5, giou_cost=4.0, layers=True),
     ]
-    return [*cases, case("encoder", layers=True, encoder=True)] if text else cases
+    if text:
+        cases.append(case("encoder", layers=True, encoder=True))
+    options = case(
+        "options",
+        _Scene(seed + 4 if deciding is None else deciding, classes),
+        np.float64,
+        layers=True,
+        encoder=text,
+        num_boxes=2.5,
+        **_OPTIONS,
+    )
+    saturated = case("saturated", _Scene(seed + 5, classes).saturated(), np.float64)
+    first = 0 if text else _MANY_CLASSES - classes
+    many = _Scene(seed + 6, _MANY_CLASSES, (3, 1), first_label=first)
+    cases += in_every_format([options, saturated])
+    cases.append(case(f"classes-{_MANY_CLASSES}", many, grad_output=2.5, num_labels=_CLASSES + first))
+    if masks:
+        tiles = _Scene(seed + 7, classes, (3, 1), ((17, 33), (67, 131)))
+        cases.append(case("tiles", tiles, grad_output=20.0))
+    return cases
 
 
 class _Layers:
@@ -146,17 +222,20 @@ class _Layers:
 
     groups, known = 2, 12
 
-    def __init__(self, seed: int, counts: tuple[int, ...] = (3, 0, 2)) -> None:
+    def __init__(self, seed: int, counts: tuple[int, ...] = (3, 0, 2), classes: int = _CLASSES) -> None:
         source, images = Source(seed), len(counts)
         shape = (images, _LAYERS, self.known + _QUERIES)
         bins = LAYERED_CONFIG["max_num_bins"] + 1
-        self.logits = source.normal(*shape, _CLASSES) * 2.0
+        self.logits = source.normal(*shape, classes) * 2.0
         self.boxes = boxes_of(source, *shape)
         self.corners = source.normal(*shape, 4 * bins)
         self.references = boxes_of(source, *shape)
-        self.proposals = source.normal(images, _QUERIES, _CLASSES), boxes_of(source, images, _QUERIES)
+        self.proposals = source.normal(images, _QUERIES, classes), boxes_of(source, images, _QUERIES)
         self.labels = [
-            {"class_labels": source.integers(_CLASSES, count), "boxes": boxes_of(source, count).astype(np.float32)}
+            {
+                "class_labels": classes - _CLASSES + source.integers(_CLASSES, count),
+                "boxes": boxes_of(source, count).astype(np.float32),
+            }
             for count in counts
         ]
         step = self.known // self.groups
@@ -167,6 +246,11 @@ class _Layers:
             "dn_num_group": np.array(self.groups),
             "dn_num_split": np.array([self.known, _QUERIES]),
         }
+
+    def saturated(self) -> _Layers:
+        """The same, of logits that are far from 0."""
+        self.logits = self.logits * _SATURATED
+        return self
 
     def inputs(self, dtype: Any, *, layers: bool, noise: bool, corners: bool) -> dict[str, np.ndarray]:
         """The arguments by name; lists are taken apart."""
@@ -188,8 +272,11 @@ class _Layers:
         return {key: part for name, value in arguments.items() for key, part in flattened(name, value).items()}
 
 
-def layered_cases(function: str, *, seed: int, corners: bool = False, union: bool = False) -> list[Case]:
-    """Cases of a head that follows RT-DETR; with a union of layers' matchings if it has one."""
+def layered_cases(function: str, *, seed: int, deciding: int, corners: bool = False, union: bool = False) -> list[Case]:
+    """Cases of a head that follows RT-DETR; with a union of layers' matchings if it has one.
+
+    deciding is the seed of a scene in which each cost, and each of its parameters, decides some match.
+    """
     scene = _Layers(seed)
 
     def case(
@@ -232,6 +319,20 @@ def layered_cases(function: str, *, seed: int, corners: bool = False, union: boo
         case("other-focus", noise=False, focal_loss_alpha=0.25, focal_loss_gamma=1.5, mal_alpha=0.5),
         *(of_corners if corners else []),
         *([case("one-to-one", use_dense_one_to_one=False)] if union else []),
+        *in_every_format(
+            [
+                case("options", _Layers(deciding), np.float64, num_boxes=2.5, **_LAYERED_OPTIONS),
+                case("saturated", _Layers(seed + 6).saturated(), np.float64, layers=False, noise=False),
+            ]
+        ),
+        case(
+            f"classes-{_MANY_CLASSES}",
+            _Layers(seed + 7, (3, 1), _MANY_CLASSES),
+            grad_output=2.5,
+            layers=False,
+            noise=False,
+            num_labels=_MANY_CLASSES,
+        ),
     ]
 
 
@@ -268,4 +369,24 @@ def grouped_cases(function: str, *, seed: int) -> list[Case]:
         case("more-objects-than-queries", _Scene(seed + 3, _CLASSES, (4, 1))),
         case("num-boxes", num_boxes=2.5),
         case("other-focus", focal_alpha=0.75),
+        *in_every_format(
+            [
+                case(
+                    "options",
+                    _Scene(seed + 4, _CLASSES),
+                    np.float64,
+                    num_boxes=2.5,
+                    **_OPTIONS,
+                    class_loss_coefficient=2.5,
+                    group_detr=3,
+                ),
+            ]
+        ),
+        case(
+            f"classes-{_MANY_CLASSES}",
+            _Scene(seed + 6, _MANY_CLASSES, (3, 1), first_label=_MANY_CLASSES - _CLASSES),
+            grad_output=2.5,
+            layers=False,
+            num_labels=_MANY_CLASSES,
+        ),
     ]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.cases.draws import Drawn, Draws, Limits, Seeded
+from refloss.cases.draws import SIZES, Drawn, Draws, Limits, Seeded
 from refloss.cases.source import DTYPES, Case
 from refloss.files import flattened
 from refloss.kernels.maps import exponentials, sigmoids
+from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from refloss.specification import Specification
 
 _LAYOUTS = ("contiguous", "read-only", "transposed", "strided", "reversed")
+_FEW_ROWS = 3  # of fresh cases, so that a folder of them stays small
 
 
 def draw(function: Function, draws: Draws, name: str = "drawn") -> Case:
@@ -40,6 +42,28 @@ def seeded(function: Function, limits: Limits, seed: int) -> Iterator[Case]:
     yield draw(function, Draws(Seeded(1000 * seed, plainness=1.0), limits), f"mean-{seed}")
     for i, (name, value) in enumerate(values, 1):
         yield draw(function, Draws(Seeded(1000 * seed + i), limits, {name: value}), f"{name}-{value}-{seed}")
+
+
+def fresh(function: str, seed: int, count: int) -> list[Case]:
+    """Cases that nobody has seen, from a seed: in every format, one option after the other, large and small.
+
+    As many as asked for. Their values are finite but for classes of −inf, and none is empty; ids are
+    <function>-seed<seed>-<k>.
+    """
+    return [_fresh(FUNCTIONS[function], seed, k) for k in range(count)]
+
+
+def _fresh(function: Function, seed: int, k: int) -> Case:
+    values = [(name, value) for name, each in function.specification.parameters.items() for value in each.values]
+    dtypes, sizes = list(DTYPES), list(SIZES.values())
+    limits = Limits((dtypes[k % 4],), _FEW_ROWS, extreme=False, sizes=sizes[k // 4 % 2])
+    given = dict([values[k % len(values)]]) if values and k % 3 else {}
+    for attempt in itertools.count():
+        chooser = Seeded((seed << 40) + (k << 16) + attempt, plainness=0.25)
+        case = draw(function, Draws(chooser, limits, given), f"seed{seed}-{k}")
+        if all(value.size for name, value in case.inputs.items() if name in function.specification.required):
+            return case
+    raise AssertionError
 
 
 def of_every_format(function: Function) -> list[Case]:
@@ -107,7 +131,7 @@ def _probabilities(
 ) -> np.ndarray:
     """Any, or those that the first argument predicts."""
     if draws.limits.exact or not tensors or not draws.maybe():
-        return draws.probabilities(*shape)
+        return draws.probabilities(*shape, ends=bool(tensors))
     name, values = next(iter(tensors.items()))
     role = specification.arguments[name].role
     # Not by the machine's exponentials: cases are the same everywhere.
@@ -156,7 +180,7 @@ def _rows_of_classes(specification: Specification, draws: Draws, parameters: dic
 def _distributions(draws: Draws, logits: np.ndarray, axis: int) -> np.ndarray:
     """Any, or the softmax of rows: a teacher whose student has learnt, sure where the student is."""
     if draws.limits.exact or not logits.size or not draws.maybe():
-        return draws.probabilities(*logits.shape)
+        return draws.probabilities(*logits.shape, ends=True)
     rows = np.moveaxis(logits.astype(np.float64), axis, 0)
     terms = exponentials(rows - rows.max(0))
     # One class after the other: the order in which NumPy adds is the machine's.
@@ -178,6 +202,8 @@ def _coinciding(first: np.ndarray, second: np.ndarray, draws: Draws) -> np.ndarr
 def _pairs_of_boxes(specification: Specification, draws: Draws, parameters: dict[str, Any]) -> Drawn:
     """Boxes that correspond, as corners unless a parameter says otherwise."""
     shape = draws.row_shape()
+    if draws.limits.sizes:
+        shape = (*shape[:1], draws.classes())
     tensors = {name: draws.boxes(*shape) for name in specification.named("boxes")}
     if parameters.get("box_format") != "cxcywh":
         tensors = {

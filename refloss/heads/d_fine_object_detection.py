@@ -29,7 +29,7 @@ from refloss.result import LossResult
         keys=("DFineForObjectDetection",),
         order=260,
         follows="transformers' DFineForObjectDetectionLoss",
-        cases=partial(scenes.layered_cases, seed=100, corners=True),
+        cases=partial(scenes.layered_cases, seed=100, deciding=6105, corners=True),
         draw=partial(drawn_scenes.rt_detr, corners=True),
     )
 )

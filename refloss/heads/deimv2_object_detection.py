@@ -38,7 +38,7 @@ from refloss.result import LossResult
         keys=("Deimv2ForObjectDetection",),
         order=270,
         follows="transformers' Deimv2ForObjectDetectionLoss",
-        cases=partial(scenes.layered_cases, seed=110, corners=True, union=True),
+        cases=partial(scenes.layered_cases, seed=110, deciding=2115, corners=True, union=True),
         draw=partial(drawn_scenes.rt_detr, corners=True, union=True),
     )
 )

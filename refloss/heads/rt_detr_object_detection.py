@@ -28,7 +28,7 @@ from refloss.result import LossResult
         keys=("RTDetrForObjectDetection", "RTDetrV2ForObjectDetection"),
         order=250,
         follows="transformers' RTDetrForObjectDetectionLoss",
-        cases=partial(scenes.layered_cases, seed=90),
+        cases=partial(scenes.layered_cases, seed=90, deciding=8095),
         draw=drawn_scenes.rt_detr,
     )
 )

@@ -8,12 +8,13 @@ Torch counterpart: torch.nn.functional.huber_loss.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.cases.elements import elements, one_each, weighted
+from refloss.cases.elements import elements, kinked, one_each, weighted
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
@@ -55,7 +56,7 @@ def _magnitudes(x, t, case, unit):
         parameters=REDUCTION | {"delta": Parameter(float, (1.0, 0.25, 3.0))},
         order=40,
         follows="torch.nn.functional.huber_loss",
-        cases=elements(13, weighted, one_each("delta", 0.25, 3.0, grad_output=-2.0)),
+        cases=elements(13, weighted, one_each("delta", 0.25, 3.0, grad_output=-2.0), partial(kinked, delta=0.5)),
         magnitudes=_magnitudes,
     )
 )

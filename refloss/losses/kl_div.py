@@ -21,6 +21,7 @@ from refloss import arrays, jit
 from refloss.cases.draws import Drawn
 from refloss.cases.elements import elements, log_targets
 from refloss.kernels.elementwise.loop import Loop
+from refloss.kernels.maps import exponentials
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.accurate import is_close, log_accurate
@@ -124,7 +125,12 @@ def _draw(draws):
     shape = draws.elements()
     parameters = draws.parameters(_PARAMETERS)
     x = draws.log_probabilities(*shape)
-    t = draws.log_probabilities(*shape) if parameters.get("log_target") else draws.probabilities(*shape)
+    if parameters.get("log_target"):
+        t = draws.log_probabilities(*shape)
+    elif draws.limits.exact or not draws.maybe():
+        t = draws.probabilities(*shape)
+    else:
+        t = draws.cast(np.clip(draws.near(exponentials(x)), 0.0, 1.0))
     return Drawn({"input": x, "target": t}, parameters, shape)
 
 
@@ -141,7 +147,7 @@ _PARAMETERS = {
         order=70,
         follows="torch.nn.functional.kl_div",
         positive=False,
-        cases=elements(16, log_targets, probabilities=("target",)),
+        cases=elements(16, log_targets, probabilities=("target",), low=-9.0),
         draw=_draw,
         magnitudes=_magnitudes,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.cases.elements import elements, weighted
+from refloss.cases.elements import elements, kinked, weighted
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
@@ -45,7 +45,7 @@ def _magnitudes(x, t, case, unit):
         mean="weights",
         order=20,
         follows="torch.nn.functional.l1_loss",
-        cases=elements(11, weighted),
+        cases=elements(11, weighted, kinked),
         magnitudes=_magnitudes,
     )
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.cases.elements import elements, weighted
+from refloss.cases.elements import elements, kinked, weighted
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
@@ -41,7 +41,7 @@ def _magnitudes(x, t, case, unit):
         mean="weights",
         order=10,
         follows="torch.nn.functional.mse_loss",
-        cases=elements(10, weighted),
+        cases=elements(10, weighted, kinked),
         magnitudes=_magnitudes,
     )
 )

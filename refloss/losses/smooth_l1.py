@@ -8,12 +8,13 @@ Torch counterpart: torch.nn.functional.smooth_l1_loss.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.cases.elements import elements, one_each
+from refloss.cases.elements import elements, kinked, one_each
 from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
@@ -54,7 +55,9 @@ def _magnitudes(x, t, case, unit):
         parameters=REDUCTION | {"beta": Parameter(float, (1.0, 0.0, 0.25, 3.0))},
         order=30,
         follows="torch.nn.functional.smooth_l1_loss",
-        cases=elements(12, one_each("beta", 0.0, 0.25, 3.0, grad_output=1.25)),
+        cases=elements(
+            12, one_each("beta", 0.0, 0.25, 3.0, grad_output=1.25), partial(kinked, weighted=False, beta=0.5)
+        ),
         magnitudes=_magnitudes,
     )
 )

@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("refloss.testing.strategies needs Hypothesis: pip install 'refloss[testing]'") from error
 
-from refloss.cases.draws import Draws, Limits
+from refloss.cases.draws import SIZES, Draws, Limits
 from refloss.cases.source import DTYPES, Case
 from refloss.golden.drawn import draw
 from refloss.registry import FUNCTIONS
@@ -31,11 +31,13 @@ def inputs(
     max_rows: int = 6,
     max_classes: int = 6,
     extreme: bool = True,
+    sizes: str = "few",
 ) -> SearchStrategy[Case]:
     """Cases of a function of refloss.registry.FUNCTIONS, each of which it accepts.
 
     They vary in shape (empty batches included), dtype, memory layout, kind of values (ties, huge and tiny ones,
-    offsets, confident rows, classes of −inf that no label asks for), ignored rows (some, all, with NaN and infinities
+    offsets, confident rows, improbable labels, rows whose maxima are far apart, saturated elements, targets of 0 and 1,
+    classes of −inf that no label asks for), ignored rows (some, all, with NaN and infinities
     in them), options and signed cotangents. Losses are finite but for means over nothing.
 
     Args:
@@ -45,6 +47,9 @@ def inputs(
         max_classes: an upper limit to the number of classes, or of elements in a row.
         extreme: whether there are values whose losses overflow float32, or are lost in it, and NaN and infinities in
             rows that are ignored: refloss defines what comes of them, but few other implementations take them.
+        sizes: "few", or "blocks" for numbers of classes, or of elements of a row, at which kernels break that take so
+            many at a time: 1025, 4097, 50257, 1 and 2 instead of up to max_classes; images are 67 and 131 pixels wide.
+            Take few rows then: max_rows=2.
     """
     if function not in FUNCTIONS:
         raise ValueError(f"unknown function {function!r}; expected one of {', '.join(FUNCTIONS)}")
@@ -53,7 +58,9 @@ def inputs(
         raise ValueError(f"dtypes is {dtypes!r}; expected some of {', '.join(DTYPES)}")
     if min(max_rows, max_classes) < 1:
         raise ValueError(f"max_rows is {max_rows} and max_classes is {max_classes}; expected at least 1")
-    return _cases(function, Limits(tuple(dtypes), max_rows, max_classes, extreme))
+    if sizes not in SIZES:
+        raise ValueError(f"sizes is {sizes!r}; expected one of {', '.join(SIZES)}")
+    return _cases(function, Limits(tuple(dtypes), max_rows, max_classes, extreme, sizes=SIZES[sizes]))
 
 
 class _Hypothesis:

@@ -298,9 +298,10 @@ class _Judge:
 
 
 def _changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:
-    """Which floats have another dtype; of integers only their values matter."""
+    """Which floats have another dtype, and which integers other values."""
     return ", ".join(
         f"{after[name].dtype} of {name} ({value.dtype})"
         for name, value in before.items()
-        if value.dtype in FLOATS and after[name].dtype != value.dtype
+        if (value.dtype in FLOATS and after[name].dtype != value.dtype)
+        or (value.dtype not in FLOATS and not np.array_equal(after[name], value))
     )
