@@ -36,6 +36,15 @@ Role = Literal[
     "objects",  # a list of a mapping for each image
     "mask",  # what counts, bool
 ]
+# What holds of a loss exactly, for those that compare its results with each other.
+Identity = Literal[
+    "a distance",  # of x and t: an even function of x − t
+    "mirrored",  # that of −x, or of the probability 1 − x, for 1 − t, and for 1 − alpha if there is an alpha
+    "linear in the input",
+    "linear in the target",
+    "logarithm of the input",  # for a target of 1: a multiple of its logarithm
+    "logarithm of the target",  # the target times a linear function of its logarithm
+]
 # What "mean" divides a sum by, or a loss that has no such word.
 Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects"]
 
@@ -200,6 +209,9 @@ class Specification:
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
         bounds: how far an honest implementation may be off, where its family has none that fit.
+        identities: what holds of it exactly.
+        degree: d, where all values times 2 make the loss 2^d times as large; None where they do not.
+        scales: the parameters that are such values as well.
     """
 
     arguments: Mapping[str, Argument]
@@ -219,6 +231,9 @@ class Specification:
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]] | None = None
+    identities: tuple[Identity, ...] = ()
+    degree: int | None = None
+    scales: tuple[str, ...] = ()
 
     def named(self, *roles: Role) -> list[str]:
         """The arguments that have one of some roles."""
