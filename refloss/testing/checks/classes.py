@@ -82,7 +82,9 @@ def permuted_classes(trial: Trial) -> bool:
         moved[name] = move(case.inputs[name])
         if f"{GRAD}{name}" in before:
             before[f"{GRAD}{name}"] = before[f"{GRAD}{name}"].changed(move)
-    options = {key: int(renamed(np.array(value))) for key, value in case.parameters.items() if key == "ignore_index"}
+    options = {}
+    if trial.labels and "ignore_index" in trial.specification.parameters:  # whose default may be a class as well
+        options = {"ignore_index": int(renamed(np.array(trial.ignore_index(trial.labels[0]))))}
     after = trial.measure(trial.with_inputs(moved, **options))
     compare(before, after, "before and after classes change places")
     return True
@@ -206,7 +208,14 @@ def linear_in_the_target(trial: Trial) -> bool:
     """The losses for a target and for 0 add up to twice that for its half, and so do the gradients."""
     names = [name for name in trial.targets if name not in trial.labels and trial.targets[name].role == "classes"]
     names += [trial.specification.required[1]] if "linear in the target" in trial.specification.identities else []
-    return linear_in(trial, names, "target")
+    if not linear_in(trial, names, "target"):
+        return False
+    if trial.classes and not trial.case.parameters.get("label_smoothing"):
+        nothing = trial.measure(trial.with_inputs(trial.multiplied(names, 0.0)))
+        weightless = {name: each for name, each in nothing.items() if name.removeprefix(GRAD) not in names}
+        zeros = {name: each.changed(np.zeros_like) for name, each in weightless.items()}
+        compare(weightless, zeros, "for a target of 0 and 0")
+    return True
 
 
 def linear_in(trial: Trial, names: list[str], what: str) -> bool:

@@ -149,7 +149,7 @@ def sure_and_wrong(trial: Trial) -> bool:
         x, t = trial.case.inputs[name].dtype, trial.case.inputs[target].dtype
         return trial.with_inputs({name: np.asarray(distance * (1.0 - 2.0 * hard), x), target: np.asarray(hard, t)})
 
-    for distance in (-trial.step / 4, -trial.step):
+    for distance in (-trial.step / 4, -trial.step, -2.0 * trial.step):
         finite(trial.measure(case(distance)))
     near, far = trial.measure(case(trial.step)), trial.measure(case(2.0 * trial.step))
     factors = {"loss": 2.0, f"{GRAD}{name}": 1.0}

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _ROWS, _CLASSES = 4, 5
 # How many classes, or elements of a row, further cases have, one a seed: none but one, and more than a block.
 _OTHER_CLASSES = {"small": (1025, 2, 1), "blocks": (1025, 4097)}
+_LATE = 16.0  # a logit that is larger than most
 SIZES = tuple(_OTHER_CLASSES)
 
 
@@ -263,13 +264,24 @@ def _cases(function: str, compute_dtype: str, seed: int, sizes: str) -> Iterator
         return
     other = others[seed % len(others)]
     limits = Limits((dtype,), max_rows=_ROWS, max_classes=_CLASSES, extreme=False, exact=True)
-    of_other_size = seeded(known, limits._replace(max_classes=other), seed)
+    of_other_size = map(_with_late_maximum, seeded(known, limits._replace(max_classes=other), seed))
     if sizes == "blocks":
         yield from of_other_size
         return
     yield from seeded(known, limits, seed)
     plainest = next(of_other_size)
     yield plainest._replace(id=f"{plainest.id}-of-{other}")
+
+
+def _with_late_maximum(case: Case) -> Case:
+    """The case with a first row whose last class, beyond all blocks but one, is the most probable."""
+    inputs = dict(case.inputs)
+    for name, argument in FUNCTIONS[case.function].specification.arguments.items():
+        axis = argument.class_axis
+        if argument.activation == "softmax" and axis is not None and name in inputs and inputs[name].ndim > 1:
+            inputs[name] = inputs[name].copy()
+            np.moveaxis(inputs[name], axis, -1)[0, ..., -1] = _LATE
+    return case._replace(inputs=inputs)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -205,7 +206,7 @@ def _shares(trial: Trial, cases: list[Case]) -> list[float] | None:
 def _unequal(count: int) -> list[Callable[[np.ndarray], np.ndarray]]:
     """Takes chunks of rows: one row, about half of the others, the rest."""
     ends = sorted({0, min(1, count), (count + 2) // 2, count})
-    return [_between(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+    return [_between(first, last) for first, last in itertools.pairwise(ends)]
 
 
 def _between(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
