@@ -38,6 +38,15 @@ Role = Literal[
 ]
 # Kinds of numbers that an array may hold.
 Numbers = Literal["float", "integer", "bool"]
+# What holds of a loss exactly, for those that compare its results with each other.
+Identity = Literal[
+    "a distance",  # of x and t: an even function of x − t
+    "mirrored",  # that of −x, or of the probability 1 − x, for 1 − t, and for 1 − alpha if there is an alpha
+    "linear in the input",
+    "linear in the target",
+    "logarithm of the input",  # for a target of 1: a multiple of its logarithm
+    "logarithm of the target",  # the target times a linear function of its logarithm
+]
 # What "mean" divides a sum by, or a loss that has no such word.
 Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects"]
 
@@ -235,6 +244,9 @@ class Specification:
         components: the names of the parts of its loss.
         intermediates: the names of what a result may have beside.
         layered: whether components and intermediates are of layers, whose names end in the layer's suffix.
+        identities: what holds of it exactly.
+        degree: d, where all values times 2 make the loss 2^d times as large; None where they do not.
+        scales: the parameters that are such values as well.
     """
 
     arguments: Mapping[str, Argument]
@@ -257,6 +269,9 @@ class Specification:
     components: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()
     layered: bool = False
+    identities: tuple[Identity, ...] = ()
+    degree: int | None = None
+    scales: tuple[str, ...] = ()
 
     def named(self, *roles: Role) -> list[str]:
         """The arguments that have one of some roles."""

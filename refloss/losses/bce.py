@@ -90,6 +90,7 @@ def _magnitudes(p, t, case, unit):
         },
         parameters=REDUCTION,
         order=50,
+        identities=("mirrored", "linear in the target", "logarithm of the input"),
         follows="torch.nn.functional.binary_cross_entropy",
         cases=elements(14, hard_targets, probabilities=("input", "target")),
         magnitudes=_magnitudes,

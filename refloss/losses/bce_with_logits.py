@@ -177,6 +177,7 @@ def _magnitudes(x, t, case, unit):
         },
         parameters=REDUCTION,
         order=60,
+        identities=("mirrored", "linear in the target"),
         follows="torch.nn.functional.binary_cross_entropy_with_logits",
         cases=elements(15, sure_logits, first="logits", probabilities=("target",)),
         magnitudes=_magnitudes,

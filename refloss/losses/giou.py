@@ -21,6 +21,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
         mean="rows",
         per="row",
         order=120,
+        degree=0,
         follows="torchvision.ops.generalized_box_iou_loss",
         bounds=boxes_error.overlap,
         intermediates=("iou", "giou"),

@@ -21,6 +21,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
         mean="rows",
         per="row",
         order=110,
+        degree=0,
         follows="one minus torchvision.ops.box_iou",
         bounds=boxes_error.overlap,
         intermediates=("iou", "giou"),

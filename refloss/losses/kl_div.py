@@ -145,6 +145,7 @@ _PARAMETERS = {
         arguments={"input": log_probabilities(), "target": probabilities()},
         parameters=_PARAMETERS,
         order=70,
+        identities=("linear in the input", "logarithm of the target"),
         follows="torch.nn.functional.kl_div",
         positive=False,
         cases=elements(16, log_targets, probabilities=("target",), low=-9.0),

@@ -44,6 +44,8 @@ def _magnitudes(x, t, case, unit):
         parameters=REDUCTION,
         mean="weights",
         order=20,
+        identities=("a distance",),
+        degree=1,
         follows="torch.nn.functional.l1_loss",
         cases=elements(11, weighted, kinked),
         magnitudes=_magnitudes,

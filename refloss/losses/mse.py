@@ -40,6 +40,8 @@ def _magnitudes(x, t, case, unit):
         parameters=REDUCTION,
         mean="weights",
         order=10,
+        identities=("a distance",),
+        degree=2,
         follows="torch.nn.functional.mse_loss",
         cases=elements(10, weighted, kinked),
         magnitudes=_magnitudes,

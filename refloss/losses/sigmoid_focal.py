@@ -307,6 +307,7 @@ SQUARED_LOOP = Loop("sigmoid_focal_squared", _loss_squared, _is_close, _accurate
         mean="num_boxes",
         axes=2,
         order=80,
+        identities=("mirrored",),
         follows="transformers.loss.loss_for_object_detection.sigmoid_focal_loss",
         cases=cases.sigmoid_focal,
         bounds=focal.sigmoid_focal,

@@ -54,6 +54,9 @@ def _magnitudes(x, t, case, unit):
         arguments={"input": values(), "target": values()},
         parameters=REDUCTION | {"beta": Parameter(float, (1.0, 0.0, 0.25, 3.0))},
         order=30,
+        identities=("a distance",),
+        degree=1,
+        scales=("beta",),
         follows="torch.nn.functional.smooth_l1_loss",
         cases=elements(
             12, one_each("beta", 0.0, 0.25, 3.0, grad_output=1.25), partial(kinked, weighted=False, beta=0.5)

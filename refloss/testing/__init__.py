@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from refloss.error_model import COMPUTE_DTYPES, bounds
     from refloss.testing import strategies
-    from refloss.testing.checks.metamorphic import check_properties
+    from refloss.testing.checks.metamorphic import broken_properties, check_properties
     from refloss.testing.judging.callables import GoldenCase, MismatchError, assert_matches, check
     from refloss.testing.judging.compare import judge_folders
     from refloss.testing.judging.given import golden_case
@@ -38,6 +38,7 @@ __all__ = [
     "TensorVerdict",
     "assert_matches",
     "bounds",
+    "broken_properties",
     "check",
     "check_properties",
     "golden_case",
@@ -57,6 +58,7 @@ _HOMES = {
     "TensorVerdict": "refloss.testing.verdict",
     "assert_matches": "refloss.testing.judging.callables",
     "bounds": "refloss.error_model",
+    "broken_properties": "refloss.testing.checks.metamorphic",
     "check": "refloss.testing.judging.callables",
     "check_properties": "refloss.testing.checks.metamorphic",
     "golden_case": "refloss.testing.judging.given",

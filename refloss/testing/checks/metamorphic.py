@@ -1,12 +1,12 @@
 """Checks of a function that need no right answers: what must hold between its results, or of one of them.
 
 Two results of an honest function may each be off by its bound in the error model, so that they differ by at most the
-sum of both. Inputs are chosen such that what is done to them is exact.
+sum of both. Inputs are chosen such that what is done to them is exact. A bound is scaled to what the function itself
+returns: one that is wrong by a factor is wrong, but not in any of these properties.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,31 +18,28 @@ from refloss.golden.corpus import cases_of
 from refloss.golden.drawn import seeded
 from refloss.registry import FUNCTIONS
 from refloss.specification import MatchingHead
+from refloss.testing.checks import classes, elements, rows
 from refloss.testing.checks.trials import (
     Trial,
     ViolationError,
     added,
     compare,
-    divisor,
     element,
+    finite,
     gradients,
-    joined,
-    scaled,
 )
-from refloss.testing.judging.driver import Driver
+from refloss.testing.judging.driver import GRAD, Driver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from refloss.cases.source import Case
 
-_ADDED = 2  # rows of padding
-_SHIFTS = (
-    128.0,
-    -128.0,
-    64.0,
-    -32.0,
-)  # exact in every type, as the logits of the cases are multiples of a power of two
+_ROWS, _CLASSES = 4, 5
+# How many classes, or elements of a row, further cases have, one a seed: none but one, and more than a block.
+_OTHER_CLASSES = {"small": (1025, 2, 1), "blocks": (1025, 4097)}
+_LATE = 16.0  # a logit that is larger than most
+SIZES = tuple(_OTHER_CLASSES)
 
 
 def check_properties(
@@ -54,6 +51,8 @@ def check_properties(
     from_native: Callable[[Any], Any] | None = None,
     seeds: Iterable[int] = range(3),
     compute_dtype: str = "float32",
+    sizes: str = "small",
+    bits: bool = False,
 ) -> list[str]:
     """Raise AssertionError unless a function has the properties that its kind of loss has.
 
@@ -67,6 +66,10 @@ def check_properties(
         from_native: makes a NumPy array of a framework's; need not be given for one that has DLPack or __array__.
         seeds: of inputs.
         compute_dtype: what fn computes in, which is also the type of inputs (float32 for "tf32").
+        sizes: "small" has few classes, and one case of 1025; in "blocks" all cases have 1025 or 4097.
+        bits: whether a row has to get the same bits wherever it stands, whatever stands beside it and however a batch
+            or a sequence is cut; else the same within rounding. Losses that are added up, and means over rows that
+            count, whose normaliser changes, need not.
 
     Returns:
         The properties that were found to hold.
@@ -75,36 +78,85 @@ def check_properties(
         AssertionError: that names each property which does not hold, with the numbers that show it.
         ValueError: an unknown function or type; nothing that fn implements.
     """
-    for what, given, known in (("function", function, FUNCTIONS), ("compute_dtype", compute_dtype, COMPUTE_DTYPES)):
+    held, broken = _examined(
+        fn, function, to_native, from_native, seeds=seeds, compute_dtype=compute_dtype, sizes=sizes, bits=bits
+    )
+    if broken:
+        lines = [f"  {name}: {message}" for name, message in broken.items()]
+        raise AssertionError(
+            "\n".join([f"{function} lacks {len(broken)} of the properties that it should have", *lines])
+        )
+    if not held:
+        raise ValueError(f"nothing to check: fn implements none of the cases of {function}")
+    return held
+
+
+def broken_properties(
+    fn: Callable[..., Any],
+    /,
+    function: str,
+    *,
+    to_native: Callable[[np.ndarray], Any] | None = None,
+    from_native: Callable[[Any], Any] | None = None,
+    seeds: Iterable[int] = range(3),
+    compute_dtype: str = "float32",
+    sizes: str = "small",
+    bits: bool = False,
+) -> dict[str, str]:
+    """The properties that check_properties would say a function lacks, each with the numbers that show it."""
+    return _examined(
+        fn, function, to_native, from_native, seeds=seeds, compute_dtype=compute_dtype, sizes=sizes, bits=bits
+    )[1]
+
+
+def _examined(
+    fn: Callable[..., Any],
+    function: str,
+    to_native: Callable[[np.ndarray], Any] | None,
+    from_native: Callable[[Any], Any] | None,
+    *,
+    seeds: Iterable[int],
+    compute_dtype: str,
+    sizes: str,
+    bits: bool,
+) -> tuple[list[str], dict[str, str]]:
+    """The properties that were found to hold, and those that do not with what shows it, in their order."""
+    for what, given, known in (
+        ("function", function, FUNCTIONS),
+        ("compute_dtype", compute_dtype, COMPUTE_DTYPES),
+        ("sizes", sizes, SIZES),
+    ):
         if given not in known:
             raise ValueError(f"unknown {what} {given!r}; expected one of {', '.join(known)}")
     driver = Driver(fn, to_native, from_native)
     held: set[str] = set()
     broken: dict[str, str] = {}
     for seed in seeds:
-        for case in _cases(function, compute_dtype, seed):
-            _check_case(Trial(driver, compute_dtype, case), held, broken)
-    if broken:
-        lines = [f"  {name}: {broken[name]}" for name in PROPERTIES if name in broken]
-        raise AssertionError(
-            "\n".join([f"{function} lacks {len(broken)} of the properties that it should have", *lines])
-        )
-    if not held:
-        raise ValueError(f"nothing to check: fn implements none of the cases of {function}")
-    return [name for name in PROPERTIES if name in held]
+        for case in _cases(function, compute_dtype, seed, sizes):
+            _check_case(Trial(driver, compute_dtype, case, bits=bits), held, broken)
+    in_order = [name for name in PROPERTIES if name in held and name not in broken]
+    return in_order, {name: broken[name] for name in PROPERTIES if name in broken}
 
 
 def _check_case(trial: Trial, held: set[str], broken: dict[str, str]) -> None:
     for name, check in PROPERTIES.items():
-        if name in broken:
+        if name in broken and name != _WELL_FORMED:
             continue
         try:
             if check(trial):
                 held.add(name)
         except NotImplementedError:
-            continue
+            if name == _WELL_FORMED:
+                return
         except ViolationError as violation:
-            broken[name] = f"{violation} ({trial.case.id})"
+            broken.setdefault(name, f"{violation} ({trial.case.id})")
+            if name == _WELL_FORMED:
+                return  # of what is no number, nothing else can be said
+
+
+def _well_formed(trial: Trial) -> bool:
+    finite(trial.answer)
+    return True
 
 
 def _inputs_unchanged(trial: Trial) -> bool:
@@ -153,166 +205,85 @@ def _linear(trial: Trial) -> bool:
     compare({"loss": trial.answer["loss"]}, {"loss": second["loss"]}, "for two cotangents")
     summed = added([gradients(trial.answer), gradients(second)])
     compare(summed, gradients(both), "the sum of two cotangents' and their sum's")
+    return _each_row_has_its_own(trial, first) if first.ndim else True
+
+
+def _each_row_has_its_own(trial: Trial, cotangents: np.ndarray) -> bool:
+    """A cotangent of 0 leaves no gradient in its row, and all others as they are."""
+
+    def cut(values: np.ndarray) -> np.ndarray:
+        rows = values.copy()
+        rows[::2] = 0.0
+        return rows
+
+    names = [f"{GRAD}{name}" for name in trial.rows if f"{GRAD}{name}" in trial.answer]
+    after = trial.measure(trial.case._replace(grad_output=cut(cotangents)))
+    before = {name: trial.answer[name].changed(cut) for name in names}
+    compare(before, after, "where every other row has a cotangent of 0")
     return True
 
 
-def _shift(trial: Trial) -> bool:
-    if not trial.softmax:
-        return False
-    shifted = {}
-    for name, axis in trial.softmax.items():
-        rows = np.moveaxis(trial.case.inputs[name], axis, -1)
-        shifts = np.resize(np.array(_SHIFTS, rows.dtype), rows.shape[:-1])
-        shifted[name] = np.moveaxis(rows + shifts[..., None], -1, axis)
-    after = trial.measure(trial.with_inputs(shifted))
-    compare(trial.answer, after, "before and after a constant is added to the logits of a row")
-    return True
-
-
-def _rows_sum(trial: Trial) -> bool:
-    names = [f"grad.{name}" for name in trial.softmax if f"grad.{name}" in trial.answer]
-    for name in names:
-        axis = trial.softmax[name.removeprefix("grad.")]
-        sums = trial.answer[name].changed(functools.partial(np.sum, axis=axis))
-        compare({name: sums}, {name: sums.changed(np.zeros_like)}, "the sum over a row's classes and 0")
-    return bool(names)
-
-
-def _permuted_rows(trial: Trial) -> bool:
-    if not trial.rows:
-        return False
-    change = functools.partial(np.take, indices=_order(trial.row_count), axis=0)
-    after = trial.measure(trial.with_rows(change))
-    compare(trial.changed(change), after, "before and after rows change places")
-    return True
-
-
-def _permuted_classes(trial: Trial) -> bool:
-    case = trial.case
-    if not trial.classes:
-        return False
-    name, axis = next(iter(trial.classes.items()))
-    order = _order(case.inputs[name].shape[axis])
-    labels_of = np.argsort(order)
-
-    def renamed(labels: np.ndarray) -> np.ndarray:
-        within = (labels >= 0) & (labels < len(order))
-        return np.where(within, labels_of[np.where(within, labels, 0)], labels)
-
-    moved = {name: renamed(case.inputs[name]) for name in trial.labels}
-    before = dict(trial.answer)
-    for name, axis in trial.classes.items():
-        move = functools.partial(np.take, indices=order, axis=axis)
-        moved[name] = move(case.inputs[name])
-        if f"grad.{name}" in before:
-            before[f"grad.{name}"] = before[f"grad.{name}"].changed(move)
-    options = {key: int(renamed(np.array(value))) for key, value in case.parameters.items() if key == "ignore_index"}
-    after = trial.measure(trial.with_inputs(moved, **options))
-    compare(before, after, "before and after classes change places")
-    return True
-
-
-def _batch_is_loop(trial: Trial) -> bool:
-    if not trial.rows:
-        return False
-    singles = [_between(i, i + 1) for i in range(trial.row_count)]
-    cases = [trial.with_rows(single) for single in singles]
-    shares = _shares(trial, cases)
-    if shares is None:
-        return False
-    # A mean over nothing is no number; its share of the whole is 0, and so are its gradients.
-    answers = [
-        scaled(trial.measure(case), share)
-        if share
-        else {name: each.changed(single).changed(np.zeros_like) for name, each in gradients(trial.answer).items()}
-        for case, single, share in zip(cases, singles, shares, strict=True)
-    ]
-    compare(joined(answers, is_reduced=trial.is_reduced), trial.answer, "row by row and as a batch")
-    return True
-
-
-def _micro_batches(trial: Trial) -> bool:
-    case = trial.case
-    takes_items = "num_items_in_batch" in FUNCTIONS[case.function].parameters
-    if not trial.rows or (not takes_items and case.parameters.get("reduction") != "sum"):
-        return False
-    options = {}
-    if takes_items and not trial.labels:
-        return False
-    if takes_items:
-        items = case.parameters.get("num_items_in_batch", divisor(trial, case))
-        if items is None:
-            return False
-        options = {"num_items_in_batch": items}
-    cut = trial.row_count // 2
-    halves = (_between(0, cut), _between(cut, trial.row_count))
-    answers = [trial.measure(trial.with_rows(half, **options)) for half in halves]
-    compare(joined(answers, is_reduced=True), trial.answer, "of two micro-batches and of the whole")
-    return True
-
-
-def _padding(trial: Trial) -> bool:
-    axes = trial.specification.padded if trial.labels else ()
-    for axis in axes:
-        case = trial.with_rows(functools.partial(_with_more, axis=axis))
-        for name in trial.labels:
-            np.moveaxis(case.inputs[name], axis, 0)[-_ADDED:] = trial.ignore_index(name)
-        before = trial.changed(functools.partial(_with_more, axis=axis, change=np.zeros_like))
-        compare(before, trial.measure(case), "before and after rows that are ignored are added")
-    return bool(axes)
-
-
+_WELL_FORMED = "well formed"
 PROPERTIES: dict[str, Callable[[Trial], bool]] = {
+    _WELL_FORMED: _well_formed,
     "inputs unchanged": _inputs_unchanged,
     "repeated runs equal": _repeated,
     "losses not negative": _not_negative,
     "linear in the cotangent": _linear,
-    "shift": _shift,
-    "rows of the gradient sum to 0": _rows_sum,
-    "permuted rows": _permuted_rows,
-    "permuted classes": _permuted_classes,
-    "batch = loop": _batch_is_loop,
-    "micro-batch = whole": _micro_batches,
-    "padding": _padding,
+    "shift": classes.shift,
+    "rows of the gradient sum to 0": classes.rows_sum,
+    "permuted classes": classes.permuted_classes,
+    "masked classes": classes.masked_classes,
+    "equal steps": classes.equal_steps,
+    "linear in the target": classes.linear_in_the_target,
+    "linear in the input": elements.linear_in_the_input,
+    "equal factors": elements.logarithms,
+    "sure and wrong": elements.sure_and_wrong,
+    "symmetric": elements.symmetric,
+    "moved": elements.moved,
+    "scaled": elements.scaled_values,
+    "permuted elements": elements.permuted_elements,
+    "permuted rows": rows.permuted_rows,
+    "neighbours": rows.neighbours,
+    "batch = loop": rows.batch_is_loop,
+    "micro-batch = whole": rows.chunks,
+    "shards = whole": rows.shards,
+    "padding": rows.padding,
+    "ignored rows": rows.ignored_rows,
+    "renamed ignore_index": rows.renamed_ignore_index,
 }
 
 
-def _shares(trial: Trial, cases: list[Case]) -> list[float] | None:
-    """What the loss of each part is multiplied by in that of the whole; None where that is no one number."""
-    parameters = trial.case.parameters
-    is_mean = parameters.get("reduction", "mean") in ("mean", "batchmean") and "num_items_in_batch" not in parameters
-    if not is_mean or trial.specification.mean == "num_boxes":
-        return [1.0] * len(cases)
-    counts = [divisor(trial, case) for case in cases]
-    known = [count for count in counts if count is not None]
-    return [count / sum(known) for count in known] if len(known) == len(counts) else None
-
-
-def _cases(function: str, compute_dtype: str, seed: int) -> Iterable[Case]:
+def _cases(function: str, compute_dtype: str, seed: int, sizes: str) -> Iterator[Case]:
     """The cases of a seed, with inputs of the type that is computed in; for heads that match a built-in one."""
     dtype = compute_dtype if compute_dtype in DTYPES else "float32"
-    known = FUNCTIONS[function]
-    if not isinstance(known.specification, MatchingHead):
-        return seeded(known, Limits((dtype,), max_rows=4, max_classes=5, extreme=False, exact=True), seed)
-    built_in = [case for case in cases_of(function) if case.inputs[known.required[0]].dtype == DTYPES[dtype]]
-    return [built_in[seed % len(built_in)]]
+    known, others = FUNCTIONS[function], _OTHER_CLASSES[sizes]
+    if isinstance(known.specification, MatchingHead):
+        built_in = [case for case in cases_of(function) if case.inputs[known.required[0]].dtype == DTYPES[dtype]]
+        yield built_in[seed % len(built_in)]
+        return
+    other = others[seed % len(others)]
+    limits = Limits((dtype,), max_rows=_ROWS, max_classes=_CLASSES, extreme=False, exact=True)
+    of_other_size = map(_with_late_maximum, seeded(known, limits._replace(max_classes=other), seed))
+    if sizes == "blocks":
+        yield from of_other_size
+        return
+    yield from seeded(known, limits, seed)
+    plainest = next(of_other_size)
+    yield plainest._replace(id=f"{plainest.id}-of-{other}")
+
+
+def _with_late_maximum(case: Case) -> Case:
+    """The case with a first row whose last class, beyond all blocks but one, is the most probable."""
+    inputs = dict(case.inputs)
+    for name, argument in FUNCTIONS[case.function].specification.arguments.items():
+        axis = argument.class_axis
+        if argument.activation == "softmax" and axis is not None and name in inputs and inputs[name].ndim > 1:
+            inputs[name] = inputs[name].copy()
+            np.moveaxis(inputs[name], axis, -1)[0, ..., -1] = _LATE
+    return case._replace(inputs=inputs)
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
     """Those of each element."""
     return np.frombuffer(values.tobytes(), np.uint8).reshape(-1, values.itemsize)
-
-
-def _between(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Takes rows."""
-    return lambda rows: rows[first:last]
-
-
-def _with_more(rows: np.ndarray, axis: int, change: Callable[[np.ndarray], np.ndarray] = np.copy) -> np.ndarray:
-    """Rows, and the first ones again, changed."""
-    return np.concatenate([rows, change(np.take(rows, range(_ADDED), axis, mode="wrap"))], axis)
-
-
-def _order(count: int) -> np.ndarray:
-    """Another order of so many things, in which the first and the last are elsewhere."""
-    return np.arange(count)[::-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from refloss.testing.judging.judge import question
 from refloss.testing.spacing import FLOATS, spacing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from refloss.cases.source import Case
     from refloss.specification import Argument
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 # What adding and scaling results rounds here, in float64.
 _ROUNDING = 2.0**-50
+# The largest share of a wrong element that its rounding may be, whatever cancels in the right ones.
+_MOST = 0.25
+# How far a row's logits are moved, at which distance of two classes' logits one of them is improbable, and what shrinks
+# numbers: exact in the type, and beyond what its exponentials hold.
+_FAR = {"float16": 240.0, "bfloat16": 240.0}
+_STEP = {"float64": 512.0}
+_SMALL = {"float16": 2.0**-2}
 
 
 class ViolationError(Exception):
@@ -48,13 +56,29 @@ class Measured(NamedTuple):
 Answer = dict[str, Measured]  # "loss", and "grad.<name>"
 
 
-class Trial:
-    """A case that a function is tried on, and how its arguments lie."""
+class Sizes(NamedTuple):
+    """How large a tensor of a function is, beside the right one."""
 
-    def __init__(self, driver: Driver, compute_dtype: str, case: Case) -> None:
-        self.driver, self.case = driver, case
-        self.specification = FUNCTIONS[case.function].specification
+    factor: float  # of the right one's largest element, at least 1
+    relative: float  # the largest bound over the largest element
+
+
+class Trial:
+    """A case that a function is tried on, and how its arguments lie; bits: whether rows are to be equal in all bits."""
+
+    def __init__(self, driver: Driver, compute_dtype: str, case: Case, *, bits: bool = False) -> None:
+        self.driver, self.case, self.bits = driver, case, bits
+        self.function = FUNCTIONS[case.function]
+        self.specification = self.function.specification
         self._compute_dtype = compute_dtype
+        self._sizes: dict[str, Sizes] = {}
+        self.far = _FAR.get(compute_dtype, 1000.0)
+        self.step = _STEP.get(compute_dtype, 64.0)
+        self.small = _SMALL.get(compute_dtype, 2.0**-10)
+
+    def of(self, case: Case) -> Trial:
+        """The same function on trial with another case."""
+        return Trial(self.driver, self._compute_dtype, case, bits=self.bits)
 
     @functools.cached_property
     def answer(self) -> Answer:
@@ -75,11 +99,34 @@ class Trial:
             if name not in asked.expected or got.shape != asked.expected[name].shape:
                 expected = f"shape {asked.expected[name].shape}" if name in asked.expected else "no such tensor"
                 raise ViolationError(f"{name} has shape {got.shape}; expected {expected}")
-            size = np.abs(asked.expected[name].astype(np.float64))
-            bound = asked.bounds[name] + np.zeros(got.shape)
-            allowed = bound + spacing(size + bound, got.dtype if got.dtype in FLOATS else np.float64) / 2
-            answer[name] = Measured(got.astype(np.float64), allowed)
+            right = asked.expected[name].astype(np.float64)
+            bound = np.broadcast_to(np.asarray(asked.bounds[name]), got.shape)
+            answer[name] = self._measured(name, got, right, bound)
         return answer
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def _measured(self, name: str, got: np.ndarray, right: np.ndarray, bound: np.ndarray) -> Measured:
+        """Values, with allowances of their own size: what is larger by a factor is rounded by that much more."""
+        value, dtype = got.astype(np.float64), got.dtype if got.dtype in FLOATS else np.float64
+        value = np.where(np.isnan(right), 0.0, value)  # what is undefined is not compared
+        size, sizes = np.abs(right), _sizes(value, right, bound)
+        known = self._sizes.setdefault(name, sizes)
+        factor = max(sizes.factor, known.factor)
+        rounding = spacing(factor * np.nan_to_num(size + bound), dtype) / 2
+        allowed = factor * bound + rounding
+        beyond = np.abs(value) > factor * size + allowed
+        if beyond.any():
+            # No element of the right answer says how such a one is rounded; its terms are as large as its row.
+            row = np.where(np.isfinite(value), np.abs(value), 0.0)
+            if (axis := self._class_axis(name)) is not None and row.size:
+                row = np.broadcast_to(row.max(axis=axis, keepdims=True), row.shape)
+            relative = min(known.relative or sizes.relative, _MOST)
+            allowed = np.where(beyond, np.maximum(allowed, relative * row + spacing(row, dtype)), allowed)
+        return Measured(value, allowed)
+
+    def _class_axis(self, name: str) -> int | None:
+        argument = self.arguments.get(name.removeprefix(GRAD))
+        return None if argument is None else argument.class_axis
 
     @property
     def is_reduced(self) -> bool:
@@ -115,6 +162,9 @@ class Trial:
     @property
     def labels(self) -> list[str]:
         """Those that hold indices into the axis of classes; some may be numbers for every class instead."""
+        has_classes = self.specification.has_classes
+        if has_classes is not None and not has_classes(self.case):
+            return []
         return [name for name in self.targets if self.case.inputs[name].dtype.kind in "iu"]
 
     @property
@@ -123,7 +173,10 @@ class Trial:
         if not self.targets:
             return {}
         axes = {name: each.class_axis for name, each in self.arguments.items() if each.class_axis is not None}
-        return axes | {name: axes[self.targets[name].of] for name in self.targets if name not in self.labels}
+        others = [name for name in self.targets if name not in self.labels]
+        if any(self.case.inputs[name].ndim < self.case.inputs[self.targets[name].of].ndim for name in others):
+            return {}  # a number for each row
+        return axes | {name: axes[self.targets[name].of] for name in others}
 
     @property
     def softmax(self) -> dict[str, int]:
@@ -142,9 +195,50 @@ class Trial:
             return int(logits.shape[axis])
         return int(self.case.parameters.get("ignore_index", target.ignored))
 
+    def option(self, name: str) -> Any:
+        """A parameter's value, or its default."""
+        default = inspect.signature(self.function.call).parameters[name].default
+        return self.case.parameters.get(name, default)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether what a row gets does not depend on how many rows count."""
+        parameters = self.case.parameters
+        is_mean = parameters.get("reduction", "mean") in ("mean", "batchmean")
+        return not is_mean or "num_items_in_batch" in parameters or self.specification.mean == "num_boxes"
+
+    @property
+    def are_elements(self) -> bool:
+        """Whether arguments are arrays of corresponding numbers."""
+        return not any(each.class_axis is not None or each.nested or each.role == "boxes" for each in self._all)
+
+    @property
+    def _all(self) -> list[Argument]:
+        return list(self.specification.arguments.values())
+
+    def is_held(self, case: Case) -> bool:
+        """Whether the framework's arrays hold a case's integers."""
+        held = self.driver.held(self.driver.native(case)).inputs
+        return all(np.array_equal(held[name], value) for name, value in case.inputs.items() if value.dtype.kind in "iu")
+
+    @functools.cached_property
+    def ignoring(self) -> Trial | None:
+        """The case with a first row that does not count; None where no label says that."""
+        if not self.labels or not self.specification.padded or self.row_count < 2:
+            return None
+        inputs = {name: self.case.inputs[name].copy() for name in self.labels}
+        for name, labels in inputs.items():
+            labels[0] = self.ignore_index(name)
+        return self.of(self.with_inputs(inputs))
+
     def with_inputs(self, inputs: dict[str, np.ndarray], **parameters: Any) -> Case:
         """The case with some inputs and parameters replaced."""
         return self.case._replace(inputs=self.case.inputs | inputs, parameters=self.case.parameters | parameters)
+
+    def multiplied(self, names: Iterable[str], factor: float) -> dict[str, np.ndarray]:
+        """Some inputs times a power of two, or 0."""
+        inputs = self.case.inputs
+        return {name: (inputs[name].astype(np.float64) * factor).astype(inputs[name].dtype) for name in names}
 
     def with_rows(self, change: Callable[[np.ndarray], np.ndarray], **parameters: Any) -> Case:
         """The case with its rows changed, and the cotangents of their losses."""
@@ -154,10 +248,25 @@ class Trial:
     @np.errstate(invalid="ignore", over="ignore")  # a broken function's values may be anything
     def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Answer:
         """The answer with its rows changed."""
+        return self.changed_rows(self.answer, change)
+
+    def changed_rows(self, answer: Answer, change: Callable[[np.ndarray], np.ndarray]) -> Answer:
+        """An answer with its rows changed, among them losses that are not reduced."""
         return {
             name: measured.changed(change) if name != "loss" or not self.is_reduced else measured
-            for name, measured in self.answer.items()
+            for name, measured in answer.items()
         }
+
+
+@np.errstate(invalid="ignore", divide="ignore")
+def _sizes(value: np.ndarray, right: np.ndarray, bound: np.ndarray) -> Sizes:
+    """How large a tensor is, by its finite elements."""
+    largest, of_right, of_bound = (
+        float(np.abs(each).max(initial=0.0, where=np.isfinite(each))) for each in (value, right, bound)
+    )
+    if not of_right:
+        return Sizes(1.0, 0.0)
+    return Sizes(max(1.0, largest / of_right), of_bound / of_right)
 
 
 def gradients(answer: Answer) -> Answer:
@@ -170,6 +279,11 @@ def scaled(answer: Answer, factor: float) -> Answer:
     return {name: measured.scaled(factor) for name, measured in answer.items()}
 
 
+def by_name(answer: Answer, factors: Mapping[str, float]) -> Answer:
+    """Those tensors of an answer that have a factor, times it."""
+    return {name: answer[name].scaled(factor) for name, factor in factors.items() if name in answer}
+
+
 @np.errstate(invalid="ignore", over="ignore")
 def added(answers: list[Answer]) -> Answer:
     """The sum of answers, element by element."""
@@ -179,32 +293,43 @@ def added(answers: list[Answer]) -> Answer:
     }
 
 
-def joined(answers: list[Answer], *, is_reduced: bool) -> Answer:
+def joined(answers: list[Answer], *, is_reduced: bool, axis: int = 0) -> Answer:
     """The answer of all rows, of those of parts; losses are added up where they are reduced."""
     joined = {
-        name: Measured(*(np.concatenate([answer[name][i] for answer in answers]) for i in range(2)))
+        name: Measured(*(np.concatenate([answer[name][i] for answer in answers], axis) for i in range(2)))
         for name in answers[0]
         if name != "loss" or not is_reduced
     }
     return joined | (added([{"loss": answer["loss"]} for answer in answers if "loss" in answer]) if is_reduced else {})
 
 
-def compare(first: Answer, second: Answer, what: str) -> None:
-    """Raise where two answers differ by more than both may be off. No answer to a case here is NaN."""
-    for name in first:
-        (a, of_a), (b, of_b) = first[name], second[name]
-        allowed = of_a + of_b + _ROUNDING * np.nan_to_num(np.abs(a))
-        with np.errstate(invalid="ignore"):
+def compare(first: Answer, second: Answer, what: str, *, bits: bool = False) -> None:
+    """Raise where two answers differ by more than both may be off, or at all. No answer to a case here is NaN."""
+    for name, (a, of_a) in first.items():
+        if name not in second:
+            continue
+        b, of_b = second[name]
+        allowed = np.zeros(a.shape) if bits else of_a + of_b + _ROUNDING * np.nan_to_num(np.abs(a))
+        with np.errstate(invalid="ignore", divide="ignore"):
             difference = np.abs(a - b)
             wrong = ~((difference <= allowed) | (a == b))
             if not wrong.any():
                 continue
             excess = np.where(wrong, np.where(np.isfinite(difference), difference / allowed, np.inf), 0.0)
         index = tuple(int(i) for i in np.unravel_index(int(np.argmax(excess)), excess.shape))
+        room = "the same bits are asked for" if bits else f"rounding may make a difference of {allowed[index]:.2g}"
+        digits = 17 if bits else 9
         raise ViolationError(
-            f"{element(name, index)} is {a[index]:.9g} and {b[index]:.9g}, {what};"
-            f" rounding may make a difference of {allowed[index]:.2g}"
+            f"{element(name, index)} is {a[index]:.{digits}g} and {b[index]:.{digits}g}, {what}; {room}"
         )
+
+
+def finite(answer: Answer) -> None:
+    """Raise where an answer is no number, or infinite."""
+    for name, (value, _) in answer.items():
+        if not np.isfinite(value).all():
+            index = tuple(int(i) for i in np.unravel_index(int(np.argmin(np.isfinite(value))), value.shape))
+            raise ViolationError(f"{element(name, index)} is {value[index]:.9g}; the right answer is a finite number")
 
 
 def element(name: str, index: tuple[int, ...]) -> str:
