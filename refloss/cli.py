@@ -1,4 +1,4 @@
-"""The command line: refloss compute | golden | compare | list."""
+"""The command line: refloss compute | golden | compare | check | list."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import refloss
 from refloss import parallel
 from refloss.arrays import float_array, float_dtype
+from refloss.commands import judging
+from refloss.commands.progress import printing_console, progress
 from refloss.files import disk_array, load_nested, load_tensor, load_tensors, save_tensors
 from refloss.golden import store
 from refloss.messages import EXPECTED_ERRORS, printable, reason
@@ -43,6 +43,9 @@ compute_app = typer.Typer(help="Compute a loss of arrays in .npy, .npz or .safet
 golden_app = typer.Typer(help="Write and check golden files.", no_args_is_help=True)
 app.add_typer(compute_app, name="compute")
 app.add_typer(golden_app, name="golden")
+
+app.command("compare")(judging.compare_folders)
+app.command("check")(judging.check_function)
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 
@@ -80,20 +83,6 @@ def _failed(message: str) -> int:
     with contextlib.suppress(OSError):  # of a reader that has gone
         print(f"refloss: {printable(message)}", file=sys.stderr)
     return 2
-
-
-@contextlib.contextmanager
-def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, where that is a terminal; yields report(done, in all)."""
-    console = Console(stderr=True)
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(unit, total=None)
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, advance=done, total=total)
-
-        yield report
 
 
 def _option(name: str) -> str:
@@ -168,7 +157,7 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
             given[name] = _mapping(given[name], name)
         elif name not in given and known[name].default is inspect.Parameter.empty:
             raise ValueError(f"Missing option '{_option(name)}'")
-    with _progress("rows") as report, parallel.progress(report):
+    with progress("rows") as report, parallel.progress(report):
         if out is None:
             _print_result(function, given, function.call(**given, grad=False))
             return
@@ -257,7 +246,7 @@ def golden_write(
 ) -> None:
     """Write the built-in cases with their right answers."""
     names = {name.strip() for name in only.split(",") if name.strip()}
-    with _progress("cases") as report:
+    with progress("cases") as report:
         count = store.write(folder, names or None, report)
     print(printable(f"{count} cases written to {folder}"))
 
@@ -267,7 +256,7 @@ def golden_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of golden files.")],
 ) -> None:
     """Recompute a folder and demand the same bits: exit status 1 where one differs."""
-    with _progress("cases") as report:
+    with progress("cases") as report:
         outcomes = list(store.check(folder, report))
     faults = [(case, fault) for case, fault in outcomes if fault is not None]
     for case, fault in faults:
@@ -277,72 +266,10 @@ def golden_check(
         raise typer.Exit(1)
 
 
-@app.command("compare")
-def compare_folders(
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="Folder of golden files.")],
-    candidate: Annotated[
-        Path, typer.Argument(metavar="CANDIDATE", help="Folder of files of the same names with loss and grad.<name>.")
-    ],
-    compute_dtype: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="float64, float32, tf32, float16 or bfloat16; if not given, float32, and float64 for its cases."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON instead of a table.")] = False,
-    junit: Annotated[Optional[Path], typer.Option(help="A JUnit XML file to write.")] = None,  # noqa: UP045
-    html: Annotated[Optional[Path], typer.Option(help="A report to write, with charts.")] = None,  # noqa: UP045
-) -> None:
-    """Judge an implementation by the files that it made of golden inputs.
-
-    Exit status 0 where every case that it brings passes, 1 where one fails, 2 where nothing could be judged.
-    """
-    from refloss.testing.judging import compare
-    from refloss.testing.report import junit as junit_file
-    from refloss.testing.report import page as report_file
-    from refloss.testing.report import table
-
-    _check_choices(compute_dtype, junit, html)
-    with _progress("cases") as report:
-        judgement = compare.judge_folders(golden, candidate, compute_dtype, report)
-    if junit is not None:
-        junit_file.write(junit, judgement)
-    if html is not None:
-        report_file.write(html, judgement, f"{candidate} against {golden}")
-    if as_json:
-        print(json.dumps(judgement.as_json(), indent=1, allow_nan=False))
-    elif judgement.judged:
-        table.show(judgement, _console(120))
-    for name in compare.files_without_case(golden, candidate):
-        print(f"refloss: {printable(name)}: no case has this file", file=sys.stderr)
-    if not judgement.judged:
-        raise ValueError(f"{candidate}: nothing to judge: it has no file of the {len(judgement.cases)} cases")
-    raise typer.Exit(judgement.exit_status)
-
-
-def _check_choices(compute_dtype: str | None, *outputs: Path | None) -> None:
-    """Before hours of work: a type that there is, and files that can be written."""
-    from refloss.error_model import COMPUTE_DTYPES
-
-    if compute_dtype is not None and compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"--compute-dtype: {compute_dtype!r} is none of {', '.join(COMPUTE_DTYPES)}")
-    for path in outputs:
-        if path is not None and path.is_dir():
-            raise ValueError(f"{path}: is a folder")
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: no such folder: {path.parent}")
-
-
-def _console(width: int) -> Console:
-    """A console on stdout that cuts nothing off where no terminal sets a width."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(width=None if terminal else width, highlight=False)
-
-
 @app.command("list")
 def list_functions() -> None:
     """List the losses, the model kinds that use them, and their differentiable inputs."""
-    console = _console(240)
+    console = printing_console(240)
     table = Table(box=None, pad_edge=False)
     for heading in ("function", "gradients", "LOSS_MAPPING keys", "what it is"):
         table.add_column(heading, no_wrap=heading == "function", overflow="fold")

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refloss.messages import printable
-from refloss.testing.judging.wording import failures, fault, hardest, likely, short, summary
+from refloss.testing.report.wording import diagnoses, failures, fault, hardest, likely, short, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +22,11 @@ _NUMBERS = ("ulp", "error\n÷ bound")
 
 
 def show(judgement: Judgement, console: Console) -> None:
-    """A line for every case that passes, then all that is wrong with the others, then how many there are of each."""
+    """What is wrong by function, a line for each case that passes, all about the others, how many there are of each."""
     passing = [case for case in judgement.judged if case.passed]
     failing = [case for case in judgement.judged if not case.passed]
+    if wrong := diagnoses(judgement):
+        console.print(Text("\n".join(["What is wrong", *wrong, ""]), "bold yellow"))
     if passing:
         console.print(_passing(passing))
     if failing:
