@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import refloss
 from refloss import cli
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
 from refloss.messages import printable
 from refloss.testing.judging import compare
 from refloss.testing.report import table
-from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+from refloss.testing.report.judgement import Judgement
+from refloss.testing.verdict import CaseVerdict, TensorVerdict
 
 CASE = "causal_lm-float32"
 FILE = f"{CASE}.safetensors"
@@ -263,16 +265,29 @@ def test_json_has_every_case_and_is_json(run, golden, candidate):
     change(candidate, grad_logits=nan_at(candidate))
     _, out, _ = run(golden, candidate, "--json")
     judged = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert set(judged) == {"passed", "compute_dtype", "cases"}
+    facts = ["refloss", "corpus", "command", "seconds", "environment", "diagnoses"]
+    assert set(judged) == {"passed", "compute_dtype", "cases", *facts}
+    assert judged["refloss"] == judged["environment"]["refloss"] == refloss.__version__
+    assert set(judged["environment"]) == {"refloss", "python", "numpy", "numba", "platform"}
+    assert judged["corpus"] == compare.corpus_id(store.read_manifest(golden))
+    assert judged["command"] == f"refloss compare {golden} {candidate} --json"
+    assert judged["diagnoses"] == [
+        {"function": "causal_lm", "mistake": None, "cases": [CASE], "failing": 1, "detail": ""}
+    ]
+    assert judged["seconds"] >= sum(case["seconds"] for case in judged["cases"]) > 0
     assert [case["id"] for case in judged["cases"]] == [entry["id"] for entry in store.read_manifest(golden)["cases"]]
     absent = [case for case in judged["cases"] if case["id"] != CASE]
     assert all(case["passed"] is None and case["tensors"] == [] for case in absent)
     case = next(case for case in judged["cases"] if case["id"] == CASE)
-    assert set(case) == {"id", "function", "passed", "message", "tensors"}
+    more = {"parameters", "shapes", "seconds", "causes"}
+    assert set(case) == {"id", "function", "passed", "message", "tensors", *more}
+    assert case["shapes"] == {"logits": "float32 [2, 9, 17]", "labels": "int64 [2, 9]"}
+    assert case["parameters"] == {"grad_output": -0.625}
     tensors = {tensor["name"]: tensor for tensor in case["tensors"]}
     assert list(tensors) == ["loss", "grad.logits"]
     worst = tensors["grad.logits"]["worst"]
     assert (worst["index"], worst["got"], tensors["grad.logits"]["error_over_bound"]) == ([0, 1, 2], "nan", "inf")
+    assert (tensors["grad.logits"]["elements"], tensors["grad.logits"]["above_bound"]) == (306, 1)
     assert tensors["loss"]["passed"] is True
     assert tensors["loss"]["ulp"] == tensors["loss"]["error_over_bound"] == 0.0
 
@@ -295,6 +310,14 @@ def test_junit(run, golden, candidate, tmp_path):
         assert suite.get("failures") == str(len(suite.findall("testcase/failure")))
         assert suite.get("skipped") == str(len(suite.findall("testcase/skipped")))
         assert all(case.get("classname") == suite.get("name") and case.get("time") for case in cases)
+        properties = {each.get("name"): each.get("value") for each in suite.findall("properties/property")}
+        assert properties["refloss"] == refloss.__version__
+        assert properties["corpus"] == compare.corpus_id(store.read_manifest(golden))
+        assert properties["command"] == f"refloss compare {golden} {candidate} --junit {path}"
+        diagnosis = "causal_lm: off by a constant factor, a wrong sign: 1 of 1 failing case"
+        assert properties.get("diagnosis", "").startswith(diagnosis if suite.get("name") == "causal_lm" else "")
+        assert sum(float(case.get("time")) for case in cases) == pytest.approx(float(suite.get("time")), abs=1e-4)
+    assert 0 < sum(float(suite.get("time")) for suite in suites) <= float(root.get("time")) + 1e-4
     (failed,) = root.findall("*/testcase[failure]")
     assert failed.get("name") == CASE
     assert failed.find("failure").get("message").startswith("grad.logits: too far off: ")
@@ -313,6 +336,70 @@ def test_html(run, golden, candidate, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert f"{candidate} against {golden}" in text
     assert "the worst at [" in text
+
+
+def test_one_gradient_of_two_can_be_judged_alone(run, golden, tmp_path):
+    """A kernel that has the gradient of the prediction, and none of the target."""
+    folder = tmp_path / "candidate"
+    folder.mkdir()
+    for path in golden.glob("mse-*.safetensors"):
+        tensors = answers(path)
+        del tensors["grad.target"]
+        save_tensors(folder / path.name, tensors)
+    count = len(list(folder.iterdir()))
+    assert run(golden, folder, "--json")[0] == 1
+    status, out, _ = run(golden, folder, "--grads", "input", "--json")
+    judged = [case for case in json.loads(out)["cases"] if case["passed"] is not None]
+    assert (status, len(judged)) == (0, count)
+    assert {tensor["name"] for case in judged for tensor in case["tensors"]} == {"loss", "grad.input"}
+    assert compare.judge_folders(golden, folder, grads="input").passed
+    assert compare.judge_folders(golden, folder, grads=()).passed
+    assert not compare.judge_folders(golden, folder, grads=["target", "input"]).passed
+    path = folder / "mse-sum.safetensors"
+    save_tensors(path, {name: -np.array(value) for name, value in load_tensors(path).items()})
+    assert not compare.judge_folders(golden, folder, grads="input").passed
+    assert run(golden, folder, "--grads", "input", "--cases", "mse-n*,mse-hit")[0] == 0
+    status, out, err = run(golden, folder, "--grads", "inputs")
+    assert (status, out) == (2, "")
+    assert err == "refloss: unknown grad inputs; there are input, target, weight\n"
+
+
+def test_cases_and_functions_can_be_chosen(run, golden, right):
+    def ids(*options):
+        status, out, err = run(golden, right, "--json", *options)
+        assert (status, err) == (0, "")
+        return [case["id"] for case in json.loads(out)["cases"]]
+
+    every = ids()
+    assert ids("--functions", "mse, causal_lm") == [case for case in every if not case.startswith("cross_entropy")]
+    assert ids("--functions", "mse", "--cases", "mse-hit,mse-s*") == ["mse-sum", "mse-hit"]
+    assert ids("--cases", "causal_lm-*16") == ["causal_lm-bfloat16", "causal_lm-float16"]
+    for options, message in (
+        (["--functions", "mse,l1"], "unknown function l1; there are mse, cross_entropy, causal_lm"),
+        (
+            ["--cases", "mse-some"],
+            "no case is called mse-some; there are mse-float32-mean, mse-bfloat16-mean and others",
+        ),
+        (["--functions", "causal_lm", "--cases", "mse-sum"], "no case is called mse-sum; there are causal_lm-float32"),
+        (["--components", "loss_ce"], "unknown component loss_ce; there are "),
+    ):
+        status, out, err = run(golden, right, *options)
+        assert (status, out, len(err.splitlines())) == (2, "", 1)
+        assert message in err
+
+
+def test_the_table_says_first_what_is_wrong(run, golden, candidate):
+    for name in ("causal_lm-float16", "causal_lm-float64"):
+        save_tensors(candidate / f"{name}.safetensors", answers(golden / f"{name}.safetensors"))
+    for path in candidate.iterdir():
+        values = {name: np.array(value) for name, value in load_tensors(path).items()}
+        save_tensors(path, values | {"grad.logits": -values["grad.logits"]})
+    _, out, _ = run(golden, candidate)
+    lines = out.splitlines()
+    assert lines[0] == "What is wrong"
+    assert lines[1].startswith("causal_lm: off by a constant factor, a wrong sign: 3 of 3 failing cases")
+    judgement = compare.judge_folders(golden, candidate)
+    assert str(judgement) == out.rstrip("\n")
 
 
 def test_files_that_no_case_has_are_mentioned(run, golden, candidate):
@@ -348,6 +435,7 @@ def test_nothing_to_judge(run, golden, tmp_path):
         (["golden", "candidate", "--junit", "nothing/x.xml"], "nothing/x.xml: no such folder: nothing"),
         (["golden", "candidate", "--html", "candidate"], "candidate: is a folder"),
         (["golden", "candidate", "--sugar"], "No such option: --sugar"),
+        (["golden", "candidate", "--functions", "tea"], "unknown function tea; there are"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -61,7 +61,7 @@ def judge_folders(
         if report is not None:
             report(1, len(entries))
     only.check()
-    facts = {"subject": f"{candidate} against {golden}", "corpus": _corpus_id(manifest)}
+    facts = {"subject": f"{candidate} against {golden}", "corpus": corpus_id(manifest)}
     return Judgement.of(verdicts, compute_dtype, seconds=time.perf_counter() - start, **facts)
 
 
@@ -72,7 +72,7 @@ def _selected(entries: list[dict[str, Any]], functions: list[str], globs: list[s
     return [entry for entry in of_functions if entry["id"] in ids]
 
 
-def _corpus_id(manifest: dict[str, Any]) -> str:
+def corpus_id(manifest: dict[str, Any]) -> str:
     """What the manifest says, or else a hash of its files, whatever their order."""
     if isinstance(manifest.get("corpus"), str):
         return str(manifest["corpus"])

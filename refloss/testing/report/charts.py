@@ -359,9 +359,9 @@ class _Columns(NamedTuple):
         """Of all error ÷ bound; None is that of a tensor without values."""
         infinite, none = math.inf in ratios, None in ratios
         finite = max((ratio for ratio in ratios if ratio is not None and ratio < math.inf), default=0.0)
-        stop = 96.0 - 20.0 * none - 8.0 * infinite
-        axis = LogAxis.over(finite, (-4, 2, 12), 15.0, stop)
-        return cls(axis, 5.0, stop + 7.0 if infinite else None, 89.0 if none else None)
+        stop = 96.0 - 19.0 * none - 9.0 * infinite
+        axis = LogAxis.over(finite, (-4, 2, 12), 17.0, stop)
+        return cls(axis, 5.0, stop + 9.0 if infinite else None, 90.0 if none else None)
 
     def position(self, ratio: float | None) -> float:
         if ratio is None:
@@ -386,7 +386,7 @@ def overview(dots: Sequence[Dot]) -> Markup:
     """Every tensor as a dot at its error ÷ bound, a row for every function, whose name stands above it."""
     groups = list(dict.fromkeys(dot.group for dot in dots))
     columns = _Columns.of([dot.ratio for dot in dots])
-    top, row = 26.0, 38.0
+    top, row = 26.0, 42.0
     base, bound = top + row * len(groups), columns.axis.position(1.0)
     axis = columns.axis
     beyond = any(dot.ratio is not None and 10.0**axis.high < dot.ratio < math.inf for dot in dots)
@@ -394,7 +394,9 @@ def overview(dots: Sequence[Dot]) -> Markup:
     parts = [
         f'<rect class="beyond" x="{bound:.4g}%" y="{top:g}" width="{100 - bound:.4g}%" height="{base - top:g}"/>',
         *(_rule(x, top, base, "grid") for x in decades),
-        _rule(bound, top - 6, base, "limit"),
+        _rule(bound, top - 8, top, "limit"),
+        # Not across a name.
+        *(_rule(bound, top + row * i + 19, top + row * (i + 1), "limit") for i in range(len(groups))),
         _text(bound, 14, "the bound", unit="%"),
         *(_level(top + row * (i + 1)) for i in range(len(groups))),
         *(_text(0.5, top + row * i + 14, group, "s", unit="%") for i, group in enumerate(map(printable, groups))),
@@ -404,7 +406,7 @@ def overview(dots: Sequence[Dot]) -> Markup:
     # Those that fail are drawn last, so that none is hidden.
     for i, dot in enumerate(sorted(dots, key=lambda dot: not dot.passed)):
         # Spread, so that those in the same place are seen to be many.
-        y = top + row * groups.index(dot.group) + 26 + (i * 5 % 9 - 4) * 1.6
+        y = top + row * groups.index(dot.group) + 30 + (i * 5 % 9 - 4) * 1.6
         x = columns.position(dot.ratio) + (0.0 if dot.ratio and dot.ratio < math.inf else (i * 7 % 13 - 6) * 0.35)
         parts.append(
             f'<a href="#{dot.anchor}"><circle class="{"within" if dot.passed else "above"}" r="3.6"'
