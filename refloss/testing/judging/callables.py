@@ -25,6 +25,7 @@ from refloss.testing.judging.judge import question, question_of, told_parameters
 from refloss.testing.judging.selection import Only, check_names, judged, listed, matching
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.report.plain import text
+from refloss.testing.report.wording import plural
 from refloss.testing.spacing import FLOATS
 from refloss.testing.verdict import CaseVerdict
 
@@ -264,7 +265,7 @@ class Judging:
         try:
             returned = self._driver.call(native)
         except NotImplementedError as error:
-            return self._without_values(case, None, f"not brought: {error or type(error).__name__}")
+            return self._without_values(case, None, f"not brought: {str(error) or type(error).__name__}")
         asked = question(held, self._compute_dtype)
         tensors = {"loss": returned.loss, **returned.tensors}
         candidate = self._only.of(asked, tensors, has_components=returned.has_components)
@@ -280,7 +281,7 @@ class Judging:
 def _corpus_of(cases: Iterable[Case]) -> str:
     """Which cases these are, as far as it can be said."""
     own = [case for case in cases if not any(case is each for each in _built_in(case.function))]
-    return f"built-in, refloss {refloss.__version__}" + (f", and {len(own)} others" if own else "")
+    return f"built-in, refloss {refloss.__version__}" + (f", and {plural(len(own), 'other')}" if own else "")
 
 
 def _changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:

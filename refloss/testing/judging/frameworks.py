@@ -42,13 +42,14 @@ def _of_torch() -> Framework:
 
 def _of_jax() -> Framework:
     jax = importlib.import_module("jax")
+    # Its place before version 0.8.
+    home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
 
     def around(case: Case) -> contextlib.AbstractContextManager[Any]:
-        """64 bits where a case has them, so that all others are computed as their users compute."""
-        wide: contextlib.AbstractContextManager[Any] = jax.enable_x64(
-            any(value.dtype == np.float64 for value in case.inputs.values())
-        )
-        return wide
+        """64 bits where a case has them; all others are computed as JAX's users compute."""
+        wide = any(value.dtype == np.float64 for value in case.inputs.values())
+        setting: contextlib.AbstractContextManager[Any] = home.enable_x64(wide)
+        return setting
 
     return Framework(importlib.import_module("jax.numpy").asarray, around)
 

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refloss.messages import reason
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -24,7 +22,7 @@ def function(target: str) -> Callable[..., Any]:
     try:
         module = _file(Path(source)) if source.endswith(".py") else _module(source)
     except (Exception, SystemExit) as error:  # a module may raise anything
-        raise ValueError(f"{source} cannot be imported: {type(error).__name__}: {reason(error)}") from error
+        raise ValueError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         found = operator.attrgetter(name)(module)
     except AttributeError as error:
