@@ -1,9 +1,12 @@
 """Folders of candidate files judged on the command line: every fault is named, none is a traceback."""
 
+import functools
+import hashlib
 import json
 import shutil
 import struct
 import sys
+import tracemalloc
 from xml.etree import ElementTree
 
 import ml_dtypes
@@ -13,10 +16,12 @@ from rich.console import Console
 
 import refloss
 from refloss import cli
+from refloss.cases.source import Case
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
 from refloss.messages import printable
-from refloss.testing.judging import compare
+from refloss.testing import check
+from refloss.testing.judging import compare, judge
 from refloss.testing.report import table
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.verdict import CaseVerdict, TensorVerdict
@@ -452,6 +457,81 @@ def test_what_cannot_be_judged_is_one_line(run, golden, tmp_path, monkeypatch, a
     assert len(err.splitlines()) == 1
     assert message in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+class ByParts:
+    """Bounds that are never there as a whole."""
+
+    def part(self, first, last):
+        return np.full(last - first, 1e-6)
+
+
+SIZE = 256 * 8192 * 4  # bytes of the logits, and of their gradient
+
+
+def large_case(seed):
+    generator = np.random.default_rng(seed)
+    inputs = {
+        "logits": generator.standard_normal((256, 8192), np.float32),
+        "labels": generator.integers(8192, size=256),
+    }
+    return Case(f"masked_lm-{seed}", "masked_lm", inputs, {}, 1.0)
+
+
+def write_large(golden, candidate, count):
+    """Folders of so many cases, with right answers."""
+    entries = []
+    for case in map(large_case, range(count)):
+        path = golden / f"{case.id}.safetensors"
+        expected = store.expected_tensors(store.evaluate(case))
+        save_tensors(path, {f"input.{name}": value for name, value in case.inputs.items()} | expected)
+        save_tensors(candidate / path.name, {name: np.array(value) for name, value in answers(path).items()})
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry = {"id": case.id, "file": path.name, "sha256": digest, "function": case.function}
+        entries.append(entry | {"parameters": {}, "grad_output": 1.0})
+    (golden / "manifest.json").write_text(json.dumps({"format": 1, "refloss": "", "cases": entries}))
+
+
+def peak_of(call):
+    """What a call returns, and the most bytes that were taken meanwhile."""
+    tracemalloc.start()
+    try:
+        return call(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def bounds_by_parts(monkeypatch):
+    monkeypatch.setattr(judge, "bounds", lambda *_: {"loss": ByParts(), "grad.logits": ByParts()})
+
+
+@pytest.mark.usefixtures("bounds_by_parts")
+def test_a_folder_takes_the_memory_of_one_case(tmp_path):
+    peaks = {}
+    for count in (1, 3):
+        folders = [tmp_path / f"{name}-{count}" for name in ("golden", "candidate")]
+        for folder in folders:
+            folder.mkdir()
+        write_large(*folders, count)
+        judgement, peaks[count] = peak_of(functools.partial(compare.judge_folders, *folders))
+        assert (judgement.passed, len(judgement.judged)) == (True, count)
+    # The candidate's tensors and the oracle's, of one case.
+    assert peaks[1] < 2 * SIZE + 2**23
+    assert peaks[3] < peaks[1] + 2**20
+
+
+@pytest.mark.usefixtures("bounds_by_parts")
+def test_a_function_takes_the_memory_of_one_case():
+    def fn(inputs, parameters, cotangent):
+        result = refloss.masked_lm(**inputs, **parameters, grad_output=cotangent)
+        return result.loss, result.grads
+
+    cases = [large_case(seed) for seed in range(3)]
+    peaks = [peak_of(functools.partial(check, fn, cases=cases[:count]))[1] for count in (1, 3)]
+    # Two copies of the inputs, for the function and for the oracle, and the gradients of both.
+    assert peaks[0] < 4 * SIZE + 2**23
+    assert peaks[1] < peaks[0] + 2**20
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
