@@ -144,7 +144,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: " ".join(value) if value is list else None)
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_what_cannot_be_judged_is_one_line(run, tmp_path, monkeypatch, arguments, message):
     (tmp_path / "raises.py").write_text("1 / 0\n")
     (tmp_path / "ends.py").write_text("raise SystemExit(7)\n")

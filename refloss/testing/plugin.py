@@ -272,9 +272,7 @@ class _Recorder:
         elif self._verdicts:
             seconds = sum(verdict.seconds or 0.0 for verdict in self._verdicts)
             command = shlex.join(["pytest", *map(str, session.config.invocation_params.args)])
-            corpus = f"built-in, refloss {refloss.__version__}"
-            facts = {"subject": "pytest", "corpus": corpus, "command": command, "seconds": seconds}
-            Judgement.of(self._verdicts, **facts).html(self._path)
+            Judgement.of(self._verdicts, subject="pytest", command=command, seconds=seconds).html(self._path)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         count = len(self._verdicts)

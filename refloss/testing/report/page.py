@@ -74,7 +74,7 @@ class Mistake(NamedTuple):
     """A mistake in every function that makes it; None is what no mistake explains."""
 
     name: str | None
-    count: int
+    explains: int  # cases
     parts: Sequence[Part]
 
 
@@ -212,7 +212,7 @@ def _mistakes(diagnoses: Sequence[Diagnosis], cases: Sequence[Case]) -> list[Mis
         Mistake(None if name is None else printable(name), sum(len(part.cases) for part in parts), parts)
         for name, parts in found.items()
     ]
-    return sorted(mistakes, key=lambda mistake: (mistake.name is None, -mistake.count))
+    return sorted(mistakes, key=lambda mistake: (mistake.name is None, -mistake.explains))
 
 
 def _hardest(cases: Sequence[Case]) -> Tensor | None:
