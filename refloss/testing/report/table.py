@@ -25,8 +25,8 @@ def show(judgement: Judgement, console: Console) -> None:
     """What is wrong by function, a line for each case that passes, all about the others, how many there are of each."""
     passing = [case for case in judgement.judged if case.passed]
     failing = [case for case in judgement.judged if not case.passed]
-    if wrong := diagnoses(judgement):
-        console.print(Text("\n".join(["What is wrong", *wrong, ""]), "bold yellow"))
+    if diagnoses(judgement):
+        console.print(Text("What is wrong", "bold"), Padding(_diagnoses(judgement), (0, 0, 1, _INDENT)), sep="\n")
     if passing:
         console.print(_passing(passing))
     if failing:
@@ -36,6 +36,22 @@ def show(judgement: Judgement, console: Console) -> None:
             _show_failing(case, console, max([len("tensor"), *names]), heading=i == 0)
     style = "bold red" if failing else "bold green" if passing else "bold yellow"
     console.print(Text(f"\n{summary(judgement)}" if judgement.judged else summary(judgement), style))
+
+
+def _diagnoses(judgement: Judgement) -> Table:
+    """A line for every mistake of a function: how many of its failing cases it explains."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold", ratio=1)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold", ratio=3)
+    for each in judgement.diagnoses:
+        mistake = (
+            Text(printable(each.mistake), "bold yellow") if each.mistake else Text("no usual mistake explains them")
+        )
+        if each.detail:
+            mistake.append(f"\n{printable(each.detail)}", "not bold dim")
+        table.add_row(Text(printable(each.function)), f"{len(each.cases)} of {each.failing}", mistake)
+    return table
 
 
 def _passing(cases: list[CaseVerdict]) -> Table:
