@@ -7,8 +7,10 @@ import shutil
 import struct
 import sys
 import tracemalloc
+from pathlib import Path
 from xml.etree import ElementTree
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,12 +22,13 @@ from refloss.cases.source import Case
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
 from refloss.messages import printable
-from refloss.testing import check
+from refloss.testing import check, report
 from refloss.testing.judging import compare, judge
 from refloss.testing.report import table
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.verdict import CaseVerdict, TensorVerdict
 
+SCHEMA = Path(report.__file__).with_name("judgement.schema.json")
 CASE = "causal_lm-float32"
 FILE = f"{CASE}.safetensors"
 
@@ -270,6 +273,11 @@ def test_json_has_every_case_and_is_json(run, golden, candidate):
     change(candidate, grad_logits=nan_at(candidate))
     _, out, _ = run(golden, candidate, "--json")
     judged = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.validate(judged, schema)
+    assert set(schema["required"]) == set(judged)
+    for kind, found in (("case", judged["cases"]), ("tensor", [t for c in judged["cases"] for t in c["tensors"]])):
+        assert all(set(each) == set(schema["$defs"][kind]["required"]) for each in found)
     facts = ["refloss", "corpus", "command", "seconds", "environment", "diagnoses"]
     assert set(judged) == {"passed", "compute_dtype", "cases", *facts}
     assert judged["refloss"] == judged["environment"]["refloss"] == refloss.__version__

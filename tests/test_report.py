@@ -168,7 +168,14 @@ def test_explanations_are_counted(judgement):
     assert re.search(r'9 ×</span><div><span class="what explained">off by a factor</span>', text)
     assert "mse: 9 of 10 failing cases" in text
     assert "and 3 more" in text
-    assert text.index("off by a factor") < text.index('<span class="what">No usual mistake explains')
+    assert text.index("off by a factor") < text.index('<span class="what">What no usual mistake explains')
+    assert re.search(r"mse: 1 of 10 failing cases <span class=.quiet.>\(an error in 1\)", text)
+    faults = ("missing", "not finite", "not finite")
+    unknown = [
+        CaseVerdict(f"l1-{i}", "l1", False, (TensorVerdict("loss", False, fault),)) for i, fault in enumerate(faults)
+    ]
+    assert "l1: 3 of 3 failing cases" in (text := report_page.render(Judgement.of(unknown)))
+    assert '<span class="quiet">(not finite in 2, missing in 1)</span>' in text
 
 
 def test_a_mistake_is_one_whatever_its_numbers_and_its_function():

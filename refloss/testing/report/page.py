@@ -202,17 +202,28 @@ def _groups(cases: Sequence[Case]) -> list[Group]:
 
 def _mistakes(diagnoses: Sequence[Diagnosis], cases: Sequence[Case]) -> list[Mistake]:
     """Each mistake with the functions that make it, the one that explains most cases first."""
-    anchors = {case.verdict.id: case.anchor for case in cases}
+    by_id = {case.verdict.id: case for case in cases}
     found: dict[str | None, list[Part]] = {}
     for each in diagnoses:
-        places = [(anchors[case], printable(case)) for case in each.cases if case in anchors]
-        part = Part(printable(each.function), explained(each), printable(each.detail), places)
+        those = [by_id[name] for name in each.cases if name in by_id]
+        detail = each.detail if each.mistake else _faults(those)
+        places = [(case.anchor, printable(case.verdict.id)) for case in those]
+        part = Part(printable(each.function), explained(each), printable(detail), places)
         found.setdefault(each.mistake, []).append(part)
     mistakes = [
         Mistake(None if name is None else printable(name), sum(len(part.cases) for part in parts), parts)
         for name, parts in found.items()
     ]
     return sorted(mistakes, key=lambda mistake: (mistake.name is None, -mistake.explains))
+
+
+def _faults(cases: Sequence[Case]) -> str:
+    """What is wrong with cases of which no more is known: not finite in 3, missing in 1."""
+    counts: Counter[str] = Counter()
+    for case in cases:
+        wrong = {tensor.verdict.fault or "fails" for tensor in case.tensors if tensor.verdict.passed is False}
+        counts.update(wrong or {"an error"})
+    return ", ".join(f"{fault} in {count}" for fault, count in sorted(counts.items(), key=lambda each: -each[1]))
 
 
 def _hardest(cases: Sequence[Case]) -> Tensor | None:
