@@ -267,6 +267,22 @@ def test_failing_cases_are_named_and_the_rest_goes_on():
     assert str(raised.value.__cause__) == "no such type here"
 
 
+def test_a_mismatch_of_several_cases_says_first_what_is_wrong():
+    def fn(inputs, parameters, cotangent):
+        loss, grads, _ = exact("mse")(inputs, parameters, cotangent)
+        return loss, {name: -value for name, value in grads.items()}
+
+    with pytest.raises(MismatchError) as raised:
+        check(fn, cases=["mse-*-mean"])
+    summary, diagnosis, *_ = str(raised.value).splitlines()
+    assert summary == "0 of 4 cases passed, 4 failed"
+    assert diagnosis.startswith("mse: ")
+    assert "wrong sign" in diagnosis
+    assert "4 of 4 failing cases" in diagnosis
+    (found,) = raised.value.judgement.diagnoses
+    assert (found.function, len(found.cases), found.failing) == ("mse", 4, 4)
+
+
 def test_what_is_not_brought_is_not_judged():
     def fn(inputs, parameters, cotangent):
         if parameters.get("reduction", "mean") != "mean":

@@ -25,7 +25,7 @@ from refloss.testing.report import page as report_page
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.spacing import Elements, errors
 from refloss.testing.spread import Gridding, Spreading, class_last
-from refloss.testing.verdict import CaseVerdict, TensorVerdict
+from refloss.testing.verdict import CaseVerdict, Diagnosis, TensorVerdict
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -161,47 +161,47 @@ def test_a_tensor_that_passes_is_a_row(page):
     assert 'class="spark"' in row
 
 
-def test_explanations_are_counted(judgement):
-    wrong = TensorVerdict("grad.input", False, "too far off", "", explanation="off by a factor 2")
-    cases = [CaseVerdict(f"case-{i}", "mse", False, (wrong,)) for i in range(9)]
-    text = report_page.render(Judgement.of((*judgement.cases, *cases)))
-    assert re.search(r'9 ×</span><div><span class="what explained">off by a factor</span>', text)
-    assert "mse: 9 of 10 failing cases" in text
-    assert "and 3 more" in text
-    assert text.index("off by a factor") < text.index('<span class="what">What no usual mistake explains')
-    assert re.search(r"mse: 1 of 10 failing cases <span class=.quiet.>\(an error in 1\)", text)
-    faults = ("missing", "not finite", "not finite")
-    unknown = [
-        CaseVerdict(f"l1-{i}", "l1", False, (TensorVerdict("loss", False, fault),)) for i, fault in enumerate(faults)
-    ]
-    assert "l1: 3 of 3 failing cases" in (text := report_page.render(Judgement.of(unknown)))
-    assert '<span class="quiet">(not finite in 2, missing in 1)</span>' in text
+def failing(function, number, fault="too far off", explanation=None):
+    wrong = TensorVerdict("grad.input", False, fault, "", explanation=explanation)
+    return CaseVerdict(f"{function}-{number}", function, False, (wrong,))
 
 
-def test_a_mistake_is_one_whatever_its_numbers_and_its_function():
-    def failing(function, number, explanation):
-        wrong = TensorVerdict("grad.input", False, "too far off", "", explanation=explanation)
-        return CaseVerdict(f"{function}-{number}", function, False, (wrong,))
+def shown_mistakes(text):
+    """Of the report's first section: how many cases each mistake explains, and the words for it."""
+    section = re.search(r'<ol class="mistakes panel">(.*?)</ol>', text, re.DOTALL)[1]
+    return re.findall(r'<span class="count">(\d+) ×</span><div><span class="what[^"]*">([^<]*)<', section), section
 
-    cases = [failing("mse", i, f"off by a constant factor of {i}.5, upstream gradient ({i}) ignored") for i in range(5)]
-    cases += [
-        failing("l1", i, f"off by a constant factor of -{i}e-05, upstream gradient ({i}) ignored") for i in range(2)
+
+def test_a_mistake_is_one_whatever_the_function():
+    cases = [failing("mse", i) for i in range(9)] + [failing("l1", i, "missing") for i in range(3)]
+    cases.append(CaseVerdict("l1-unusable", "l1", False, message="the golden case is unusable"))
+    mse, l1 = (tuple(case.id for case in cases if case.function == name) for name in ("mse", "l1"))
+    diagnoses = (
+        Diagnosis("mse", "upstream gradient ignored", mse[:8], 9, "mse-0: by 3"),
+        Diagnosis("l1", "upstream gradient ignored", l1[:1], 4),
+        Diagnosis("mse", "zero <everywhere>", mse[8:], 9),
+        Diagnosis("l1", None, l1[1:], 4),
+    )
+    text = report_page.render(Judgement(tuple(cases), diagnoses=diagnoses))
+    mistakes, section = shown_mistakes(text)
+    assert mistakes == [
+        ("9", "upstream gradient ignored"),
+        ("1", "zero &lt;everywhere&gt;"),
+        ("3", "What no usual mistake explains"),
     ]
-    judgement = Judgement.of([*cases, failing("l1", 9, "zero everywhere")])
-    assert [(each.function, each.mistake, len(each.cases), each.failing) for each in judgement.diagnoses] == [
-        ("mse", "off by a constant factor, upstream gradient ignored", 5, 5),
-        ("l1", "off by a constant factor, upstream gradient ignored", 2, 3),
-        ("l1", "zero everywhere", 1, 3),
-    ]
-    text = report_page.render(judgement)
-    shown = re.search(r'<ol class="mistakes panel">(.*?)</ol>', text, re.DOTALL)[1]
-    assert re.findall(r'<span class="count">(\d+) ×</span><div><span class="what explained">([^<]*)<', shown) == [
-        ("7", "off by a constant factor, upstream gradient ignored"),
-        ("1", "zero everywhere"),
-    ]
-    assert "mse: 5 of 5 failing cases" in shown
-    assert "l1: 2 of 3 failing cases" in shown
-    assert '<a href="#l1-9">l1-9</a>' in shown
+    assert 'mse: 8 of 9 failing cases <span class="quiet">(mse-0: by 3)</span>' in section
+    assert "l1: 1 of 4 failing cases" in section
+    assert 'l1: 3 of 4 failing cases <span class="quiet">(missing in 2, an error in 1)</span>' in section
+    assert '<a href="#mse-5">mse-5</a> and 2 more' in section
+    assert '<a href="#l1-unusable">l1-unusable</a>' in section
+
+
+def test_a_mistake_is_one_whatever_its_numbers():
+    words = "off by a constant factor of {}, upstream gradient ({}) ignored"
+    cases = [failing("mse", i, explanation=words.format(f"{i}.5", i)) for i in range(5)]
+    cases += [failing("mse", -i, explanation=words.format(f"-{i}e-05", -i)) for i in (6, 7)]
+    (diagnosis,) = Judgement.of(cases).diagnoses
+    assert (diagnosis.cases, diagnosis.failing) == (tuple(case.id for case in cases), 7)
 
 
 def test_what_a_case_was_and_how_it_was_judged(page, judgement):

@@ -112,6 +112,8 @@ def told_shapes(case: Case) -> dict[str, str]:
 
 
 def _told(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray):
