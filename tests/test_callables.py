@@ -267,6 +267,53 @@ def test_failing_cases_are_named_and_the_rest_goes_on():
     assert str(raised.value.__cause__) == "no such type here"
 
 
+def test_a_mismatch_of_several_cases_says_first_what_is_wrong():
+    def fn(inputs, parameters, cotangent):
+        loss, grads, _ = exact("mse")(inputs, parameters, cotangent)
+        return loss, {name: -value for name, value in grads.items()}
+
+    with pytest.raises(MismatchError) as raised:
+        check(fn, cases=["mse-*-mean"])
+    summary, diagnosis, *_ = str(raised.value).splitlines()
+    assert summary == "0 of 4 cases passed, 4 failed"
+    assert diagnosis.startswith("mse: ")
+    assert "wrong sign" in diagnosis
+    assert "4 of 4 failing cases" in diagnosis
+    (found,) = raised.value.judgement.diagnoses
+    assert (found.function, len(found.cases), found.failing) == ("mse", 4, 4)
+
+
+def test_what_is_not_brought_is_not_judged():
+    def fn(inputs, parameters, cotangent):
+        if parameters.get("reduction", "mean") != "mean":
+            raise NotImplementedError(f"reduction {parameters['reduction']}")
+        return exact("mse")(inputs, parameters, cotangent)
+
+    judgement = check(fn, function="mse")
+    absent = {case.id: case.message for case in judgement.cases if case.passed is None}
+    assert absent["mse-sum"] == "not brought: reduction sum"
+    assert set(absent.values()) == {"not brought: reduction sum", "not brought: reduction none"}
+    assert judgement.passed
+    assert len(judgement.judged) == len(judgement.cases) - len(absent) > 3
+    with pytest.raises(MismatchError, match=r"nothing was judged: .*\nmse-sum: not brought: reduction sum") as raised:
+        check(fn, cases="mse-sum")
+    assert raised.value.judgement.exit_status == 2
+
+
+def test_a_judgement_tells_of_what_it_was():
+    judgement = check(exact("mse"), cases=["mse-sum", "mse-hit"], components=())
+    assert judgement.corpus == f"built-in, refloss {refloss.__version__}"
+    assert judgement.subject.endswith("fn")
+    assert 0 < sum(case.seconds for case in judgement.cases) <= judgement.seconds
+    assert judgement.cases[0].parameters == {"reduction": "sum", "grad_output": corpus({"mse"})[4].grad_output}
+    assert judgement.cases[0].shapes == {"input": "float32 [4, 7]", "target": "float32 [4, 7]"}
+    inputs = {"input": np.float32([1, 2]), "target": np.float32([0, 4])}
+    own = Case("mine", "mse", inputs, {"reduction": "none"}, np.ones(2, np.float32))
+    judgement = check(exact("mse"), cases=["mse-sum", own])
+    assert judgement.corpus == f"built-in, refloss {refloss.__version__}, and 1 other"
+    assert judgement.cases[1].parameters == {"reduction": "none", "grad_output": "float32 [2]"}
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

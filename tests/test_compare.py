@@ -1,24 +1,34 @@
 """Folders of candidate files judged on the command line: every fault is named, none is a traceback."""
 
+import functools
+import hashlib
 import json
 import shutil
 import struct
 import sys
+import tracemalloc
+from pathlib import Path
 from xml.etree import ElementTree
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
 from rich.console import Console
 
+import refloss
 from refloss import cli
+from refloss.cases.source import Case
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
 from refloss.messages import printable
-from refloss.testing.judging import compare
+from refloss.testing import check, report
+from refloss.testing.judging import compare, judge
 from refloss.testing.report import table
-from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+from refloss.testing.report.judgement import Judgement
+from refloss.testing.verdict import CaseVerdict, TensorVerdict
 
+SCHEMA = Path(report.__file__).with_name("judgement.schema.json")
 CASE = "causal_lm-float32"
 FILE = f"{CASE}.safetensors"
 
@@ -263,16 +273,34 @@ def test_json_has_every_case_and_is_json(run, golden, candidate):
     change(candidate, grad_logits=nan_at(candidate))
     _, out, _ = run(golden, candidate, "--json")
     judged = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert set(judged) == {"passed", "compute_dtype", "cases"}
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.validate(judged, schema)
+    assert set(schema["required"]) == set(judged)
+    for kind, found in (("case", judged["cases"]), ("tensor", [t for c in judged["cases"] for t in c["tensors"]])):
+        assert all(set(each) == set(schema["$defs"][kind]["required"]) for each in found)
+    facts = ["refloss", "corpus", "command", "seconds", "environment", "diagnoses"]
+    assert set(judged) == {"passed", "compute_dtype", "cases", *facts}
+    assert judged["refloss"] == judged["environment"]["refloss"] == refloss.__version__
+    assert set(judged["environment"]) == {"refloss", "python", "numpy", "numba", "platform"}
+    assert judged["corpus"] == compare.corpus_id(store.read_manifest(golden))
+    assert judged["command"] == f"refloss compare {golden} {candidate} --json"
+    assert judged["diagnoses"] == [
+        {"function": "causal_lm", "mistake": None, "cases": [CASE], "failing": 1, "detail": ""}
+    ]
+    assert judged["seconds"] >= sum(case["seconds"] for case in judged["cases"]) > 0
     assert [case["id"] for case in judged["cases"]] == [entry["id"] for entry in store.read_manifest(golden)["cases"]]
     absent = [case for case in judged["cases"] if case["id"] != CASE]
     assert all(case["passed"] is None and case["tensors"] == [] for case in absent)
     case = next(case for case in judged["cases"] if case["id"] == CASE)
-    assert set(case) == {"id", "function", "passed", "message", "tensors"}
+    more = {"parameters", "shapes", "seconds", "causes"}
+    assert set(case) == {"id", "function", "passed", "message", "tensors", *more}
+    assert case["shapes"] == {"logits": "float32 [2, 9, 17]", "labels": "int64 [2, 9]"}
+    assert case["parameters"] == {"grad_output": -0.625}
     tensors = {tensor["name"]: tensor for tensor in case["tensors"]}
     assert list(tensors) == ["loss", "grad.logits"]
     worst = tensors["grad.logits"]["worst"]
     assert (worst["index"], worst["got"], tensors["grad.logits"]["error_over_bound"]) == ([0, 1, 2], "nan", "inf")
+    assert (tensors["grad.logits"]["elements"], tensors["grad.logits"]["above_bound"]) == (306, 1)
     assert tensors["loss"]["passed"] is True
     assert tensors["loss"]["ulp"] == tensors["loss"]["error_over_bound"] == 0.0
 
@@ -295,6 +323,15 @@ def test_junit(run, golden, candidate, tmp_path):
         assert suite.get("failures") == str(len(suite.findall("testcase/failure")))
         assert suite.get("skipped") == str(len(suite.findall("testcase/skipped")))
         assert all(case.get("classname") == suite.get("name") and case.get("time") for case in cases)
+        properties = {each.get("name"): each.get("value") for each in suite.findall("properties/property")}
+        assert properties["refloss"] == refloss.__version__
+        assert properties["corpus"] == compare.corpus_id(store.read_manifest(golden))
+        assert properties["command"] == f"refloss compare {golden} {candidate} --junit {path}"
+        diagnosis = properties.get("diagnosis", "")
+        assert ("wrong sign" in diagnosis) == (suite.get("name") == "causal_lm")
+        assert not diagnosis or "1 of 1 failing case" in diagnosis
+        assert sum(float(case.get("time")) for case in cases) == pytest.approx(float(suite.get("time")), abs=1e-4)
+    assert 0 < sum(float(suite.get("time")) for suite in suites) <= float(root.get("time")) + 1e-4
     (failed,) = root.findall("*/testcase[failure]")
     assert failed.get("name") == CASE
     assert failed.find("failure").get("message").startswith("grad.logits: too far off: ")
@@ -313,6 +350,71 @@ def test_html(run, golden, candidate, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert f"{candidate} against {golden}" in text
     assert "the worst at [" in text
+
+
+def test_one_gradient_of_two_can_be_judged_alone(run, golden, tmp_path):
+    """A kernel that has the gradient of the prediction, and none of the target."""
+    folder = tmp_path / "candidate"
+    folder.mkdir()
+    for path in golden.glob("mse-*.safetensors"):
+        tensors = answers(path)
+        del tensors["grad.target"]
+        save_tensors(folder / path.name, tensors)
+    count = len(list(folder.iterdir()))
+    assert run(golden, folder, "--json")[0] == 1
+    status, out, _ = run(golden, folder, "--grads", "input", "--json")
+    judged = [case for case in json.loads(out)["cases"] if case["passed"] is not None]
+    assert (status, len(judged)) == (0, count)
+    assert {tensor["name"] for case in judged for tensor in case["tensors"]} == {"loss", "grad.input"}
+    assert compare.judge_folders(golden, folder, grads="input").passed
+    assert compare.judge_folders(golden, folder, grads=()).passed
+    assert not compare.judge_folders(golden, folder, grads=["target", "input"]).passed
+    path = folder / "mse-sum.safetensors"
+    save_tensors(path, {name: -np.array(value) for name, value in load_tensors(path).items()})
+    assert not compare.judge_folders(golden, folder, grads="input").passed
+    assert run(golden, folder, "--grads", "input", "--cases", "mse-n*,mse-hit")[0] == 0
+    status, out, err = run(golden, folder, "--grads", "inputs")
+    assert (status, out) == (2, "")
+    assert err == "refloss: unknown grad inputs; there are input, target, weight\n"
+
+
+def test_cases_and_functions_can_be_chosen(run, golden, right):
+    def ids(*options):
+        status, out, err = run(golden, right, "--json", *options)
+        assert (status, err) == (0, "")
+        return [case["id"] for case in json.loads(out)["cases"]]
+
+    every = ids()
+    assert ids("--functions", "mse, causal_lm") == [case for case in every if not case.startswith("cross_entropy")]
+    assert ids("--functions", "mse", "--cases", "mse-hit,mse-su?") == ["mse-sum", "mse-hit"]
+    assert ids("--cases", "causal_lm-*16") == ["causal_lm-bfloat16", "causal_lm-float16"]
+    for options, message in (
+        (["--functions", "mse,l1"], "unknown function l1; there are mse, cross_entropy, causal_lm"),
+        (
+            ["--cases", "mse-some"],
+            "no case is called mse-some; there are mse-float32-mean, mse-bfloat16-mean and others",
+        ),
+        (["--functions", "causal_lm", "--cases", "mse-sum"], "no case is called mse-sum; there are causal_lm-float32"),
+        (["--components", "loss_ce"], "unknown component loss_ce; there are "),
+    ):
+        status, out, err = run(golden, right, *options)
+        assert (status, out, len(err.splitlines())) == (2, "", 1)
+        assert message in err
+
+
+def test_the_table_says_first_what_is_wrong(run, golden, candidate):
+    for name in ("causal_lm-float16", "causal_lm-float64"):
+        save_tensors(candidate / f"{name}.safetensors", answers(golden / f"{name}.safetensors"))
+    for path in candidate.iterdir():
+        values = {name: np.array(value) for name, value in load_tensors(path).items()}
+        save_tensors(path, values | {"grad.logits": -values["grad.logits"]})
+    _, out, _ = run(golden, candidate)
+    lines = out.splitlines()
+    assert lines[0] == "What is wrong"
+    assert lines[1].split()[:4] == ["causal_lm", "3", "of", "3"]
+    assert "wrong sign" in lines[1]
+    judgement = compare.judge_folders(golden, candidate)
+    assert str(judgement) == out.rstrip("\n")
 
 
 def test_files_that_no_case_has_are_mentioned(run, golden, candidate):
@@ -348,6 +450,7 @@ def test_nothing_to_judge(run, golden, tmp_path):
         (["golden", "candidate", "--junit", "nothing/x.xml"], "nothing/x.xml: no such folder: nothing"),
         (["golden", "candidate", "--html", "candidate"], "candidate: is a folder"),
         (["golden", "candidate", "--sugar"], "No such option: --sugar"),
+        (["golden", "candidate", "--functions", "tea"], "unknown function tea; there are"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -364,6 +467,81 @@ def test_what_cannot_be_judged_is_one_line(run, golden, tmp_path, monkeypatch, a
     assert len(err.splitlines()) == 1
     assert message in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+class ByParts:
+    """Bounds that are never there as a whole."""
+
+    def part(self, first, last):
+        return np.full(last - first, 1e-6)
+
+
+SIZE = 256 * 8192 * 4  # bytes of the logits, and of their gradient
+
+
+def large_case(seed):
+    generator = np.random.default_rng(seed)
+    inputs = {
+        "logits": generator.standard_normal((256, 8192), np.float32),
+        "labels": generator.integers(8192, size=256),
+    }
+    return Case(f"masked_lm-{seed}", "masked_lm", inputs, {}, 1.0)
+
+
+def write_large(golden, candidate, count):
+    """Folders of so many cases, with right answers."""
+    entries = []
+    for case in map(large_case, range(count)):
+        path = golden / f"{case.id}.safetensors"
+        expected = store.expected_tensors(store.evaluate(case))
+        save_tensors(path, {f"input.{name}": value for name, value in case.inputs.items()} | expected)
+        save_tensors(candidate / path.name, {name: np.array(value) for name, value in answers(path).items()})
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry = {"id": case.id, "file": path.name, "sha256": digest, "function": case.function}
+        entries.append(entry | {"parameters": {}, "grad_output": 1.0})
+    (golden / "manifest.json").write_text(json.dumps({"format": 1, "refloss": "", "cases": entries}))
+
+
+def peak_of(call):
+    """What a call returns, and the most bytes that were taken meanwhile."""
+    tracemalloc.start()
+    try:
+        return call(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def bounds_by_parts(monkeypatch):
+    monkeypatch.setattr(judge, "bounds", lambda *_: {"loss": ByParts(), "grad.logits": ByParts()})
+
+
+@pytest.mark.usefixtures("bounds_by_parts")
+def test_a_folder_takes_the_memory_of_one_case(tmp_path):
+    peaks = {}
+    for count in (1, 3):
+        folders = [tmp_path / f"{name}-{count}" for name in ("golden", "candidate")]
+        for folder in folders:
+            folder.mkdir()
+        write_large(*folders, count)
+        judgement, peaks[count] = peak_of(functools.partial(compare.judge_folders, *folders))
+        assert (judgement.passed, len(judgement.judged)) == (True, count)
+    # The candidate's tensors and the oracle's, of one case.
+    assert peaks[1] < 2 * SIZE + 2**23
+    assert peaks[3] < peaks[1] + 2**20
+
+
+@pytest.mark.usefixtures("bounds_by_parts")
+def test_a_function_takes_the_memory_of_one_case():
+    def fn(inputs, parameters, cotangent):
+        result = refloss.masked_lm(**inputs, **parameters, grad_output=cotangent)
+        return result.loss, result.grads
+
+    cases = [large_case(seed) for seed in range(3)]
+    peaks = [peak_of(functools.partial(check, fn, cases=cases[:count]))[1] for count in (1, 3)]
+    # Two copies of the inputs, for the function and for the oracle, and the gradients of both.
+    assert peaks[0] < 4 * SIZE + 2**23
+    assert peaks[1] < peaks[0] + 2**20
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

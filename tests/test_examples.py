@@ -196,6 +196,13 @@ def test_the_tutorial_leads_from_two_mistakes_to_a_kernel_that_is_right(tmp_path
     assert "16 passed" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def test_the_bounds_of_the_page_tell_right_from_wrong():
+    (block,) = (block for block in code_blocks("python", "docs/tolerances.md") if "refloss.testing.bounds(" in block)
+    exec(block, {})
+    with pytest.raises(AssertionError):
+        exec(block.replace("np.float32(2 * 0.3)", "np.float32(2 * 0.30001)"), {})
+
+
 def test_the_numpy_example_passes(golden, tmp_path):
     numpy_causal_lm.main(golden, tmp_path / "candidate")
     judgement = judge_folders(golden, tmp_path / "candidate")

@@ -137,6 +137,31 @@ def test_names_that_do_not_exist(run, test, option, message):
     result.stdout.fnmatch_lines([message])
 
 
+OF_UNITTEST = """
+    import unittest
+    import pytest
+
+    class TestKernel(unittest.TestCase):
+        @pytest.mark.refloss_cases("mse")
+        def test_kernel(self):
+            pass
+
+        def test_other(self):
+            pass
+"""
+
+
+def test_a_method_of_unittest_cannot_have_cases(run):
+    result = run(OF_UNITTEST)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["test_kernel: refloss_cases is for functions and plain classes, as refloss_case is"])
+
+
+def test_a_method_of_a_plain_class_has_cases(run):
+    test = SOUND.replace("def test_kernel(", "def test_kernel(self, ").replace("\n    ", "\n        ")
+    run(KERNEL, "\n    class TestKernel:" + test).assert_outcomes(passed=len(IDS))
+
+
 def test_expected_failures(run, pytester):
     (pytester.path / "expected.txt").write_text(
         "# half precision\nmse-float16-mean  wrong sign\n\nmse-bfloat16-mean same\n"
@@ -172,7 +197,7 @@ def test_a_file_that_is_not_there(run):
 def written(monkeypatch):
     """What is written as a report."""
     reports = []
-    monkeypatch.setattr(page, "write", lambda path, judgement, subject: reports.append((path, judgement, subject)))
+    monkeypatch.setattr(page, "write", lambda path, judgement: reports.append((path, judgement)))
     return reports
 
 
@@ -192,7 +217,7 @@ JUDGED = """
 def test_the_report_holds_all_that_was_judged(run, written, pytester):
     result = run(KERNEL, SOUND, JUDGED, options=["--refloss-html", "report.html"])
     result.assert_outcomes(passed=len(IDS) + 1, failed=1)
-    ((path, judgement, _),) = written
+    ((path, judgement),) = written
     assert path == pytester.path / "report.html"
     assert [case.id for case in judgement.cases] == [
         *(f"test_it.py::test_kernel[{case}]" for case in IDS),
@@ -203,6 +228,10 @@ def test_the_report_holds_all_that_was_judged(run, written, pytester):
     ]
     assert [case.passed for case in judgement.cases] == [True] * (len(IDS) + 2) + [False] * 2
     assert judgement.cases[0].tensors[0].spread is not None
+    assert [(each.function, each.failing) for each in judgement.diagnoses] == [("mse", 2)]
+    assert judgement.command.startswith("pytest ")
+    assert judgement.command.endswith("--refloss-html report.html")
+    assert judgement.environment["refloss"] == refloss.__version__
     result.stdout.fnmatch_lines([f"refloss: report of {len(IDS) + 4} verdicts in {path}"])
     assert not callables.listeners
 

@@ -2,7 +2,10 @@
 
 import base64
 import hashlib
+import html
+import json
 import math
+import pickle
 import re
 import shutil
 import subprocess
@@ -13,14 +16,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+import refloss
 from refloss.golden.corpus import corpus
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.testing.judging.judge import judge, question
-from refloss.testing.report import charts
+from refloss.testing.report import charts, wording
 from refloss.testing.report import page as report_page
+from refloss.testing.report.judgement import Judgement
 from refloss.testing.spacing import Elements, errors
 from refloss.testing.spread import Gridding, Spreading, class_last
-from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+from refloss.testing.verdict import CaseVerdict, Diagnosis, TensorVerdict
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -65,12 +70,13 @@ def judgement():
     cases.append(CaseVerdict(f"strange {HOSTILE}", f"strange {HOSTILE}", False, (strange, strange)))
     cases.append(CaseVerdict("unusable", "mse", False, message=f"the golden case is unusable: {HOSTILE}"))
     cases.append(CaseVerdict(f"absent {HOSTILE}", "mse", None))
-    return Judgement(tuple(cases))
+    facts = {"subject": f"folder {HOSTILE}", "command": f"refloss {HOSTILE}", "corpus": f"corpus {HOSTILE}"}
+    return Judgement.of(cases, seconds=12.5, **facts)
 
 
 @pytest.fixture(scope="module")
 def page(judgement):
-    return report_page.render(judgement, f"folder {HOSTILE}")
+    return report_page.render(judgement)
 
 
 class Page(HTMLParser):
@@ -150,22 +156,83 @@ def test_what_fails_comes_first_and_shows_everything(page, judgement):
 
 
 def test_a_tensor_that_passes_is_a_row(page):
-    row = re.search(r'<tr id="causal_lm-int32-labels/grad.logits">.*?</tr>', page, re.DOTALL)[0]
-    assert '<td class="number">306<' in row
+    row = re.search(r'<tr id="causal_lm-int32-labels/grad.logits" .*?</tr>', page, re.DOTALL)[0]
+    assert '<td class="number" data-label="elements">306<' in row
     assert 'class="spark"' in row
 
 
-def test_explanations_are_counted(judgement):
-    wrong = TensorVerdict("grad.input", False, "too far off", "", explanation="off by a factor 2")
-    cases = [CaseVerdict(f"case-{i}", "mse", False, (wrong,)) for i in range(9)]
-    text = report_page.render(Judgement((*judgement.cases, *cases)))
-    assert re.search(r'9 ×</span><div><span class="what explained">off by a factor 2</span>', text)
-    assert "and 3 more" in text
-    assert text.index("off by a factor 2") < text.index('<span class="what">missing')
+def failing(function, number, fault="too far off", explanation=None):
+    wrong = TensorVerdict("grad.input", False, fault, "", explanation=explanation)
+    return CaseVerdict(f"{function}-{number}", function, False, (wrong,))
+
+
+def shown_mistakes(text):
+    """Of the report's first section: how many cases each mistake explains, and the words for it."""
+    section = re.search(r'<ol class="mistakes panel">(.*?)</ol>', text, re.DOTALL)[1]
+    return re.findall(r'<span class="count">(\d+) ×</span><div><span class="what[^"]*">([^<]*)<', section), section
+
+
+def test_a_mistake_is_one_whatever_the_function():
+    cases = [failing("mse", i) for i in range(9)] + [failing("l1", i, "missing") for i in range(3)]
+    cases.append(CaseVerdict("l1-unusable", "l1", False, message="the golden case is unusable"))
+    mse, l1 = (tuple(case.id for case in cases if case.function == name) for name in ("mse", "l1"))
+    diagnoses = (
+        Diagnosis("mse", "upstream gradient ignored", mse[:8], 9, "mse-0: by 3"),
+        Diagnosis("l1", "upstream gradient ignored", l1[:1], 4),
+        Diagnosis("mse", "zero <everywhere>", mse[8:], 9),
+        Diagnosis("l1", None, l1[1:], 4),
+    )
+    text = report_page.render(Judgement(tuple(cases), diagnoses=diagnoses))
+    mistakes, section = shown_mistakes(text)
+    assert mistakes == [
+        ("9", "upstream gradient ignored"),
+        ("1", "zero &lt;everywhere&gt;"),
+        ("3", "What no usual mistake explains"),
+    ]
+    assert 'mse: 8 of 9 failing cases <span class="quiet">(mse-0: by 3)</span>' in section
+    assert "l1: 1 of 4 failing cases" in section
+    assert 'l1: 3 of 4 failing cases <span class="quiet">(missing in 2, an error in 1)</span>' in section
+    assert '<a href="#mse-5">mse-5</a> and 2 more' in section
+    assert '<a href="#l1-unusable">l1-unusable</a>' in section
+
+
+def test_a_mistake_is_one_whatever_its_numbers():
+    words = "off by a constant factor of {}, upstream gradient ({}) ignored"
+    cases = [failing("mse", i, explanation=words.format(f"{i}.5", i)) for i in range(5)]
+    cases += [failing("mse", -i, explanation=words.format(f"-{i}e-05", -i)) for i in (6, 7)]
+    (diagnosis,) = Judgement.of(cases).diagnoses
+    assert (diagnosis.cases, diagnosis.failing) == (tuple(case.id for case in cases), 7)
+
+
+def test_what_a_case_was_and_how_it_was_judged(page, judgement):
+    for case in ("causal_lm-num-items", "causal_lm-float32"):
+        given = re.search(f'<details class="case" id="{case}".*?<dl class="given">(.*?)</dl>', page, re.DOTALL)[1]
+        assert "<dt>logits</dt><dd>float32 [2, 9, 17]</dd>" in given
+        assert ("<dt>num_items_in_batch</dt><dd>" in given) == (case == "causal_lm-num-items")
+    assert "<dt>grad_output</dt><dd>-0.625</dd>" in given
+    origin = re.search(r'<dl class="origin">(.*?)</dl>', page, re.DOTALL)[1]
+    for name, value in judgement.environment.items():
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in origin
+    assert f"<dt>refloss</dt><dd>{refloss.__version__}</dd>" in origin
+    assert "<dt>time</dt><dd>12.5 s</dd>" in origin
+    for name in ("command", "corpus"):
+        assert f"<dt>{name}</dt><dd>" in origin
+
+
+@pytest.mark.parametrize(("ulp", "told"), [(900.0, False), (2e7, True)])
+def test_many_ulp_that_pass_are_explained(ulp, told):
+    given = values((3,))
+    tensor = TensorVerdict("grad.input", True, ulp=ulp, ratio=0.5, spread=spread(given))
+    wrong = TensorVerdict("loss", False, "missing", "")
+    alone = report_page.render(Judgement.of([CaseVerdict("a", "mse", True, (tensor,))]))
+    beside = report_page.render(Judgement.of([CaseVerdict("a", "mse", False, (tensor, wrong))]))
+    for text in (alone, beside):
+        assert ('href="#many-ulp"' in text) == told
+        assert text.count('id="many-ulp"') == 1
 
 
 def test_the_same_judgement_gives_the_same_page(page, judgement):
-    assert report_page.render(judgement, f"folder {HOSTILE}") == page
+    assert report_page.render(judgement) == page
 
 
 def test_a_report_is_whole_or_not_there(judgement, tmp_path, monkeypatch):
@@ -186,7 +253,7 @@ def test_a_report_is_whole_or_not_there(judgement, tmp_path, monkeypatch):
 
 
 def test_a_page_without_anything_judged():
-    text = report_page.render(Judgement((CaseVerdict("a", "mse", None),)))
+    text = report_page.render(Judgement.of((CaseVerdict("a", "mse", None),)))
     assert "0 of 0 cases passed, 1 not brought" in text
     assert "What is wrong" not in text
 
@@ -309,6 +376,60 @@ def test_classes_on_axis_1_are_columns():
     assert "class (axis 1)" in svg
 
 
+def overlaps(svg, width):
+    """Labels of a chart that touch: their places, and their sizes at the larger of two sizes of text."""
+    found = []
+    for kind, x, unit, y, turn, text in re.findall(
+        r'<text(?: class="(.)")? x="([-\d.]+)(%?)" y="([-\d.]+)"( transform=[^>]*)?>([^<]*)<', svg
+    ):
+        middle, level, long = float(x) * (width / 100 if unit else 1), float(y), 6.4 * len(text)
+        start = middle - {"": long / 2, "e": long, "s": 0.0}[kind]
+        box = (
+            (middle - 5, middle + 5, level - long / 2, level + long / 2)
+            if turn
+            else (start, start + long, level - 10, level)
+        )
+        found.append((text, *box))
+    assert len(found) > 3
+    assert all(left >= 0 and right <= width and top >= -1 for _, left, right, top, _ in found), found
+    return [
+        (a[0], b[0])
+        for i, a in enumerate(found)
+        for b in found[:i]
+        if min(a[2], b[2]) > max(a[1], b[1]) and min(a[4], b[4]) > max(a[3], b[3])
+    ]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 128256), (1, 110000), (128256, 1), (7,), (2, 3, 1), (3000, 40), (1, 1, 2, 3, 1)], ids=str
+)
+def test_labels_of_charts_do_not_touch(shape):
+    given = values(shape)
+    given.got.flat[0] += 1e30
+    given.got.flat[1] = np.nan
+    found, words = spread(given, block=10**5), charts.labels("mse", "grad.input", tuple(range(len(shape))))
+    for svg in (charts.histogram(found), charts.heat_map(found, words)):
+        assert overlaps(svg, 460) == []
+
+
+@pytest.mark.parametrize("width", [320, 700])
+@pytest.mark.parametrize(
+    "ratios", [(0.0, 0.5), (0.0, 1e-3, 3e9), (1e20, math.inf), (0.5, 1e20, math.inf, None)], ids=str
+)
+def test_labels_of_the_overview_do_not_touch(width, ratios):
+    dots = [charts.Dot("mse", f"a{i}", "mse", ratio, passed=ratio == 0.5) for i, ratio in enumerate(ratios)]
+    svg = charts.overview(dots)
+    assert overlaps(svg, width) == []
+    x = {label: float(re.search(f'x="([\\d.]+)%" y="[\\d.]+">{label}<', svg)[1]) for label in ("the bound", "1")}
+    assert x["the bound"] == x["1"]
+    circles = [float(each) for each in re.findall(r'cx="([\d.]+)%"', svg)]
+    assert len(circles) == len(ratios)
+    assert all(0 <= each <= 100 for each in circles)
+    # Those that fail are drawn last.
+    drawn = zip(sorted(ratios, key=lambda ratio: ratio != 0.5), circles, strict=True)
+    assert all((each > x["1"]) == (ratio is None or ratio > 1) for ratio, each in drawn)
+
+
 @pytest.mark.parametrize("place", [(0, 0), (999, 1499), (617, 1000)])
 def test_one_wrong_element_of_many_is_seen(place):
     given = values((1000, 1500))
@@ -345,7 +466,7 @@ def test_a_large_corpus_fits_a_few_megabytes():
     cases = [
         CaseVerdict(f"causal_lm-{i}", "causal_lm", i % 10 > 0, (bad if i % 10 == 0 else good,)) for i in range(2000)
     ]
-    assert len(report_page.render(Judgement(tuple(cases))).encode()) < 4e6
+    assert len(report_page.render(Judgement.of(cases)).encode()) < 4e6
 
 
 def browse(path, tmp_path, *options, anchor=""):
@@ -388,7 +509,8 @@ def file(page, tmp_path):
 
 @browser
 def test_a_browser_has_nothing_to_complain_about(file, tmp_path):
-    passing = r'<details class="function"( open="")?>(?:(?!<details).)*id="mse-sum/grad.input"'
+    function = r'<details class="function" data-group(?:="")?'
+    passing = rf'{function}( open="")?>(?:(?!{function}).)*id="mse-sum/grad.input"'
     assert re.search(passing, file.read_text(), re.DOTALL)[1] is None
     dom, complaints = browse(file, tmp_path, "--dump-dom", anchor="#mse-sum/grad.input")
     assert complaints == []
@@ -420,3 +542,98 @@ def test_both_colour_schemes(file, tmp_path, scheme, dark):
     # Words and charts stand out from it.
     contrast = np.abs(image - ground).max(axis=-1)
     assert (contrast > 0.5).mean() > 0.005
+
+
+def driven(page, tmp_path, width, script):
+    """What a script of ours finds on the page at some width: it posts one value to the frame that the page is in."""
+    free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    (tmp_path / "driven.html").write_text(
+        free.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
+    )
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<iframe src="driven.html" style="border:0;width:{width}px;height:800px"></iframe><p id="told"></p>'
+        '<script>onmessage = (e) => { document.getElementById("told").textContent = JSON.stringify(e.data); };</script>'
+    )
+    dom, complaints = browse(frame, tmp_path, "--dump-dom", "--allow-file-access-from-files")
+    assert complaints == []
+    return json.loads(html.unescape(re.search(r'<p id="told">(.*?)</p>', dom)[1]))
+
+
+FILTER = """
+const form = document.getElementById("filter");
+const ask = (words, name, status) => {
+  form.elements.words.value = words; form.elements.function.value = name; form.elements.status.value = status;
+  form.dispatchEvent(new Event("input"));
+  const seen = [...document.querySelectorAll("[data-item]")].filter((each) => each.checkVisibility());
+  return [seen.map((each) => each.id || each.textContent.trim()), document.getElementById("shown").textContent];
+};
+const fold = (what) => document.querySelector(`[data-fold=${what}]`).click();
+fold("open");
+const found = {
+  words: ask("Transposed negated", "", "")[0], number: ask("causal_lm-float32 GRAD.logits", "", ""),
+  function: ask("", "mse", "passes")[0], absent: ask("", "", "absent")[0],
+};
+fold("closed");
+found.unfolded = ask("", "mse", "passes")[0].length;
+location.hash = "#causal_lm-float32/grad.logits";
+setTimeout(() => {
+  found.linked = document.getElementById("causal_lm-float32/grad.logits").checkVisibility();
+  found.words_left = form.elements.function.value;
+  parent.postMessage(found, "*");
+}, 300);
+"""
+
+
+@browser
+def test_a_filter_shows_what_is_asked_for(page, tmp_path, judgement):
+    found = driven(page, tmp_path, 900, FILTER)
+    assert found["words"] == []
+    assert found["number"][0] == ["causal_lm-float32"]
+    assert re.fullmatch(r"1 of \d+", found["number"][1])
+    passing = [case for case in judgement.cases if case.function == "mse" and case.passed]
+    tensors = [f"{case.id}/{tensor.name}" for case in passing for tensor in case.tensors]
+    assert sorted(found["function"]) == sorted(tensors)
+    assert len(found["absent"]) == 1
+    assert found["unfolded"] == len(tensors)
+    assert found["linked"]
+    assert found["words_left"] == ""
+
+
+NARROW = """
+for (const each of document.querySelectorAll("details")) each.open = true;
+const within = (selector) => [...document.querySelectorAll(selector)].every((each) => {
+  const box = each.getBoundingClientRect();
+  return box.left >= 0 && box.right <= innerWidth && box.height > 0;
+});
+parent.postMessage({
+  width: document.documentElement.scrollWidth,
+  limit: within("svg.overview .limit"), dots: within("svg.overview circle"),
+  numbers: within("td.number") && within(".worst td"), charts: within("svg.histogram") && within("svg.heat"),
+}, "*");
+"""
+
+
+@browser
+@pytest.mark.parametrize("width", [390, 800])
+def test_the_bound_and_the_numbers_are_on_every_screen(page, tmp_path, width):
+    found = driven(page, tmp_path, width, NARROW)
+    assert found == {"width": width, "limit": True, "dots": True, "numbers": True, "charts": True}
+
+
+def test_a_judgement_shows_itself(judgement, page, tmp_path):
+    judgement.html(str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+    judgement.junit(tmp_path / "report.xml")
+    assert (tmp_path / "report.xml").read_text(encoding="utf-8").startswith("<?xml")
+    lines = str(judgement).splitlines()
+    assert lines[0] == "What is wrong"
+    assert lines[-1] == wording.summary(judgement)
+    assert any(line.startswith("FAIL causal_lm-float32") for line in lines)
+    frame = judgement._repr_html_()
+    assert html.unescape(re.search(r'srcdoc="([^"]*)"', frame)[1]) == page
+    again = pickle.loads(pickle.dumps(judgement))
+    assert repr(again) == repr(judgement)  # its numbers may be NaN
+    assert type(again) is refloss.testing.Judgement
+    assert str(again) == str(judgement)
+    assert report_page.render(again) == page

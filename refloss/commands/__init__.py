@@ -1,1 +1,1 @@
-"""Commands that have a part for every function: compute and golden."""
+"""Commands that are more than a few lines: compute, golden, compare and check."""

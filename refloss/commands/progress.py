@@ -1,8 +1,9 @@
-"""What a terminal shows of long work."""
+"""What a terminal shows: tables, and bars of long work."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -24,3 +25,9 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(task, advance=done, total=total)
 
         yield report
+
+
+def printing_console(width: int) -> Console:
+    """A console on stdout that cuts nothing off where no terminal sets a width."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(width=None if terminal else width, highlight=False)

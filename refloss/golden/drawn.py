@@ -75,13 +75,6 @@ def of_every_format(function: Function) -> list[Case]:
     ]
 
 
-def fresh(function: Function, seed: int, count: int) -> list[Case]:
-    """Cases that nobody has seen: finite values, as many as asked for, the same for the same seed on every machine."""
-    drawn = (case for part in itertools.count(1000 * seed) for case in seeded(function, Limits(extreme=False), part))
-    cases = itertools.islice(drawn, count)
-    return [case._replace(id=f"{function.name}-seed-{seed}-{i}") for i, case in enumerate(cases)]
-
-
 def _laid_out(array: np.ndarray, layout: str) -> np.ndarray:
     """The same values in another order of memory, or in memory that cannot be written to."""
     if layout == "strided" and array.ndim:

@@ -90,7 +90,7 @@ def write(
         cases = corpus(only)
     else:
         names = [name for name in FUNCTIONS if only is None or name in only]
-        cases = [case for name in names for case in fresh(FUNCTIONS[name], seed, count)]
+        cases = [case for name in names for case in fresh(name, seed, count)]
         facts = {"seed": seed, "cases_per_function": count}
     entries = []
     for case in cases:

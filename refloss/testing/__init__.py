@@ -4,10 +4,10 @@ Rooms, each of which imports only from those before it, types included:
 
     spacing, spread    float types, and errors in their ulp; how those of a tensor are spread
     verdict            what is asked and what is found, as data
-    mistakes           usual ones: as altered cases, as factors, as mutants; which of them explains a tensor
-    judging            tensors, functions, files against the right answers; a judgement in words
+    mistakes           usual ones: as altered cases, as factors, as mutants; which of them explains a tensor, a function
+    report             a judgement in words, on a terminal, as a page, as JUnit XML
+    judging            tensors, functions, files against the right answers
     checks             what must hold without right answers
-    report             terminal, page, JUnit
     strategies, plugin the faces to Hypothesis and to pytest
 
 What is asked here of a loss, its cases and its bounds, is in its specification: refloss.cases, refloss.error_model.
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from refloss.testing.judging.compare import judge_folders
     from refloss.testing.judging.given import golden_case
     from refloss.testing.judging.judge import question
-    from refloss.testing.verdict import CaseVerdict, Judgement, Question, TensorVerdict
+    from refloss.testing.report.judgement import Judgement
+    from refloss.testing.verdict import CaseVerdict, Diagnosis, Question, TensorVerdict
 
 __all__ = [
     "COMPUTE_DTYPES",
     "CaseVerdict",
+    "Diagnosis",
     "GoldenCase",
     "Judgement",
     "MismatchError",
@@ -51,8 +53,9 @@ __all__ = [
 _HOMES = {
     "COMPUTE_DTYPES": "refloss.error_model",
     "CaseVerdict": "refloss.testing.verdict",
+    "Diagnosis": "refloss.testing.verdict",
     "GoldenCase": "refloss.testing.judging.callables",
-    "Judgement": "refloss.testing.verdict",
+    "Judgement": "refloss.testing.report.judgement",
     "MismatchError": "refloss.testing.judging.callables",
     "Question": "refloss.testing.verdict",
     "TensorVerdict": "refloss.testing.verdict",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import pickle
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import refloss
-from refloss.testing.verdict import CaseVerdict, Judgement
+from refloss.testing.report.judgement import Judgement
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from refloss.cases.source import Case
     from refloss.testing.judging.callables import GoldenCase
+    from refloss.testing.verdict import CaseVerdict
 
 _FIXTURE = "refloss_case"
 _CASES, _EXPECTED_FAILURES = "refloss_cases", "refloss_expected_failures"
@@ -100,7 +102,7 @@ def _names(config: pytest.Config, what: str) -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for every case, and one for everything that is wrong with a file of expected failures."""
-    marks = [mark for mark in metafunc.definition.iter_markers() if mark.name in {_CASES, _EXPECTED_FAILURES}]
+    marks = _marks(metafunc.definition)
     if _FIXTURE not in metafunc.fixturenames:
         if marks:
             name = metafunc.function.__name__
@@ -120,6 +122,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(_FIXTURE, parameters, indirect=True)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Refuse a mark on what pytest makes one test of: a method of unittest would pass without having seen a case."""
+    report = yield
+    for item in report.result if report.passed else ():
+        marks = _marks(item) if isinstance(item, pytest.Item) and _FIXTURE not in _parameters(item) else []
+        if marks:
+            report.outcome, report.result = "failed", []
+            report.longrepr = f"{item.name}: {marks[0].name} is for functions and plain classes, as {_FIXTURE} is"
+            break
+    return report
+
+
+def _marks(node: pytest.Item) -> list[pytest.Mark]:
+    return [mark for mark in node.iter_markers() if mark.name in {_CASES, _EXPECTED_FAILURES}]
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
 def _parameter(case: Case, expected: _Expected | None) -> Any:
     marks = (
         [] if expected is None else [pytest.mark.xfail(reason=f"{expected.reason} ({expected.location})", strict=True)]
@@ -129,7 +152,8 @@ def _parameter(case: Case, expected: _Expected | None) -> Any:
 
 def _selected(config: pytest.Config, patterns: list[str]) -> list[Case]:
     from refloss.registry import FUNCTIONS
-    from refloss.testing.judging.callables import check_names, select
+    from refloss.testing.judging.callables import select
+    from refloss.testing.judging.selection import check_names
 
     wanted = _names(config, "functions")
     check_names("function", wanted, FUNCTIONS)
@@ -195,8 +219,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Say of an expected failure that passes where its line is."""
     report = yield
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    given = parameters.get(_FIXTURE)
+    given = _parameters(item).get(_FIXTURE)
     # A test that raises nothing and fails all the same is one that was expected to.
     if isinstance(given, _Parameter) and given.expected and report.failed and call.excinfo is None:
         report.longrepr = f"{given.expected.location} is stale: {given.expected.case} passes; remove the line"
@@ -247,9 +270,9 @@ class _Recorder:
         if hasattr(session.config, "workeroutput"):
             session.config.workeroutput[_WORKER_KEY] = pickle.dumps(self._verdicts)
         elif self._verdicts:
-            from refloss.testing.report import page
-
-            page.write(self._path, Judgement(tuple(self._verdicts)), "pytest")
+            seconds = sum(verdict.seconds or 0.0 for verdict in self._verdicts)
+            command = shlex.join(["pytest", *map(str, session.config.invocation_params.args)])
+            Judgement.of(self._verdicts, subject="pytest", command=command, seconds=seconds).html(self._path)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         count = len(self._verdicts)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
 
     from refloss.cases.source import Case
@@ -70,6 +69,8 @@ class TensorVerdict:
             "ulp": _number(self.ulp),
             "error_over_bound": _number(self.ratio),
             "explanation": self.explanation,
+            "elements": None if self.spread is None else self.spread.size,
+            "above_bound": None if self.spread is None else self.spread.above,
         }
 
 
@@ -109,15 +110,39 @@ class CaseVerdict:
             "passed": self.passed,
             "message": self.message,
             "tensors": [tensor.as_json() for tensor in self.tensors],
+            "parameters": _plain(self.parameters),
+            "shapes": dict(self.shapes),
+            "seconds": _number(self.seconds),
+            "causes": [cause._asdict() for cause in self.causes],
         }
+
+
+class Diagnosis(NamedTuple):
+    """A usual mistake of a function: which of its failing cases it explains; None is what no mistake explains."""
+
+    function: str
+    mistake: str | None
+    cases: tuple[str, ...]
+    failing: int  # how many cases of the function fail
+    detail: str = ""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """All cases of a folder, and the type that the candidate was taken to compute in (None: each case's default)."""
+    """All cases, and the type that the candidate was taken to compute in (None: each case's default).
+
+    diagnoses are what is wrong, the mistake that explains most first. subject says in a few words what was judged,
+    corpus which cases it was judged by, command how it was asked for, seconds how long it took.
+    """
 
     cases: tuple[CaseVerdict, ...]
     compute_dtype: str | None = None
+    diagnoses: tuple[Diagnosis, ...] = ()
+    subject: str = field(default="", compare=False)
+    corpus: str | None = field(default=None, compare=False)
+    command: str = field(default="", compare=False)
+    seconds: float | None = field(default=None, compare=False)
+    environment: Mapping[str, str] = field(default_factory=dict, compare=False)  # versions, and the machine
 
     @property
     def judged(self) -> tuple[CaseVerdict, ...]:
@@ -141,9 +166,26 @@ class Judgement:
         return {
             "passed": self.passed,
             "compute_dtype": self.compute_dtype,
+            "refloss": self.environment.get("refloss"),
+            "corpus": self.corpus,
+            "command": self.command,
+            "seconds": _number(self.seconds),
+            "environment": dict(self.environment),
+            "diagnoses": [diagnosis._asdict() for diagnosis in self.diagnoses],
             "cases": [case.as_json() for case in self.cases],
         }
 
 
 def _number(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Parameters for json.dumps."""
+    if isinstance(value, float):
+        return _number(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else str(value)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import functools
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import refloss
 from refloss import subnormals
 from refloss.cases.source import DTYPES, Case
 from refloss.error_model import COMPUTE_DTYPES
@@ -21,11 +22,15 @@ from refloss.golden.store import add, evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.called import called, changed_since, on_host
-from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
-from refloss.testing.judging.judge import judge, question, question_of
-from refloss.testing.judging.plain import text
+from refloss.testing.judging.driver import Driver, named
+from refloss.testing.judging.frameworks import Framework
+from refloss.testing.judging.judge import question, question_of, told_parameters, told_shapes
+from refloss.testing.judging.selection import Only, check_names, judged, listed, matching
+from refloss.testing.report.judgement import Judgement
+from refloss.testing.report.plain import text
+from refloss.testing.report.wording import plural
 from refloss.testing.spacing import FLOATS
-from refloss.testing.verdict import CaseVerdict, Judgement, Question
+from refloss.testing.verdict import CaseVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +144,8 @@ def check(
         fn: called as fn(inputs, parameters, cotangent); returns (loss, grads) or (loss, grads, components), the latter
             two as mappings from refloss's names to arrays. inputs are arrays by name, in lists and mappings where
             refloss takes such; parameters are other arguments, as far as a case gives them; the cotangent is a number,
-            or an array for a loss without reduction.
+            or an array for a loss without reduction. It may raise NotImplementedError for what it does not have: such a
+            case is not judged.
         function: the name of refloss's function, or several; all cases of it if none are given.
         cases: ids of cases or patterns such as "*-bfloat16", or cases of your own: see golden_case.
         dtypes: of the first input; all if not given.
@@ -159,10 +165,8 @@ def check(
     """
     __tracebackhide__ = True
     chosen = select(function, cases, dtypes)
-    check_names("compute_dtype", _listed(compute_dtype), COMPUTE_DTYPES)
-    judging = _Judge(Driver(fn, to_native, from_native), compute_dtype, {COMPONENT: components, GRAD: grads})
-    judgement = Judgement(tuple(judging.verdict(case) for case in chosen), compute_dtype)
-    judging.check_seen()
+    judging = Judging(fn, Framework(to_native), from_native, compute_dtype, Only(grads, components))
+    judgement = judging.judgement(chosen)
     for verdict in judgement.judged:
         _tell(verdict)
     if not judgement.passed:
@@ -176,7 +180,7 @@ def select(
     dtypes: str | Iterable[str] | None = None,
 ) -> list[Case]:
     """Built-in cases of functions, with ids that match patterns, whose first input has one of some dtypes."""
-    wanted, kinds = _listed(function), _listed(dtypes)
+    wanted, kinds = listed(function), listed(dtypes)
     patterns: list[Any] = [cases] if isinstance(cases, str | Case | GoldenCase) else list(cases or [])
     patterns = [each.case if isinstance(each, GoldenCase) else each for each in patterns]
     check_names("function", wanted, FUNCTIONS)
@@ -186,11 +190,9 @@ def select(
     given = [each for each in patterns if isinstance(each, Case)]
     globs = [each for each in patterns if not isinstance(each, Case)]
     known = [case for name in wanted or FUNCTIONS for case in _built_in(name)] if globs or not patterns else []
-    for glob in globs:
-        if not any(fnmatch.fnmatchcase(case.id, glob) for case in known):
-            raise ValueError(f"no case is called {glob}; there are {known[0].id}, {known[1].id} and others")
-    matching = [case for case in known if not globs or any(fnmatch.fnmatchcase(case.id, glob) for glob in globs)]
-    return [case for case in (*matching, *given) if not kinds or dtype_of(case) in kinds]
+    ids = matching(globs, [case.id for case in known])
+    chosen = [case for case in known if case.id in ids]
+    return [case for case in (*chosen, *given) if not kinds or dtype_of(case) in kinds]
 
 
 @functools.cache
@@ -203,17 +205,6 @@ def dtype_of(case: Case) -> str:
     return str(case.inputs[FUNCTIONS[case.function].required[0]].dtype)
 
 
-def _listed(names: str | Iterable[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])
-
-
-def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise unless all names are known."""
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"unknown {what} {', '.join(unknown)}; there are {', '.join(known)}")
-
-
 def _assert_matches(
     case: Case, result: LossResult, candidate: Mapping[str, Any], compute_dtype: str | None
 ) -> CaseVerdict:
@@ -223,22 +214,13 @@ def _assert_matches(
     asked = question_of(case, result, compute_dtype)
     check_names("tensor", candidate, [name for name in asked.expected if "intermediate" not in name])
     arrays = {name: None if value is None else on_host(value, name) for name, value in candidate.items()}
-    verdict = _judged(asked, arrays)
+    verdict = judged(asked, arrays)
     if verdict.passed is None:
         raise ValueError(f"{', '.join(candidate)}: not judged, for there is no error model")
     _tell(verdict)
     if not verdict.passed:
-        raise MismatchError(Judgement((verdict,), compute_dtype))
+        raise MismatchError(Judgement.of((verdict,), compute_dtype, subject=verdict.id))
     return verdict
-
-
-def _judged(asked: Question, candidate: Mapping[str, np.ndarray | None]) -> CaseVerdict:
-    """A verdict on what is given, and only that; None is what an array that is not there looks like."""
-    verdict = judge(asked, candidate)
-    tensors = tuple(tensor for tensor in verdict.tensors if tensor.name in candidate)
-    outcomes = [tensor.passed for tensor in tensors]
-    passed = None if set(outcomes) == {None} else False not in outcomes
-    return replace(verdict, tensors=tensors, passed=passed)
 
 
 def _tell(verdict: CaseVerdict) -> None:
@@ -246,55 +228,73 @@ def _tell(verdict: CaseVerdict) -> None:
         listener(verdict)
 
 
-class _Judge:
+class Judging:
     """Judges a function case by case; error is the first exception that it raised."""
 
     def __init__(
-        self, driver: Driver, compute_dtype: str | None, only: Mapping[str, str | Iterable[str] | None]
+        self,
+        function: Callable[..., Any],
+        framework: Framework,
+        from_native: Callable[[Any], Any] | None = None,
+        compute_dtype: str | None = None,
+        only: Only | None = None,
     ) -> None:
-        self._driver = driver
+        check_names("compute_dtype", listed(compute_dtype), COMPUTE_DTYPES)
+        self._subject = getattr(function, "__qualname__", type(function).__name__)
+        self._driver = Driver(function, framework.to_native, from_native)
+        self._around = framework.around
         self._compute_dtype = compute_dtype
-        self._only = {kind: None if names is None else _listed(names) for kind, names in only.items()}
-        self._seen: set[str] = set()
+        self._only = only or Only(None, None)
         self.error: Exception | None = None
 
-    def verdict(self, case: Case) -> CaseVerdict:
-        """The verdict on a case; an exception is a case that fails."""
+    def judgement(self, cases: Iterable[Case], report: Callable[[int, int], None] | None = None) -> Judgement:
+        """The verdicts on some cases; names of gradients and components that none of them has are an error."""
+        start, chosen, verdicts = time.perf_counter(), list(cases), []
+        for case in chosen:
+            before = time.perf_counter()
+            verdicts.append(replace(self._verdict(case), seconds=time.perf_counter() - before))
+            if report is not None:
+                report(1, len(chosen))
+        self._only.check()
+        seconds = time.perf_counter() - start
+        return Judgement.of(
+            verdicts, self._compute_dtype, subject=self._subject, corpus=_corpus_of(chosen), seconds=seconds
+        )
+
+    def _verdict(self, case: Case) -> CaseVerdict:
+        """The verdict on a case; an exception is a case that fails, unless it says that this was not brought."""
         try:
-            native = self._driver.native(case)
-            held = self._driver.held(native)
-            if changes := _changes(case.inputs, held.inputs):
-                return CaseVerdict(case.id, case.function, None, message=f"not judged: to_native makes {changes}")
-            asked = question(held, self._compute_dtype)
-            self._seen |= asked.expected.keys()
-            candidate = self._candidate(asked, self._driver.call(native))
-            return _judged(
-                asked,
-                {name: None if value is None else self._driver.array(value, name) for name, value in candidate.items()},
-            )
+            with self._around(case):
+                return self._answered(case)
         except Exception as error:
             self.error = self.error or error
-            return CaseVerdict(case.id, case.function, False, message=f"{type(error).__name__}: {error}")
+            return self._without_values(case, False, f"{type(error).__name__}: {error}")
 
-    def check_seen(self) -> None:
-        """Raise unless everything that is asked for by name has been seen."""
-        for kind, only in self._only.items():
-            known = sorted(name.removeprefix(kind) for name in self._seen if name.startswith(kind))
-            if self._seen and only:
-                check_names(kind.rstrip("."), only, known)
+    def _answered(self, case: Case) -> CaseVerdict:
+        native = self._driver.native(case)
+        held = self._driver.held(native)
+        if changes := _changes(case.inputs, held.inputs):
+            return self._without_values(case, None, f"not judged: to_native makes {changes}")
+        try:
+            returned = self._driver.call(native)
+        except NotImplementedError as error:
+            return self._without_values(case, None, f"not brought: {str(error) or type(error).__name__}")
+        asked = question(held, self._compute_dtype)
+        tensors = {"loss": returned.loss, **returned.tensors}
+        candidate = self._only.of(asked, tensors, has_components=returned.has_components)
+        return judged(
+            asked,
+            {name: None if value is None else self._driver.array(value, name) for name, value in candidate.items()},
+        )
 
-    def _candidate(self, asked: Question, returned: Returned) -> dict[str, Any]:
-        """What is to be judged by its name; None for what should have come."""
-        candidate = {"loss": returned.loss}
-        for kind, only in self._only.items():
-            asks_for_none = kind == COMPONENT and not returned.has_components and only is None
-            names = dict.fromkeys(name for name in (*asked.expected, *returned.tensors) if name.startswith(kind))
-            candidate |= {
-                name: returned.tensors.get(name)
-                for name in names
-                if not asks_for_none and (only is None or name.removeprefix(kind) in only)
-            }
-        return candidate
+    def _without_values(self, case: Case, passed: bool | None, message: str) -> CaseVerdict:
+        return CaseVerdict(case.id, case.function, passed, (), message, told_parameters(case), told_shapes(case))
+
+
+def _corpus_of(cases: Iterable[Case]) -> str:
+    """Which cases these are, as far as it can be said."""
+    own = [case for case in cases if not any(case is each for each in _built_in(case.function))]
+    return f"built-in, refloss {refloss.__version__}" + (f", and {plural(len(own), 'other')}" if own else "")
 
 
 def _changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from refloss.files import load_tensors
 from refloss.golden.manifest import read_manifest
 from refloss.golden.store import read_case
 from refloss.messages import EXPECTED_ERRORS, reason
-from refloss.testing.judging.judge import judge, question
-from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+from refloss.testing.judging.judge import question
+from refloss.testing.judging.selection import Only, check_names, judged, listed, matching
+from refloss.testing.report.judgement import Judgement
+from refloss.testing.verdict import CaseVerdict, TensorVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,20 +28,57 @@ def judge_folders(
     candidate: Path,
     compute_dtype: str | None = None,
     report: Callable[[int, int], None] | None = None,
+    *,
+    functions: str | Iterable[str] | None = None,
+    cases: str | Iterable[str] | None = None,
+    grads: str | Iterable[str] | None = None,
+    components: str | Iterable[str] | None = None,
 ) -> Judgement:
     """Every case of a golden folder; the candidate's file for it has the name of the golden file.
 
     What is wrong with a file is a case that fails; only a folder or a manifest that cannot be read is a ValueError.
+
+    Args:
+        golden, candidate: folders.
+        compute_dtype: what the candidate computes in; float32 if not given, or float64 for cases that are.
+        report: called with 1 and the number of cases after each.
+        functions: those whose cases are judged; all if not given.
+        cases: ids, or patterns of ids; all if not given.
+        grads, components: names to judge; all if not given, none of an empty list.
+
+    Raises:
+        ValueError: a folder that is none, and names that no case has.
     """
-    entries = read_manifest(golden)["cases"]
+    start, only = time.perf_counter(), Only(grads, components)
+    manifest = read_manifest(golden)
+    entries = _selected(manifest["cases"], listed(functions), listed(cases))
     if not candidate.is_dir():
         raise ValueError(f"{candidate}: {'not a folder' if candidate.exists() else 'no such folder'}")
     verdicts = []
     for entry in entries:
-        verdicts.append(_judge_case(golden, candidate, entry, compute_dtype))
+        before = time.perf_counter()
+        verdict = _judge_case(golden, candidate, entry, compute_dtype, only)
+        verdicts.append(replace(verdict, seconds=time.perf_counter() - before))
         if report is not None:
             report(1, len(entries))
-    return Judgement(tuple(verdicts), compute_dtype)
+    only.check()
+    facts = {"subject": f"{candidate} against {golden}", "corpus": corpus_id(manifest)}
+    return Judgement.of(verdicts, compute_dtype, seconds=time.perf_counter() - start, **facts)
+
+
+def _selected(entries: list[dict[str, Any]], functions: list[str], globs: list[str]) -> list[dict[str, Any]]:
+    check_names("function", functions, dict.fromkeys(entry["function"] for entry in entries))
+    of_functions = [entry for entry in entries if not functions or entry["function"] in functions]
+    ids = matching(globs, [entry["id"] for entry in of_functions])
+    return [entry for entry in of_functions if entry["id"] in ids]
+
+
+def corpus_id(manifest: dict[str, Any]) -> str:
+    """What the manifest says, or else a hash of its files, whatever their order."""
+    if isinstance(manifest.get("corpus"), str):
+        return str(manifest["corpus"])
+    hashes = [entry["sha256"] for entry in sorted(manifest["cases"], key=lambda entry: str(entry["id"]))]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 
 def files_without_case(golden: Path, candidate: Path) -> list[str]:
@@ -44,7 +87,9 @@ def files_without_case(golden: Path, candidate: Path) -> list[str]:
     return sorted(path.name for path in candidate.iterdir() if path.name not in known)
 
 
-def _judge_case(golden: Path, candidate: Path, entry: dict[str, Any], compute_dtype: str | None) -> CaseVerdict:
+def _judge_case(
+    golden: Path, candidate: Path, entry: dict[str, Any], compute_dtype: str | None, only: Only
+) -> CaseVerdict:
     name, function = entry["id"], entry["function"]
     path = candidate / entry["file"]
     if not os.path.lexists(path):
@@ -60,7 +105,7 @@ def _judge_case(golden: Path, candidate: Path, entry: dict[str, Any], compute_dt
         message = str(error).replace(str(path), path.name)
         unreadable = TensorVerdict("file", passed=False, fault="unreadable", message=message)
         return CaseVerdict(name, function, passed=False, tensors=(unreadable,))
-    return judge(asked, tensors)
+    return judged(asked, only.of(asked, tensors))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from refloss.registry import FUNCTIONS
-from refloss.testing.judging.callables import GoldenCase, check_names
+from refloss.testing.judging.callables import GoldenCase
 from refloss.testing.judging.called import called
+from refloss.testing.judging.selection import check_names
 
 # What decides how a call is computed, or what refloss matches, and not what it is.
 _NOT_OF_A_CASE = ("assignment", "backend", "grad", "grad_dtype", "out")

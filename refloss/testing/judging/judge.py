@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from refloss.testing.spread import Gridding, Spreading, class_last
 from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
@@ -94,9 +95,32 @@ def judge(asked: Question, candidate: Mapping[str, Any]) -> CaseVerdict:
         if name not in asked.expected
     ]
     case, passed = asked.case, all(tensor.passed is not False for tensor in tensors)
-    shapes = {name: f"{value.dtype} {list(value.shape)}" for name, value in case.inputs.items()}
     seconds = time.perf_counter() - start
-    return CaseVerdict(case.id, case.function, passed, tuple(tensors), "", case.parameters, shapes, seconds)
+    return CaseVerdict(
+        case.id, case.function, passed, tuple(tensors), "", told_parameters(case), told_shapes(case), seconds
+    )
+
+
+def told_parameters(case: Case) -> dict[str, Any]:
+    """A case's arguments that are no inputs, without arrays: a verdict may be kept for long."""
+    return {name: _told(value) for name, value in (case.parameters | {"grad_output": case.grad_output}).items()}
+
+
+def told_shapes(case: Case) -> dict[str, str]:
+    """The types and shapes of a case's inputs."""
+    return {name: _told(value) for name, value in case.inputs.items()}
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
+        return {key: _told(part) for key, part in value.items()}
+    return [_told(part) for part in value] if isinstance(value, list | tuple) else type(value).__name__
 
 
 def _judge_tensor(asked: Question, name: str, candidate: Any) -> TensorVerdict:
@@ -147,6 +171,8 @@ def _part(array: np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def _part_of_bound(bound: Any, shape: tuple[int, ...], first: int, last: int) -> np.ndarray:
+    if hasattr(bound, "part"):  # computed a part at a time
+        return np.asarray(bound.part(first, last))
     return _part(np.broadcast_to(np.asarray(bound), shape), first, last)
 
 

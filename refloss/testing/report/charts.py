@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from refloss.messages import printable
 from refloss.registry import FUNCTIONS
-from refloss.testing.judging.wording import short
+from refloss.testing.report.wording import short
 from refloss.testing.spread import LOW
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from refloss.testing.spread import Counts, Spread
 
+_CHARACTER = 7.2  # pixels that the widest digit takes, at the larger of the two sizes of text
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -43,8 +44,9 @@ class LogAxis(NamedTuple):
         return self.start + min(max(part, 0.0), 1.0) * (self.stop - self.start)
 
     def ticks(self, most: int = 7) -> list[tuple[float, str]]:
-        """Pixels and labels; 1 is among them."""
-        step = math.ceil((self.high - self.low) / most)
+        """Pixels and labels; 1 is among them. As many as have room, but at most so many steps."""
+        room = abs(self.stop - self.start) / (_width(power_of_ten(-self.high)) + 8)
+        step = math.ceil((self.high - self.low) / min(most, max(room, 1)))
         powers = [power for power in range(self.low, self.high + 1) if power % step == 0]
         return [(self.position(10.0**power), power_of_ten(power)) for power in powers]
 
@@ -52,6 +54,11 @@ class LogAxis(NamedTuple):
 def power_of_ten(exponent: int) -> str:
     """As it is written: 10⁻³, 1, 10⁶."""
     return {0: "1", 1: "10"}.get(exponent, f"10{str(exponent).translate(_SUPERSCRIPT)}")
+
+
+def _width(text: str) -> float:
+    """Pixels that text takes at most."""
+    return _CHARACTER * len(text)
 
 
 def _finite_maximum(*arrays: np.ndarray) -> float:
@@ -66,11 +73,11 @@ def _svg(width: float, height: float, parts: Iterable[str], label: str, kind: st
     )
 
 
-def _text(x: float, y: float, text: str, align: str = "", turned: bool = False) -> str:
-    """Text at a point: centred, to its left (class "e") or to its right (class "s")."""
+def _text(x: float, y: float, text: str, align: str = "", turned: bool = False, unit: str = "") -> str:
+    """Text at a point: centred, to its left (class "e") or to its right (class "s"); x may be in per cent."""
     kind = f' class="{align}"' if align else ""
     turn = f' transform="rotate(-90 {x:.4g} {y:.4g})"' if turned else ""
-    return f'<text{kind} x="{x:.4g}" y="{y:.4g}"{turn}>{escape(text)}</text>'
+    return f'<text{kind} x="{x:.4g}{unit}" y="{y:.4g}"{turn}>{escape(text)}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -82,10 +89,11 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 def histogram(spread: Spread) -> Markup:
     """Errors in ulp: how many elements have which, those above their bounds apart, and the bounds themselves."""
-    width, height, left, right, top, base = 460.0, 200.0, 46.0, 452.0, 12.0, 158.0
     infinite = bool(spread.errors.infinite)
     high = max(spread.errors.high, spread.bounds.high, 2)
-    axis = LogAxis(LOW, high, left + 40, right - (30 if infinite else 0))
+    width, height, right, top, base = 460.0, 200.0, 446.0, 12.0, 158.0
+    left = 28 + _width(power_of_ten(len(str(spread.size)) - 1))
+    axis = LogAxis(LOW, high, left + 48, right - (44 if infinite else 8))
     per_decade = next(count for count in (10, 5, 2, 1) if count == 1 or count * (high - LOW) <= 40)
     bins = (high - LOW) * per_decade
     every, over, bounds = (
@@ -105,7 +113,7 @@ def histogram(spread: Spread) -> Markup:
         path = "".join(f"M{x:.4g} {base:g}V{level(n):.4g}h{wide:.4g}V{base:g}z" for x, wide, n in drawn if n)
         return f'<path class="{kind}" d="{path}"/>'
 
-    powers = range(math.floor(math.log10(most)) + 1)
+    powers = range(0, math.floor(math.log10(most)) + 1, 1 if most < 10**7 else 3)
     parts = [
         *(_line(left, level(10**power), right, level(10**power), "grid") for power in powers),
         *(_text(left - 6, level(10**power) + 4, power_of_ten(power), "e") for power in powers),
@@ -207,9 +215,11 @@ def heat_map(spread: Spread, words: Labels) -> Markup:
     assert grid is not None
     cells, rows, columns = grid.cells, grid.rows, grid.columns
     high = LogAxis.over(_finite_maximum(cells), (_LOWEST, 1, 40), 0, 1).high
-    left, top = max(46.0, 26 + 6.5 * len(str(rows))), 8.0
-    cell = min(400 / columns, 300 / rows, 24.0)
+    left = max(46.0, 28 + _width(str(rows - 1)))
+    cell = min((446 - left) / columns, 300 / rows, 24.0)
     wide, tall = max(columns * cell, 60.0), max(rows * cell, 20.0)
+    top = 8.0 + max(0.0, _width(words.rows) - tall) / 2  # a turned label is as long whatever the rows
+    y_words = top + tall + max(32.0, (_width(words.rows) - tall) / 2)
     worst_row, worst_column = _place(spread.worst[0].index, spread.shape, grid.order)
     shape = ",".join(map(str, spread.shape))
     laid = f"translate({left:g} {top:g}) scale({wide / cells.shape[1]:.5g} {tall / cells.shape[0]:.5g})"
@@ -223,12 +233,12 @@ def heat_map(spread: Spread, words: Labels) -> Markup:
             for kind in ("halo", "worst")
         ),
         *_index_ticks(rows, columns, left, top, wide, tall),
-        _text(left + wide / 2, top + tall + 32, words.columns),
+        _text(max(left + wide / 2, 16 + _width(words.columns) / 2), y_words, words.columns),
         _text(11, top + tall / 2, words.rows, turned=True),
-        *_colour_legend(high, top + tall + 48, bool(np.isinf(cells).any())),
+        *_colour_legend(high, y_words + 16, bool(np.isinf(cells).any())),
     ]
     label = f"heat map of error ÷ bound, {rows} rows and {columns} columns"
-    return _svg(460, top + tall + 84, parts, label, "heat")
+    return _svg(460, y_words + 52, parts, label, "heat")
 
 
 def _place(index: tuple[int, ...], shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, int]:
@@ -269,7 +279,8 @@ def _painted(colours: np.ndarray) -> str:
 
 
 def _index_ticks(rows: int, columns: int, left: float, top: float, wide: float, tall: float) -> list[str]:
-    across = [(left + (i + 0.5) / columns * wide, i) for i in _round_indices(columns, wide / 34)]
+    room = _width(str(columns - 1)) + 10
+    across = [(left + (i + 0.5) / columns * wide, i) for i in _round_indices(columns, wide / room)]
     down = [(top + (i + 0.5) / rows * tall, i) for i in _round_indices(rows, tall / 17)] if rows > 1 else []
     return [
         *(_text(x, top + tall + 15, str(i)) for x, i in across),
@@ -335,45 +346,82 @@ class Dot(NamedTuple):
     passed: bool
 
 
-def overview(dots: Sequence[Dot]) -> Markup:
-    """Every tensor as a dot at its error ÷ bound, a row for every function."""
-    groups = list(dict.fromkeys(dot.group for dot in dots))
-    left, right, top, row = 26 + 6.8 * max(map(len, groups)), 890.0, 30.0, 24.0
-    base = top + row * len(groups)
-    ratios = np.array([dot.ratio for dot in dots if dot.ratio is not None] or [0.0])
-    axis = LogAxis.over(_finite_maximum(ratios), (-4, 2, 12), left + 62, right - 130)
-    bound = axis.position(1.0)
-    columns = {"exact": left + 22, "∞": right - 96, "no values": right - 36}
+class _Columns(NamedTuple):
+    """Where the dots of the overview are, in per cent of its width, so that it fits every screen."""
 
-    def position(ratio: float | None) -> float:
+    axis: LogAxis
+    exact: float
+    infinite: float | None  # where some are
+    none: float | None
+
+    @classmethod
+    def of(cls, ratios: Sequence[float | None]) -> _Columns:
+        """Of all error ÷ bound; None is that of a tensor without values."""
+        infinite, none = math.inf in ratios, None in ratios
+        finite = max((ratio for ratio in ratios if ratio is not None and ratio < math.inf), default=0.0)
+        stop = 96.0 - 19.0 * none - 9.0 * infinite
+        axis = LogAxis.over(finite, (-4, 2, 12), 17.0, stop)
+        return cls(axis, 5.0, stop + 9.0 if infinite else None, 90.0 if none else None)
+
+    def position(self, ratio: float | None) -> float:
         if ratio is None:
-            return columns["no values"]
+            return self.none or 0.0
         if ratio == 0:
-            return columns["exact"]
-        return axis.position(ratio) if ratio < math.inf else columns["∞"]
+            return self.exact
+        return self.axis.position(ratio) if ratio < math.inf else self.infinite or 0.0
 
-    ticks = axis.ticks(16)
-    # What is beyond the last power of ten is drawn there.
-    beyond = any(10.0**axis.high < ratio < math.inf for ratio in ratios)
-    ticks[-1] = (ticks[-1][0], f"{'≥ ' if beyond else ''}{ticks[-1][1]}")
-    labels = [(x, label) for label, x in columns.items()] + ticks
+    def labels(self, *, beyond: bool) -> list[tuple[float, str]]:
+        """Those of the axis: few enough for a narrow screen; what is beyond its end is drawn there."""
+        step = math.ceil((self.axis.high - self.axis.low) / (5 if self.none else 6))
+        powers = [power for power in range(self.axis.low, self.axis.high + 1) if power % step == 0]
+        labels = [(self.axis.position(10.0**power), power_of_ten(power)) for power in powers]
+        if beyond:
+            end = self.axis.position(10.0**self.axis.high)
+            labels = [(x, label) for x, label in labels if end - x > 8] + [(end, f"≥{power_of_ten(self.axis.high)}")]
+        others = [(self.exact, "exact"), (self.infinite, "∞"), (self.none, "no values")]
+        return labels + [(x, label) for x, label in others if x is not None]
+
+
+def overview(dots: Sequence[Dot]) -> Markup:
+    """Every tensor as a dot at its error ÷ bound, a row for every function, whose name stands above it."""
+    groups = list(dict.fromkeys(dot.group for dot in dots))
+    columns = _Columns.of([dot.ratio for dot in dots])
+    top, row = 26.0, 42.0
+    base, bound = top + row * len(groups), columns.axis.position(1.0)
+    axis = columns.axis
+    beyond = any(dot.ratio is not None and 10.0**axis.high < dot.ratio < math.inf for dot in dots)
+    decades = [axis.position(10.0**power) for power in range(axis.low, axis.high + 1)]
     parts = [
-        f'<rect class="beyond" x="{bound:.4g}" y="{top:g}" width="{right - bound:.4g}" height="{base - top:g}"/>',
-        *(_line(x, top, x, base, "grid") for x, _ in ticks),
-        _line(bound, top - 8, bound, base, "limit"),
-        _text(bound, top - 12, "the bound"),
-        *(_line(left, top + row * (i + 1), right, top + row * (i + 1), "grid") for i in range(len(groups))),
-        *(_text(left - 8, top + row * (i + 0.5) + 4, group, "e") for i, group in enumerate(map(printable, groups))),
-        *(_text(x, base + 16, label) for x, label in labels),
-        _text((axis.start + axis.stop) / 2, base + 36, "largest error ÷ bound of a tensor"),
+        f'<rect class="beyond" x="{bound:.4g}%" y="{top:g}" width="{100 - bound:.4g}%" height="{base - top:g}"/>',
+        *(_rule(x, top, base, "grid") for x in decades),
+        _rule(bound, top - 8, top, "limit"),
+        # Not across a name.
+        *(_rule(bound, top + row * i + 19, top + row * (i + 1), "limit") for i in range(len(groups))),
+        _text(bound, 14, "the bound", unit="%"),
+        *(_level(top + row * (i + 1)) for i in range(len(groups))),
+        *(_text(0.5, top + row * i + 14, group, "s", unit="%") for i, group in enumerate(map(printable, groups))),
+        *(_text(x, base + 17, label, unit="%") for x, label in columns.labels(beyond=beyond)),
+        _text((axis.start + axis.stop) / 2, base + 37, "largest error ÷ bound of a tensor", unit="%"),
     ]
     # Those that fail are drawn last, so that none is hidden.
     for i, dot in enumerate(sorted(dots, key=lambda dot: not dot.passed)):
         # Spread, so that those in the same place are seen to be many.
-        y = top + row * (groups.index(dot.group) + 0.5) + (i * 5 % 9 - 4) * 1.6
-        x = position(dot.ratio) + (0.0 if dot.ratio and dot.ratio < math.inf else (i * 7 % 13 - 6) * 2.0)
+        y = top + row * groups.index(dot.group) + 30 + (i * 5 % 9 - 4) * 1.6
+        x = columns.position(dot.ratio) + (0.0 if dot.ratio and dot.ratio < math.inf else (i * 7 % 13 - 6) * 0.35)
         parts.append(
             f'<a href="#{dot.anchor}"><circle class="{"within" if dot.passed else "above"}" r="3.6"'
-            f' cx="{x:.4g}" cy="{y:.4g}"><title>{escape(printable(dot.label))}</title></circle></a>'
+            f' cx="{x:.4g}%" cy="{y:.4g}"><title>{escape(printable(dot.label))}</title></circle></a>'
         )
-    return _svg(900, base + 46, parts, f"{len(dots)} tensors by error ÷ bound", "overview")
+    label = f"{len(dots)} tensors by error ÷ bound"
+    return Markup(
+        f'<svg class="overview" height="{base + 46:g}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    )
+
+
+def _rule(x: float, top: float, base: float, kind: str) -> str:
+    """A vertical line at per cent of the width."""
+    return f'<line class="{kind}" x1="{x:.4g}%" x2="{x:.4g}%" y1="{top:g}" y2="{base:g}"/>'
+
+
+def _level(y: float) -> str:
+    return f'<line class="grid" x1="0" x2="100%" y1="{y:g}" y2="{y:g}"/>'

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import re
 from collections import Counter
 from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-import refloss
 from refloss.files import replacing
 from refloss.messages import printable
-from refloss.testing.judging.wording import fault, plural, short, summary
 from refloss.testing.report import charts
+from refloss.testing.report.wording import explained, fault, plural, short, summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from refloss.testing.spread import Element
-    from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+    from refloss.testing.verdict import CaseVerdict, Diagnosis, Judgement, TensorVerdict
 
-_WORST = 10
 _MANY = 30  # failing cases that are too many to be unfolded
+_MANY_ULP = 1000  # errors that pass and look as if they should not
 
 
 class Tensor(NamedTuple):
@@ -51,6 +51,7 @@ class Case(NamedTuple):
     anchor: str
     verdict: CaseVerdict
     tensors: Sequence[Tensor]
+    facts: Sequence[tuple[str, str]]  # its inputs' shapes, its parameters
 
 
 class Group(NamedTuple):
@@ -60,14 +61,31 @@ class Group(NamedTuple):
     cases: Sequence[Case]
 
 
-def write(path: Path, judgement: Judgement, subject: str = "") -> None:
-    """Write the page; subject says in a few words what was judged against what."""
-    page = render(judgement, subject)
+class Part(NamedTuple):
+    """A mistake in one function: how many cases it explains, and which."""
+
+    function: str
+    told: str
+    detail: str
+    cases: Sequence[tuple[str, str]]  # anchor, id
+
+
+class Mistake(NamedTuple):
+    """A mistake in every function that makes it; None is what no mistake explains."""
+
+    name: str | None
+    explains: int  # cases
+    parts: Sequence[Part]
+
+
+def write(path: Path, judgement: Judgement) -> None:
+    """Write the page."""
+    page = render(judgement)
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8", newline="\n")
 
 
-def render(judgement: Judgement, subject: str = "") -> str:
+def render(judgement: Judgement) -> str:
     """The page; the same judgement gives the same page."""
     anchors = _Anchors()
     cases = [_case(case, anchors) for case in judgement.judged]
@@ -78,20 +96,32 @@ def render(judgement: Judgement, subject: str = "") -> str:
     )
     return template.render(
         judgement=judgement,
-        subject=printable(subject),
-        version=refloss.__version__,
+        origin=_origin(judgement),
+        version=judgement.environment.get("refloss", ""),
         summary=summary(judgement),
         hardest=_hardest(cases),
         tensors=sum(len(case.tensors) for case in cases),
-        mistakes=_mistakes(failing),
+        mistakes=_mistakes(judgement.diagnoses, cases),
         overview=charts.overview(_dots(cases)) if cases else "",
         definitions=charts.definitions(),
         spark_ticks=charts.SPARK_AXIS.ticks(6),
         failing=_groups(failing),
         passing=_groups(passing),
         absent=[case for case in judgement.cases if case.passed is None],
+        functions=sorted({case.function for case in judgement.cases}),
         unfold=len(failing) <= _MANY,
     )
+
+
+def _origin(judgement: Judgement) -> list[tuple[str, str]]:
+    """What was judged, by what and with what, as far as it is known."""
+    known = {
+        "command": judgement.command,
+        "corpus": judgement.corpus or "",
+        "time": "" if judgement.seconds is None else f"{judgement.seconds:.3g} s",
+        **judgement.environment,
+    }
+    return [(name, printable(value)) for name, value in known.items() if value]
 
 
 def _environment() -> Environment:
@@ -102,7 +132,7 @@ def _environment() -> Environment:
         digits=lambda value: f"{value:.9g}",
         sha256=lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
     )
-    environment.globals.update(plural=plural)
+    environment.globals.update(plural=plural, many_ulp=_MANY_ULP)
     return environment
 
 
@@ -123,9 +153,17 @@ def _case(case: CaseVerdict, anchors: _Anchors) -> Case:
     anchor = anchors.new(case.id)
     # What fails comes first.
     verdicts = sorted(case.tensors, key=lambda tensor: tensor.passed is not False)
+    facts = (*case.shapes.items(), *case.parameters.items())
     return Case(
-        anchor, case, [_tensor(case, tensor, anchors.new(case.id, printable(tensor.name))) for tensor in verdicts]
+        anchor,
+        case,
+        [_tensor(case, tensor, anchors.new(case.id, printable(tensor.name))) for tensor in verdicts],
+        [(printable(name), printable(_told(value))) for name, value in facts],
     )
+
+
+def _told(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _tensor(case: CaseVerdict, verdict: TensorVerdict, anchor: str) -> Tensor:
@@ -162,18 +200,30 @@ def _groups(cases: Sequence[Case]) -> list[Group]:
     return [Group(function, [case for case in cases if case.verdict.function == function]) for function in functions]
 
 
-def _mistakes(failing: Sequence[Case]) -> list[tuple[str, bool, list[Tensor]]]:
-    """What is wrong, the most frequent first: an explanation (and True), or a fault that has none."""
-    wrong: dict[tuple[str, bool], list[Tensor]] = {}
-    for case in failing:
-        for tensor in case.tensors:
-            if tensor.verdict.passed is False:
-                explanation = tensor.verdict.explanation
-                key = (printable(explanation or tensor.verdict.fault or "fails"), explanation is not None)
-                wrong.setdefault(key, []).append(tensor)
-    return sorted(
-        ((name, explained, tensors) for (name, explained), tensors in wrong.items()), key=lambda entry: -len(entry[2])
-    )
+def _mistakes(diagnoses: Sequence[Diagnosis], cases: Sequence[Case]) -> list[Mistake]:
+    """Each mistake with the functions that make it, the one that explains most cases first."""
+    by_id = {case.verdict.id: case for case in cases}
+    found: dict[str | None, list[Part]] = {}
+    for each in diagnoses:
+        those = [by_id[name] for name in each.cases if name in by_id]
+        detail = each.detail if each.mistake else _faults(those)
+        places = [(case.anchor, printable(case.verdict.id)) for case in those]
+        part = Part(printable(each.function), explained(each), printable(detail), places)
+        found.setdefault(each.mistake, []).append(part)
+    mistakes = [
+        Mistake(None if name is None else printable(name), sum(len(part.cases) for part in parts), parts)
+        for name, parts in found.items()
+    ]
+    return sorted(mistakes, key=lambda mistake: (mistake.name is None, -mistake.explains))
+
+
+def _faults(cases: Sequence[Case]) -> str:
+    """What is wrong with cases of which no more is known: not finite in 3, missing in 1."""
+    counts: Counter[str] = Counter()
+    for case in cases:
+        wrong = {tensor.verdict.fault or "fails" for tensor in case.tensors if tensor.verdict.passed is False}
+        counts.update(wrong or {"an error"})
+    return ", ".join(f"{fault} in {count}" for fault, count in sorted(counts.items(), key=lambda each: -each[1]))
 
 
 def _hardest(cases: Sequence[Case]) -> Tensor | None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refloss.messages import printable
-from refloss.testing.judging.wording import failures, fault, hardest, likely, short, summary
+from refloss.testing.report.wording import diagnoses, failures, fault, hardest, likely, short, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +22,11 @@ _NUMBERS = ("ulp", "error\n÷ bound")
 
 
 def show(judgement: Judgement, console: Console) -> None:
-    """A line for every case that passes, then all that is wrong with the others, then how many there are of each."""
+    """What is wrong by function, a line for each case that passes, all about the others, how many there are of each."""
     passing = [case for case in judgement.judged if case.passed]
     failing = [case for case in judgement.judged if not case.passed]
+    if diagnoses(judgement):
+        console.print(Text("What is wrong", "bold"), Padding(_diagnoses(judgement), (0, 0, 1, _INDENT)), sep="\n")
     if passing:
         console.print(_passing(passing))
     if failing:
@@ -34,6 +36,22 @@ def show(judgement: Judgement, console: Console) -> None:
             _show_failing(case, console, max([len("tensor"), *names]), heading=i == 0)
     style = "bold red" if failing else "bold green" if passing else "bold yellow"
     console.print(Text(f"\n{summary(judgement)}" if judgement.judged else summary(judgement), style))
+
+
+def _diagnoses(judgement: Judgement) -> Table:
+    """A line for every mistake of a function: how many of its failing cases it explains."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold", ratio=1)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold", ratio=3)
+    for each in judgement.diagnoses:
+        mistake = (
+            Text(printable(each.mistake), "bold yellow") if each.mistake else Text("no usual mistake explains them")
+        )
+        if each.detail:
+            mistake.append(f"\n{printable(each.detail)}", "not bold dim")
+        table.add_row(Text(printable(each.function)), f"{len(each.cases)} of {each.failing}", mistake)
+    return table
 
 
 def _passing(cases: list[CaseVerdict]) -> Table:

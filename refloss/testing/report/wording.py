@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from refloss.messages import printable
 
 if TYPE_CHECKING:
-    from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
+    from refloss.testing.verdict import CaseVerdict, Diagnosis, Judgement, TensorVerdict
 
 
 def short(value: float | None) -> str:
@@ -56,3 +56,21 @@ def summary(judgement: Judgement) -> str:
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{absent} not brought"] if absent else []
     return ", ".join(parts)
+
+
+def diagnoses(judgement: Judgement, function: str | None = None) -> list[str]:
+    """What is wrong, a line for every mistake of a function; none where no mistake explains anything."""
+    found = [each for each in judgement.diagnoses if function is None or each.function == function]
+    return [_diagnosed(each) for each in found] if any(each.mistake for each in found) else []
+
+
+def _diagnosed(diagnosis: Diagnosis) -> str:
+    mistake = printable(diagnosis.mistake) if diagnosis.mistake else "no usual mistake explains"
+    joint = ":" if diagnosis.mistake else ""
+    told = f"{printable(diagnosis.function)}: {mistake}{joint} {explained(diagnosis)}"
+    return f"{told} ({printable(diagnosis.detail)})" if diagnosis.detail else told
+
+
+def explained(diagnosis: Diagnosis) -> str:
+    """3 of 5 failing cases."""
+    return f"{len(diagnosis.cases)} of {plural(diagnosis.failing, 'failing case')}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from refloss.messages import printable
-from refloss.testing.judging.wording import failures, fault, likely, short, summary
+from refloss.testing.report.wording import diagnoses, failures, fault, likely, short, summary
 
 if TYPE_CHECKING:
     from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
@@ -18,6 +18,8 @@ def text(judgement: Judgement) -> str:
     """How many cases pass, and for the first that fail all of their tensors."""
     failing = [case for case in judgement.judged if not case.passed]
     lines = [summary(judgement) if judgement.judged else f"nothing was judged: {summary(judgement)}"]
+    if len(failing) > 1:  # of one case the table says as much
+        lines += diagnoses(judgement)
     for case in failing[:_MOST]:
         lines += ["", printable(case.id), *(f"  {line}" for line in _lines(case))]
     if len(failing) > _MOST:

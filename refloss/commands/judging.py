@@ -1,0 +1,155 @@
+"""The commands that judge: compare of files, check of a Python function."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from refloss.commands.progress import printing_console, progress
+from refloss.messages import printable
+
+if TYPE_CHECKING:
+    from refloss.testing.report.judgement import Judgement
+
+# Options of both.
+_ComputeDtype = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="float64, float32, tf32, float16 or bfloat16; if not given, float32, and float64 for its cases."),
+]
+_Cases = Annotated[Optional[str], typer.Option(help="Ids of cases, or patterns such as '*-bfloat16'.")]  # noqa: UP045
+_Grads = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Gradients to judge; all if not given, none of ''."),
+]
+_Components = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Components to judge; all if not given, none of ''."),
+]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON instead of a table.")]
+_Junit = Annotated[Optional[Path], typer.Option(help="A JUnit XML file to write.")]  # noqa: UP045
+_Html = Annotated[Optional[Path], typer.Option(help="A report to write, with charts.")]  # noqa: UP045
+
+
+def compare_folders(
+    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="Folder of golden files.")],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="Folder of files of the same names with loss and grad.<name>.")
+    ],
+    functions: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Functions whose cases are judged, separated by commas; all if not given."),
+    ] = None,
+    cases: _Cases = None,
+    grads: _Grads = None,
+    components: _Components = None,
+    compute_dtype: _ComputeDtype = None,
+    as_json: _AsJson = False,
+    junit: _Junit = None,
+    html: _Html = None,
+) -> None:
+    """Judge an implementation by the files that it made of golden inputs.
+
+    Exit status 0 where every case that it brings passes, 1 where one fails, 2 where nothing could be judged.
+    """
+    from refloss.testing.judging import compare
+
+    _check_choices(compute_dtype, junit, html)
+    names = {"functions": functions, "cases": cases, "grads": grads, "components": components}
+    with progress("cases") as report:
+        judgement = compare.judge_folders(golden, candidate, compute_dtype, report, **_listed(names))
+    _tell(judgement, junit, html, as_json=as_json)
+    for name in compare.files_without_case(golden, candidate):
+        print(f"refloss: {printable(name)}: no case has this file", file=sys.stderr)
+    if not judgement.judged:
+        raise ValueError(f"{candidate}: nothing to judge: it has no file of the {len(judgement.cases)} cases")
+    raise typer.Exit(judgement.exit_status)
+
+
+def check_function(
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:FUNCTION", help="A function: of a module, or of a file as in kernel.py:fn.")
+    ],
+    function: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What it implements: functions of refloss, separated by commas."),
+    ] = None,
+    cases: _Cases = None,
+    dtypes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Dtypes of the first input: float32, bfloat16, float16, float64; all if not given."),
+    ] = None,
+    grads: _Grads = None,
+    components: _Components = None,
+    compute_dtype: _ComputeDtype = None,
+    framework: Annotated[str, typer.Option(help="What its arrays are of: numpy, torch or jax.")] = "numpy",
+    as_json: _AsJson = False,
+    junit: _Junit = None,
+    html: _Html = None,
+) -> None:
+    """Judge a Python function, called as fn(inputs, parameters, cotangent), by the built-in cases.
+
+    It returns (loss, grads) or (loss, grads, components), the latter two as mappings from names to arrays, and may
+    raise NotImplementedError for what it does not have. Exit status 0 where every other case passes, 1 where one
+    fails, 2 where nothing could be judged.
+    """
+    from refloss.testing.judging import callables, frameworks, selection, targets
+
+    _check_choices(compute_dtype, junit, html)
+    names = _listed({"function": function, "cases": cases, "dtypes": dtypes})
+    if function is None and cases is None:
+        raise ValueError("Missing option '--function' (or '--cases')")
+    chosen = callables.select(**names)
+    arrays = frameworks.framework(framework)
+    only = selection.Only(*_listed({"grads": grads, "components": components}).values())
+    # What the function prints is not the judgement.
+    with contextlib.redirect_stdout(sys.stderr), progress("cases") as report:
+        judging = callables.Judging(targets.function(target), arrays, None, compute_dtype, only)
+        judgement = replace(judging.judgement(chosen, report), subject=target)
+    _tell(judgement, junit, html, as_json=as_json)
+    if not judgement.judged:
+        told = f": {judgement.cases[0].id}: {judgement.cases[0].message}" if judgement.cases else ""
+        raise ValueError(f"{target}: nothing to judge: it brings none of the {len(judgement.cases)} cases{told}")
+    raise typer.Exit(judgement.exit_status)
+
+
+def _listed(names: dict[str, str | None]) -> dict[str, Any]:
+    """Names that are separated by commas; None is what was not given."""
+    return {
+        key: None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+        for key, given in names.items()
+    }
+
+
+def _tell(judgement: Judgement, junit: Path | None, html: Path | None, *, as_json: bool) -> None:
+    """Write and print a judgement in all the forms that are asked for."""
+    from refloss.testing.report import table
+
+    asked = replace(judgement, command=shlex.join(["refloss", *sys.argv[1:]]))
+    if junit is not None:
+        asked.junit(junit)
+    if html is not None:
+        asked.html(html)
+    if as_json:
+        print(json.dumps(asked.as_json(), indent=1, allow_nan=False))
+    elif asked.judged:
+        table.show(asked, printing_console(120))
+
+
+def _check_choices(compute_dtype: str | None, *outputs: Path | None) -> None:
+    """Before hours of work: a type that there is, and files that can be written."""
+    from refloss.error_model import COMPUTE_DTYPES
+
+    if compute_dtype is not None and compute_dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"--compute-dtype: {compute_dtype!r} is none of {', '.join(COMPUTE_DTYPES)}")
+    for path in outputs:
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path}: is a folder")
+        if path is not None and not path.parent.is_dir():
+            raise ValueError(f"{path}: no such folder: {path.parent}")
