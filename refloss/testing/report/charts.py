@@ -61,8 +61,8 @@ def _width(text: str) -> float:
     return _CHARACTER * len(text)
 
 
-def _finite_maximum(*arrays: np.ndarray) -> float:
-    return max((float(array[np.isfinite(array)].max(initial=0.0)) for array in arrays), default=0.0)
+def _finite_maximum(array: np.ndarray) -> float:
+    return float(array[np.isfinite(array)].max(initial=0.0))
 
 
 def _svg(width: float, height: float, parts: Iterable[str], label: str, kind: str) -> Markup:
