@@ -1,6 +1,7 @@
 """What the built-in cases see: every option in every format, and what kernels break at."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def without(case, name):
     return case._replace(parameters=parameters, inputs=inputs)
 
 
-class Recording(dict):
+class Recording(dict[str, Any]):
     """A configuration that knows what was read of it."""
 
     def __init__(self, entries):

@@ -69,8 +69,10 @@ def test_refloss_has_the_properties_beyond_a_block(function):
     assert held == properties_of(function)
 
 
-NUMPY = ("cross_entropy", "masked_lm", "causal_lm", "bce_with_logits", "bce", "kl_div", "sigmoid_focal", "dice")
-NUMPY += ("mse", "l1", "huber", "smooth_l1", "iou")
+NUMPY = (
+    *("cross_entropy", "masked_lm", "causal_lm", "bce_with_logits", "bce", "kl_div", "sigmoid_focal", "dice"),
+    *("mse", "l1", "huber", "smooth_l1", "iou"),
+)
 
 
 @pytest.mark.parametrize("name", NUMPY)
