@@ -199,7 +199,7 @@ class Specification:
         has_classes: whether the labels of a case are classes, where their dtype does not say it.
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
-        bounds: how far an honest implementation may be off, where its family has none that fit.
+        bounds: how far an honest implementation may be off, where its family has none that fit: Bounds, or arrays.
     """
 
     arguments: Mapping[str, Argument]
@@ -218,7 +218,7 @@ class Specification:
     draw: Callable[[Draws], Drawn] | None = None
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
-    bounds: Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]] | None = None
+    bounds: Callable[[Case, LossResult, Roundoff], Mapping[str, Any]] | None = None
 
     def named(self, *roles: Role) -> list[str]:
         """The arguments that have one of some roles."""

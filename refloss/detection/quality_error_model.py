@@ -124,7 +124,7 @@ class QualityLayer(Layer):
         loss = (target * np.abs(log_p)).sum(axis=-1, keepdims=True)
         of_loss = ((moved + e * target) * (1 + np.abs(log_p))).sum(axis=-1, keepdims=True) + e
         value = dq * loss + (q + dq) * of_loss
-        terms = STEPS * self.unit.between + loss.size * self.unit.inside
+        terms = STEPS * self.unit.between + self.unit.sum(loss.size)
         return (value.sum() + terms * (q * loss).sum()) / self.num_boxes, self.coefficient("loss_fgl") * slope
 
     def _distilled(self, corners: np.ndarray, taught: np.ndarray, last: Any) -> tuple[float, np.ndarray]:
@@ -139,7 +139,7 @@ class QualityLayer(Layer):
         of_kl = e * (t * (1 + np.abs(log_t) + np.abs(log_s))).sum(axis=-1, keepdims=True)
         value = TEMPERATURE**2 * (errors * kl + (shares + errors) * of_kl)
         size = TEMPERATURE**2 * (shares * kl).sum()
-        terms = STEPS * self.unit.between + kl.size * self.unit.inside
+        terms = STEPS * self.unit.between + self.unit.sum(kl.size)
         return value.sum() + terms * size, self.head.cotangent("loss_ddf", self.record) * slope
 
     def _shares(self, last: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.error_model.bound import Bound, whole
 from refloss.registry import FUNCTIONS
 from refloss.roundoff import STEPS, Roundoff, real
 
@@ -81,7 +82,7 @@ def _gradient(kind: str, boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return gradient
 
 
-def overlap(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
+def overlap(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
     """iou and giou."""
     boxes1, boxes2 = (real(case.inputs[name]).reshape(-1, 4) for name in ("boxes1", "boxes2"))
     shape = case.inputs["boxes1"].shape
@@ -89,14 +90,15 @@ def overlap(case: Case, _: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
     value, first = pair_bounds(case.function, boxes1, boxes2, unit, centered=centered)
     second = pair_bounds(case.function, boxes2, boxes1, unit, centered=centered)[1]
     divisor = float(len(value)) if reduction == "mean" else 1.0
-    coefficient = np.broadcast_to(np.abs(real(case.grad_output)).reshape(-1), len(value))[:, None] / divisor
-    terms = STEPS * unit.between + len(value) * unit.inside
+    cotangent = np.broadcast_to(np.abs(real(case.grad_output)).reshape(-1), len(value))[:, None]
+    coefficient, lost = cotangent / divisor, unit.tiny * (1.0 + cotangent)
+    terms = STEPS * unit.between + unit.sum(len(value))
     loss = value.reshape(shape[:-1])
     if reduction != "none":
         loss = np.asarray((value.sum() + terms * 2 * len(value)) / divisor)
     return {
-        "loss": loss,
-        "grad.boxes1": (coefficient * first).reshape(shape),
-        "grad.boxes2": (coefficient * second).reshape(shape),
-        f"intermediate.{case.function}": value.reshape(shape[:-1]),
+        "loss": whole(loss),
+        "grad.boxes1": whole((coefficient * first + lost).reshape(shape)),
+        "grad.boxes2": whole((coefficient * second + lost).reshape(shape)),
+        f"intermediate.{case.function}": whole(value.reshape(shape[:-1])),
     }
