@@ -27,6 +27,7 @@ import numpy as np
 
 # Roundings of a product or quotient on its way: weight, 1 − ε, ε/K, cotangent, normaliser, a sum of two parts.
 STEPS = 8
+CERTAINTY = 6.0  # λ of independent roundings
 # The longest chain of additions in a sum, by how sums are said to be taken.
 Summation = Literal["blocks", "any"]
 CHAINS: dict[str, float] = {"blocks": 2.0**10, "any": math.inf}
@@ -39,6 +40,11 @@ class Roundoff(NamedTuple):
     inside: float  # v, of values inside an operation, sums among them
     tiny: float  # what may become 0
     chain: float = CHAINS["blocks"]
+
+    @property
+    def few(self) -> float:
+        """What few roundings come to: those of a value that is a function's, or made of two of them."""
+        return max(4 * self.between, STEPS * self.inside)
 
     def sum(self, terms: float) -> float:
         """How far a sum may be off, relative to that of its terms' magnitudes."""
@@ -64,6 +70,16 @@ def roundoff(compute_dtype: str, summation: str = "blocks") -> Roundoff:
     if summation not in CHAINS:
         raise ValueError(f"summation is {summation!r}; expected one of {', '.join(CHAINS)}")
     return _ROUNDOFFS[compute_dtype]._replace(chain=CHAINS[summation])
+
+
+def independent(errors: np.ndarray) -> float:
+    """How far a sum is off whose terms are rounded independently of each other, by so much each.
+
+    By Hoeffding's inequality it is off by more than λ·√Σ e² with a probability of at most 2·e^(−λ²/2), 3·10⁻⁸ for
+    λ = 6. Terms that are alike are rounded alike: they count as one.
+    """
+    each, counts = np.unique(errors, return_counts=True)
+    return float(min(errors.sum(), CERTAINTY * np.sqrt(((each * counts) ** 2).sum())))
 
 
 def real(values: Any) -> np.ndarray:

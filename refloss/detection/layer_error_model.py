@@ -14,7 +14,7 @@ import numpy as np
 
 from refloss.configuration import read
 from refloss.error_model import softmax
-from refloss.error_model.boxes import pair_bounds
+from refloss.error_model.boxes import OF_LOSS, pair_bounds
 from refloss.error_model.focal import Dice, Elements, focal_elements
 from refloss.error_model.resampling import adjoint_error, pixel_error, resampled
 from refloss.files import nested
@@ -105,6 +105,7 @@ class Layer:
         """L1 and GIoU."""
         predicted, others = self.matched_boxes()
         value, slope = pair_bounds("giou", predicted, others, self.unit, centered=True)
+        value = value + OF_LOSS * self.unit.between
         gradient = np.zeros(self.boxes.shape)
         pairs = (self.table[:, 0], self.table[:, 1])
         gradient[pairs] = self.coefficient("loss_giou") * slope + self.off * self.coefficient("loss_bbox")

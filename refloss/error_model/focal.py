@@ -1,16 +1,17 @@
 """How far honest focal losses, varifocal loss and dice loss of logits may be from the exact ones.
 
-Notation: e = k·u, p = σ(x), b the binary cross-entropy, m = 1 − p_t the missed probability, w = p·(1 − p), a the
-weight of an element. Logits that come from elsewhere are off by d. m and p − t are differences, off by e of their
-terms, b by e·(1 + |x|); a power's error is taken between the ends, Δ(m^γ) = (m + δm)^γ − max(m − δm, 0)^γ. So in first
-order
+Notation: e = k·u, f the few roundings of one function's value (roundoff), p = σ(x), b the binary cross-entropy, m = 1 − p_t the missed probability, w = p·(1 − p), a the
+weight of an element. Logits that come from elsewhere are off by d. m and p − t are differences, off by f of their
+terms, b by f·(1 + |x|); a power's error is taken between the ends, Δ(m^γ) = (m + δm)^γ − max(m − δm, 0)^γ. The exact
+m, 1 − p and |p − t| are sums of products of p and of e^−|x|/(1 + e^−|x|): nothing of them is lost where x is large. So
+in first order
 
-    focal      |δℓ| ≤ a·(Δ(m^γ)·b + m^γ·δb)
-               |δ∂ℓ| ≤ a·(Δ(m^γ)·|p − t| + m^γ·e·(p + t) + γ·(Δ(m^(γ−1))·b·w + m^(γ−1)·(δb·w + b·e·p)))
-                       + (e + d)·a·(m^γ·(|p − t| + w) + γ·m^(γ−1)·b·w)
-    varifocal  of a negative class, α·p^γ is off by (γ + 2)·e of itself, of a positive one by q·(δt·|x| + e·(1 + |x|))
+    focal      |δℓ| ≤ a·(Δ(m^γ)·b + m^γ·(δb + e·b))
+               |δ∂ℓ| ≤ a·(Δ(m^γ)·|p − t| + m^γ·f·(p + t) + γ·(Δ(m^(γ−1))·b·w + m^(γ−1)·(δb·w + b·f·p)))
+                       + (e + d)·a·(m^γ·|p − t| + γ·m^(γ−1)·b·w) + d·a·m^γ·w
+    varifocal  of a negative class, α·p^γ is off by (γ + 2)·e of itself, of a positive one by q·(δt·|x| + f·(1 + |x|))
     dice       1 − A/B, where A and B are off by e + s(n) of themselves, n elements each, and the difference by u;
-               of its derivative's terms A/B² and 2t/B the first by twice as much, p·(1 − p) by e·p
+               of its derivative's terms A/B² and 2t/B the first by twice as much, p·(1 − p) by f·p
 
 The gradient of a focal loss's target is (2α − 1)·m^γ·b + a·m^γ·(γ·b·(1 − 2p)/m − x), with the same errors of its
 factors.
@@ -80,14 +81,15 @@ def focal_elements(
     flat, missed = p * rest, p * (1 - t) + rest * t
     loss, distance = t * positive + (1 - t) * negative, np.abs(p * (1 - t) - rest * t)
     weight = np.ones(x.shape) if alpha < 0 else alpha * t + (1 - alpha) * (1 - t)
-    missed_error, loss_error = off + flat * moved, off * (1 + np.abs(x)) + moved
+    few = unit.few
+    missed_error, loss_error = few + flat * moved, few * (1 + np.abs(x)) + moved
     scale, of_scale = _power(missed, missed_error, gamma)
     value = weight * (of_scale * loss + scale * (loss_error + off * loss))
-    slope = of_scale * distance + scale * off * (p + t) + (off + moved) * scale * (distance + flat)
+    slope = of_scale * distance + scale * (few * (p + t) + off * distance + moved * (distance + flat))
     target = of_scale * np.abs(x) + off * scale * np.abs(x)
     if gamma:
         lowered, of_lowered = _power(missed, missed_error, gamma - 1)
-        slope += gamma * (of_lowered * loss * flat + lowered * (loss_error * flat + loss * off * p))
+        slope += gamma * (of_lowered * loss * flat + lowered * (loss_error * flat + loss * few * p))
         slope += gamma * (off + moved) * lowered * loss * flat
         target += gamma * (of_lowered * loss + lowered * (loss_error + 3 * off * loss))
     leaning = 0.0 if alpha < 0 else abs(2 * alpha - 1)
@@ -106,12 +108,12 @@ def quality_elements(
     off: np.ndarray | float,
 ) -> Elements:
     """Varifocal losses: of positive classes, against a quality that is off."""
-    e = STEPS * unit.between
+    e, few = STEPS * unit.between, unit.few
     p, _, _, b = sigmoid(x)
-    weight, of_loss = alpha * p**gamma, e * (1 + np.abs(x))
+    weight, of_loss = alpha * p**gamma, few * (1 + np.abs(x))
     loss = b - quality * x
     value = off * (loss + off * np.abs(x)) + quality * (off * np.abs(x) + of_loss)
-    slope = off * (np.abs(p - quality) + off) + quality * (off + e * (p + quality))
+    slope = off * (np.abs(p - quality) + off) + quality * (off + few * (p + quality) + e * np.abs(p - quality))
     return Elements(
         np.where(positive, value, weight * ((gamma + 2) * e * b + of_loss)),
         np.where(positive, slope, (gamma + 4) * e * weight * p),
@@ -156,11 +158,11 @@ class Dice:
         x, t, moved = self.elements.part(first, last).values()
         p, rest, _, _ = sigmoid(x)
         above, below, of_sums = self.totals[:, np.arange(first, last) // self.pixels]
-        e, share = STEPS * self.unit.between, above / below
+        e, few, share = STEPS * self.unit.between, self.unit.few, above / below
         relative = e + self.unit.sum(self.pixels) + of_sums / below
         of_first = relative * (2 * share + 2 * t) / below
-        slope = p * rest * of_first + (share + 2 * t) / below * (e * p + p * rest * moved)
-        return slope, (relative * (2 * share + 2 * p) + 2 * (e * p + p * rest * moved)) / below
+        slope = p * rest * of_first + (share + 2 * t) / below * (few * p + p * rest * moved)
+        return slope, (relative * (2 * share + 2 * p) + 2 * (few * p + p * rest * moved)) / below
 
 
 def _of_elements(
