@@ -161,11 +161,15 @@ CONFIG = {"config": Parameter(dict, structural=True)}
 
 
 class Magnitudes(NamedTuple):
-    """Of each element: sums of the magnitudes of the terms that its value and its derivatives are made of."""
+    """Of each element: sums of the magnitudes of the terms that its value and its derivatives are made of.
+
+    What is too small for a type and is lost may be multiplied, or divided by something small, before it is added.
+    """
 
     value: np.ndarray
     first: np.ndarray  # of the derivative for the first argument
     target: np.ndarray  # of that for the second
+    multiplied: np.ndarray | float = 0.0  # by what, on the way to the derivative for the second
 
 
 class AddedTerms(NamedTuple):

@@ -79,6 +79,9 @@ def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, 
         terms, coefficient = getattr(here.magnitudes, of), here.cotangent / divisor
         lost = unit.tiny * (1.0 + here.cotangent * (1.0 + here.weight / divisor) + (1.0 + here.weight) * terms)
         # A number of elements is exact, a sum of weights is not.
+        if of == "target":
+            # No more is lost than is there.
+            lost = lost + np.minimum(unit.tiny * here.magnitudes.multiplied, coefficient * here.weight * terms)
         return (off_sum if by_weight else off) * coefficient * here.weight * terms + lost
 
     def of_weight(first: int, last: int) -> np.ndarray:

@@ -1,10 +1,10 @@
 """How far honest focal losses, varifocal loss and dice loss of logits may be from the exact ones.
 
-Notation: e = k·u, f the few roundings of one function's value (roundoff), p = σ(x), b the binary cross-entropy, m = 1 − p_t the missed probability, w = p·(1 − p), a the
-weight of an element. Logits that come from elsewhere are off by d. m and p − t are differences, off by f of their
-terms, b by f·(1 + |x|); a power's error is taken between the ends, Δ(m^γ) = (m + δm)^γ − max(m − δm, 0)^γ. The exact
-m, 1 − p and |p − t| are sums of products of p and of e^−|x|/(1 + e^−|x|): nothing of them is lost where x is large. So
-in first order
+Notation: e = k·u, f the few roundings of one function's value (roundoff), p = σ(x), b the binary cross-entropy, m =
+1 − p_t the missed probability, w = p·(1 − p), a the weight of an element. Logits that come from elsewhere are off by d.
+m and p − t are differences, off by f of their terms, b by f·(1 + |x|); a power's error is taken between the ends,
+Δ(m^γ) = (m + δm)^γ − max(m − δm, 0)^γ. The exact m, 1 − p and |p − t| are sums of products of p and of
+e^−|x|/(1 + e^−|x|): nothing of them is lost where x is large. So in first order
 
     focal      |δℓ| ≤ a·(Δ(m^γ)·b + m^γ·(δb + e·b))
                |δ∂ℓ| ≤ a·(Δ(m^γ)·|p − t| + m^γ·f·(p + t) + γ·(Δ(m^(γ−1))·b·w + m^(γ−1)·(δb·w + b·f·p)))
@@ -143,8 +143,8 @@ class Dice:
             x, t, moved = self.elements.part(first, last).values()
             p, rest, _, _ = sigmoid(x)
             masks = np.arange(first, last) // self.pixels
-            for held, terms in zip(found, (2 * p * t, p + t, p * rest * moved), strict=True):
-                held += np.bincount(masks, terms, self.count)
+            terms = (2 * p * t, p + t, p * rest * moved)
+            found += [np.bincount(masks, each, self.count) for each in terms]
         return found
 
     def losses(self) -> np.ndarray:
@@ -179,10 +179,10 @@ def _of_elements(
         return elements(own["inputs"], own["targets"])
 
     def slope(first: int, last: int, of: str) -> np.ndarray:
-        cotangent = np.abs(given.part(first, last)["grad_output"])
-        return cotangent / divisor * getattr(at(first, last), of) + unit.tiny * (
-            1.0 + cotangent * (1.0 + 1.0 / divisor)
-        )
+        cotangent, error = np.abs(given.part(first, last)["grad_output"]), getattr(at(first, last), of)
+        # An error has been made of its terms by at least a few roundings.
+        lost = unit.tiny * (1.0 + cotangent * (1.0 + 1.0 / divisor) + 2.0 * error / unit.few)
+        return np.asarray(cotangent / divisor * error + lost)
 
     losses = Bound(shape, lambda first, last: at(first, last).value + 2 * unit.tiny)
     loss = losses
@@ -228,8 +228,9 @@ def dice(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
     cotangents = np.broadcast_to(np.abs(real(case.grad_output)), masks.count)
 
     def slope(first: int, last: int, of: int) -> np.ndarray:
-        own = cotangents[np.arange(first, last) // masks.pixels]
-        return own / divisor * masks.slopes(first, last)[of] + unit.tiny * (1.0 + own * (1.0 + 1.0 / divisor))
+        own, error = cotangents[np.arange(first, last) // masks.pixels], masks.slopes(first, last)[of]
+        lost = unit.tiny * (1.0 + own * (1.0 + 1.0 / divisor) + error / unit.few)
+        return np.asarray(own / divisor * error + lost)
 
     losses = whole(masks.losses(), lost=unit.tiny)
     loss = losses
