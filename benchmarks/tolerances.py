@@ -4,8 +4,9 @@
 
 Each seed is a random problem of each kind: logits from nearly uniform to saturated, signed cotangents over six orders
 of magnitude. What is counted is the largest error ÷ bound of any element of the loss and of all gradients, under the
-error model of the type that the implementation computes in. The exit status is 1 if one of them exceeds its bound, or
-if a wrong gradient does not.
+error model of the type that the implementation computes in. Long sums, of 2^20 to 2^24 elements and of 200 000 classes,
+are tried with a few seeds, and there the loss too is made 1 % too large, and added up in one chain of float32. The exit
+status is 1 if one of the honest exceeds its bound, or if a wrong answer does not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -25,21 +26,21 @@ from matplotlib.ticker import LogLocator
 
 from benchmarks.measure import machine
 from benchmarks.report import Table, console
-from conformance.outside_users import OUTSIDE_USERS
+from conformance.outside_users import OUTSIDE_USERS, OutsideUser
 from refloss.cases.source import Case
+from refloss.error_model import bounds
 from refloss.files import nested
 from refloss.testing.judging.called import on_host
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import Question
 
-if TYPE_CHECKING:
-    from conformance.outside_users import OutsideUser
-
 Random = np.random.Generator
 Problem = Callable[[Random], tuple[str, dict[str, np.ndarray], dict[str, Any]]]
 
 TORCH, COMPILED, OPTAX = OUTSIDE_USERS
-BFLOAT16, TOO_LARGE = "torch, bfloat16", "1 % too large"
+BFLOAT16, NUMPY, TOO_LARGE = "torch, bfloat16", "NumPy", "1 % too large"
+ONE_CHAIN, ANY_ORDER = "added in one chain", "the same, any order allowed"
+WRONG = {TOO_LARGE, ONE_CHAIN}
 # Greys and hues that stand out from white and from near-black alike.
 INK = "#768390"
 COLOURS = {
@@ -47,6 +48,7 @@ COLOURS = {
     BFLOAT16: "#b08800",
     COMPILED.name: "#2da44e",
     OPTAX.name: "#4184e4",
+    NUMPY: "#8250df",
     TOO_LARGE: "#d1242f",
 }
 
@@ -120,6 +122,75 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 
+def _unit(random: Random, *shape: int) -> np.ndarray:
+    return random.standard_normal(shape, np.float32)
+
+
+def _long_elements(size: int) -> Problem:
+    def problem(random: Random) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+        return "mse", {"input": _unit(random, size), "target": _unit(random, size)}, {}
+
+    return problem
+
+
+def _long_weighted(random: Random) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    logits, weight = 2 * _unit(random, 1 << 20, 4), random.uniform(0.1, 3.0, 4)
+    return "cross_entropy", {"logits": logits, "target": _labels(random, 1 << 20, 4), "weight": weight}, {}
+
+
+def _long_masks(random: Random) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    targets = (random.random((2, 1 << 20)) < 0.3).astype(np.float32)
+    return "dice", {"inputs": 3 * _unit(random, 2, 1 << 20), "targets": targets}, {"num_boxes": 2.0}
+
+
+LONG: dict[str, Problem] = {
+    "mse, 2²⁰": _long_elements(1 << 20),
+    "mse, 2²⁴": _long_elements(1 << 24),
+    "weighted, 2²⁰ × 4": _long_weighted,
+    "cross_entropy, 2 × 200 000": _rows(2, 200_000),
+    "dice, 2 × 1024²": _long_masks,
+}
+LONG_SEEDS = 5
+
+
+def _numpy_mse(inputs: dict[str, Any], _: dict[str, Any], cotangent: Any) -> Any:
+    difference = inputs["input"] - inputs["target"]
+    slope = difference * np.float32(2 * cotangent / difference.size)
+    return (difference**2).mean(), {"input": slope, "target": -slope}
+
+
+def _numpy_cross_entropy(inputs: dict[str, Any], _: dict[str, Any], cotangent: Any) -> Any:
+    logits, target = inputs["logits"], inputs["target"]
+    weight = inputs.get("weight", np.ones(logits.shape[1], logits.dtype))
+    counted, rows = target >= 0, np.arange(len(logits))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    own = np.where(counted, weight[target], 0)
+    slope = np.exp(logs)
+    slope[rows, target] -= 1
+    slope *= (np.float32(cotangent) * own / own.sum())[:, None]
+    return -(own * logs[rows, target]).sum() / own.sum(), {"logits": slope}
+
+
+def _numpy_dice(inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Any:
+    p, t = 1 / (1 + np.exp(-inputs["inputs"])), inputs["targets"]
+    above = 2 * (p * t).sum(axis=1, keepdims=True) + 1
+    below = p.sum(axis=1, keepdims=True) + t.sum(axis=1, keepdims=True) + 1
+    coefficient = np.float32(cotangent / parameters["num_boxes"])
+    slope = coefficient * (above / below - 2 * t) / below
+    loss = (1 - above / below).sum() / np.float32(parameters["num_boxes"])
+    return loss, {"inputs": slope * p * (1 - p), "targets": coefficient * (above / below - 2 * p) / below}
+
+
+# Formulas as they stand in textbooks, for what is added up.
+NUMPY_USER = OutsideUser(
+    NUMPY,
+    {"mse": _numpy_mse, "cross_entropy": _numpy_cross_entropy, "dice": _numpy_dice},
+    lambda array: array,
+    lambda case: set(case.parameters) <= {"num_boxes"},
+)
+
+
 class Peer(NamedTuple):
     """Who is measured, and in which type."""
 
@@ -133,6 +204,7 @@ PEERS = (
     Peer(BFLOAT16, TORCH, ml_dtypes.bfloat16),
     Peer(COMPILED.name, COMPILED, np.float32),
     Peer(OPTAX.name, OPTAX, np.float32),
+    Peer(NUMPY, NUMPY_USER, np.float32),
 )
 
 
@@ -146,8 +218,9 @@ class Measured(NamedTuple):
 
 def case_of(problem: str, seed: int, dtype: Any) -> Case:
     """A problem's case for a seed."""
-    random = np.random.default_rng([seed, list(PROBLEMS).index(problem)])
-    function, inputs, parameters = PROBLEMS[problem](random)
+    every = PROBLEMS | LONG
+    random = np.random.default_rng([seed, list(every).index(problem)])
+    function, inputs, parameters = every[problem](random)
     cotangent = float(np.float32(random.choice([-1.0, 1.0]) * 10.0 ** random.uniform(-3.0, 3.0)))
     cast = {name: value.astype(dtype) if value.dtype.kind == "f" else value for name, value in inputs.items()}
     return Case(f"{problem}-{seed}", function, cast, parameters, float(np.asarray(cotangent, dtype)))
@@ -173,12 +246,25 @@ def ratio_of(asked: Question, peer: Peer) -> float:
     return max(float(tensor.ratio or 0.0) for tensor in verdict.tensors)
 
 
-def ratio_of_too_large(asked: Question) -> float:
-    """Of all gradients, each 1 % too large, the one that shows least."""
-    gradients = [name for name in asked.expected if name.startswith("grad.")]
-    wrong = {name: (asked.expected[name] * np.float32(1.01)).astype(np.float32) for name in gradients}
+def ratio_of_too_large(asked: Question, *, loss: bool = False) -> float:
+    """Of all gradients, each 1 % too large, and of the loss where it is to be, the one that shows least."""
+    named = [name for name in asked.expected if name.startswith("grad.") or (loss and name == "loss")]
+    wrong = {name: (asked.expected[name] * np.float32(1.01)).astype(np.float32) for name in named}
     verdict = judge(asked, {"loss": asked.expected["loss"], **wrong})
-    return min(float(tensor.ratio or 0.0) for tensor in verdict.tensors if tensor.name in gradients)
+    return min(float(tensor.ratio or 0.0) for tensor in verdict.tensors if tensor.name in named)
+
+
+def in_any_order(asked: Question) -> Question:
+    """The same question to whoever adds in one chain."""
+    return asked._replace(bounds=bounds(asked.case, asked.result, asked.compute_dtype, "any"))
+
+
+def ratio_of_one_chain(asked: Question) -> float:
+    """Of the loss of an mse whose squares are added one after the other in float32."""
+    x, t = asked.case.inputs["input"], asked.case.inputs["target"]
+    loss = np.add.accumulate((x - t) ** 2)[-1] / np.float32(x.size)
+    (verdict,) = (tensor for tensor in judge(asked, {"loss": loss}).tensors if tensor.name == "loss")
+    return float(verdict.ratio or 0.0)
 
 
 def seeded(problem: str, seed: int) -> Iterator[tuple[str, float]]:
@@ -192,15 +278,18 @@ def seeded(problem: str, seed: int) -> Iterator[tuple[str, float]]:
         for peer in peers:
             yield peer.name, ratio_of(asked[peer.user.computes_in(case)], peer)
         if dtype is np.float32:
-            yield TOO_LARGE, ratio_of_too_large(asked["float32"])
+            yield TOO_LARGE, ratio_of_too_large(asked["float32"], loss=problem in LONG)
+            if problem in LONG and case.function == "mse":
+                yield ONE_CHAIN, ratio_of_one_chain(asked["float32"])
+                yield ANY_ORDER, ratio_of_one_chain(in_any_order(asked["float32"]))
 
 
 def measure(seeds: int) -> list[Measured]:
     """All peers on all problems."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     with console.status("") as status:
-        for problem in PROBLEMS:
-            for seed in range(seeds):
+        for problem in PROBLEMS | LONG:
+            for seed in range(min(seeds, LONG_SEEDS) if problem in LONG else seeds):
                 status.update(f"{problem}: seed {seed} of {seeds}")
                 for peer, ratio in seeded(problem, seed):
                     found[problem, peer].append(ratio)
@@ -211,7 +300,7 @@ def table(measured: list[Measured], seeds: int) -> Table:
     """The quantiles of every peer; of the wrong gradients the least."""
     rows = []
     for problem, peer, ratios in measured:
-        if peer == TOO_LARGE:
+        if peer in WRONG:
             rows.append((problem, peer, f"{np.median(ratios):.3g}", "", f"least {ratios.min():.3g}"))
         else:
             median, most = np.quantile(ratios, [0.5, 0.99])
@@ -223,14 +312,16 @@ def table(measured: list[Measured], seeds: int) -> Table:
 def plot(measured: list[Measured], seeds: int, path: Path) -> None:
     """For every problem a line a peer, from its median to its worst, as an SVG for light and dark pages."""
     style: Any = {"svg.hashsalt": "refloss", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK}
-    problems, peers = list(PROBLEMS), list(COLOURS)
+    problems, peers = [*PROBLEMS, *LONG], list(COLOURS)
     with mpl.rc_context(style):
-        figure, axes = plt.subplots(figsize=(7.2, 6.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(7.2, 8.4), layout="constrained")
         figure.patch.set_alpha(0.0)
         axes.patch.set_alpha(0.0)
         for problem, peer, ratios in measured:
+            if peer not in COLOURS:
+                continue
             low, high = (ratios.min(), np.median(ratios)) if peer == TOO_LARGE else (np.median(ratios), ratios.max())
-            height = problems.index(problem) + 0.16 * (peers.index(peer) - 2)
+            height = problems.index(problem) + 0.14 * (peers.index(peer) - 2.5)
             axes.plot([low, high], [height, height], color=COLOURS[peer], linewidth=2.2, solid_capstyle="round")
             axes.plot([np.median(ratios)], [height], color=COLOURS[peer], marker="o", markersize=4.5)
         for peer in peers:
@@ -251,7 +342,7 @@ def plot(measured: list[Measured], seeds: int, path: Path) -> None:
         axes.legend(
             frameon=False,
             labelcolor=INK,
-            ncols=5,
+            ncols=6,
             loc="upper right",
             bbox_to_anchor=(1.0, -0.08),
             columnspacing=1.4,
@@ -279,9 +370,9 @@ def main() -> int:
     plot(measured, arguments.seeds, arguments.plot)
     status = 0
     for problem, peer, ratios in measured:
-        seeds = np.flatnonzero(ratios <= 1.0) if peer == TOO_LARGE else np.flatnonzero(~(ratios <= 1.0))
+        seeds = np.flatnonzero(ratios <= 1.0) if peer in WRONG else np.flatnonzero(~(ratios <= 1.0))
         if seeds.size:
-            side = "below" if peer == TOO_LARGE else "above"
+            side = "below" if peer in WRONG else "above"
             console.print(f"{problem}, {peer}: {side} the bound for {seeds.size} seeds, {seeds[:8].tolist()} …")
             status = 1
     return status

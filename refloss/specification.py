@@ -202,11 +202,15 @@ def configured(*keys: str, on_command_line: bool = True) -> dict[str, Parameter]
 
 
 class Magnitudes(NamedTuple):
-    """Of each element: sums of the magnitudes of the terms that its value and its derivatives are made of."""
+    """Of each element: sums of the magnitudes of the terms that its value and its derivatives are made of.
+
+    What is too small for a type and is lost may be multiplied, or divided by something small, before it is added.
+    """
 
     value: np.ndarray
     first: np.ndarray  # of the derivative for the first argument
     target: np.ndarray  # of that for the second
+    multiplied: np.ndarray | float = 0.0  # by what, on the way to the derivative for the second
 
 
 class AddedTerms(NamedTuple):
@@ -240,7 +244,7 @@ class Specification:
         has_classes: whether the labels of a case are classes, where their dtype does not say it.
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
-        bounds: how far an honest implementation may be off, where its family has none that fit.
+        bounds: how far an honest implementation may be off, where its family has none that fit: Bounds, or arrays.
         components: the names of the parts of its loss.
         intermediates: the names of what a result may have beside.
         layered: whether components and intermediates are of layers, whose names end in the layer's suffix.
@@ -265,7 +269,7 @@ class Specification:
     draw: Callable[[Draws], Drawn] | None = None
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
-    bounds: Callable[[Case, LossResult, Roundoff], dict[str, np.ndarray]] | None = None
+    bounds: Callable[[Case, LossResult, Roundoff], Mapping[str, Any]] | None = None
     components: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()
     layered: bool = False

@@ -14,8 +14,8 @@ import numpy as np
 
 from refloss.configuration import read
 from refloss.error_model import softmax
-from refloss.error_model.boxes import pair_bounds
-from refloss.error_model.focal import Elements, dice_masks, focal_elements
+from refloss.error_model.boxes import OF_LOSS, pair_bounds
+from refloss.error_model.focal import Dice, Elements, focal_elements
 from refloss.error_model.resampling import adjoint_error, pixel_error, resampled
 from refloss.files import nested
 from refloss.registry import FUNCTIONS
@@ -105,10 +105,11 @@ class Layer:
         """L1 and GIoU."""
         predicted, others = self.matched_boxes()
         value, slope = pair_bounds("giou", predicted, others, self.unit, centered=True)
+        value = value + OF_LOSS * self.unit.between
         gradient = np.zeros(self.boxes.shape)
         pairs = (self.table[:, 0], self.table[:, 1])
         gradient[pairs] = self.coefficient("loss_giou") * slope + self.off * self.coefficient("loss_bbox")
-        terms = STEPS * self.unit.between + 4 * len(predicted) * self.unit.inside
+        terms = STEPS * self.unit.between + self.unit.sum(4 * len(predicted))
         return {
             "pred_boxes": gradient,
             "loss_bbox": terms * (np.abs(predicted) + np.abs(others)).sum() / self.num_boxes,
@@ -118,7 +119,7 @@ class Layer:
     def elements(self, errors: Elements, component: str, counted: np.ndarray | float = 1.0) -> dict[str, Any]:
         """A component that is a sum over classes, of those that are counted."""
         count = np.count_nonzero(np.broadcast_to(counted, errors.size.shape))
-        terms = STEPS * self.unit.between + count * self.unit.inside
+        terms = STEPS * self.unit.between + self.unit.sum(count)
         return {
             component: ((errors.value * counted).sum() + terms * (errors.size * counted).sum()) / self.num_boxes,
             "logits": self.coefficient(component) * errors.slope * counted,
@@ -128,9 +129,9 @@ class Layer:
         count = self.logits.shape[-1] - 1
         weight = np.append(np.ones(count), self.head.read("eos_coefficient"))
         cotangent = self.head.cotangent("loss_ce", self.record)
-        rows = softmax.rows(self.logits, self.target_classes(count), cotangent, weight=weight)
+        rows = softmax.Rows(self.logits, self.target_classes(count), cotangent, weight=weight)
         limits = softmax.row_bounds(rows, self.unit)
-        return {"loss_ce": limits["loss"], "logits": limits["grad.logits"]}
+        return {"loss_ce": np.asarray(limits["loss"]), "logits": np.asarray(limits["grad.logits"])}
 
     def _target_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """Targets and what counts, for every class or token."""
@@ -157,24 +158,23 @@ class Layer:
             return {"loss_mask": 0.0, "loss_dice": 0.0}
         target = self._target_masks(len(planes))
         size = target.shape[1:]
-        shape, pixels = (len(planes), -1), target[0].size
+        pixels = target[0].size
         x, moved = resampled(planes, size), pixel_error(planes, size, self.unit)
         moved = moved + self.unit.between * np.abs(x)
         focal = focal_elements(x, target, self.unit, alpha=0.25, moved=moved)
-        flat = x.reshape(shape), target.reshape(shape)
-        of_dice, dice_slope, _ = dice_masks(flat[0], flat[1], self.unit, moved.reshape(shape))
+        dice = Dice(x, target, self.unit, moved)
         errors = self.coefficient("loss_mask") * focal.slope / pixels
-        errors += self.coefficient("loss_dice") * dice_slope.reshape(x.shape)
+        errors += self.coefficient("loss_dice") * dice.slopes(0, x.size)[0].reshape(x.shape)
         p = 1 / (1 + np.exp(-x))
         bottom = (p + target).sum(axis=(1, 2), keepdims=True) + 1
         terms = (self.coefficient("loss_mask") * 3 / pixels + self.coefficient("loss_dice") * 2 / bottom) * p * (1 - p)
         gradient = np.zeros(self.head.inputs["pred_masks"].shape)
         gradient[self.table[:, 0], self.table[:, 1]] = adjoint_error(errors, terms, planes.shape[1:], self.unit)
-        count = STEPS * self.unit.between + pixels * self.unit.inside
+        count = STEPS * self.unit.between + self.unit.sum(x.size)
         return {
             "pred_masks": gradient,
             "loss_mask": (focal.value.sum() + count * focal.size.sum()) / pixels / self.num_boxes,
-            "loss_dice": of_dice.sum() / self.num_boxes,
+            "loss_dice": dice.losses().sum() / self.num_boxes,
         }
 
     def _target_masks(self, count: int) -> np.ndarray:

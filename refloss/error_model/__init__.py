@@ -4,16 +4,21 @@ Per element k·u·Σ|terms|: u is the unit roundoff of the type that is computed
 is the sum of, and k counts roundings. It multiplies the oracle's own magnitudes, never the candidate's. Derivations are
 in the modules, one a family, and what a loss adds to its family's is in its specification; docs/tolerances.md tells
 what they come to.
+
+What is smaller than the type holds well may be lost, and is then multiplied by what follows: a cotangent, where it was
+lost before, and what the cotangent over the normaliser multiplies, where that quotient was. It is each element's own
+cotangent: what a row is given allows nothing in another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refloss.error_model import elementwise, softmax
+from refloss.error_model.bound import Bound, whole
 from refloss.registry import FUNCTIONS
 from refloss.roundoff import COMPUTE_DTYPES, Roundoff, roundoff
 from refloss.specification import Elementwise, Softmax
@@ -22,26 +27,35 @@ if TYPE_CHECKING:
     from refloss.cases.source import Case
     from refloss.result import LossResult
 
-__all__ = ["COMPUTE_DTYPES", "bounds"]
+__all__ = ["COMPUTE_DTYPES", "Bound", "bounds"]
 
 
 @np.errstate(all="ignore")  # what is infinite or undefined has no bound, and is compared as it is
-def bounds(case: Case, result: LossResult, compute_dtype: str) -> dict[str, np.ndarray]:
-    """A bound for every element of every tensor of a case's right answer, without the rounding to the output's type."""
-    unit = roundoff(compute_dtype)
+def bounds(case: Case, result: LossResult, compute_dtype: str, summation: str = "blocks") -> Mapping[str, Bound]:
+    """A bound for every element of every tensor of a case's right answer, without the rounding to the output's type.
+
+    Args:
+        case: the call.
+        result: its right answer.
+        compute_dtype: the type that an implementation computes in, one of COMPUTE_DTYPES.
+        summation: "blocks" if its sums have chains of at most 2^10 additions, "any" if they may be one long chain.
+    """
+    unit = roundoff(compute_dtype, summation)
     limits = _limits(case, result, unit)
     given = case.grad_output
     cotangents = np.asarray(list(given.values()) if isinstance(given, Mapping) else given, np.float64)
-    # What is smaller than tiny may be lost, before the cotangent multiplies it or after.
-    lost = unit.tiny * (1.0 + np.abs(cotangents).max(initial=0.0))
-    # Infinitely many times nothing: an element without terms, where no label counts.
-    return {
-        name: np.nan_to_num(np.asarray(bound, np.float64), nan=0.0, posinf=np.inf) + lost
-        for name, bound in limits.items()
-    }
+    largest = float(np.abs(cotangents).max(initial=0.0))
+    return {name: _bound(name, limit, unit, largest) for name, limit in limits.items()}
 
 
-def _limits(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.ndarray]:
+def _bound(name: str, limit: Any, unit: Roundoff, cotangent: float) -> Bound:
+    """Of arrays, which know of nothing that may be lost, the bound with that."""
+    if isinstance(limit, Bound):
+        return limit
+    return whole(limit, lost=unit.tiny * (1.0 + (cotangent if name.startswith("grad.") else 0.0)))
+
+
+def _limits(case: Case, result: LossResult, unit: Roundoff) -> Mapping[str, Any]:
     """The bounds of a loss's own, or those of its family."""
     specification = FUNCTIONS[case.function].specification
     if specification.bounds is not None:

@@ -118,7 +118,8 @@ def _magnitudes(x, t, case, unit):
         p = np.exp(t)
         return Magnitudes(p * np.abs(t - x), p, p * (np.abs(t - x) + 1))
     log_t = np.abs(np.log(t))
-    return Magnitudes(np.where(t == 0, 0.0, t * log_t) + np.abs(t * x), t, log_t + 1 + np.abs(x))
+    # The derivative of t·log t has a product with t that is divided by t.
+    return Magnitudes(np.where(t == 0, 0.0, t * log_t) + np.abs(t * x), t, log_t + 1 + np.abs(x), 1 / t)
 
 
 def _draw(draws):

@@ -273,7 +273,9 @@ def _other(asked: Question, key: str, other: Altered) -> _Other | None:
         try:
             result, tensors = other.answer()
             limits = bounds(other.case, result, compute_dtype)
-            scaled = {name: value / other.over if name == "loss" else value for name, value in limits.items()}
+            scaled = {
+                name: np.asarray(value) / (other.over if name == "loss" else 1.0) for name, value in limits.items()
+            }
             known[key] = _Other(tensors, scaled)
         except (ArithmeticError, LookupError, TypeError, ValueError):
             known[key] = None
