@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tests.gauntlet.elements import BceWithLogits, Mse
-from tests.gauntlet.kernels import Kernel
+from tests.gauntlet.kernels import Kernel, with_steps
 from tests.gauntlet.resampling import bilinear
 
 if TYPE_CHECKING:
@@ -265,7 +265,8 @@ class CrossEntropy(RowLoss):
         if kind == "single_label_classification":
             loss, gradient = self.labelled(logits, labels, parameters, cotangent)
             return loss, {"pooled_logits": gradient}
-        name, other = ("input", Mse("mse")) if kind == "regression" else ("logits", BceWithLogits("bce_with_logits"))
+        name, loss_of = ("input", Mse) if kind == "regression" else ("logits", BceWithLogits)
+        other = with_steps(loss_of, upstream=type(self).upstream, sum=type(self).sum)("")
         values = labels if labels.dtype.kind not in "iub" else labels.astype(np.float64)
         loss, grads = other({name: logits, "target": values.reshape(logits.shape)}, {}, cotangent)
         return loss, {"pooled_logits": grads[name]}
@@ -303,7 +304,7 @@ class CrossEntropy(RowLoss):
             planes = across.resampled(down.resampled(x, 2), 3)
             of_part, gradient = self.labelled(by_rows(planes, 1), labels, options, cotangent, factor)
             loss = loss + x.dtype.type(factor) * of_part
-            whole = np.moveaxis(gradient.reshape(*labels.shape, -1), -1, 1)
+            whole = np.moveaxis(gradient.reshape(*labels.shape, x.shape[1]), -1, 1)
             grads[name] = down.adjoint(across.adjoint(whole, 3), 2).astype(logits.dtype)
         return loss, grads
 
