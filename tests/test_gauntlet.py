@@ -8,7 +8,8 @@ from refloss.testing import check_properties
 from refloss.testing.checks.metamorphic import PROPERTIES
 from tests.gauntlet import table
 from tests.gauntlet.honest import HONEST
-from tests.gauntlet.mistakes import MISTAKES, TUTORIALS
+from tests.gauntlet.mistakes import MISTAKES
+from tests.gauntlet.mistakes.mistake import TUTORIALS
 from tests.gauntlet.survey import asked, first_name, given, is_right, judgement, survives, verdict
 from tests.questions import questions
 

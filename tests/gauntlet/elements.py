@@ -187,7 +187,7 @@ class KlDiv(Elements):
 class Focal(Elements):
     """Sigmoid focal loss: the cross-entropy b of a logit, times (1 − p_t)^γ.
 
-    Everything is said of the side that a logit is on: of u = e^−|x|, and of how much of the target is on the other side.
+    Everything is said of the side that a logit is on: u = e^−|x|, and how much of the target is on the other side.
     """
 
     names = "inputs", "targets"

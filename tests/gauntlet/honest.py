@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.gauntlet.elements import Bce, BceWithLogits, Focal, Huber, KlDiv, L1, Mse, SmoothL1, Varifocal
+from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
 TOKENS = ("causal_lm", "masked_lm", "token_classification")
 LABELLED = (*TOKENS, "sequence_classification", "question_answering", "semantic_segmentation")
 SOFTMAX = ("cross_entropy", *LABELLED)
+ROWS = (*SOFTMAX, "nll")
+IGNORING = tuple(name for name in ROWS if name != "question_answering")
+DISTANCES = ("mse", "l1", "huber", "smooth_l1")
+SIGMOIDS = ("bce_with_logits", "sigmoid_focal", "varifocal")
+ELEMENTS = (*DISTANCES, "bce", "kl_div", *SIGMOIDS)
+BOXES = ("iou", "giou")
+REDUCED = ("cross_entropy", "nll", *ELEMENTS, "dice", *BOXES)
+
+# Heads that match objects, which have no kernel of their own here.
+DETR = ("object_detection", "segmentation")
+FOCAL = ("deformable_detr_object_detection", "grounding_dino_object_detection", "lw_detr_object_detection")
+LAYERED = ("rt_detr_object_detection", "d_fine_object_detection", "deimv2_object_detection")
 
 HONEST: dict[str, type[Kernel]] = {
     **dict.fromkeys(SOFTMAX, CrossEntropy),

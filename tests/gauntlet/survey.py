@@ -57,7 +57,7 @@ def judgement(kernel: Kernel, cases: Iterable[Question]) -> Judgement:
 
 
 def first_name(found: Judgement) -> str | None:
-    """What the judge says first: the diagnosis that explains most, or else what most failing tensors are likely to be."""
+    """What the judge says first: its first diagnosis, or else what most failing tensors are likely to be."""
     diagnoses = getattr(found, "diagnoses", None)
     if diagnoses is not None:
         return next((each.mistake for each in diagnoses if each.mistake), None)

@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refloss.cases.source import DTYPES
-from tests.gauntlet import mistakes as known
-from tests.gauntlet.honest import HONEST, LABELLED, SOFTMAX, TOKENS
+from tests.gauntlet.honest import (
+    DETR,
+    ELEMENTS,
+    FOCAL,
+    HONEST,
+    IGNORING,
+    LABELLED,
+    LAYERED,
+    REDUCED,
+    ROWS,
+    SOFTMAX,
+)
 from tests.gauntlet.mistakes import MISTAKES, Mistake
 from tests.gauntlet.survey import broken_properties, found, is_right
 
@@ -22,15 +32,15 @@ NOTHING = "—"
 GROUPS: dict[tuple[str, ...], str] = {
     SOFTMAX: "softmax",
     LABELLED: "labelled",
-    known.ROWS: "rows",
-    known.IGNORING: "ignoring",
-    known.ELEMENTS: "elements",
-    (*known.ROWS, *known.ELEMENTS): "rows, elements",
-    known.REDUCED: "reduced",
+    ROWS: "rows",
+    IGNORING: "ignoring",
+    ELEMENTS: "elements",
+    (*ROWS, *ELEMENTS): "rows, elements",
+    REDUCED: "reduced",
     tuple(HONEST): "all but heads that match",
-    (*known.DETR, *known.FOCAL): "DETRs",
-    (*known.DETR, *known.FOCAL, *known.LAYERED): "heads that match",
-    known.LAYERED: "RT-DETRs",
+    (*DETR, *FOCAL): "DETRs",
+    (*DETR, *FOCAL, *LAYERED): "heads that match",
+    LAYERED: "RT-DETRs",
 }
 
 HEADING = (
@@ -83,8 +93,8 @@ def row(mistake: Mistake) -> Row:
 
 
 def without_numbers(name: str) -> str:
-    """Words without the numbers of a case, and without other words that fit as well."""
-    return re.sub(r" \(-?[\d.e+-]+\)", "", name.split(" or ")[0]).replace("|", "∣")
+    """Words without the numbers of a case; a table's cells have no bars."""
+    return re.sub(r" \(-?[\d.e+-]+\)", "", name).replace("|", "∣")
 
 
 def page(rows: list[Row]) -> str:
@@ -123,8 +133,8 @@ def summary(rows: list[Row]) -> str:
         f"- {len(seen)} are rejected by golden cases somewhere; of every function and dtype that a mistake can be made "
         f"in, some case rejects it in {count} of {possible} ({count / possible:.1%}).\n"
         f"- {by_properties} break a property.\n"
-        f"- The judge's first words are right in {right} of {functions} functions ({right / functions:.1%}), and in every "
-        f"function for {len(wholly)} of {len(rows)} mistakes ({len(wholly) / len(rows):.1%}).\n"
+        f"- The judge's first words are right in {right} of {functions} functions ({right / functions:.1%}), and in "
+        f"every function for {len(wholly)} of {len(rows)} mistakes ({len(wholly) / len(rows):.1%}).\n"
         f"- Not right in every function: {'; '.join(misnamed) or 'none'}.\n"
     )
 

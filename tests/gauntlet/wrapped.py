@@ -52,7 +52,7 @@ class Head(Kernel):
 
 
 class Unclamped(Head):
-    """num_boxes may be less than 1. All terms are divided by it or by something else: two answers tell which part is."""
+    """num_boxes may be less than 1. Two answers tell which part of each tensor is divided by it."""
 
     def answer(self, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Answer:
         """T(n) = a + b/n, from T(1) and T(2)."""
