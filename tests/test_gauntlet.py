@@ -4,13 +4,15 @@ import re
 
 import pytest
 
+from refloss.cases.source import DTYPES
 from refloss.testing import check_properties
 from refloss.testing.checks.metamorphic import PROPERTIES
+from refloss.testing.judging import judge
 from tests.gauntlet import table
 from tests.gauntlet.honest import HONEST
 from tests.gauntlet.mistakes import MISTAKES
 from tests.gauntlet.mistakes.mistake import TUTORIALS
-from tests.gauntlet.survey import asked, first_name, given, is_right, judgement, survives, verdict
+from tests.gauntlet.survey import asked, few, first_name, given, is_right, judgement, survives, verdict
 from tests.questions import questions
 
 BY_NAME = {mistake.name: mistake for mistake in MISTAKES}
@@ -36,15 +38,24 @@ def test_there_are_as_many_mistakes_as_the_page_promises():
     numbered = [mistake for mistake in MISTAKES if re.fullmatch(r"[\w.-]+(/[\w.-]+)?#\d+", mistake.report)]
     assert len(numbered) >= 45
     assert {mistake.report for mistake in MISTAKES if mistake not in numbered} <= {TUTORIALS}
-    assert all(mistake.why for mistake in MISTAKES if mistake.shows or mistake.cases)
+    assert all(
+        mistake.why for mistake in MISTAKES if mistake.shows or mistake.cases or len(mistake.dtypes) < len(DTYPES)
+    )
 
 
+@pytest.fixture
+def _without_explanations(monkeypatch):
+    monkeypatch.setattr(judge, "explain", lambda asked, verdict: None, raising=False)
+
+
+@pytest.mark.usefixtures("_without_explanations")
 @by_name(GOLDEN)
 def test_every_function_and_dtype_rejects_it(mistake):
     survivors = {function: survives(mistake, function) for function in mistake.functions}
     assert {function: dtypes for function, dtypes in survivors.items() if dtypes} == {}
 
 
+@pytest.mark.usefixtures("_without_explanations")
 @by_name([mistake for mistake in GOLDEN if mistake.shows])
 def test_it_shows_only_where_it_is_said_to(mistake):
     function = mistake.functions[0]
@@ -68,7 +79,9 @@ def test_nine_in_ten_have_their_name_first():
     names = {}
     for i, mistake in enumerate(GOLDEN):
         function = mistake.functions[i % len(mistake.functions)]
-        names[mistake.name] = first_name(judgement(mistake.kernel(function), given(mistake, function)))
+        kernel, cases = mistake.kernel(function), given(mistake, function)
+        name = first_name(judgement(kernel, few(cases)))
+        names[mistake.name] = name or first_name(judgement(kernel, cases))
     wrong = {name: first for name, first in names.items() if not is_right(BY_NAME[name], first)}
     assert len(wrong) <= (1 - NINE_IN_TEN) * len(names), wrong
 

@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from refloss.cases.source import DTYPES
 from tests.gauntlet.honest import (
     DETR,
     ELEMENTS,
@@ -78,14 +77,14 @@ def row(mistake: Mistake) -> Row:
     """What becomes of a mistake in all functions that it applies to; properties are those of the first."""
     everywhere = [found(mistake, function) for function in mistake.functions]
     rejected, cases = sum(each.failing for each in everywhere), sum(each.cases for each in everywhere)
-    possible = len(everywhere) * (len(DTYPES) if mistake.cases is None else 1)
+    possible = len(everywhere) * len(mistake.dtypes)
     names = Counter(without_numbers(each.first) for each in everywhere if each.first)
     right = sum(is_right(mistake, each.first) for each in everywhere)
     properties = () if mistake.cases else broken_properties(mistake.kernel(mistake.functions[0]), mistake.functions[0])
     return Row(
         *fixed(mistake),
         f"{rejected} of {cases}",
-        f"{sum(len(each.dtypes) for each in everywhere)} of {possible}",
+        f"{sum(len(each.dtypes & {*mistake.dtypes}) for each in everywhere)} of {possible}",
         ", ".join(properties) or NOTHING,
         names.most_common(1)[0][0] if names else NOTHING,
         f"{right} of {len(everywhere)}",
@@ -149,6 +148,7 @@ replaced (`tests/gauntlet/mistakes.py`); those of heads that match are refloss i
 - *golden cases*: how many of the built-in cases of these functions reject it. Many cannot: a mistake in blocks of 1024
   classes shows in rows of more classes only.
 - *dtypes*: each function has cases of four dtypes; in how many of these a case rejects it. A kernel may come in one.
+  Some mistakes show in fewer: what is large comes in one or two.
 - *properties*: what `check_properties` says is broken, of the first function.
 - *the judge says first*: its first diagnosis, without numbers, in most of the functions; *right*: in how many it is the
   mistake's own name.

@@ -249,7 +249,8 @@ SOFTMAX_MISTAKES = [
         stepped(picked=in_16_bits),
         "an index of 16 bits wraps",
         lambda case: bool((labels_of(case) >= 2**15).any()) and class_count(case) > 2**15,
-        "where a label is beyond 16 bits",
+        "where a label is beyond 16 bits; rows of so many classes come in two dtypes, for they are large",
+        dtypes=("float32", "bfloat16"),
     ),
     Mistake(
         "one-hot times −inf",
