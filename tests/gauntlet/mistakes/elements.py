@@ -198,8 +198,16 @@ ELEMENT_MISTAKES = [
         naive_softplus,
         "softplus overflows: log(1 + e^x) without |x|",
     ),
-    Mistake("logits clamped", "xingyizhou/CenterNet#234", SIGMOIDS, clamped_logits, "logits are clamped (at ±15)"),
-    Mistake("1 − p", "google-deepmind/optax#1346", ("sigmoid_focal",), rounded_away, "the missed probability is 1 − p"),
+    Mistake("logits clamped", "xingyizhou/CenterNet#234", SIGMOIDS, clamped_logits, "logits are clamped"),
+    Mistake(
+        "1 − p",
+        "google-deepmind/optax#1346",
+        ("sigmoid_focal",),
+        rounded_away,
+        "the missed probability is 1 − p",
+        why="what is lost, 1e-8, is no float16",
+        dtypes=("float32", "bfloat16", "float64"),
+    ),
     Mistake(
         "γ − 1",
         "kornia/kornia#918",

@@ -228,7 +228,7 @@ LABEL_MISTAKES = [
         "eladhoffer/utils.pytorch#4",
         ROWS,
         stepped(divisor=over(lambda self, rows, counts: len(rows.x))),
-        "a mean over all rows",
+        "a mean over all rows instead of the rows that count",
     ),
     Mistake(
         "a gradient over all rows",

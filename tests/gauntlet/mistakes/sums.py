@@ -201,7 +201,7 @@ UPSTREAM_MISTAKES = [
         TUTORIALS,
         ("cross_entropy", "causal_lm", "mse", "sigmoid_focal", "dice"),
         truncated,
-        "gradients are truncated to 16 bits, not rounded",
+        "rounded towards zero instead of to nearest",
         why="where gradients have 16 bits",
         dtypes=("bfloat16", "float16"),
     ),
