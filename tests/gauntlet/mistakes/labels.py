@@ -84,7 +84,7 @@ def mean_of_means(parts: Callable[[Rows], int]) -> Callable[..., Any]:
     """Each part of the rows is averaged, then the parts' means are."""
 
     def divisor(self: Any, rows: Rows, counts: np.ndarray) -> Any:
-        if not is_mean(rows) or len(rows.x) < 2 or not counts.any():
+        if not is_mean(rows) or len(rows.x) < 3 or not counts.any():
             return HONEST[self.function].divisor(self, rows, counts)
         weights = np.array_split(self.row_weights(rows, counts), max(parts(rows), 1))
         sums = [np.full(len(each), self.sum(each) or 1) for each in weights]
@@ -213,7 +213,7 @@ LABEL_MISTAKES = [
         "chunks' means",
         "huggingface/transformers#34242",
         ROWS,
-        stepped(divisor=mean_of_means(lambda rows: 2)),
+        stepped(divisor=mean_of_means(lambda rows: 3)),
         "a mean of the means of chunks",
     ),
     Mistake(
