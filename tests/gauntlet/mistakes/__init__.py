@@ -1,0 +1,25 @@
+"""Every mistake of the gauntlet: what is wrong, who reported it, where it can be made, and what the judge should say.
+
+A mistake is an honest kernel with one step replaced. `judged` are the words of the judge's first diagnosis. `shows`
+says of a case whether the mistake can make a difference there, if that needs something that few cases have. Of every
+function that a mistake applies to some cases must have it, in each dtype: a kernel may come in any one of them.
+"""
+
+from __future__ import annotations
+
+from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
+from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
+from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
+from tests.gauntlet.mistakes.mistake import Mistake
+from tests.gauntlet.mistakes.regions import REGION_MISTAKES
+from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
+from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
+
+MISTAKES: tuple[Mistake, ...] = (
+    *SOFTMAX_MISTAKES,
+    *LABEL_MISTAKES,
+    *UPSTREAM_MISTAKES,
+    *ELEMENT_MISTAKES,
+    *REGION_MISTAKES,
+    *HEAD_MISTAKES,
+)
