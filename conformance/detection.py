@@ -194,7 +194,9 @@ def question(run: Run, result: refloss.LossResult, cotangent: float, assignment:
 def tolerances(run: Run, asked: Question) -> Outcome:
     """A bound for every element, the roundings of both sides to their types included."""
     expected = {name: values for name, values in outcome_of(asked.result).items() if name in asked.bounds}
-    return with_rounding(dict(asked.bounds), expected, run.arguments, torch.float32)
+    return with_rounding(
+        {name: np.asarray(bound) for name, bound in asked.bounds.items()}, expected, run.arguments, torch.float32
+    )
 
 
 def _arrays(value: Any) -> Any:

@@ -47,7 +47,12 @@ def golden_case(call: Call) -> GoldenCase:
 
 def tolerances(asked: Question, call: Call) -> Outcome:
     """A bound for every element of every tensor of a call, the roundings of both sides to their types included."""
-    return with_rounding(dict(asked.bounds), outcome_of(asked.result), call.arguments, call.compute_dtype)
+    return with_rounding(
+        {name: np.asarray(bound) for name, bound in asked.bounds.items()},
+        outcome_of(asked.result),
+        call.arguments,
+        call.compute_dtype,
+    )
 
 
 def with_rounding(own: Outcome, expected: Outcome, arguments: Mapping[str, Any], compute_dtype: torch.dtype) -> Outcome:

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from refloss.error_model.bound import whole
 from refloss.golden import store
 from refloss.golden.corpus import corpus
 from refloss.registry import FUNCTIONS
@@ -121,7 +122,7 @@ def test_one_per_cent_of_a_power_of_two_is_a_rounding_of_bfloat16():
     asked = questions("mse")[0]
     ones = np.ones(3, ml_dtypes.bfloat16)
     reason = "1 % too large", {"grad.input": mutants.WITHIN_ROUNDING}
-    small = asked._replace(expected={"grad.input": ones}, bounds={"grad.input": np.zeros(3)})
+    small = asked._replace(expected={"grad.input": ones}, bounds={"grad.input": whole(np.zeros(3))})
     assert MUTANTS[reason[0]](small) == reason[1]
     assert not isinstance(MUTANTS[reason[0]](small._replace(expected={"grad.input": ones * 1.75}))["grad.input"], str)
 

@@ -68,7 +68,7 @@ def whole(values: Any, shape: tuple[int, ...] | None = None, lost: float = 0.0) 
 
 def without_nan(values: Any) -> np.ndarray:
     """Infinitely many times nothing is nothing: an element without terms, where no label counts."""
-    return np.nan_to_num(real(values), nan=0.0, posinf=np.inf)
+    return np.asarray(np.nan_to_num(real(values), nan=0.0, posinf=np.inf))
 
 
 def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:

@@ -82,7 +82,7 @@ def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, 
         if of == "target":
             # No more is lost than is there.
             lost = lost + np.minimum(unit.tiny * here.magnitudes.multiplied, coefficient * here.weight * terms)
-        return (off_sum if by_weight else off) * coefficient * here.weight * terms + lost
+        return np.asarray((off_sum if by_weight else off) * coefficient * here.weight * terms + lost)
 
     def of_weight(first: int, last: int) -> np.ndarray:
         here = at(first, last)

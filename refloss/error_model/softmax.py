@@ -70,7 +70,7 @@ class _Totals(NamedTuple):
     @property
     def lse(self) -> np.ndarray:
         """The magnitude of log Σ e^x."""
-        return np.abs(self.maximum + self.log_total)
+        return np.asarray(np.abs(self.maximum + self.log_total))
 
     def at(self, rows: np.ndarray) -> _Totals:
         """Those of some rows."""
@@ -148,7 +148,7 @@ class Rows:
     def _mass(self, target: Any, classes: Any, counted: Any) -> np.ndarray:
         """|q| of the targets of some classes, in rows that count."""
         mass = ((1 - self.smoothing) * target + self.smoothing / max(self.classes, 1)) * counted
-        return np.abs(mass if self.weight is None else self.weight[classes] * mass)
+        return np.asarray(np.abs(mass if self.weight is None else self.weight[classes] * mass))
 
     @functools.cached_property
     def totals(self) -> _Totals:
@@ -176,8 +176,11 @@ class Rows:
         terms = np.exp(-distance)
         distance = np.where(np.isposinf(distance), 0.0, distance)
         classes = np.arange(*piece)
+        target: np.ndarray
+        counted: Any = 1.0
         if self.labels is None:
-            target, counted = self._read(self.target, first, last, *piece), 1.0
+            assert self.target is not None
+            target = self._read(self.target, first, last, *piece)
         else:
             labels = self.labels[first:last, None]
             target, counted = labels == classes, labels >= 0
@@ -221,6 +224,7 @@ class Rows:
         rows, classes = self._places(first, last)
         cotangent = self.cotangent if self.cotangent.ndim == 0 else self.cotangent.reshape(-1)[rows]
         if self.labels is None:
+            assert self.target is not None
             return self._mass(part(self.target, first, last), classes, 1.0), cotangent
         labels = self.labels[rows]
         return self._mass(labels == classes, classes, labels >= 0), cotangent

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from refloss.cases.source import Case
+    from refloss.error_model import Bound
     from refloss.result import LossResult
     from refloss.testing.spread import Element, Spread
 
@@ -29,7 +30,7 @@ class Question(NamedTuple):
     case: Case
     result: LossResult
     expected: Mapping[str, np.ndarray]  # loss, component.<name>, grad.<name>, intermediate.<name>
-    bounds: Mapping[str, Any]  # as arrays
+    bounds: Mapping[str, Bound]
     compute_dtype: str
     exact: Mapping[str, np.ndarray] = MappingProxyType({})
 

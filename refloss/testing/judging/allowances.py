@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.cases.source import Case
-from refloss.error_model import bounds
+from refloss.error_model import Bound, bounds
 from refloss.files import disk_array
 from refloss.golden.store import evaluate, expected_tensors, gradient_on_disk
 from refloss.registry import FUNCTIONS
@@ -71,22 +71,15 @@ def _unrounded(case: Case, stack: contextlib.ExitStack, folder: Path) -> dict[st
 
 
 @np.errstate(all="ignore")
-def _fill(allowed: np.ndarray, bound: Any, right: np.ndarray, got: np.dtype[Any]) -> None:
+def _fill(allowed: np.ndarray, bound: Bound, right: np.ndarray, got: np.dtype[Any]) -> None:
     """An allowance for every element: its bound, the rounding to a type, and that of what is right; in blocks."""
     for start in range(0, right.size, _BLOCK):
         block = slice(start, min(start + _BLOCK, right.size))
         size = np.abs(right.flat[block].astype(np.float64))
         size[~np.isfinite(size)] = 0.0
-        limit = _part(bound, right.shape, block)
+        limit = bound.part(block.start, block.stop)
         exact = limit + (spacing(size + limit, got) + spacing(size, right.dtype)) / 2
         allowed.flat[block] = _rounded_up(exact, allowed.dtype)
-
-
-def _part(bound: Any, shape: tuple[int, ...], block: slice) -> np.ndarray:
-    """Some elements of a bound, which need not be there as a whole."""
-    if hasattr(bound, "part"):
-        return np.asarray(bound.part(block.start, block.stop))
-    return np.broadcast_to(np.asarray(bound, np.float64), shape).flat[block]
 
 
 @np.errstate(all="ignore")

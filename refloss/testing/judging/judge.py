@@ -163,17 +163,11 @@ def blocks(asked: Question, name: str, got: np.ndarray) -> Iterator[Elements]:
         right = _part(expected, first, last)
         if exact is not None and exact.shape == expected.shape:
             right = _unrounded(right, _part(exact, first, last))
-        yield elements(_part(got, first, last), right, _part_of_bound(bound, expected.shape, first, last))
+        yield elements(_part(got, first, last), right, bound.part(first, last))
 
 
 def _part(array: np.ndarray, first: int, last: int) -> np.ndarray:
     return array.reshape(-1)[first:last] if array.flags.c_contiguous else np.asarray(array.flat[first:last])
-
-
-def _part_of_bound(bound: Any, shape: tuple[int, ...], first: int, last: int) -> np.ndarray:
-    if hasattr(bound, "part"):  # computed a part at a time
-        return np.asarray(bound.part(first, last))
-    return _part(np.broadcast_to(np.asarray(bound), shape), first, last)
 
 
 def _unrounded(rounded: np.ndarray, exact: np.ndarray) -> np.ndarray:
