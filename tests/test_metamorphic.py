@@ -69,15 +69,13 @@ def test_refloss_has_the_properties_beyond_a_block(function):
     assert held == properties_of(function)
 
 
-NUMPY = (
-    *("cross_entropy", "masked_lm", "causal_lm", "bce_with_logits", "bce", "kl_div", "sigmoid_focal", "dice"),
-    *("mse", "l1", "huber", "smooth_l1", "iou"),
-)
+NUMPY = ("cross_entropy", "masked_lm", "causal_lm", "bce_with_logits", "bce", "kl_div", "sigmoid_focal", "dice")
+DISTANCES = ("mse", "l1", "huber", "smooth_l1", "iou")
 
 
-@pytest.mark.parametrize("name", NUMPY)
+@pytest.mark.parametrize("name", NUMPY + DISTANCES)
 def test_numpy_in_float32_has_the_properties(name):
-    assert check_properties(getattr(flawed_kernels, name), name, seeds=range(6)) == properties_of(name)
+    assert check_properties(getattr(flawed_kernels, name), name, seeds=range(3)) == properties_of(name)
 
 
 def test_the_same_bits_if_asked():
@@ -112,7 +110,8 @@ FLAWS = {
     "cross_entropy": {
         "writes to its input": {"inputs unchanged"},
         "differs from run to run": {"repeated runs equal"},
-        "too small by a constant": {"losses not negative"},
+        # So is that of a target of 0.
+        "too small by a constant": {"losses not negative", "linear in the target"},
         "ignores the cotangent": {"linear in the cotangent"},
         "the cotangent's sign": {"linear in the cotangent"},
         "the first cotangent for all rows": {"linear in the cotangent", *IN_THE_BATCH},
@@ -237,7 +236,8 @@ def test_what_is_not_implemented_is_left_out():
         return cross_entropy(inputs, parameters, cotangent)
 
     held = check_properties(only_means, "cross_entropy")
-    assert held == [name for name in properties_of("cross_entropy") if name != "micro-batch = whole"]
+    asked = ("micro-batch = whole", "renamed ignore_index", "linear in the target")  # in no case without parameters
+    assert held == [name for name in properties_of("cross_entropy") if name not in asked]
 
     def nothing(inputs, parameters, cotangent):
         raise NotImplementedError

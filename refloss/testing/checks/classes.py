@@ -83,8 +83,9 @@ def permuted_classes(trial: Trial) -> bool:
         if f"{GRAD}{name}" in before:
             before[f"{GRAD}{name}"] = before[f"{GRAD}{name}"].changed(move)
     options = {}
-    if trial.labels and "ignore_index" in trial.specification.parameters:  # whose default may be a class as well
-        options = {"ignore_index": int(renamed(np.array(trial.ignore_index(trial.labels[0]))))}
+    if trial.labels and "ignore_index" in trial.specification.parameters:
+        ignored = trial.ignore_index(trial.labels[0])  # its default may be a class as well
+        options = {"ignore_index": int(renamed(np.array(ignored)))} if 0 <= ignored < len(order) else {}
     after = trial.measure(trial.with_inputs(moved, **options))
     compare(before, after, "before and after classes change places")
     return True
