@@ -17,11 +17,7 @@ from tests.questions import questions
 # Honest float32 finds 0 or noise here: nothing is left beside a log-sum-exp of 30, or beside 1. See the tests below.
 ROUNDED_AWAY = {
     "dice-confident": ["loss"],
-    **{
-        f"{function}-saturated-pair{dtype}": ["loss"]
-        for function in ("sigmoid_focal", "varifocal")
-        for dtype in ("", "-bfloat16")
-    },
+    **{f"sigmoid_focal-saturated-pair{dtype}": ["loss"] for dtype in ("", "-bfloat16")},
     "d_fine_object_detection-nearly-taught": ["component.loss_ddf_aux_0"],
     "deimv2_object_detection-nearly-taught": ["component.loss_ddf_aux_0"],
     **{
@@ -84,7 +80,8 @@ def test_every_single_element_is_told_when_it_is_off_by_a_tenth_of_the_largest(f
             with np.errstate(over="ignore"):
                 wrong = (values + np.abs(values[finite]).max() / 10).astype(right.dtype)
             (verdict,) = judge.judge(asked._replace(expected={name: right}), {name: wrong}).tensors
-            errors = np.abs(verdict.values.got - verdict.values.expected) > verdict.values.allowed
+            with np.errstate(invalid="ignore"):
+                errors = np.abs(verdict.values.got - verdict.values.expected) > verdict.values.allowed
             assert np.array_equal(errors[finite], ~lost[finite]), (asked.case.id, name)
 
 
@@ -190,10 +187,10 @@ def has_no_ignored_rows(case, name, _right):
 
 
 def is_not_divided(case, name, right):
+    if case.id.startswith("sigmoid_focal-saturated-pair"):
+        return True  # by the number of its rows, which is num_boxes
     if case.parameters.get("reduction") in {"sum", "none"} and not name.startswith("component."):
         return "num_boxes" not in FUNCTIONS[case.function].parameters or case.parameters["reduction"] == "none"
-    if case.function in {"sigmoid_focal", "varifocal"} and len(case.inputs["inputs"]) == 1:
-        return True  # by the number of its rows, which is num_boxes
     # Of heads that match, classes may be divided by a sum of weights, or by queries.
     return np.array_equal(of_other_count(case.function)[case.id][f"expected.{name}"], right)
 
