@@ -84,7 +84,7 @@ def without(case, name):
     return case._replace(parameters=parameters, inputs=inputs)
 
 
-class Recording(dict):
+class Recording(dict[str, object]):
     """A configuration that knows what was read of it."""
 
     def __init__(self, entries):

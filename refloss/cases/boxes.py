@@ -60,7 +60,7 @@ def _of_boxes(function: str, seed: int) -> list[Case]:
     """Centres and sizes, by reduction; in multiples of 1/64, so that all formats have the same boxes."""
     source = Source(seed + 100)
     first, second = (np.round(64.0 * (0.25 + source.uniform(9, 4))) / 64.0 for _ in range(2))
-    cotangents = {"mean": -1.5, "sum": 2.0, "none": 2.0 * source.normal(9)}
+    cotangents: dict[str, Any] = {"mean": -1.5, "sum": 2.0, "none": 2.0 * source.normal(9)}
     return [
         Case(
             f"{function}-options-{reduction}",
@@ -134,7 +134,7 @@ def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -
         return Case(f"{function}-{name}", function, {"inputs": x, "targets": t}, parameters, grad_output)
 
     plain = source.normal(4, 6) * 3.0, np.where(source.uniform(4, 6) < 0.5, np.round(source.uniform(4, 6)), 0.0)
-    some = {"num_boxes": 3.0}
+    some: dict[str, Any] = {"num_boxes": 3.0}
     cases = [
         *(case(f"saturated-gamma-{gamma:g}", x, t, cotangent, alpha, gamma, reduction="none") for alpha, gamma in foci),
         case("options-mean", *plain, -2.5, 0.75, 0.5, **some),

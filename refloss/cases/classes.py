@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     @property
     def classes(self) -> int:
         """How many there are."""
-        return self.logits.shape[1]
+        return int(self.logits.shape[1])
 
 
 # Values of ignore_index that are others in 32 bits: 0, which is a class, and −100.

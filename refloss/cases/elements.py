@@ -119,7 +119,7 @@ def kinked(pieces: Pieces, *, weighted: bool = True, **parameters: float) -> lis
     """Distances of 0, of a half, where the pieces of some losses may meet, on both sides of it, and of up to 56."""
     t = np.round(pieces.t * 4.0) / 8.0
     distances = (np.arange(28) - 14).reshape(4, 7) / 8.0 * np.array([[32.0], [1.0], [1.0], [1.0]])
-    weight = {"weight": pieces.weight} if weighted else {}
+    weight: dict[str, Any] = {"weight": pieces.weight} if weighted else {}
     return _options(pieces, *_REDUCTIONS, values=t + distances, targets=t, **weight, **parameters)
 
 
