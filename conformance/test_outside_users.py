@@ -7,12 +7,14 @@ with the tensors that differ; where they no longer do, the entry fails. docs/out
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from conformance.outside_users import OUTSIDE_USERS, OutsideUser
@@ -22,6 +24,8 @@ from refloss.golden.corpus import corpus
 from refloss.testing import MismatchError, check, judge_folders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from refloss.cases.source import Case
     from refloss.testing import CaseVerdict
 
@@ -84,20 +88,37 @@ def test_the_jax_example_is_right() -> None:
     assert len(judgement.judged) >= 6
 
 
+def _triton_answers(case: Case) -> bool:
+    """Whether a case has labels, no weights, and logits that are no float64."""
+    floats = {value.dtype for name, value in case.inputs.items() if name != "logits" and value.dtype.kind not in "iu"}
+    return not floats and case.inputs["logits"].dtype != np.float64
+
+
+def _leave_out(golden: Path, case_id: str) -> None:
+    path = golden / store.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["cases"] = [entry for entry in manifest["cases"] if entry["id"] != case_id]
+    path.write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
-    ("example", "count"),
+    ("example", "answers"),
     [
-        ("jax_cross_entropy", 20),
+        ("jax_cross_entropy", lambda _: True),
         pytest.param(
             "triton_cross_entropy",
-            13,
+            _triton_answers,
             marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
         ),
     ],
 )
-def test_an_example_answers_golden_files_and_passes(example: str, count: int, tmp_path: Path) -> None:
+def test_an_example_answers_golden_files_and_passes(
+    example: str, answers: Callable[[Case], bool], tmp_path: Path
+) -> None:
     golden, candidate = tmp_path / "golden", tmp_path / "candidate"
     store.write(golden, {"cross_entropy", "nll"})
+    _leave_out(golden, "cross_entropy-rows-70000")  # of which Triton's interpreter takes one after the other
+    count = sum(answers(case) for case in corpus({"cross_entropy"})) - 1
     command = [sys.executable, f"examples/{example}.py", str(golden), str(candidate)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

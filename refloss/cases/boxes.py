@@ -104,6 +104,8 @@ def sigmoid_focal(function: str) -> list[Case]:
         case("no-alpha", alpha=-1.0),
         case("no-gamma", gamma=0.0, grad_output=0.5),
         *_of_focus(function, 131, _FOCI),
+        # Half of a float16's least number is nothing.
+        *(in_format(_pair(function), name) for name in DTYPES if name != "float16"),
         *(in_format(_many(function, (shape[0], math.prod(shape[1:]))), name) for name, shape in _SHAPES),
     ]
 
@@ -131,7 +133,6 @@ def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -
         parameters = {"alpha": alpha, "gamma": gamma} | given
         return Case(f"{function}-{name}", function, {"inputs": x, "targets": t}, parameters, grad_output)
 
-    pair = np.array([[18.0, -18.0]]), np.array([[1.0, 0.0]])
     plain = source.normal(4, 6) * 3.0, np.where(source.uniform(4, 6) < 0.5, np.round(source.uniform(4, 6)), 0.0)
     some: dict[str, Any] = {"num_boxes": 3.0}
     cases = [
@@ -140,9 +141,13 @@ def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -
         case("options-sum", *plain, 1.25, 0.75, 0.5, reduction="sum", **some),
         case("options-none", *plain, 2.0 * source.normal(4, 6), 0.375, 1.5, reduction="none", **some),
     ]
-    # Half of a float16's least number is nothing.
-    of_a_pair = case("saturated-pair", *pair, 2.0, 0.5, 0.0, reduction="sum")
-    return [*in_every_format(cases), *(in_format(of_a_pair, name) for name in DTYPES if name != "float16")]
+    return in_every_format(cases)
+
+
+def _pair(function: str) -> Case:
+    """Logits on the side of their targets, whose missed probability is no difference from 1."""
+    inputs = {"inputs": np.array([[18.0, -18.0]]), "targets": np.array([[1.0, 0.0]])}
+    return Case(f"{function}-saturated-pair", function, inputs, {"alpha": 0.5, "gamma": 0.0, "reduction": "sum"}, 2.0)
 
 
 def _many(function: str, shape: tuple[int, ...]) -> Case:

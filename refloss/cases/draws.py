@@ -41,7 +41,8 @@ _KINDS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "huge": lambda noise, _: noise * 1e37,
 }
 _EXTREME = ("tiny", "huge")
-_EXACT = ("ordinary", "ties", "improbable", "apart", "saturated")
+_NEAR = ("ordinary", "ties")
+_EXACT = (*_NEAR, "improbable", "apart", "saturated")
 SHARES = {"none": 0.0, "some": 0.25, "many": 0.75, "all": 1.0}  # of rows that are ignored
 # What exact logits are multiples of: sums of one and a power of two up to 128 have no more digits than each type holds.
 _GRIDS = {"float64": 2.0**-20, "float32": 2.0**-10, "float16": 2.0**-3, "bfloat16": 1.0}
@@ -209,9 +210,9 @@ class Draws:
         largest = float(ml_dtypes.finfo(self.dtype).max)  # type: ignore[no-untyped-call]
         return np.asarray(np.clip(values, -largest, largest), self.dtype)
 
-    def logits(self, *shape: int, axis: int = -1) -> np.ndarray:
-        """Real values of one kind."""
-        kinds = _EXACT if self.limits.exact else (*_KINDS,)
+    def logits(self, *shape: int, axis: int = -1, near: bool = False) -> np.ndarray:
+        """Real values of one kind; near 0 if they are to be."""
+        kinds = _NEAR if near else _EXACT if self.limits.exact else (*_KINDS,)
         kind = self.one_of(*(kind for kind in kinds if kind not in _EXTREME or self.limits.extreme))
         values = _KINDS[kind](self.noise(*shape), axis) if shape else 3.0 * self.noise()
         if self.limits.exact:
@@ -232,9 +233,9 @@ class Draws:
         rare = np.where(values < 0.5, values * 2.0**-100, 1.0)
         return self.cast({"soft": values, "hard": np.round(values), "small": values * 2.0**-20, "rare": rare}[kind])
 
-    def log_probabilities(self, *shape: int) -> np.ndarray:
-        """Values up to 0."""
-        values: np.ndarray = -np.abs(self.logits(*shape))
+    def log_probabilities(self, *shape: int, near: bool = False) -> np.ndarray:
+        """Values up to 0; near it if they are to be."""
+        values: np.ndarray = -np.abs(self.logits(*shape, near=near))
         return values
 
     def weights(self, *shape: int) -> np.ndarray:

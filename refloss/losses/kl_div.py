@@ -127,7 +127,8 @@ def _draw(draws):
     parameters = draws.parameters(_PARAMETERS)
     x = draws.log_probabilities(*shape)
     if parameters.get("log_target"):
-        t = draws.log_probabilities(*shape)
+        # Of the exponentials of far ones float32 has nothing left.
+        t = draws.log_probabilities(*shape, near=draws.limits.exact)
     elif draws.limits.exact or not draws.maybe():
         t = draws.probabilities(*shape)
     else:
