@@ -52,7 +52,8 @@ class Bound:
         whole = np.empty(self.size)
         for first, last in blocks(self.size):
             whole[first:last] = self.part(first, last)
-        return whole.reshape(self.shape).astype(dtype or np.float64, copy=False)
+        shaped: np.ndarray = whole.reshape(self.shape).astype(dtype or np.float64, copy=False)
+        return shaped
 
     def reshaped(self, shape: tuple[int, ...]) -> Bound:
         """The same of as many elements of another shape."""
@@ -68,7 +69,7 @@ def whole(values: Any, shape: tuple[int, ...] | None = None, lost: float = 0.0) 
 
 def without_nan(values: Any) -> np.ndarray:
     """Infinitely many times nothing is nothing: an element without terms, where no label counts."""
-    return np.nan_to_num(real(values), nan=0.0, posinf=np.inf)
+    return np.asarray(np.nan_to_num(real(values), nan=0.0, posinf=np.inf))
 
 
 def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:
