@@ -173,7 +173,8 @@ def _numpy_cross_entropy(inputs: dict[str, Any], _: dict[str, Any], cotangent: A
 
 
 def _numpy_dice(inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Any:
-    p, t = 1 / (1 + np.exp(-inputs["inputs"])), inputs["targets"]
+    with np.errstate(over="ignore"):
+        p, t = 1 / (1 + np.exp(-inputs["inputs"])), inputs["targets"]
     above = 2 * (p * t).sum(axis=1, keepdims=True) + 1
     below = p.sum(axis=1, keepdims=True) + t.sum(axis=1, keepdims=True) + 1
     coefficient = np.float32(cotangent / parameters["num_boxes"])

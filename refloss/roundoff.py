@@ -57,7 +57,8 @@ _ROUNDOFFS = {
     "float32": Roundoff(2.0**-24, 2.0**-24, 2.0**-126),
     # tf32 rounds the inputs of matrix products to eleven bits, and no loss here multiplies matrices.
     "tf32": Roundoff(2.0**-24, 2.0**-24, 2.0**-126),
-    "float16": Roundoff(2.0**-11, 2.0**-24, 2.0**-24),
+    # Its numbers become sparse before they end: half of the smallest one is what any of them may be off by.
+    "float16": Roundoff(2.0**-11, 2.0**-24, 2.0**-25),
     "bfloat16": Roundoff(2.0**-8, 2.0**-24, 2.0**-126),
 }
 COMPUTE_DTYPES = tuple(_ROUNDOFFS)

@@ -1,6 +1,5 @@
 """Bounds have power in every type and at every size, hold for honest arithmetic, and need no room."""
 
-import functools
 import tracemalloc
 
 import ml_dtypes
@@ -98,7 +97,6 @@ PROBLEMS = {
 }
 
 
-@functools.cache
 def answered(problem, size, dtype):
     inputs, parameters = PROBLEMS[problem](size)
     cast = {name: value.astype(DTYPES[dtype]) if value.dtype.kind == "f" else value for name, value in inputs.items()}
@@ -114,8 +112,10 @@ def allowed(bound, right):
 
 
 def passes(bound, right, factor):
-    exact = right.astype(np.float64)
-    return bool((np.abs((factor - 1) * exact) <= allowed(bound, right)).all())
+    """Whether a wrong answer is let through; of a large tensor, already where it begins."""
+    first = right.reshape(-1)[:BLOCK]
+    exact, limit = first.astype(np.float64), bound.part(0, first.size)
+    return bool((np.abs((factor - 1) * exact) <= allowed(limit, first)).all())
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())

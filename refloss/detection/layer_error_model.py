@@ -118,8 +118,8 @@ class Layer:
 
     def elements(self, errors: Elements, component: str, counted: np.ndarray | float = 1.0) -> dict[str, Any]:
         """A component that is a sum over classes, of those that are counted."""
-        count = int(np.count_nonzero(np.broadcast_to(counted, errors.size.shape)))
-        terms = STEPS * self.unit.between + self.unit.sum(count)
+        count = np.count_nonzero(np.broadcast_to(counted, errors.size.shape))
+        terms = STEPS * self.unit.between + self.unit.sum(int(count))
         return {
             component: ((errors.value * counted).sum() + terms * (errors.size * counted).sum()) / self.num_boxes,
             "logits": self.coefficient(component) * errors.slope * counted,

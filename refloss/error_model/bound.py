@@ -52,7 +52,8 @@ class Bound:
         whole = np.empty(self.size)
         for first, last in blocks(self.size):
             whole[first:last] = self.part(first, last)
-        return whole.reshape(self.shape).astype(dtype or np.float64, copy=False)
+        shaped: np.ndarray = whole.reshape(self.shape).astype(dtype or np.float64, copy=False)
+        return shaped
 
     def reshaped(self, shape: tuple[int, ...]) -> Bound:
         """The same of as many elements of another shape."""

@@ -60,7 +60,7 @@ def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, 
 
     def value(first: int, last: int) -> np.ndarray:
         here = at(first, last)
-        return here.weight * here.magnitudes.value
+        return np.asarray(here.weight * here.magnitudes.value)
 
     count: float = elements.size
     if by_weight and reduction == "mean":
@@ -78,16 +78,16 @@ def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, 
         here = at(first, last)
         terms, coefficient = getattr(here.magnitudes, of), here.cotangent / divisor
         lost = unit.tiny * (1.0 + here.cotangent * (1.0 + here.weight / divisor) + (1.0 + here.weight) * terms)
-        # A number of elements is exact, a sum of weights is not.
         if of == "target":
             # No more is lost than is there.
             lost = lost + np.minimum(unit.tiny * here.magnitudes.multiplied, coefficient * here.weight * terms)
+        # A number of elements is exact, a sum of weights is not.
         return np.asarray((off_sum if by_weight else off) * coefficient * here.weight * terms + lost)
 
     def of_weight(first: int, last: int) -> np.ndarray:
         here = at(first, last)
         terms = here.magnitudes.value + mean
-        return off_sum * here.cotangent / divisor * terms + unit.tiny * (1.0 + here.cotangent + terms)
+        return np.asarray(off_sum * here.cotangent / divisor * terms + unit.tiny * (1.0 + here.cotangent + terms))
 
     return {
         "loss": loss,

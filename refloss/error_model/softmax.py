@@ -128,9 +128,10 @@ class Rows:
         self.cotangent = np.abs(real(cotangent))
         self.weight, self.smoothing = None if weight is None else np.abs(real(weight)), label_smoothing
         self.target = None if target.dtype.kind in "biu" else target
-        self.labels = None
-        if self.target is None:
-            self.labels = np.where(target == ignore_index, -1, target).reshape(-1)
+        # Of a distribution no row has one.
+        self.labels = (
+            np.where(target == ignore_index, -1, target).reshape(-1) if self.target is None else np.zeros(0, int)
+        )
         self.reduced = reduction != "none"
         if normaliser is None:
             normaliser = self._count() if reduction == "mean" else 1.0
@@ -140,7 +141,7 @@ class Rows:
 
     def _count(self) -> float:
         """What a mean divides by: the rows of distributions, or the weights of labels."""
-        if self.labels is None:
+        if self.target is not None:
             return float(self.rows)
         known = self.labels[self.labels >= 0]
         return float(known.size if self.weight is None else self.weight[known].sum())
@@ -176,10 +177,9 @@ class Rows:
         terms = np.exp(-distance)
         distance = np.where(np.isposinf(distance), 0.0, distance)
         classes = np.arange(*piece)
-        target: np.ndarray
+        target: Any
         counted: Any = 1.0
-        if self.labels is None:
-            assert self.target is not None
+        if self.target is not None:
             target = self._read(self.target, first, last, *piece)
         else:
             labels = self.labels[first:last, None]
@@ -212,7 +212,6 @@ class Rows:
 
     def of_labels(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Of some rows with labels: the mass of the label, 0 where it is ignored, and its logit."""
-        assert self.labels is not None
         labels, rows = self.labels[first:last], np.arange(first, last)
         places = np.unravel_index(rows, self.row_shape) if self.row_shape else ()
         known = np.maximum(labels, 0)
@@ -223,8 +222,7 @@ class Rows:
         """Of elements in C order: |q|, and the cotangent of the row."""
         rows, classes = self._places(first, last)
         cotangent = self.cotangent if self.cotangent.ndim == 0 else self.cotangent.reshape(-1)[rows]
-        if self.labels is None:
-            assert self.target is not None
+        if self.target is not None:
             return self._mass(part(self.target, first, last), classes, 1.0), cotangent
         labels = self.labels[rows]
         return self._mass(labels == classes, classes, labels >= 0), cotangent
@@ -254,7 +252,7 @@ class _RowBounds:
     def __init__(self, given: Rows, unit: Roundoff) -> None:
         self.given, self.unit = given, unit
         self.of_classes = unit.sum(given.classes)
-        soft = given.labels is None
+        soft = given.target is not None
         added = unit.sum(given.summed * (given.classes if soft else 1))
         self.relative = STEPS * unit.between + added + self.of_classes
         # A count of rows is exact, or rounded once; sums of other weights are not.
