@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +13,18 @@ from refloss.error_model import bounds
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.called import on_host
-from refloss.testing.mistakes.explain import explain
+from refloss.testing.mistakes.explain import causes
+from refloss.testing.mistakes.tensors import Tensor, tensor_of
 from refloss.testing.spacing import FLOATS, Elements, elements, errors, spacing
 from refloss.testing.spread import Gridding, Spreading, class_last
-from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict
+from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
+    from refloss.testing.diagnosis import Cause
     from refloss.testing.spread import Element
 
 BLOCK = 2**16  # elements of a tensor that are looked at in one go
@@ -95,8 +96,10 @@ def judge(asked: Question, candidate: Mapping[str, Any]) -> CaseVerdict:
     ]
     case, passed = asked.case, all(tensor.passed is not False for tensor in tensors)
     shapes = {name: f"{value.dtype} {list(value.shape)}" for name, value in case.inputs.items()}
+    found = _causes(asked, tensors, candidate)
     seconds = time.perf_counter() - start
-    return CaseVerdict(case.id, case.function, passed, tuple(tensors), "", case.parameters, shapes, seconds)
+    verdict = CaseVerdict(case.id, case.function, passed, tuple(tensors), "", case.parameters, shapes, seconds, found)
+    return explained([verdict])[0]
 
 
 def _judge_tensor(asked: Question, name: str, candidate: Any) -> TensorVerdict:
@@ -173,8 +176,22 @@ def _judge_values(asked: Question, name: str, got: np.ndarray) -> TensorVerdict:
     if got.ndim:
         message = f"{spread.above} of {spread.size} elements, the worst {message}"
     fault = "too far off" if finite else "not finite"
-    failing = verdict(passed=False, fault=fault, message=message, spread=spreading.spread(_grid(asked, name, got)))
-    return replace(failing, explanation=explain(asked, name, got))
+    return verdict(passed=False, fault=fault, message=message, spread=spreading.spread(_grid(asked, name, got)))
+
+
+def _causes(asked: Question, tensors: list[TensorVerdict], candidate: Mapping[str, Any]) -> tuple[Cause, ...]:
+    """The mistakes that explain what is too far off."""
+    judged = [tensor for tensor in tensors if tensor.worst is not None]
+    failing = tuple(tensor.name for tensor in judged if not tensor.passed)
+    if not failing:
+        return ()
+    arrays = {tensor.name: np.asarray(candidate[tensor.name]) for tensor in judged}
+    return causes(asked, {name: _tensor(asked, name, got) for name, got in arrays.items()}, failing)
+
+
+def _tensor(asked: Question, name: str, got: np.ndarray) -> Tensor:
+    every = [np.concatenate(parts).reshape(got.shape) for parts in zip(*blocks(asked, name, got), strict=True)]
+    return tensor_of(name, Elements(*every))
 
 
 def _grid(asked: Question, name: str, got: np.ndarray) -> Any:

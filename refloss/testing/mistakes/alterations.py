@@ -271,6 +271,26 @@ def of_this_function(case: Case) -> dict[str, Altered]:
     return {words: Altered(altered(case, inputs)) for words, inputs in wrong.items()}
 
 
+def sides(case: Case) -> tuple[str, ...]:
+    """Tensors whose means have counts of their own: question answering has two of them."""
+    return ("", "grad.end_logits") if case.function == "question_answering" else ("",)
+
+
+def configured(case: Case) -> dict[str, Altered]:
+    """What is said of it, and the case without one of the numbers in its config."""
+    config = case.parameters.get("config")
+    if not isinstance(config, dict):
+        return {}
+    wrong: dict[str, Altered] = {}
+    for name, value in config.items():
+        if isinstance(value, bool) or not isinstance(value, float) or name in ("up", "reg_scale"):
+            continue
+        words = "eos coefficient ignored" if name == "eos_coefficient" else f"{name} in config is ignored"
+        if value != 1.0:
+            wrong[words] = Altered(altered(case, config=config | {name: 1.0}))
+    return wrong
+
+
 def arguments_ignored(case: Case) -> dict[str, Altered]:
     """What is said of it, and the case without one of its optional arguments."""
     parameters = specification_of(case).parameters
