@@ -16,9 +16,9 @@ from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
 from refloss.testing.mistakes import alterations, element_steps, images, others, row_labels, softmax_steps, sums
 from refloss.testing.mistakes.elements import elements_of
-from refloss.testing.mistakes.guess import COMMON, SELDOM, USUAL, Guess
+from refloss.testing.mistakes.guess import COMMON, USUAL, Guess
 from refloss.testing.mistakes.readings import factors_that_fit, read
-from refloss.testing.mistakes.rows import combined, views
+from refloss.testing.mistakes.rows import Wrong, combined, views
 from refloss.testing.mistakes.tensors import near
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _bound(guess: Guess, tensor: Tensor, slack: float) -> np.ndarray:
 
 def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...], slack: float) -> Cause | None:
     """What of the failing tensors a guess explains, unless those that pass say that it is not so."""
+    guess = _with_limits(guess, judged, failing, slack)
     explained = []
     for name in failing:
         values = guess.tensors.get(name)
@@ -134,6 +135,19 @@ def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...
     if against and mistake == "a mean over all rows instead of the rows that count":
         mistake, prior = "the gradient is that of a mean over all rows (loss right)", guess.prior
     return Cause(mistake, prior, guess.detail if mistake == guess.mistake else "", tuple(explained))
+
+
+def _with_limits(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...], slack: float) -> Guess:
+    """Bounds of its own cost more than values, and are asked for where it may fit."""
+    if guess.limits is None:
+        return guess
+    for name in failing:
+        values, tensor = guess.tensors.get(name), judged[name]
+        if values is not None and values.shape == tensor.got.shape:
+            loose = 16 * tensor.bound + 4 * tensor.bound.max(initial=0.0) + 8 * slack * np.abs(values)
+            if tensor.may_be(values, loose):
+                return guess._replace(bounds=guess.limits())
+    return guess._replace(tensors={})
 
 
 def _kind(name: str) -> str:
@@ -179,18 +193,15 @@ def _guarded(generate: Callable[[], Iterator[Guess]]) -> Iterator[Guess]:
 
 
 def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
-    for steps, prior in ((softmax_steps.STEPS, USUAL), (row_labels.STEPS, COMMON)):
-        for mistake, step in steps.items():
-            if (only is not None and mistake not in only) or (
-                steps is softmax_steps.STEPS and any(view.is_log for view in every)
-            ):
-                continue
-            variants = [list(step(view)) for view in every]
-            # What shows in one side of two may not show in the other.
-            longest = max((len(each) for each in variants), default=0)
-            for i in range(longest):
-                wrong = [each[min(i, len(each) - 1)] if each else row_labels.Wrong() for each in variants]
-                yield Guess(mistake, prior, combined(every, wrong))
+    of_softmax = {} if any(view.is_log for view in every) else softmax_steps.STEPS
+    for mistake, (prior, step) in (of_softmax | row_labels.STEPS).items():
+        if only is not None and mistake not in only:
+            continue
+        variants = [list(step(view)) for view in every]
+        # What shows in one side of two may not show in the other.
+        for i in range(max((len(each) for each in variants), default=0)):
+            wrong = [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
+            yield Guess(mistake, prior, combined(every, wrong))
 
 
 def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
@@ -262,5 +273,3 @@ def _shows(asked: Question, guess: Guess, name: str, slack: float) -> bool:
         return False
     return not near(right, values, 2 * bound, undefined_alike=True).all()
 
-
-__all__ = ["SELDOM", "causes", "guesses", "refuted"]

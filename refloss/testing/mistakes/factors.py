@@ -9,7 +9,7 @@ import numpy as np
 
 from refloss.registry import FUNCTIONS
 from refloss.testing.mistakes import alterations
-from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL
+from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, UPSTREAM, USUAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +70,8 @@ def _of_upstream(case: Case, tensor: str) -> Iterator[Factor]:
         return
     c = float(upstream)
     if tensor.startswith("grad."):
-        yield Factor(1 / c, "upstream gradient ignored", f"upstream gradient ({c:g}) ignored", 0.9, True)
-        yield Factor(c, "upstream gradient applied twice", f"upstream gradient ({c:g}) applied twice", COMMON, True)
+        yield Factor(1 / c, "upstream gradient ignored", f"upstream gradient ({c:g}) ignored", UPSTREAM, True)
+        yield Factor(c, "upstream gradient applied twice", f"upstream gradient ({c:g}) applied twice", 0.7, True)
     else:
         words = "the loss is multiplied by the upstream gradient"
         yield Factor(c, words, f"multiplied by the upstream gradient ({c:g})", USUAL)

@@ -9,7 +9,7 @@ import numpy as np
 from refloss.error_model import bounds
 from refloss.messages import EXPECTED_ERRORS
 from refloss.testing.mistakes import alterations
-from refloss.testing.mistakes.guess import COMMON, POSSIBLE, USUAL, Guess
+from refloss.testing.mistakes.guess import COMMON, POSSIBLE, UPSTREAM, USUAL, Guess
 from refloss.testing.mistakes.softmax import softmax_mistakes
 
 if TYPE_CHECKING:
@@ -38,24 +38,28 @@ def _answered(asked: Question, mistake: str, prior: float, detail: str, other: A
     """The answer to another case, if it has one; what it has no gradient for has none."""
     try:
         result, tensors = other.answer()
-        limits = bounds(other.case, result, asked.compute_dtype)
-    except (*EXPECTED_ERRORS, ArithmeticError, LookupError, AssertionError):
+    except (*EXPECTED_ERRORS, LookupError, AssertionError):
         return
     missing = {
         name: np.zeros(right.shape)
         for name, right in asked.expected.items()
         if name.startswith("grad.") and name not in tensors
     }
-    limits = {name: np.asarray(value) / (other.over if name == "loss" else 1.0) for name, value in limits.items()}
     wide: dict[str, Any] = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
-    yield Guess(mistake, prior, missing | wide, limits | dict.fromkeys(missing, 0.0), detail)
+
+    def limits() -> dict[str, Any]:
+        known = bounds(other.case, result, asked.compute_dtype)
+        scaled = {name: np.asarray(value) / (other.over if name == "loss" else 1.0) for name, value in known.items()}
+        return scaled | dict.fromkeys(missing, 0.0)
+
+    yield Guess(mistake, prior, missing | wide, limits=limits, detail=detail)
 
 
 def _other_cases(case: Case) -> Iterator[tuple[str, float, str, Altered]]:
     upstream = alterations.without_upstream(case)
     guesses: list[tuple[str, float, str, Altered | None]] = [
-        ("upstream gradient ignored", 0.9, _upstream(case), upstream),
-        *((words, COMMON, "", other) for words, other in alterations.of_this_function(case).items()),
+        ("upstream gradient ignored", UPSTREAM, _upstream(case), upstream),
+        *((words, 0.9, "", other) for words, other in alterations.of_this_function(case).items()),
         (
             "label smoothing gives the other classes ε/(K − 1) instead of ε/K",
             USUAL,
@@ -108,7 +112,7 @@ def _of_softmax(asked: Question, only: set[str] | None) -> Iterator[Guess]:
         return
     try:
         found = list(softmax_mistakes(asked.case))
-    except (*EXPECTED_ERRORS, ArithmeticError, LookupError, AssertionError):
+    except (*EXPECTED_ERRORS, LookupError, AssertionError):
         return
     losses = {words: (name, values) for words, name, values in found if name == "loss"}
     for words, name, values in found:

@@ -68,13 +68,8 @@ def factors(asked: Question, tensor: Tensor) -> Iterator[Cause]:
             words = f"{FACTOR} of {factor.value:.6g}, {factor.detail}"
             prior = factor.prior * (0.5 if found.is_vague and not factor.is_certain else 1.0)
             yield Cause(factor.mistake, prior, words)
-    plain = any(low <= value <= high for value in (2.0, 0.5)) or not found.is_vague
-    if (
-        plain
-        and (known > 3 or not named)
-        and abs(middle - 1.0) > 5e-3
-        and (known > 3 or any(low <= v <= high for v in COMMON_FACTORS))
-    ):
+    plain = any(low <= value <= high for value in COMMON_FACTORS)
+    if (plain or known > 3) and abs(middle - 1.0) > 5e-3 and (not named or known > 3):
         words = factor_words(low, high)
         yield Cause(words, SELDOM, words, factors=(low, high))
 

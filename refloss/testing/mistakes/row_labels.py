@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL
 from refloss.testing.mistakes.rows import Wrong
 
 if TYPE_CHECKING:
@@ -170,19 +171,19 @@ def undefined_entropy(view: View) -> Iterator[Wrong]:
         yield Wrong(losses=undefined, slopes=np.where(view.target == 0, np.nan, view.slopes))
 
 
-STEPS: dict[str, Callable[[View], Iterator[Wrong]]] = {
-    "the first element of the upstream gradient is used for all rows": first_cotangent,
-    "ignore_index is cut to 32 bits": ignored_in_32_bits,
-    "ignore_index is taken to be its default": default_ignored,
-    "a mean of the means of chunks": chunk_means,
-    "a mean of the means of sequences": sequence_means,
-    "labels are counted before the shift": counted_before_shift,
-    "label smoothing without 1/K": without_divisor,
-    "label smoothing reaches ignored rows": smoothed_ignored,
-    "class weights do not weigh label smoothing": unweighted_smoothing,
-    "a mean over rows instead of their weights": rows_for_weights,
-    "all labels ignored gives 0 instead of NaN": nothing_is_zero,
-    "soft targets are taken to sum to 1: Σq is dropped from the gradient": dropped_mass,
-    "soft targets: log of max(t, ε)": clamped_targets,
-    "soft targets: t·log t is NaN where t is 0": undefined_entropy,
+STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
+    "the first element of the upstream gradient is used for all rows": (COMMON, first_cotangent),
+    "ignore_index is cut to 32 bits": (POSSIBLE, ignored_in_32_bits),
+    "ignore_index is taken to be its default": (POSSIBLE, default_ignored),
+    "a mean of the means of chunks": (SELDOM, chunk_means),
+    "a mean of the means of sequences": (POSSIBLE, sequence_means),
+    "labels are counted before the shift": (POSSIBLE, counted_before_shift),
+    "label smoothing without 1/K": (USUAL, without_divisor),
+    "label smoothing reaches ignored rows": (USUAL, smoothed_ignored),
+    "class weights do not weigh label smoothing": (USUAL, unweighted_smoothing),
+    "a mean over rows instead of their weights": (USUAL, rows_for_weights),
+    "all labels ignored gives 0 instead of NaN": (COMMON, nothing_is_zero),
+    "soft targets are taken to sum to 1: Σq is dropped from the gradient": (USUAL, dropped_mass),
+    "soft targets: log of max(t, ε)": (POSSIBLE, clamped_targets),
+    "soft targets: t·log t is NaN where t is 0": (USUAL, undefined_entropy),
 }

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.testing.mistakes.guess import POSSIBLE, USUAL
 from refloss.testing.mistakes.rows import Wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from refloss.testing.mistakes.rows import View
 
@@ -251,19 +252,19 @@ def foreign_shards(view: View) -> Iterator[Wrong]:
         yield Wrong(slopes=factor * view.p - mass)
 
 
-STEPS = {
-    "no maximum is subtracted before the exponential": no_maximum,
-    "the maximum of the whole batch is subtracted instead of the row's": batch_maximum,
-    "the row's maximum is not taken below a limit": limited_maximum,
-    "distances to the maximum are clamped": clamped_distances,
-    "the logarithm is of max(p, tiny): improbable targets are clamped": clamped_logarithm,
-    "the logarithm is of p + ε": added_to_probability,
-    "blocks of classes: the running sum is not rescaled when the maximum grows": unscaled_blocks,
-    "blocks of classes: the tail is left out": lost_tail,
-    "blocks of classes: only the first block has a gradient": first_block_only,
-    "blocks of classes: the tail reads the next row": tail_of_next_row,
-    "padded classes are counted": padded_classes,
-    "an index of 16 bits wraps": wrapped_index,
-    "−inf logits (masked classes) give NaN": masked_undefined,
-    "a vocabulary shard without the label answers with its own first class": foreign_shards,
+STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
+    "no maximum is subtracted before the exponential": (USUAL, no_maximum),
+    "the maximum of the whole batch is subtracted instead of the row's": (USUAL, batch_maximum),
+    "the row's maximum is not taken below a limit": (POSSIBLE, limited_maximum),
+    "distances to the maximum are clamped": (POSSIBLE, clamped_distances),
+    "the logarithm is of max(p, tiny): improbable targets are clamped": (USUAL, clamped_logarithm),
+    "the logarithm is of p + ε": (USUAL, added_to_probability),
+    "blocks of classes: the running sum is not rescaled when the maximum grows": (USUAL, unscaled_blocks),
+    "blocks of classes: the tail is left out": (USUAL, lost_tail),
+    "blocks of classes: only the first block has a gradient": (USUAL, first_block_only),
+    "blocks of classes: the tail reads the next row": (USUAL, tail_of_next_row),
+    "padded classes are counted": (POSSIBLE, padded_classes),
+    "an index of 16 bits wraps": (USUAL, wrapped_index),
+    "−inf logits (masked classes) give NaN": (USUAL, masked_undefined),
+    "a vocabulary shard without the label answers with its own first class": (POSSIBLE, foreign_shards),
 }
