@@ -308,7 +308,6 @@ def _beta_misplaced(given: Elements) -> Iterator[Tensors]:
     b = float(given.parameters.get(name, 1.0))
     if b in (0.0, 1.0):
         return
-    smooth = given.kind == "smooth_l1"
     squares = (
         lambda d: d * d / (2 * b),
         lambda d: d * d / 2,
@@ -330,9 +329,8 @@ def _beta_misplaced(given: Elements) -> Iterator[Tensors]:
     for at in (b, 1.0, 1 / b):
         for i, square in enumerate(squares):
             for j, line in enumerate(lines):
-                plain = at == b and (
-                    (smooth and (i, j) in {(0, 0), (1, 2)}) or (not smooth and (i, j) in {(1, 2), (0, 0)})
-                )
+                # As it should be; as if the parameter were 1, which is another mistake.
+                plain = (at == b and (i, j) in {(0, 0), (1, 2)}) or (at == 1.0 and (i, j) == (1, 1))
                 if not plain:
                     yield of_formula(
                         given,
@@ -383,3 +381,5 @@ STEPS: dict[str, dict[str, Step]] = {
     "huber": {"smooth L1 for Huber (a factor of β)": _smooth_for_huber} | _CLAMPS,
     "mse": {"the derivative lacks its factor 2": _half_derivative},
 }
+# Those of many variants.
+VAGUE = (_beta_misplaced, _clamped, _rounded_sigmoid)

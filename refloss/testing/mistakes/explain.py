@@ -7,6 +7,7 @@ the right answer to another case, some a small float64 simulation of a mistaken 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +15,9 @@ import numpy as np
 from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
-from refloss.testing.mistakes import alterations, element_steps, images, others, row_labels, softmax_steps, sums
+from refloss.testing.mistakes import element_steps, images, others, row_labels, softmax_steps, sums
 from refloss.testing.mistakes.elements import elements_of
-from refloss.testing.mistakes.guess import COMMON, USUAL, Guess
+from refloss.testing.mistakes.guess import COMMON, POSSIBLE, USUAL, Guess
 from refloss.testing.mistakes.readings import factors_that_fit, read
 from refloss.testing.mistakes.rows import Wrong, combined, views
 from refloss.testing.mistakes.tensors import near
@@ -87,10 +88,10 @@ def _united(one: Cause, other: Cause) -> Cause:
 
 
 def _guessed(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause | None]:
-    slack = _slack(asked)
-    for guess in guesses(asked):
+    slack, every = _slack(asked), rows_of(asked)
+    for guess in guesses(asked, every):
         yield _fitting(guess, judged, failing, slack)
-    yield from _only_ignored_rows(asked, judged, failing)
+    yield from _only_ignored_rows(every, judged, failing)
 
 
 def _slack(asked: Question) -> float:
@@ -103,6 +104,9 @@ def _bound(guess: Guess, tensor: Tensor, slack: float) -> np.ndarray:
     known = guess.bounds.get(tensor.name)
     if known is not None:
         return np.asarray(known)
+    if not tensor.got.ndim:
+        value = float(values)
+        return np.float64(2 * float(tensor.bound) + (slack * abs(value) if math.isfinite(value) else 0.0))
     return 2 * tensor.bound + slack * np.abs(np.where(np.isfinite(values), values, 0.0))
 
 
@@ -110,7 +114,7 @@ def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...
     """What of the failing tensors a guess explains, unless those that pass say that it is not so."""
     guess = _with_limits(guess, judged, failing, slack)
     explained = []
-    for name in failing:
+    for name in sorted(failing, key=lambda name: name != "loss"):
         values = guess.tensors.get(name)
         if (
             values is not None
@@ -118,6 +122,8 @@ def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...
             and judged[name].fits(values, _bound(guess, judged[name], slack))
         ):
             explained.append(name)
+        elif name == "loss" and values is not None:
+            return None
     if not explained:
         return None
     against = [
@@ -164,12 +170,16 @@ def _contradicts(guess: Guess, tensor: Tensor, slack: float) -> bool:
     return not near(tensor.got, values, 2 * tensor.allowed, undefined_alike=True).all()
 
 
-def guesses(asked: Question, only: set[str] | None = None) -> Iterator[Guess]:
-    """Everything that is tried on a case, or the mistakes of some names."""
+def rows_of(asked: Question) -> list[View]:
+    """The views of a case's rows; none where it has no rows, or is too odd for a view."""
     try:
-        every = views(asked.case, asked.result)
+        return views(asked.case, asked.result)
     except (*EXPECTED_ERRORS, LookupError):
-        every = []
+        return []
+
+
+def guesses(asked: Question, every: list[View], only: set[str] | None = None) -> Iterator[Guess]:
+    """Everything that is tried on a case, or the mistakes of some names."""
     yield from _guarded(lambda: _of_rows(every, only))
     yield from _guarded(lambda: _of_elements(asked, only))
     for generate in (images.of_dice, images.of_boxes):
@@ -177,7 +187,7 @@ def guesses(asked: Question, only: set[str] | None = None) -> Iterator[Guess]:
     for of_views in (images.resamplings, images.left_out):
         yield from _named(_guarded(lambda of_views=of_views: of_views(asked.case, every)), only)
     yield from _guarded(lambda: sums.in_16_bits(asked, every, only))
-    yield from _guarded(lambda: others.guesses(asked, only))
+    yield from _guarded(lambda: others.guesses(asked, only, of_rows=bool(every)))
 
 
 def _named(found: Iterator[Guess], only: set[str] | None) -> Iterator[Guess]:
@@ -193,7 +203,10 @@ def _guarded(generate: Callable[[], Iterator[Guess]]) -> Iterator[Guess]:
 
 
 def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
-    of_softmax = {} if any(view.is_log for view in every) else softmax_steps.STEPS
+    of_softmax = {} if not every or any(view.is_log for view in every) else softmax_steps.STEPS
+    if of_softmax:
+        others_ = {words: (USUAL, step) for words, step in softmax_steps.along_other_axes(every[0]).items()}
+        of_softmax = of_softmax | others_
     for mistake, (prior, step) in (of_softmax | row_labels.STEPS).items():
         if only is not None and mistake not in only:
             continue
@@ -215,52 +228,44 @@ def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
                     name.removeprefix("bound."): value for name, value in tensors.items() if name.startswith("bound.")
                 }
                 values = {name: value for name, value in tensors.items() if not name.startswith("bound.")}
-                yield Guess(mistake, USUAL, values, limits)
+                yield Guess(mistake, POSSIBLE if step in element_steps.VAGUE else USUAL, values, limits)
 
 
-def _only_ignored_rows(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause]:
+def _only_ignored_rows(
+    every: list[View], judged: Mapping[str, Tensor], failing: tuple[str, ...]
+) -> Iterator[Cause]:
     """Whether all that is wrong is wrong where ignored rows are, whatever the class that they are taken to have."""
     found: dict[str, list[str]] = {}
-    for name in failing:
-        if judged[name].is_gradient and judged[name].got.ndim:
-            for mistake in _leaks(asked, judged[name]):
-                found.setdefault(mistake, []).append(name)
+    for view in every:
+        if view.tensor in failing and view.has_labels and not view.counted.all():
+            for mistake in _leaks(view, judged[view.tensor]):
+                found.setdefault(mistake, []).append(view.tensor)
     yield from (Cause(mistake, COMMON - 0.1, tensors=tuple(names)) for mistake, names in found.items())
 
 
-def _leaks(asked: Question, tensor: Tensor) -> Iterator[str]:
-    side = tensor.name if tensor.name in alterations.sides(asked.case) else ""
-    other = alterations.leaking(asked.case, side)
-    labels = alterations.labels(asked.case, side)
-    if other is None:
-        return
-    if labels is not None and not labels.counted:
+def _leaks(view: View, tensor: Tensor) -> Iterator[str]:
+    if not view.counted.any():
         if np.isnan(tensor.got).any():
             yield "all labels ignored gives a gradient of NaN instead of 0"
         return
-    try:
-        answer = other.answer()[1].get(tensor.name)
-    except (*EXPECTED_ERRORS, LookupError, AssertionError):
-        return
-    if answer is None:
-        return
-    ignored = (tensor.expected == 0) & (answer != 0)
+    touched = view.back(np.broadcast_to(~view.counted[:, None], view.logits.shape).astype(np.float64)) != 0
+    ignored = (tensor.expected == 0) & touched
     if not ignored.any() or not tensor.got[ignored].any():
         return
     rest = tensor.part(~ignored)
     if rest.is_right().all():
         yield LEAK
         return
-    count, interval = alterations.divisor(asked.case, side), factors_that_fit(rest)
-    if count is not None and interval is not None and interval.low <= count.right / count.all <= interval.high:
-        yield others.WHOLE
+    interval = factors_that_fit(rest)
+    if interval is not None and interval.low <= view.normaliser / len(view.counted) <= interval.high:
+        yield row_labels.COUNTED
 
 
 @np.errstate(all="ignore")
 def refuted(asked: Question, wanted: Mapping[str, set[str]]) -> tuple[str, ...]:
     """Which of some mistakes would show in tensors of a case, whichever way they are made."""
     slack, shows = _slack(asked), dict[str, list[bool]]()
-    for guess in guesses(asked, set(wanted)):
+    for guess in guesses(asked, rows_of(asked), set(wanted)):
         names = [name for name in guess.tensors if name in wanted[guess.mistake] and name in asked.expected]
         shows.setdefault(guess.mistake, []).append(any(_shows(asked, guess, name, slack) for name in names))
     return tuple(mistake for mistake, variants in shows.items() if all(variants))

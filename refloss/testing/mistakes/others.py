@@ -8,9 +8,8 @@ import numpy as np
 
 from refloss.error_model import bounds
 from refloss.messages import EXPECTED_ERRORS
-from refloss.testing.mistakes import alterations
+from refloss.testing.mistakes import alterations, row_labels
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, UPSTREAM, USUAL, Guess
-from refloss.testing.mistakes.softmax import softmax_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,15 +22,13 @@ ARGUMENTS = {
     "ignore_index is ignored": "ignore_index is taken to be its default",
     "auxiliary_logits is ignored": "the auxiliary loss is left out",
 }
-WHOLE = "ignored rows are included, in the count as well"
 
 
-def guesses(asked: Question, only: set[str] | None = None) -> Iterator[Guess]:
+def guesses(asked: Question, only: set[str] | None = None, *, of_rows: bool = False) -> Iterator[Guess]:
     """Those of every function."""
-    for mistake, prior, detail, other in _other_cases(asked.case):
+    for mistake, prior, detail, other in _other_cases(asked.case, of_rows=of_rows):
         if only is None or mistake in only:
             yield from _answered(asked, mistake, prior, detail, other)
-    yield from (guess for guess in _of_softmax(asked, only) if only is None or guess.mistake in only)
 
 
 def _answered(asked: Question, mistake: str, prior: float, detail: str, other: Altered) -> Iterator[Guess]:
@@ -55,72 +52,33 @@ def _answered(asked: Question, mistake: str, prior: float, detail: str, other: A
     yield Guess(mistake, prior, missing | wide, limits=limits, detail=detail)
 
 
-def _other_cases(case: Case) -> Iterator[tuple[str, float, str, Altered]]:
-    upstream = alterations.without_upstream(case)
+def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str, Altered]]:
     guesses: list[tuple[str, float, str, Altered | None]] = [
-        ("upstream gradient ignored", UPSTREAM, _upstream(case), upstream),
         *((words, 0.9, "", other) for words, other in alterations.of_this_function(case).items()),
-        (
-            "label smoothing gives the other classes ε/(K − 1) instead of ε/K",
-            USUAL,
-            "",
-            alterations.smoothed_over_others(case),
-        ),
-        *(
-            (ARGUMENTS.get(words, words), USUAL, "", other)
-            for words, other in alterations.arguments_ignored(case).items()
-        ),
+        *((_said(words), USUAL, "", other) for words, other in alterations.arguments_ignored(case).items()),
         *((words, USUAL, "", other) for words, other in alterations.configured(case).items()),
-        (
-            "double softmax, or sigmoid: probabilities are taken as logits",
-            USUAL,
-            "",
-            alterations.activated_twice(case),
-        ),
     ]
-    for side in alterations.sides(case):
-        counted = alterations.leaking(case, side, counted=True)
+    if np.ndim(case.grad_output) or not 1e-3 < abs(float(case.grad_output)) < 1e3:
+        guesses.append(("upstream gradient ignored", UPSTREAM, "", alterations.without_upstream(case)))
+    if not of_rows:
+        twice = alterations.activated_twice(case)
         guesses += [
-            ("ignored rows are included", COMMON, "", alterations.leaking(case, side)),
-            (WHOLE, COMMON, "", counted),
-            (*_wrong_count(case, side), alterations.over_everything(case, side)),
+            ("double softmax, or sigmoid: probabilities are taken as logits", USUAL, "", twice),
+            (row_labels.INCLUDED, COMMON, "", alterations.leaking(case)),
         ]
+    if case.function == "question_answering":
+        for side in alterations.sides(case):
+            guesses.append((row_labels.INCLUDED, COMMON, "", alterations.leaking(case, side)))
+            guesses.append((row_labels.COUNTED, COMMON, "", alterations.leaking(case, side, counted=True)))
+    if "weight" in case.inputs and not of_rows and (count := alterations.divisor(case)) is not None:
+        words = f"a mean over {count.all_what} instead of {count.what}"
+        guesses.append((words, USUAL, "", alterations.over_everything(case)))
+    if alterations.divisor(case) is None:
+        right = "the number of objects" if alterations.specification_of(case).mean == "objects" else "num_boxes"
+        words = f"divided by the number of queries or rows instead of {right}"
+        guesses.append((words, POSSIBLE, "", alterations.over_everything(case)))
     yield from ((mistake, prior, detail, other) for mistake, prior, detail, other in guesses if other is not None)
 
 
-def _upstream(case: Case) -> str:
-    c = np.asarray(case.grad_output)
-    return "" if c.ndim else f"upstream gradient ({float(c):g}) ignored"
-
-
-def _wrong_count(case: Case, side: str) -> tuple[str, float, str]:
-    divisor = alterations.divisor(case, side)
-    if divisor is not None:
-        name = f"a mean over {divisor.all_what} instead of {divisor.what}"
-        return (
-            name,
-            USUAL,
-            f"a mean over {divisor.all_what} ({divisor.all:g}) instead of {divisor.what} ({divisor.right:g})",
-        )
-    right = "the number of objects" if alterations.specification_of(case).mean == "objects" else "num_boxes"
-    return f"divided by the number of queries or rows instead of {right}", POSSIBLE, ""
-
-
-def _of_softmax(asked: Question, only: set[str] | None) -> Iterator[Guess]:
-    """Probabilities that are taken along another axis, or twice; by hand, or derived."""
-    if only is not None and not any(name.startswith(("double softmax", "wrong axis")) for name in only):
-        return
-    try:
-        found = list(softmax_mistakes(asked.case))
-    except (*EXPECTED_ERRORS, LookupError, AssertionError):
-        return
-    losses = {words: (name, values) for words, name, values in found if name == "loss"}
-    for words, name, values in found:
-        tensors = {name: values}
-        if words in losses and name != "loss":
-            tensors["loss"] = losses[words][1]
-        # Their terms are those of the right ones, elsewhere: as large, up to the logarithms' errors.
-        limits = {key: 4 * np.asarray(asked.bounds[key]).max(initial=0.0) for key in tensors}
-        yield Guess(words, USUAL, tensors, limits)
-        if len(tensors) > 1:
-            yield Guess(words, USUAL, {name: values}, limits)
+def _said(words: str) -> str:
+    return ARGUMENTS.get(words, words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,58 @@ if TYPE_CHECKING:
     from refloss.testing.mistakes.rows import View
 
 CHUNKS = (2, 3, 4, 5, 8, 16)
+
+
+INCLUDED = "ignored rows are included"
+COUNTED = "ignored rows are included, in the count as well"
+
+
+def leaking(view: View) -> Iterator[Wrong]:
+    """Ignored rows have a loss, for the class that their label stands for or wraps to."""
+    if view.labels is None or view.counted.all():
+        return
+    classes = view.logits.shape[-1]
+    ignored_rows = ~view.counted
+    ignored = view.labels[ignored_rows]
+    wrapped = {int(label) % classes for label in np.unique(ignored)[:2]} if classes else set()
+    kept_out = [view.without_label] if view.without_label.any() else []
+    for known, out in itertools.product(sorted({0, classes - 1, *wrapped}), [*kept_out, np.zeros(len(ignored_rows), bool)]):
+        if (out == ignored_rows).all():
+            continue
+        labels = np.where(view.counted, view.labels, known)
+        target = (labels[:, None] == np.arange(classes)).astype(np.float64)
+        mass = view.weight * ((1 - view.smoothing) * target + view.smoothing / max(classes, 1)) * ~out[:, None]
+        undefined = np.where(view.poisoned & ~out, np.nan, 0.0)
+        slopes = view.slopes_of(view.p, mass) + undefined[:, None]
+        yield Wrong(losses=view.losses_of(view.log_p, mass) + undefined, slopes=slopes)
+
+
+def leaking_counted(view: View) -> Iterator[Wrong]:
+    """The same, divided by as many."""
+    if view.reduction == "mean" and not view.of_items:
+        for wrong in leaking(view):
+            assert view.labels is not None
+            count = view.target @ view.weight
+            yield wrong._replace(normaliser=float(len(view.counted)))
+            if view.without_label.any():
+                yield wrong._replace(normaliser=float((~view.without_label).sum()))
+            if (view.weight != 1).any():
+                yield wrong._replace(normaliser=float(count.sum() + view.weight[0] * (~view.counted).sum()))
+
+
+def over_others(view: View) -> Iterator[Wrong]:
+    """ε/(K − 1) on the other classes, 1 − ε on the label."""
+    classes = view.logits.shape[-1]
+    if view.smoothing and classes > 1:
+        smoothing = min(view.smoothing * classes / (classes - 1), 1.0)
+        spread = (1 - smoothing) * view.target + smoothing / classes
+        yield Wrong(mass=view.weight * spread * view.counted[:, None], kept=1 - smoothing)
+
+
+def over_all_rows(view: View) -> Iterator[Wrong]:
+    """Ignored rows are in the count; of two sides both, or one."""
+    if view.reduction == "mean" and not view.of_items and "weight" not in view.inputs:
+        yield Wrong(normaliser=float(len(view.counted)))
 
 
 def first_cotangent(view: View) -> Iterator[Wrong]:
@@ -186,4 +239,8 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "soft targets are taken to sum to 1: Σq is dropped from the gradient": (USUAL, dropped_mass),
     "soft targets: log of max(t, ε)": (POSSIBLE, clamped_targets),
     "soft targets: t·log t is NaN where t is 0": (USUAL, undefined_entropy),
+    "a mean over all rows instead of the rows that count": (USUAL, over_all_rows),
+    INCLUDED: (COMMON, leaking),
+    COUNTED: (COMMON, leaking_counted),
+    "label smoothing gives the other classes ε/(K − 1) instead of ε/K": (USUAL, over_others),
 }

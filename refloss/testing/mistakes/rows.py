@@ -8,6 +8,7 @@ question_answering, and the pixels of semantic_segmentation.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from refloss.roundoff import real
 from refloss.testing.mistakes import alterations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
@@ -46,6 +47,11 @@ class View:
     of_items: bool
     row_shape: tuple[int, ...]
     back: Callable[[np.ndarray], np.ndarray]
+    there: Callable[[np.ndarray], np.ndarray]  # the other way, where nothing is resampled
+    axis: int  # of the classes in the tensor
+    given: np.ndarray  # the tensor
+    without_label: np.ndarray  # [R], whether no label is for a row: the last ones, where labels are shifted
+    poisoned: np.ndarray  # [R], whether a row that is ignored holds what is not finite
     share: float = 1.0
     is_log: bool = False  # of log-probabilities: without a softmax
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -123,36 +129,70 @@ class Wrong(NamedTuple):
     slopes: np.ndarray | None = None  # [R, C]
     normaliser: Any = None  # one, or [R]
     cotangent: Any = None
+    kept: float | None = None  # of a soft target, beside smoothing
     loss: Any = None  # instead of all of the above
 
 
-def outcome(view: View, wrong: Wrong) -> dict[str, np.ndarray]:
-    """Loss and gradients of a view with a mistake in it."""
-    log_p = view.log_p if wrong.log_p is None else wrong.log_p
-    is_right = wrong.log_p is None and wrong.p is None and wrong.mass is None
-    losses, slopes = wrong.losses, wrong.slopes
+class Tensors(Mapping[str, np.ndarray]):
+    """Arrays by name, computed when asked for: most mistakes are refuted by the loss alone."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
+        self._makers = makers
+        self._known: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._known:
+            self._known[name] = self._makers[name]()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def combined(every: list[View], wrong: list[Wrong]) -> Tensors:
+    """The tensors of a case with a mistake in its views; losses are added."""
+    pairs = list(zip(every, wrong, strict=True))
+    makers: dict[str, Callable[[], np.ndarray]] = {"loss": lambda: np.asarray(sum(_loss(*pair) for pair in pairs))}
+    for pair in pairs:
+        makers[pair[0].tensor] = functools.partial(_gradient, *pair)
+        if not pair[0].has_labels:
+            makers["grad.target"] = functools.partial(_target_gradient, *pair)
+    return Tensors(makers)
+
+
+def _loss(view: View, wrong: Wrong) -> np.ndarray:
+    if wrong.loss is not None:
+        return view.share * np.asarray(wrong.loss)
+    losses = wrong.losses
     if losses is None:
-        losses = view.losses if is_right else view.losses_of(log_p, wrong.mass)
-    if slopes is None:
-        slopes = view.slopes if is_right else view.slopes_of(view.p if wrong.p is None else wrong.p, wrong.mass)
+        same = wrong.log_p is None and wrong.mass is None
+        losses = view.losses if same else view.losses_of(view.log_p if wrong.log_p is None else wrong.log_p, wrong.mass)
+    of_rows = view.share * losses / (view.normaliser if wrong.normaliser is None else wrong.normaliser)
+    return of_rows.reshape(view.row_shape) if view.reduction == "none" else np.asarray(of_rows.sum())
+
+
+def coefficient(view: View, wrong: Wrong) -> np.ndarray:
+    """What the gradients of rows are multiplied by, [R, 1]."""
     normaliser = view.normaliser if wrong.normaliser is None else wrong.normaliser
     cotangent = view.cotangent if wrong.cotangent is None else wrong.cotangent
-    of_rows = losses / normaliser
-    loss = of_rows.reshape(view.row_shape) if view.reduction == "none" else np.asarray(of_rows.sum())
-    coefficient = np.broadcast_to(cotangent / normaliser, view.counted.shape)[:, None]
-    gradient = np.where(slopes == 0, 0.0, view.share * coefficient * slopes)
-    tensors = {"loss": view.share * (loss if wrong.loss is None else np.asarray(wrong.loss))}
-    tensors[view.tensor] = view.back(gradient)
-    if not view.has_labels:
-        tensors["grad.target"] = view.back(-coefficient * (1 - view.smoothing) * view.weight * log_p)
-    return tensors
+    return np.broadcast_to(view.share * cotangent / normaliser, view.counted.shape)[:, None]
 
 
-def combined(every: list[View], wrong: list[Wrong]) -> dict[str, np.ndarray]:
-    """The same of all views of a case: losses are added."""
-    parts = [outcome(*pair) for pair in zip(every, wrong, strict=True)]
-    tensors = {name: value for part in parts for name, value in part.items()}
-    return tensors | {"loss": np.asarray(sum(part["loss"] for part in parts))}
+def _gradient(view: View, wrong: Wrong) -> np.ndarray:
+    slopes = wrong.slopes
+    if slopes is None:
+        same = wrong.p is None and wrong.mass is None
+        slopes = view.slopes if same else view.slopes_of(view.p if wrong.p is None else wrong.p, wrong.mass)
+    return view.back(np.where(slopes == 0, 0.0, coefficient(view, wrong) * slopes))
+
+
+def _target_gradient(view: View, wrong: Wrong) -> np.ndarray:
+    log_p = view.log_p if wrong.log_p is None else wrong.log_p
+    kept = 1 - view.smoothing if wrong.kept is None else wrong.kept
+    return view.back(-coefficient(view, wrong) * kept * view.weight * log_p)
 
 
 def views(case: Case, result: LossResult) -> list[View]:
@@ -196,7 +236,7 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         return adjoint(tensor, values.shape[-2:]) if argument.resampled else tensor
 
     # What an ignored row holds concerns no other.
-    sound = counted[:, None] | np.isfinite(rows).all(axis=-1, keepdims=True)
+    sound = counted[:, None] | (rows < np.inf).all(axis=-1, keepdims=True)
     auxiliary = float(parameters.get("auxiliary_loss_weight", 0.4)) if name == "auxiliary_logits" else 1.0
     return View(
         tensor=f"grad.{name}",
@@ -212,11 +252,24 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         of_items=items is not None,
         row_shape=moved.shape[:-1],
         back=back,
+        there=lambda tensor: np.moveaxis(tensor, axis, -1).reshape(rows.shape),
+        axis=axis,
+        given=values,
+        without_label=_without_label(case, target) if is_labels else ~counted,
+        poisoned=~sound[:, 0],
         share=0.5 if case.function == "question_answering" else auxiliary,
         is_log=argument.role == "log-probabilities",
         parameters=parameters,
         inputs=case.inputs,
     )
+
+
+def _without_label(case: Case, target: np.ndarray) -> np.ndarray:
+    shifted = np.zeros(target.shape, bool)
+    shift = max(each.shift for each in alterations.specification_of(case).arguments.values())
+    if shift and "shift_labels" not in case.inputs:
+        shifted[..., target.shape[-1] - shift :] = True
+    return shifted.reshape(-1)
 
 
 def _classes(case: Case, moved: np.ndarray) -> int:

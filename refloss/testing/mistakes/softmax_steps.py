@@ -6,12 +6,13 @@ formula p − q, and one that is derived from the mistaken loss.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from refloss.testing.mistakes.guess import POSSIBLE, USUAL
-from refloss.testing.mistakes.rows import Wrong
+from refloss.testing.mistakes.rows import Wrong, coefficient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,6 +253,49 @@ def foreign_shards(view: View) -> Iterator[Wrong]:
         yield Wrong(slopes=factor * view.p - mass)
 
 
+def softmax(values: np.ndarray, axis: int) -> np.ndarray:
+    """In float64; where a maximum is not finite, NaN."""
+    terms = np.exp(values - values.max(axis=axis, keepdims=True, initial=-np.inf))
+    return np.asarray(terms / terms.sum(axis=axis, keepdims=True))
+
+
+def twice(view: View) -> Iterator[Wrong]:
+    """Probabilities as logits."""
+    p = softmax(view.p, -1)
+    yield Wrong(log_p=np.log(p), p=p)
+
+
+def derived_twice(view: View) -> Iterator[Wrong]:
+    """The same by the chain rule."""
+    p = softmax(view.p, -1)
+    outer = view.slopes_of(p)
+    inner = np.where(outer == 0, 0.0, view.p)
+    yield Wrong(log_p=np.log(p), slopes=inner * (outer - (inner * outer).sum(axis=-1, keepdims=True)))
+
+
+def along(view: View, other: int) -> Iterator[Wrong]:
+    """Probabilities along another axis; by hand with the formula for the gradient, or derived."""
+    p = softmax(view.given, other)
+    rows = view.there(p)
+    of_row = coefficient(view, Wrong())
+    pulled = view.back(of_row * view.mass)
+    derived = view.there(np.where(pulled.sum(axis=other, keepdims=True) == 0, 0.0, pulled.sum(axis=other, keepdims=True) * p) - pulled)
+    yield Wrong(log_p=np.log(rows), p=rows)
+    yield Wrong(log_p=np.log(rows), slopes=np.where(of_row == 0, 0.0, derived / of_row))
+
+
+def along_other_axes(view: View) -> dict[str, Callable[[View], Iterator[Wrong]]]:
+    """One step for each axis that is not that of the classes."""
+    shape = view.given.shape
+    if view.logits.size != view.given.size or view.logits.shape[-1] != shape[view.axis]:
+        return {}
+    return {
+        f"wrong axis: softmax along axis {other} instead of {view.axis}": functools.partial(along, other=other)
+        for other, length in enumerate(shape)
+        if other != view.axis and min(length, shape[view.axis]) > 1
+    }
+
+
 STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "no maximum is subtracted before the exponential": (USUAL, no_maximum),
     "the maximum of the whole batch is subtracted instead of the row's": (USUAL, batch_maximum),
@@ -267,4 +311,6 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "an index of 16 bits wraps": (USUAL, wrapped_index),
     "−inf logits (masked classes) give NaN": (USUAL, masked_undefined),
     "a vocabulary shard without the label answers with its own first class": (POSSIBLE, foreign_shards),
+    "double softmax, or sigmoid: probabilities are taken as logits": (USUAL, twice),
+    "double softmax: the derivative of the loss of probabilities": (USUAL, derived_twice),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,10 +48,19 @@ class Tensor(NamedTuple):
 
     def fits(self, values: np.ndarray, bound: Any) -> bool:
         """Whether it would pass were these the right values, with a bound of their own, and whether they are others."""
+        if not self.got.ndim:
+            return self._fits_number(float(values), float(bound))
         bound = np.broadcast_to(bound, values.shape)
         if self.got.size > SAMPLE and not self.sample().may_be(few(values), few(bound)):
             return False
         return self.may_be(values, bound) and self.differs(values, bound)
+
+    def _fits_number(self, value: float, bound: float) -> bool:
+        got, right = float(self.got), float(self.expected)
+        if not math.isfinite(value):
+            return not math.isfinite(got) and math.isfinite(right)
+        around = SLACK * bound + self.rounding * abs(value) + self.smallest
+        return abs(got - value) <= around and not abs(right - value) <= around
 
     def may_be(self, values: np.ndarray, bound: Any) -> bool:
         """Whether it would pass were these the right values, with a bound of their own."""
