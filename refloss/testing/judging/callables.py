@@ -18,6 +18,7 @@ from refloss.golden.corpus import cases_of
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.called import called, changed_since, on_host
+from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import COMPONENT, GRAD, Driver, Returned, named
 from refloss.testing.judging.judge import judge, question, question_of
 from refloss.testing.judging.plain import text
@@ -149,7 +150,9 @@ def check(
     chosen = select(function, cases, dtypes)
     check_names("compute_dtype", _listed(compute_dtype), COMPUTE_DTYPES)
     judging = _Judge(Driver(fn, to_native, from_native), compute_dtype, {COMPONENT: components, GRAD: grads})
-    judgement = Judgement(tuple(judging.verdict(case) for case in chosen), compute_dtype)
+    by_id = {case.id: case for case in chosen}
+    verdicts = [judging.verdict(case) for case in chosen]
+    judgement = Judgement(diagnosed(verdicts, lambda name: question(by_id[name], compute_dtype)), compute_dtype)
     judging.check_seen()
     for verdict in judgement.judged:
         _tell(verdict)

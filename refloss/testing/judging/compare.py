@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from refloss.files import load_tensors
 from refloss.golden.store import read_case, read_manifest
 from refloss.messages import EXPECTED_ERRORS, reason
+from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from refloss.testing.verdict import Question
 
 
 def judge_folders(
@@ -34,7 +37,8 @@ def judge_folders(
         verdicts.append(_judge_case(golden, candidate, entry, compute_dtype))
         if report is not None:
             report(1, len(entries))
-    return Judgement(tuple(verdicts), compute_dtype)
+    by_id = {entry["id"]: entry for entry in entries}
+    return Judgement(diagnosed(verdicts, lambda name: _question(golden, by_id[name], compute_dtype)), compute_dtype)
 
 
 def files_without_case(golden: Path, candidate: Path) -> list[str]:
@@ -49,8 +53,7 @@ def _judge_case(golden: Path, candidate: Path, entry: dict[str, Any], compute_dt
     if not os.path.lexists(path):
         return CaseVerdict(name, function, None, message=f"the candidate has no {entry['file']}")
     try:
-        case, expected = read_case(golden, entry)
-        asked = question(case, compute_dtype, expected)
+        asked = _question(golden, entry, compute_dtype)
     except EXPECTED_ERRORS as error:
         return CaseVerdict(name, function, passed=False, message=f"the golden case is unusable: {reason(error)}")
     try:
@@ -60,6 +63,11 @@ def _judge_case(golden: Path, candidate: Path, entry: dict[str, Any], compute_dt
         unreadable = TensorVerdict("file", passed=False, fault="unreadable", message=message)
         return CaseVerdict(name, function, passed=False, tensors=(unreadable,))
     return judge(asked, tensors)
+
+
+def _question(golden: Path, entry: dict[str, Any], compute_dtype: str | None) -> Question:
+    case, expected = read_case(golden, entry)
+    return question(case, compute_dtype, expected)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -88,13 +88,13 @@ def _united(one: Cause, other: Cause) -> Cause:
 
 
 def _guessed(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause | None]:
-    slack, every = _slack(asked), rows_of(asked)
+    slack, every = slack_of(asked), rows_of(asked)
     for guess in guesses(asked, every):
         yield _fitting(guess, judged, failing, slack)
     yield from _only_ignored_rows(every, judged, failing)
 
 
-def _slack(asked: Question) -> float:
+def slack_of(asked: Question) -> float:
     """How far off an honest computation with a mistake in it may be, relatively, where nothing better is known."""
     return min(256 * roundoff(asked.compute_dtype).between, 2.0**-6)
 
@@ -259,22 +259,3 @@ def _leaks(view: View, tensor: Tensor) -> Iterator[str]:
     interval = factors_that_fit(rest)
     if interval is not None and interval.low <= view.normaliser / len(view.counted) <= interval.high:
         yield row_labels.COUNTED
-
-
-@np.errstate(all="ignore")
-def refuted(asked: Question, wanted: Mapping[str, set[str]]) -> tuple[str, ...]:
-    """Which of some mistakes would show in tensors of a case, whichever way they are made."""
-    slack, shows = _slack(asked), dict[str, list[bool]]()
-    for guess in guesses(asked, rows_of(asked), set(wanted)):
-        names = [name for name in guess.tensors if name in wanted[guess.mistake] and name in asked.expected]
-        shows.setdefault(guess.mistake, []).append(any(_shows(asked, guess, name, slack) for name in names))
-    return tuple(mistake for mistake, variants in shows.items() if all(variants))
-
-
-def _shows(asked: Question, guess: Guess, name: str, slack: float) -> bool:
-    right, values = asked.expected[name].astype(np.float64), guess.tensors[name]
-    bound = 2 * np.asarray(asked.bounds[name]) + slack * np.abs(right)
-    if right.shape != values.shape:
-        return False
-    return not near(right, values, 2 * bound, undefined_alike=True).all()
-
