@@ -191,7 +191,7 @@ def _causes(asked: Question, tensors: list[TensorVerdict], candidate: Mapping[st
 
 def _tensor(asked: Question, name: str, got: np.ndarray) -> Tensor:
     every = [np.concatenate(parts).reshape(got.shape) for parts in zip(*blocks(asked, name, got), strict=True)]
-    return tensor_of(name, Elements(*every))
+    return tensor_of(name, Elements(*every), got.dtype)
 
 
 def _grid(asked: Question, name: str, got: np.ndarray) -> Any:

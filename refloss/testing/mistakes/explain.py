@@ -17,8 +17,8 @@ from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
 from refloss.testing.mistakes import element_steps, images, others, row_labels, softmax_steps, sums
 from refloss.testing.mistakes.elements import elements_of
-from refloss.testing.mistakes.guess import COMMON, POSSIBLE, USUAL, Guess
-from refloss.testing.mistakes.readings import factors_that_fit, read
+from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
+from refloss.testing.mistakes.readings import OVER_ALL_ROWS, factors_that_fit, read
 from refloss.testing.mistakes.rows import Wrong, combined, views
 from refloss.testing.mistakes.tensors import near
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LARGEST = 10**6  # input elements of a case for which other cases are computed
 _IN_PART = 0.5  # what a mistake loses that shows in the gradient alone, though it would in the loss
+OF_ALL_ROWS = "the gradient is that of a mean over all rows (loss right)"
 LEAK = "ignored rows are included: their gradient is not 0"
 
 
@@ -41,8 +42,11 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
     found = _together(cause._replace(tensors=(tensor.name,)) for tensor in wrong for cause in _read(asked, tensor))
     if sum(value.size for value in asked.case.inputs.values()) < LARGEST:
         found += [cause for cause in _guessed(asked, judged, failing) if cause is not None]
+    loss_is_right = "loss" in judged and "loss" not in failing
     best: dict[str, Cause] = {}
     for cause in found:
+        if loss_is_right and cause.mistake == OVER_ALL_ROWS:
+            cause = cause._replace(mistake=OF_ALL_ROWS, prior=COMMON)
         known = best.get(cause.mistake)
         if known is None or _rank(cause) > _rank(known):
             best[cause.mistake] = cause
@@ -138,9 +142,7 @@ def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...
         # A gradient that is right beside a loss that is not: the loss was computed twice.
         against = against * 2
     mistake, prior = guess.mistake, guess.prior * _IN_PART ** len({_kind(name) for name in against})
-    if against and mistake == "a mean over all rows instead of the rows that count":
-        mistake, prior = "the gradient is that of a mean over all rows (loss right)", guess.prior
-    return Cause(mistake, prior, guess.detail if mistake == guess.mistake else "", tuple(explained))
+    return Cause(mistake, prior, guess.detail, tuple(explained))
 
 
 def _with_limits(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...], slack: float) -> Guess:
@@ -235,18 +237,19 @@ def _only_ignored_rows(
     every: list[View], judged: Mapping[str, Tensor], failing: tuple[str, ...]
 ) -> Iterator[Cause]:
     """Whether all that is wrong is wrong where ignored rows are, whatever the class that they are taken to have."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, float], list[str]] = {}
     for view in every:
         if view.tensor in failing and view.has_labels and not view.counted.all():
             for mistake in _leaks(view, judged[view.tensor]):
                 found.setdefault(mistake, []).append(view.tensor)
-    yield from (Cause(mistake, COMMON - 0.1, tensors=tuple(names)) for mistake, names in found.items())
+    yield from (Cause(mistake, prior, tensors=tuple(names)) for (mistake, prior), names in found.items())
 
 
-def _leaks(view: View, tensor: Tensor) -> Iterator[str]:
+def _leaks(view: View, tensor: Tensor) -> Iterator[tuple[str, float]]:
     if not view.counted.any():
-        if np.isnan(tensor.got).any():
-            yield "all labels ignored gives a gradient of NaN instead of 0"
+        if not np.isfinite(tensor.got).all():
+            yield "all labels ignored gives a gradient of NaN instead of 0", USUAL
+            yield LEAK, SELDOM
         return
     touched = view.back(np.broadcast_to(~view.counted[:, None], view.logits.shape).astype(np.float64)) != 0
     ignored = (tensor.expected == 0) & touched
@@ -254,8 +257,8 @@ def _leaks(view: View, tensor: Tensor) -> Iterator[str]:
         return
     rest = tensor.part(~ignored)
     if rest.is_right().all():
-        yield LEAK
+        yield LEAK, COMMON - 0.1
         return
     interval = factors_that_fit(rest)
     if interval is not None and interval.low <= view.normaliser / len(view.counted) <= interval.high:
-        yield row_labels.COUNTED
+        yield row_labels.COUNTED, COMMON - 0.1

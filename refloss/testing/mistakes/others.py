@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from refloss.testing.mistakes.alterations import Altered
     from refloss.testing.verdict import Question
 
+ARGUMENT = 0.65  # ignored
 ARGUMENTS = {
     "ignore_index is ignored": "ignore_index is taken to be its default",
     "auxiliary_logits is ignored": "the auxiliary loss is left out",
@@ -55,7 +56,7 @@ def _answered(asked: Question, mistake: str, prior: float, detail: str, other: A
 def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str, Altered]]:
     guesses: list[tuple[str, float, str, Altered | None]] = [
         *((words, 0.9, "", other) for words, other in alterations.of_this_function(case).items()),
-        *((_said(words), USUAL, "", other) for words, other in alterations.arguments_ignored(case).items()),
+        *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case).items()),
         *((words, USUAL, "", other) for words, other in alterations.configured(case).items()),
     ]
     if np.ndim(case.grad_output) or not 1e-3 < abs(float(case.grad_output)) < 1e3:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMON_FACTORS = {-1.0, 2.0, 0.5}
 FLOAT16_MAX = 65504.0
 LARGEST_EXPONENT, LARGEST_FLOAT16_EXPONENT = 88.72, 11.09  # of e^x in float32 and in float16
+OVER_ALL_ROWS = "a mean over all rows instead of the rows that count"
 ZERO = "zero everywhere"
 NOTHING_COUNTS = "all labels ignored gives 0 instead of NaN"
 
@@ -28,7 +29,10 @@ NOTHING_COUNTS = "all labels ignored gives 0 instead of NaN"
 def read(asked: Question, tensor: Tensor) -> Iterator[Cause]:
     """All that may be said of a tensor that fails, by itself."""
     if not tensor.got.any():
-        yield Cause(NOTHING_COUNTS if np.isnan(tensor.expected).all() else ZERO, USUAL)
+        undefined = bool(np.isnan(tensor.expected).all())
+        yield Cause(NOTHING_COUNTS if undefined else ZERO, USUAL)
+        # 0 over another count.
+        yield from (Cause(mistake, SELDOM) for mistake in ("a sum for a mean", OVER_ALL_ROWS) if undefined)
         return
     yield from factors(asked, tensor)
     yield from _shifted(tensor)
@@ -77,6 +81,15 @@ def factors(asked: Question, tensor: Tensor) -> Iterator[Cause]:
 def factors_that_fit(tensor: Tensor) -> Factors | None:
     """The interval of factors; None if there is none."""
     got, expected = tensor.got, tensor.expected
+    # What is infinite because its type ends there is so for every larger factor.
+    beyond = np.isinf(got) & np.isfinite(expected) & (expected != 0)
+    if beyond.any() and not beyond.all():
+        rest = factors_that_fit(tensor.part(~beyond))
+        least = tensor.largest / np.abs(expected[beyond]).min()
+        if rest is None or max(abs(rest.low), abs(rest.high)) < least * (1 - tensor.rounding):
+            return None
+        sign = np.sign(got[beyond]) == np.sign(expected[beyond] * rest.low)
+        return rest if sign.all() else None
     finite = np.isfinite(expected)
     numbers = finite & (expected != 0)
     if not numbers.any() or not np.isfinite(got[finite]).all() or not tensor.is_right()[~finite].all():

@@ -22,12 +22,14 @@ INCLUDED = "ignored rows are included"
 COUNTED = "ignored rows are included, in the count as well"
 
 
-def leaking(view: View) -> Iterator[Wrong]:
+def leaking(view: View, *, counted_as_well: bool = False) -> Iterator[Wrong]:
     """Ignored rows have a loss, for the class that their label stands for or wraps to."""
     if view.labels is None or view.counted.all():
         return
     classes = view.logits.shape[-1]
     ignored_rows = ~view.counted
+    if view.normaliser == 0 and not counted_as_well:
+        return
     ignored = view.labels[ignored_rows]
     wrapped = {int(label) % classes for label in np.unique(ignored)[:2]} if classes else set()
     kept_out = [view.without_label] if view.without_label.any() else []
@@ -45,7 +47,7 @@ def leaking(view: View) -> Iterator[Wrong]:
 def leaking_counted(view: View) -> Iterator[Wrong]:
     """The same, divided by as many."""
     if view.reduction == "mean" and not view.of_items:
-        for wrong in leaking(view):
+        for wrong in leaking(view, counted_as_well=True):
             assert view.labels is not None
             count = view.target @ view.weight
             yield wrong._replace(normaliser=float(len(view.counted)))

@@ -224,13 +224,13 @@ def masked_undefined(view: View) -> Iterator[Wrong]:
     masked = np.isneginf(view.logits)
     if not masked.any():
         return
-    rows = masked.any(axis=-1, keepdims=True) & view.counted[:, None]
-    undefined = np.where(rows[:, 0], np.nan, view.losses)
-    yield Wrong(losses=undefined, slopes=np.where(rows, np.nan, view.slopes))
-    yield Wrong(losses=undefined)
-    yield Wrong(slopes=np.where(rows, np.nan, view.slopes))
-    yield Wrong(losses=undefined, slopes=np.where(masked & rows, np.nan, view.slopes))
-    yield Wrong(slopes=np.where(masked & rows, np.nan, view.slopes))
+    for rows in (masked.any(axis=-1, keepdims=True) & view.counted[:, None], masked.any(axis=-1, keepdims=True)):
+        undefined = np.where(rows[:, 0], np.nan, view.losses)
+        yield Wrong(losses=undefined, slopes=np.where(rows, np.nan, view.slopes))
+        yield Wrong(losses=undefined)
+        yield Wrong(slopes=np.where(rows, np.nan, view.slopes))
+        yield Wrong(losses=undefined, slopes=np.where(masked & rows, np.nan, view.slopes))
+        yield Wrong(slopes=np.where(masked & rows, np.nan, view.slopes))
 
 
 def foreign_shards(view: View) -> Iterator[Wrong]:

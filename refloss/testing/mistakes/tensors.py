@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.testing.spacing import FLOATS
+
 if TYPE_CHECKING:
     from refloss.testing.spacing import Elements
 
@@ -24,6 +26,7 @@ class Tensor(NamedTuple):
     bound: np.ndarray  # the same without roundings to the output's type
     rounding: float  # of a number to the tensor's type, relative
     smallest: float  # and absolute, where that is small
+    largest: float = np.inf  # finite number of its type
 
     @property
     def is_gradient(self) -> bool:
@@ -39,12 +42,12 @@ class Tensor(NamedTuple):
         if self.got.size <= SAMPLE:
             return self
         arrays = (few(array) for array in (self.got, self.expected, self.allowed, self.bound))
-        return Tensor(self.name, *arrays, self.rounding, self.smallest)
+        return Tensor(self.name, *arrays, self.rounding, self.smallest, self.largest)
 
     def part(self, index: Any) -> Tensor:
         """Some of its elements."""
         arrays = (array[index] for array in (self.got, self.expected, self.allowed, self.bound))
-        return Tensor(self.name, *arrays, self.rounding, self.smallest)
+        return Tensor(self.name, *arrays, self.rounding, self.smallest, self.largest)
 
     def fits(self, values: np.ndarray, bound: Any) -> bool:
         """Whether it would pass were these the right values, with a bound of their own, and whether they are others."""
@@ -75,14 +78,15 @@ class Tensor(NamedTuple):
         return np.asarray(SLACK * bound + self.rounding * size + self.smallest)
 
 
-def tensor_of(name: str, given: Elements) -> Tensor:
+def tensor_of(name: str, given: Elements, dtype: Any) -> Tensor:
     """A tensor of its elements."""
     numbers = np.isfinite(given.right) & (given.right != 0)
     relative = given.ulp[numbers] / np.abs(given.right[numbers])
     # An ulp is between half and all of the type's epsilon; without a number, it is that of the coarsest type.
     rounding = 2 * float(relative.min(initial=2.0**-8))
     bound = np.maximum(given.allowed - given.ulp, 0.0)
-    return Tensor(name, given.got, given.right, given.allowed, bound, rounding, float(given.ulp.min(initial=np.inf)))
+    smallest, largest = float(given.ulp.min(initial=np.inf)), float(FLOATS[np.dtype(dtype)].max)
+    return Tensor(name, given.got, given.right, given.allowed, bound, rounding, smallest, largest)
 
 
 def few(values: np.ndarray) -> np.ndarray:
