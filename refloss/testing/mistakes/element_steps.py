@@ -27,14 +27,21 @@ if TYPE_CHECKING:
 
 _LIMITS = (15.0, 10.0, 16.0, 20.0, 30.0, 50.0, 60.0, 80.0, 88.0, 100.0, 5.0, 8.0)
 _TINY = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 2.0**-126, 1e-30, 1e-20, 1e-16, 1e-15, 2.0**-23)
+SURE = 17.4  # from here on σ(x) is 1 in float32
 _OVERFLOWS = (88.722839, 88.0)
 
 
 def _swapped_for(given: Elements) -> Iterator[Tensors]:
     if given.parameters.get("log_target"):
         yield of_formula(given, lambda x, u: np.exp(x) * (x - u))
-    else:
-        yield of_formula(given, lambda x, t: np.exp(x) * (x - logarithm(t)))
+        return
+    for tiny in (0.0, *_TINY):
+        yield of_formula(given, lambda x, t, tiny=tiny: np.exp(x) * (x - logarithm(t, tiny)))
+        if not (given.t < 1e-5).any():
+            return
+    value, for_x, for_t = derivatives(lambda x, t: np.exp(x) * (x - logarithm(np.where(t.real == 0, 1, t))), given)
+    none = given.t == 0
+    yield tensors(given, *(np.where(none, 0.0, each) for each in (value, for_x, for_t)))
 
 
 def _without_entropy(given: Elements) -> Iterator[Tensors]:
@@ -125,16 +132,17 @@ def _logits_formula(given: Elements) -> Callable[[np.ndarray, np.ndarray], np.nd
 def _overflowing(given: Elements) -> Iterator[Tensors]:
     """log(1 + e^x), or e^x/(1 + e^x), in float32 or float16."""
     value, for_x, for_t = derivatives(_logits_formula(given), given)
+    loose = {"bound.loss": tensors(given, 2.0**-22 * (1 + np.abs(given.x)))["loss"]}
     for least in _OVERFLOWS:
         for beyond in (given.x > least, given.x < -least, np.abs(given.x) > least):
             if beyond.any():
                 infinite = np.where(beyond, np.inf, value)
                 undefined = np.where(beyond, np.nan, for_x)
                 for wrong in (infinite, np.where(beyond, np.nan, value)):
-                    yield tensors(given, wrong)
-                    yield tensors(given, wrong, undefined)
-                    yield tensors(given, wrong, undefined, np.where(beyond, np.nan, for_t))
-                    yield tensors(given, wrong, None, np.where(beyond, np.nan, for_t))
+                    yield tensors(given, wrong) | loose
+                    yield tensors(given, wrong, undefined) | loose
+                    yield tensors(given, wrong, undefined, np.where(beyond, np.nan, for_t)) | loose
+                    yield tensors(given, wrong, None, np.where(beyond, np.nan, for_t)) | loose
                 yield tensors(given, None, undefined)
 
 
@@ -162,9 +170,9 @@ def _rounded_sigmoid(given: Elements) -> Iterator[Tensors]:
     weight = _positive_weight(given)
     factor = 1.0 if weight is None else weight
     _, for_x, _ = derivatives(_logits_formula(given), given)
-    digits = 2.0**-23 * (
-        np.abs(factor * given.t) / np.maximum(p, 1e-30) + np.abs(1 - given.t) / np.maximum(1 - p, 2.0**-24)
-    )
+    lost = np.abs(given.t / np.maximum(p, 2.0**-100)) + np.abs(1 - given.t) / np.maximum(1 - p, 2.0**-24)
+    # Where p is 1 it is so in every order of operations.
+    digits = np.where(given.x > SURE, 0.0, 2.0**-23 * np.abs(factor) * lost)
     loose = {"bound.loss": tensors(given, digits)["loss"]}
     for cut in (-100.0, -np.inf):
         value = -factor * given.t * np.maximum(np.log(p), cut) - (1 - given.t) * np.maximum(np.log(1 - p), cut)

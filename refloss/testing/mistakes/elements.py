@@ -132,7 +132,8 @@ def softplus(x: np.ndarray) -> np.ndarray:
     """log(1 + e^x) of complex numbers."""
     above = x.real > 0
     small = np.exp(np.where(above, -x, x))
-    return np.where(above, x, 0) + np.log1p(small)
+    # NumPy's log1p of complex numbers has few digits where they are small.
+    return np.where(above, x, 0) + np.log1p(small.real) + 1j * (small.imag / (1 + small.real))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ def refuted(asked: Question, wanted: Mapping[str, set[str]]) -> tuple[str, ...]:
     shows: dict[str, list[bool]] = {}
     for guess in guesses(asked, rows_of(asked), set(wanted)):
         names = [name for name in guess.tensors if name in wanted[guess.mistake] and name in asked.expected]
-        shows.setdefault(guess.mistake, []).append(any(_shows(asked, guess, name) for name in names))
+        if names:
+            shows.setdefault(guess.mistake, []).append(any(_shows(asked, guess, name) for name in names))
     tensors = {name for names in wanted.values() for name in names if name in asked.expected}
     for name in tensors:
         for factor in named_factors(asked.case, name):

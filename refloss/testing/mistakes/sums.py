@@ -45,7 +45,11 @@ def one_chain(asked: Question, tensor: Tensor) -> Iterator[Cause]:
 def in_16_bits(asked: Question, every: list[View], only: set[str] | None = None) -> Iterator[Guess]:
     """Losses that are rounded to 16 bits, and their sum as well."""
     names = "sums are accumulated in the 16-bit type", "losses are rounded to 16 bits before they are added"
-    if np.ndim(asked.expected["loss"]) or (only is not None and not only & set(names)):
+    if only is not None and not only & set(names):
+        return
+    if np.ndim(asked.expected["loss"]):
+        for kind in _KINDS:
+            yield Guess(names[1], POSSIBLE, {"loss": real(asked.expected["loss"].astype(kind))})
         return
     losses = _losses(asked, every)
     if losses is None or not 4 <= losses.size <= 2**20 or not np.isfinite(losses).all():
