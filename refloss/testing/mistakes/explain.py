@@ -19,7 +19,7 @@ from refloss.testing.mistakes import element_steps, images, others, row_labels, 
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
 from refloss.testing.mistakes.readings import OVER_ALL_ROWS, factors_that_fit, read
-from refloss.testing.mistakes.rows import Wrong, combined, views
+from refloss.testing.mistakes.rows import Wrong, combined, magnitudes, views
 from refloss.testing.mistakes.tensors import near
 
 if TYPE_CHECKING:
@@ -119,14 +119,9 @@ def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...
     guess = _with_limits(guess, judged, failing, slack)
     explained = []
     for name in sorted(failing, key=lambda name: name != "loss"):
-        values = guess.tensors.get(name)
-        if (
-            values is not None
-            and values.shape == judged[name].got.shape
-            and judged[name].fits(values, _bound(guess, judged[name], slack))
-        ):
+        if _explains(guess, judged[name], slack):
             explained.append(name)
-        elif name == "loss" and values is not None:
+        elif name == "loss" and name in guess.tensors:
             return None
     if not explained:
         return None
@@ -135,14 +130,28 @@ def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...
         for name in judged
         if name not in failing and name in guess.tensors and _contradicts(guess, judged[name], slack)
     ]
-    kinds = {_kind(name) for name in explained}
-    if any(_kind(name) in kinds for name in against):
-        return None
-    if against and not any(judged[name].is_gradient for name in explained):
-        # A gradient that is right beside a loss that is not: the loss was computed twice.
+    if not any(judged[name].is_gradient for name in explained) and any(judged[name].is_gradient for name in against):
+        # A gradient that is right beside a loss that is not: it takes two computations.
         against = against * 2
-    mistake, prior = guess.mistake, guess.prior * _IN_PART ** len({_kind(name) for name in against})
-    return Cause(mistake, prior, guess.detail, tuple(explained))
+    prior = guess.prior * _IN_PART ** len(against)
+    return Cause(guess.mistake, prior, guess.detail, tuple(explained))
+
+
+def _explains(guess: Guess, tensor: Tensor, slack: float) -> bool:
+    values = guess.tensors.get(tensor.name)
+    if values is None or values.shape != tensor.got.shape:
+        return False
+    bound = _bound(guess, tensor, slack)
+    if tensor.fits(values, bound):
+        return True
+    if tensor.name not in guess.magnitudes or not _is_mostly_near(tensor, values, bound):
+        return False
+    return tensor.fits(values, bound + slack / 8 * guess.magnitudes[tensor.name])
+
+
+def _is_mostly_near(tensor: Tensor, values: np.ndarray, bound: np.ndarray) -> bool:
+    alike = near(tensor.got, values, 2 * bound + tensor.allowed, undefined_alike=True)
+    return 2 * int(np.count_nonzero(alike)) > alike.size
 
 
 def _with_limits(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...], slack: float) -> Guess:
@@ -156,10 +165,6 @@ def _with_limits(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str,
             if tensor.may_be(values, loose):
                 return guess._replace(bounds=guess.limits())
     return guess._replace(tensors={})
-
-
-def _kind(name: str) -> str:
-    return "grad" if name.startswith("grad.") else "loss"
 
 
 def _contradicts(guess: Guess, tensor: Tensor, slack: float) -> bool:
@@ -216,7 +221,7 @@ def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
         # What shows in one side of two may not show in the other.
         for i in range(max((len(each) for each in variants), default=0)):
             wrong = [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
-            yield Guess(mistake, prior, combined(every, wrong))
+            yield Guess(mistake, prior, combined(every, wrong), magnitudes=magnitudes(every, wrong))
 
 
 def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:

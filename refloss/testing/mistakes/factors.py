@@ -86,11 +86,11 @@ def _of_means(case: Case, tensor: str) -> Iterator[Factor]:
     if divisor is not None and divisor.right:
         right = f"{divisor.what} ({divisor.right:g})"
         yield Factor(divisor.right, "a sum for a mean", f"a sum for a mean over {right}", COMMON, True)
-        counts = [*_counts(case, tensor)]
-        for count, what in ((divisor.all, divisor.all_what), *counts):
+        usual = "the rows that count" if labels is not None else "the elements"
+        for count, what in ((divisor.all, divisor.all_what), *_counts(case, tensor)):
             if count:
                 words = f"a mean over {what} ({count:g}) instead of {right}"
-                name = f"a mean over {what} instead of {divisor.what}"
+                name = f"a mean over {what} instead of {usual}"
                 if case.parameters.get("reduction") == "batchmean":
                     name = "batchmean is a mean over elements" if what == divisor.all_what else name
                 yield Factor(divisor.right / count, name, words, USUAL)

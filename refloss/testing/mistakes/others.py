@@ -72,7 +72,7 @@ def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str
             guesses.append((row_labels.INCLUDED, COMMON, "", alterations.leaking(case, side)))
             guesses.append((row_labels.COUNTED, COMMON, "", alterations.leaking(case, side, counted=True)))
     if "weight" in case.inputs and not of_rows and (count := alterations.divisor(case)) is not None:
-        words = f"a mean over {count.all_what} instead of {count.what}"
+        words = f"a mean over {count.all_what} instead of the elements"
         guesses.append((words, USUAL, "", alterations.over_everything(case)))
     if alterations.divisor(case) is None:
         right = "the number of objects" if alterations.specification_of(case).mean == "objects" else "num_boxes"

@@ -189,6 +189,18 @@ def _gradient(view: View, wrong: Wrong) -> np.ndarray:
     return view.back(np.where(slopes == 0, 0.0, coefficient(view, wrong) * slopes))
 
 
+def magnitudes(every: list[View], wrong: list[Wrong]) -> Tensors:
+    """Of the gradients of logits: those of Q·p and q."""
+    pairs = zip(every, wrong, strict=True)
+    return Tensors({view.tensor: functools.partial(_magnitude, view, other) for view, other in pairs})
+
+
+def _magnitude(view: View, wrong: Wrong) -> np.ndarray:
+    mass = np.abs(view.mass if wrong.mass is None else wrong.mass)
+    p = np.zeros(1) if view.is_log else view.p if wrong.p is None else wrong.p
+    return np.abs(view.back(np.abs(coefficient(view, wrong)) * (mass.sum(axis=-1, keepdims=True) * p + mass)))
+
+
 def _target_gradient(view: View, wrong: Wrong) -> np.ndarray:
     log_p = view.log_p if wrong.log_p is None else wrong.log_p
     kept = 1 - view.smoothing if wrong.kept is None else wrong.kept
