@@ -55,7 +55,7 @@ def _answered(asked: Question, mistake: str, prior: float, detail: str, other: A
 
 def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str, Altered]]:
     guesses: list[tuple[str, float, str, Altered | None]] = [
-        *((words, 0.9, "", other) for words, other in alterations.of_this_function(case).items()),
+        *((words, 0.9, "", other) for words, other in alterations.of_this_function(case)),
         *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case).items()),
         *((words, USUAL, "", other) for words, other in alterations.configured(case).items()),
     ]
