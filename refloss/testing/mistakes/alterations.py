@@ -324,5 +324,5 @@ def arguments_ignored(case: Case) -> dict[str, Altered]:
     }
     without |= {name: altered(case, **{name: None}) for name in case.parameters if not parameters[name].structural}
     if "num_boxes" in case.parameters or specification_of(case).mean == "objects":
-        without["the number of boxes"] = altered(case, num_boxes=1.0)
+        without["num_boxes"] = altered(case, num_boxes=1.0)
     return {f"{name} is ignored": Altered(other) for name, other in without.items()}

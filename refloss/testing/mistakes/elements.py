@@ -15,13 +15,15 @@ from refloss.roundoff import real
 from refloss.testing.mistakes import alterations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from refloss.cases.source import Case
 
     Formula = Callable[[np.ndarray, np.ndarray], np.ndarray]
+    Tensors = dict[str, np.ndarray]
+    Step = Callable[["Elements"], Iterator[Tensors]]
 
-_STEP = 1e-200
+STEP = 1e-200
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +95,8 @@ def _divisor(case: Case, kind: str, x: np.ndarray, mean: float) -> float:
 def derivatives(formula: Formula, given: Elements) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value, and derivatives for x and t."""
     x, t = given.x.astype(complex), given.t.astype(complex)
-    of_x, of_t = formula(x + _STEP * 1j, t), formula(x, t + _STEP * 1j)
-    return of_x.real, of_x.imag / _STEP, of_t.imag / _STEP
+    of_x, of_t = formula(x + STEP * 1j, t), formula(x, t + STEP * 1j)
+    return of_x.real, of_x.imag / STEP, of_t.imag / STEP
 
 
 def tensors(
@@ -133,18 +135,18 @@ def softplus(x: np.ndarray) -> np.ndarray:
     above = x.real > 0
     small = np.exp(np.where(above, -x, x))
     # NumPy's log1p of complex numbers has few digits where they are small.
-    return np.where(above, x, 0) + np.log1p(small.real) + 1j * (small.imag / (1 + small.real))
+    return np.asarray(np.where(above, x, 0) + np.log1p(small.real) + 1j * (small.imag / (1 + small.real)))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1/(1 + e^−x) of complex numbers."""
     small = np.exp(np.where(x.real > 0, -x, x))
-    return np.where(x.real > 0, 1, small) / (1 + small)
+    return np.asarray(np.where(x.real > 0, 1, small) / (1 + small))
 
 
 def size(d: np.ndarray) -> np.ndarray:
     """|d| of complex numbers, with the derivative 0 at 0."""
-    return d * np.sign(d.real)
+    return np.asarray(d * np.sign(d.real))
 
 
 def logarithm(t: np.ndarray, tiny: float = 0.0) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Which of the usual mistakes explain a case that fails.
 
-A mistake explains a tensor if it would pass were the mistake right: every element within its own allowance. It explains a
-case if it explains all tensors that fail, and does not contradict those that pass. Some are read off a tensor, some are
-the right answer to another case, some a small float64 simulation of a mistaken step.
+A mistake explains a tensor if it would pass were the mistake right: every element within its own allowance. It explains
+a case if it explains all tensors that fail; where it contradicts those that pass it is less likely. Some mistakes are
+read off a tensor, some are the right answer to another case, some a small float64 simulation of a mistaken step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
-from refloss.testing.mistakes import element_steps, images, others, row_labels, softmax_steps, sums
+from refloss.testing.mistakes import box_steps, element_steps, images, others, row_labels, softmax_steps, sums
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
 from refloss.testing.mistakes.readings import OVER_ALL_ROWS, factors_that_fit, read
@@ -45,11 +45,11 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
     loss_is_right = "loss" in judged and "loss" not in failing
     best: dict[str, Cause] = {}
     for cause in found:
-        if loss_is_right and cause.mistake == OVER_ALL_ROWS:
-            cause = cause._replace(mistake=OF_ALL_ROWS, prior=COMMON)
-        known = best.get(cause.mistake)
-        if known is None or _rank(cause) > _rank(known):
-            best[cause.mistake] = cause
+        of_all = loss_is_right and cause.mistake == OVER_ALL_ROWS
+        named = cause._replace(mistake=OF_ALL_ROWS, prior=COMMON) if of_all else cause
+        known = best.get(named.mistake)
+        if known is None or _rank(named) > _rank(known):
+            best[named.mistake] = named
     ranked = sorted(best.values(), key=_rank, reverse=True)
     whole = [cause for cause in ranked if len(cause.tensors) == len(failing)]
     return tuple(whole or ranked)
@@ -110,7 +110,7 @@ def _bound(guess: Guess, tensor: Tensor, slack: float) -> np.ndarray:
         return np.asarray(known)
     if not tensor.got.ndim:
         value = float(values)
-        return np.float64(2 * float(tensor.bound) + (slack * abs(value) if math.isfinite(value) else 0.0))
+        return np.asarray(2 * float(tensor.bound) + (slack * abs(value) if math.isfinite(value) else 0.0))
     return 2 * tensor.bound + slack * np.abs(np.where(np.isfinite(values), values, 0.0))
 
 
@@ -189,10 +189,9 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     """Everything that is tried on a case, or the mistakes of some names."""
     yield from _guarded(lambda: _of_rows(every, only))
     yield from _guarded(lambda: _of_elements(asked, only))
-    for generate in (images.of_dice, images.of_boxes):
-        yield from _named(_guarded(lambda generate=generate: generate(asked.case)), only)
-    for of_views in (images.resamplings, images.left_out):
-        yield from _named(_guarded(lambda of_views=of_views: of_views(asked.case, every)), only)
+    yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
+    yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
+    yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
     yield from _guarded(lambda: sums.in_16_bits(asked, every, only))
     yield from _guarded(lambda: others.guesses(asked, only, of_rows=bool(every)))
 
@@ -238,9 +237,7 @@ def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
                 yield Guess(mistake, POSSIBLE if step in element_steps.VAGUE else USUAL, values, limits)
 
 
-def _only_ignored_rows(
-    every: list[View], judged: Mapping[str, Tensor], failing: tuple[str, ...]
-) -> Iterator[Cause]:
+def _only_ignored_rows(every: list[View], judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause]:
     """Whether all that is wrong is wrong where ignored rows are, whatever the class that they are taken to have."""
     found: dict[tuple[str, float], list[str]] = {}
     for view in every:

@@ -33,7 +33,9 @@ def leaking(view: View, *, counted_as_well: bool = False) -> Iterator[Wrong]:
     ignored = view.labels[ignored_rows]
     wrapped = {int(label) % classes for label in np.unique(ignored)[:2]} if classes else set()
     kept_out = [view.without_label] if view.without_label.any() else []
-    for known, out in itertools.product(sorted({0, classes - 1, *wrapped}), [*kept_out, np.zeros(len(ignored_rows), bool)]):
+    for known, out in itertools.product(
+        sorted({0, classes - 1, *wrapped}), [*kept_out, np.zeros(len(ignored_rows), bool)]
+    ):
         if (out == ignored_rows).all():
             continue
         labels = np.where(view.counted, view.labels, known)

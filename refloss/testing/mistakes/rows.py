@@ -108,7 +108,7 @@ class View:
         """−Σ q·log p with other logarithms, or masses."""
         mass = self.mass if mass is None else mass
         terms = mass * log_p
-        return -(np.where(mass == 0, 0.0, terms) if self.has_labels else terms).sum(axis=-1)
+        return np.asarray(-(np.where(mass == 0, 0.0, terms) if self.has_labels else terms).sum(axis=-1))
 
     def slopes_of(self, p: np.ndarray, mass: np.ndarray | None = None) -> np.ndarray:
         """Q·p − q with other probabilities, or masses."""
@@ -116,7 +116,7 @@ class View:
         if self.is_log:
             return -mass
         pushed = mass.sum(axis=-1, keepdims=True)
-        return np.where(pushed == 0, 0.0, pushed * p) - mass
+        return np.asarray(np.where(pushed == 0, 0.0, pushed * p) - mass)
 
 
 class Wrong(NamedTuple):
@@ -198,7 +198,8 @@ def magnitudes(every: list[View], wrong: list[Wrong]) -> Tensors:
 def _magnitude(view: View, wrong: Wrong) -> np.ndarray:
     mass = np.abs(view.mass if wrong.mass is None else wrong.mass)
     p = np.zeros(1) if view.is_log else view.p if wrong.p is None else wrong.p
-    return np.abs(view.back(np.abs(coefficient(view, wrong)) * (mass.sum(axis=-1, keepdims=True) * p + mass)))
+    terms = mass.sum(axis=-1, keepdims=True) * p + mass
+    return np.asarray(np.abs(view.back(np.abs(coefficient(view, wrong)) * terms)))
 
 
 def _target_gradient(view: View, wrong: Wrong) -> np.ndarray:

@@ -84,7 +84,7 @@ def clamped_distances(view: View) -> Iterator[Wrong]:
 
 def _derived(view: View, of_p: np.ndarray) -> np.ndarray:
     """The gradient of a loss whose derivative for log p is −of_p."""
-    return view.p * of_p.sum(axis=-1, keepdims=True) - of_p
+    return np.asarray(view.p * of_p.sum(axis=-1, keepdims=True) - of_p)
 
 
 def clamped_logarithm(view: View) -> Iterator[Wrong]:
@@ -155,7 +155,7 @@ def lost_tail(view: View) -> Iterator[Wrong]:
 
 def log_p_of_zero(log_p: np.ndarray, view: View) -> np.ndarray:
     """Of a label whose logit was never read, and stays 0."""
-    return (log_p - view.logits)[:, 0]
+    return np.asarray(log_p - view.logits)[:, 0]
 
 
 def _without(view: View, log_p: np.ndarray, p: np.ndarray, whole: int) -> Iterator[Wrong]:
@@ -224,7 +224,8 @@ def masked_undefined(view: View) -> Iterator[Wrong]:
     masked = np.isneginf(view.logits)
     if not masked.any():
         return
-    for rows in (masked.any(axis=-1, keepdims=True) & view.counted[:, None], masked.any(axis=-1, keepdims=True)):
+    touched = np.asarray(masked.any(axis=-1, keepdims=True))
+    for rows in (touched & view.counted[:, None], touched):
         undefined = np.where(rows[:, 0], np.nan, view.losses)
         yield Wrong(losses=undefined, slopes=np.where(rows, np.nan, view.slopes))
         yield Wrong(losses=undefined)
@@ -279,7 +280,8 @@ def along(view: View, other: int) -> Iterator[Wrong]:
     rows = view.there(p)
     of_row = coefficient(view, Wrong())
     pulled = view.back(of_row * view.mass)
-    derived = view.there(np.where(pulled.sum(axis=other, keepdims=True) == 0, 0.0, pulled.sum(axis=other, keepdims=True) * p) - pulled)
+    pushed = pulled.sum(axis=other, keepdims=True)
+    derived = view.there(np.where(pushed == 0, 0.0, pushed * p) - pulled)
     yield Wrong(log_p=np.log(rows), p=rows)
     yield Wrong(log_p=np.log(rows), slopes=np.where(of_row == 0, 0.0, derived / of_row))
 
