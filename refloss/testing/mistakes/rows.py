@@ -77,7 +77,7 @@ class View:
     @functools.cached_property
     def terms(self) -> np.ndarray:
         """e^(x − max), [R, C]."""
-        return np.exp(self.logits - self.maximum)
+        return np.asarray(np.exp(self.logits - self.maximum))
 
     @functools.cached_property
     def lse(self) -> np.ndarray:
@@ -92,7 +92,7 @@ class View:
     @functools.cached_property
     def p(self) -> np.ndarray:
         """[R, C]."""
-        return np.exp(self.log_p)
+        return np.asarray(np.exp(self.log_p))
 
     @functools.cached_property
     def losses(self) -> np.ndarray:

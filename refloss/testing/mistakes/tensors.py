@@ -41,13 +41,15 @@ class Tensor(NamedTuple):
         """A few thousand elements: most mistakes that do not fit do not fit there."""
         if self.got.size <= SAMPLE:
             return self
-        arrays = (few(array) for array in (self.got, self.expected, self.allowed, self.bound))
-        return Tensor(self.name, *arrays, self.rounding, self.smallest, self.largest)
+        return self._replace(
+            got=few(self.got), expected=few(self.expected), allowed=few(self.allowed), bound=few(self.bound)
+        )
 
     def part(self, index: Any) -> Tensor:
         """Some of its elements."""
-        arrays = (array[index] for array in (self.got, self.expected, self.allowed, self.bound))
-        return Tensor(self.name, *arrays, self.rounding, self.smallest, self.largest)
+        return self._replace(
+            got=self.got[index], expected=self.expected[index], allowed=self.allowed[index], bound=self.bound[index]
+        )
 
     def fits(self, values: np.ndarray, bound: Any) -> bool:
         """Whether it would pass were these the right values, with a bound of their own, and whether they are others."""
