@@ -70,6 +70,12 @@ class View:
         return np.asarray(self.weight * spread * self.counted[:, None])
 
     @functools.cached_property
+    def coefficient(self) -> np.ndarray:
+        """The cotangent over the normaliser, [R, 1]."""
+        with np.errstate(all="ignore"):
+            return np.asarray(self.share * self.cotangent / self.normaliser)[:, None]
+
+    @functools.cached_property
     def maximum(self) -> np.ndarray:
         """[R, 1]."""
         return np.asarray(self.logits.max(axis=-1, keepdims=True, initial=-np.inf))
@@ -176,6 +182,8 @@ def _loss(view: View, wrong: Wrong) -> np.ndarray:
 
 def coefficient(view: View, wrong: Wrong) -> np.ndarray:
     """What the gradients of rows are multiplied by, [R, 1]."""
+    if wrong.normaliser is None and wrong.cotangent is None:
+        return view.coefficient
     normaliser = view.normaliser if wrong.normaliser is None else wrong.normaliser
     cotangent = view.cotangent if wrong.cotangent is None else wrong.cotangent
     return np.broadcast_to(view.share * cotangent / normaliser, view.counted.shape)[:, None]
@@ -245,7 +253,8 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
     divisor = 1.0 if reduction != "mean" else float((masses * weight).sum()) if is_labels else float(len(rows))
 
     def back(gradient: np.ndarray) -> np.ndarray:
-        tensor = np.moveaxis(gradient.reshape(moved.shape), -1, axis)
+        tensor = gradient.reshape(moved.shape)
+        tensor = tensor if axis == tensor.ndim - 1 else np.moveaxis(tensor, -1, axis)
         return adjoint(tensor, values.shape[-2:]) if argument.resampled else tensor
 
     # What an ignored row holds concerns no other.

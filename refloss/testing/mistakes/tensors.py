@@ -27,6 +27,8 @@ class Tensor(NamedTuple):
     rounding: float  # of a number to the tensor's type, relative
     smallest: float  # and absolute, where that is small
     largest: float = np.inf  # finite number of its type
+    worst: int = 0  # where the error is largest, in C order
+    size: float = 0.0  # of the largest finite element that is right
 
     @property
     def is_gradient(self) -> bool:
@@ -60,6 +62,14 @@ class Tensor(NamedTuple):
             return False
         return self.may_be(values, bound) and self.differs(values, bound)
 
+    def worst_may_be(self, values: np.ndarray, slack: float) -> bool:
+        """Whether the element that is farthest off could be what it is; generous, to refute most at a glance."""
+        got, value = float(self.got.flat[self.worst]), float(values.flat[self.worst])
+        if not (math.isfinite(got) and math.isfinite(value)):
+            return math.isfinite(got) == math.isfinite(value)
+        around = 4 * float(self.bound.flat[self.worst]) + 2 * self.smallest + 2 * slack * self.size
+        return abs(got - value) <= around + 2 * (slack + self.rounding) * abs(value)
+
     def _fits_number(self, value: float, bound: float) -> bool:
         got, right = float(self.got), float(self.expected)
         if not math.isfinite(value):
@@ -88,7 +98,12 @@ def tensor_of(name: str, given: Elements, dtype: Any) -> Tensor:
     rounding = 2 * float(relative.min(initial=2.0**-8))
     bound = np.maximum(given.allowed - given.ulp, 0.0)
     smallest, largest = float(given.ulp.min(initial=np.inf)), float(FLOATS[np.dtype(dtype)].max)
-    return Tensor(name, given.got, given.right, given.allowed, bound, rounding, smallest, largest)
+    with np.errstate(all="ignore"):
+        error = np.abs(given.got - given.right)
+    undefined = np.isfinite(given.got) != np.isfinite(given.right)
+    worst = int(np.argmax(np.where(undefined, np.inf, np.nan_to_num(error)))) if error.size else 0
+    size = float(np.max(np.abs(given.right), initial=0.0, where=np.isfinite(given.right)))
+    return Tensor(name, given.got, given.right, given.allowed, bound, rounding, smallest, largest, worst, size)
 
 
 def few(values: np.ndarray) -> np.ndarray:
