@@ -86,6 +86,12 @@ class View:
         return np.asarray(np.exp(self.logits - self.maximum))
 
     @functools.cached_property
+    def least(self) -> float:
+        """The smallest probability that a loss is made of."""
+        asked = self.p[self.mass != 0]
+        return float(asked.min(initial=1.0))
+
+    @functools.cached_property
     def lse(self) -> np.ndarray:
         """[R, 1]."""
         return np.asarray(self.maximum + np.log(self.terms.sum(axis=-1, keepdims=True)))
@@ -128,6 +134,9 @@ class View:
 class Wrong(NamedTuple):
     """What a mistake changes in a view: logarithms and probabilities, masses, or what comes of them."""
 
+    lse: np.ndarray | None = None  # [R, 1]
+    cut: int | None = None  # classes from here on have no gradient
+    cut_p: int | None = None  # or lack its first part, Q·p
     log_p: np.ndarray | None = None  # [R, C]
     p: np.ndarray | None = None  # [R, C]
     mass: np.ndarray | None = None  # [R, C]
@@ -173,6 +182,8 @@ def _loss(view: View, wrong: Wrong) -> np.ndarray:
     if wrong.loss is not None:
         return view.share * np.asarray(wrong.loss)
     losses = wrong.losses
+    if losses is None and wrong.lse is not None:
+        losses = view.losses + view.mass.sum(axis=-1) * (wrong.lse - view.lse)[:, 0]
     if losses is None:
         same = wrong.log_p is None and wrong.mass is None
         losses = view.losses if same else view.losses_of(view.log_p if wrong.log_p is None else wrong.log_p, wrong.mass)
@@ -191,9 +202,16 @@ def coefficient(view: View, wrong: Wrong) -> np.ndarray:
 
 def _gradient(view: View, wrong: Wrong) -> np.ndarray:
     slopes = wrong.slopes
+    if slopes is None and wrong.lse is not None and wrong.p is None:
+        slopes = view.slopes_of(view.p * np.exp(view.lse - wrong.lse), wrong.mass)
     if slopes is None:
         same = wrong.p is None and wrong.mass is None
         slopes = view.slopes if same else view.slopes_of(view.p if wrong.p is None else wrong.p, wrong.mass)
+    classes = np.arange(slopes.shape[-1])
+    if wrong.cut is not None:
+        slopes = np.where(classes < wrong.cut, slopes, 0.0)
+    if wrong.cut_p is not None:
+        slopes = np.where(classes < wrong.cut_p, slopes, -(view.mass if wrong.mass is None else wrong.mass))
     return view.back(np.where(slopes == 0, 0.0, coefficient(view, wrong) * slopes))
 
 
@@ -212,6 +230,7 @@ def _magnitude(view: View, wrong: Wrong) -> np.ndarray:
 
 def _target_gradient(view: View, wrong: Wrong) -> np.ndarray:
     log_p = view.log_p if wrong.log_p is None else wrong.log_p
+    log_p = view.logits - wrong.lse if wrong.lse is not None else log_p
     kept = 1 - view.smoothing if wrong.kept is None else wrong.kept
     return view.back(-coefficient(view, wrong) * kept * view.weight * log_p)
 

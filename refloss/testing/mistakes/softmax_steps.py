@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TINIEST = (2.0**-126, 2.0**-149, 1e-45, 1e-38, 1e-37, 1e-30, 1e-20, 1e-16, 1e-15, 1e-12, 1e-10, 1e-9, 1e-8, 2.0**-24)
 SMALL = (2.0**-23, 1e-7, 1e-6, 1e-5, 2.0**-14, 1e-4)
 LIMITS = (20.0, 30.0, 40.0, 50.0, 60.0, 64.0, 70.0, 80.0, 87.0, 88.0, 100.0, 103.0)
+FARTHEST = 87.0  # distances whose exponentials float32 holds
 LARGEST, LEAST = float(np.finfo(np.float32).max), 2.0**-149
 
 
@@ -32,6 +33,9 @@ def narrow(values: np.ndarray, least: float = LEAST) -> np.ndarray:
 
 def from_shift(view: View, shift: np.ndarray) -> Iterator[Wrong]:
     """Exponentials of x minus something other than the row's maximum, in float32."""
+    highest = (view.maximum - shift)[np.isfinite(view.maximum - shift)]
+    if highest.max(initial=0.0) < FARTHEST - np.log(view.logits.shape[-1]) and highest.min(initial=0.0) > -FARTHEST:
+        return
     for least in (LEAST / 2, 2.0**-126):
         terms = narrow(np.exp(view.logits - shift), least)
         total = narrow(terms.sum(axis=-1, keepdims=True))
@@ -90,7 +94,7 @@ def _derived(view: View, of_p: np.ndarray) -> np.ndarray:
 def clamped_logarithm(view: View) -> Iterator[Wrong]:
     """log max(p, tiny)."""
     for tiny in (*TINIEST, *SMALL):
-        if (view.p < tiny).any(where=view.mass != 0):
+        if view.least < tiny:
             log_p = np.log(np.maximum(view.p, tiny))
             yield Wrong(log_p=log_p, p=view.p)
             yield Wrong(log_p=log_p, slopes=_derived(view, np.where(view.p < tiny, 0.0, view.mass)))
@@ -99,7 +103,7 @@ def clamped_logarithm(view: View) -> Iterator[Wrong]:
 def added_to_probability(view: View) -> Iterator[Wrong]:
     """log(p + ε)."""
     for tiny in (*TINIEST, *SMALL, 1e-3):
-        if (view.p < 1e4 * tiny).any(where=view.mass != 0):
+        if view.least < 1e4 * tiny:
             log_p = np.log(view.p + tiny)
             yield Wrong(log_p=log_p, p=view.p)
             yield Wrong(log_p=log_p, slopes=_derived(view, view.mass * view.p / (view.p + tiny)))
@@ -116,92 +120,64 @@ def unscaled_blocks(view: View) -> Iterator[Wrong]:
     running = np.maximum.accumulate(view.logits, axis=-1)
     classes = view.logits.shape[-1]
     for size in sizes(view):
-        ends = np.minimum(np.arange(size - 1, classes + size - 1, size), classes - 1)
-        so_far = np.repeat(running[:, ends], size, axis=-1)[:, :classes]
-        total = np.exp(view.logits - so_far).sum(axis=-1, keepdims=True)
-        yield from _with_total(view, total, view.maximum)
+        starts = np.arange(0, classes, size)
+        so_far = running[:, np.minimum(starts + size, classes) - 1]
+        sums = np.add.reduceat(view.terms, starts, axis=-1) * np.exp(view.maximum - so_far)
+        yield from _with_lse(view.maximum + np.log(sums.sum(axis=-1, keepdims=True)), view)
 
 
-def _with_total(view: View, total: np.ndarray, maximum: np.ndarray) -> Iterator[Wrong]:
+def _with_lse(lse: np.ndarray, view: View) -> Iterator[Wrong]:
     """Another sum of exponentials, in the loss and in the gradient, or in the loss alone."""
-    log_p = view.logits - maximum - np.log(total)
-    yield Wrong(log_p=log_p, p=np.exp(log_p))
-    yield Wrong(log_p=log_p, p=view.p)
+    yield Wrong(lse=lse)
+    yield Wrong(lse=lse, p=view.p)
 
 
 def lost_tail(view: View) -> Iterator[Wrong]:
     """Classes beyond the last whole block are not looked at."""
     classes = view.logits.shape[-1]
+    sums = np.cumsum(view.terms, axis=-1)
     for size in sizes(view):
         whole = classes - classes % size
         if whole == classes:
             continue
-        head = view.logits[:, :whole]
-        maximum = head.max(axis=-1, keepdims=True)
-        total = np.exp(head - maximum).sum(axis=-1, keepdims=True)
-        log_p = view.logits - maximum - np.log(total)
-        p = np.exp(log_p)
-        yield from _without(view, log_p, p, whole)
-        # The labels that it holds are not met either.
-        unmet = view.labels is not None and (view.labels >= whole).any()
-        if unmet:
-            mass = np.where(np.arange(classes) < whole, view.mass, 0.0)
-            slopes = np.where(np.arange(classes) < whole, view.mass.sum(axis=-1, keepdims=True) * p - mass, 0.0)
-            losses = np.where(
-                view.labels < whole, view.losses_of(log_p), -view.mass.sum(axis=-1) * log_p_of_zero(log_p, view)
-            )
-            yield Wrong(losses=losses, slopes=slopes)
-
-
-def log_p_of_zero(log_p: np.ndarray, view: View) -> np.ndarray:
-    """Of a label whose logit was never read, and stays 0."""
-    return np.asarray(log_p - view.logits)[:, 0]
-
-
-def _without(view: View, log_p: np.ndarray, p: np.ndarray, whole: int) -> Iterator[Wrong]:
-    yield Wrong(log_p=log_p, p=p)
-    beyond = np.arange(view.logits.shape[-1]) >= whole
-    yield Wrong(log_p=log_p, slopes=np.where(beyond, 0.0, view.slopes_of(p)))
-    yield Wrong(log_p=log_p, p=np.where(beyond, 0.0, p))
-    yield Wrong(log_p=log_p, p=view.p)
-    yield Wrong(slopes=np.where(beyond, 0.0, view.slopes))
+        lse = view.maximum + np.log(sums[:, whole - 1 : whole])
+        yield Wrong(lse=lse)
+        yield Wrong(lse=lse, cut=whole)
+        yield Wrong(lse=lse, cut_p=whole)
+        yield Wrong(lse=lse, p=view.p)
+        yield Wrong(cut=whole)
+        # The labels that it holds are not met either: their logits stay 0.
+        if view.labels is not None and (view.labels >= whole).any():
+            pushed = view.mass.sum(axis=-1)
+            losses = np.where(view.labels < whole, view.losses + pushed * (lse - view.lse)[:, 0], pushed * lse[:, 0])
+            yield Wrong(lse=lse, losses=losses, cut=whole)
 
 
 def first_block_only(view: View) -> Iterator[Wrong]:
     """Beyond the first block of classes the gradient is 0, or lacks p."""
-    classes = view.logits.shape[-1]
     for size in sizes(view):
-        first = np.arange(classes) < size
-        yield Wrong(slopes=np.where(first, view.slopes, 0.0))
-        yield Wrong(p=np.where(first, view.p, 0.0))
+        yield Wrong(cut=size)
+        yield Wrong(cut_p=size)
 
 
 def tail_of_next_row(view: View) -> Iterator[Wrong]:
     """The last block is read to its end, which is the start of the next row."""
     rows, classes = view.logits.shape
-    flat = np.concatenate([view.logits.reshape(-1), np.full(classes, -np.inf)])
-    around = np.concatenate([view.logits, np.roll(view.logits, -1, axis=0)], axis=-1)
     for size in sizes(view, 2**12):
         beyond = -classes % size
-        if not beyond or beyond > classes or rows < 2:
-            continue
-        straight = np.concatenate([view.logits, flat[classes:].reshape(rows, classes)[:, :beyond]], axis=-1)
-        for read in (straight, around[:, : classes + beyond]):
-            maximum = read.max(axis=-1, keepdims=True)
-            yield from _with_total(view, np.exp(read - maximum).sum(axis=-1, keepdims=True), maximum)
+        if beyond and beyond <= classes and rows > 1:
+            starts = view.logits[:, :beyond]
+            read = np.logaddexp.reduce(starts, axis=-1, keepdims=True)
+            for following in (np.append(read[1:], [[-np.inf]], axis=0), np.roll(read, -1, axis=0)):
+                yield from _with_lse(np.logaddexp(view.lse, following), view)
 
 
 def padded_classes(view: View) -> Iterator[Wrong]:
     """Classes that are only there to fill a block, with logits of 0."""
     classes = view.logits.shape[-1]
-    seen = set()
-    for power in range(1, 13):
-        beyond = -classes % 2**power
-        if beyond and beyond not in seen and beyond < 64 * classes:
-            seen.add(beyond)
-            maximum = np.maximum(view.maximum, 0.0)
-            total = view.terms.sum(axis=-1, keepdims=True) * np.exp(view.maximum - maximum)
-            yield from _with_total(view, total + beyond * np.exp(-maximum), maximum)
+    for beyond in sorted({-classes % 2**power for power in range(1, 13)} - {0}):
+        if beyond < 64 * classes:
+            yield from _with_lse(np.logaddexp(view.lse, np.log(beyond)), view)
 
 
 def wrapped_index(view: View) -> Iterator[Wrong]:
