@@ -7,6 +7,7 @@ read off a tensor, some are the right answer to another case, some a small float
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from refloss.testing.mistakes import box_steps, element_steps, images, others, r
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
 from refloss.testing.mistakes.readings import OVER_ALL_ROWS, factors_that_fit, read
-from refloss.testing.mistakes.rows import Wrong, combined, magnitudes, views
+from refloss.testing.mistakes.rows import Wrong, combined, glance, magnitudes, views
 from refloss.testing.mistakes.tensors import near
 
 if TYPE_CHECKING:
@@ -141,10 +142,13 @@ def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...
 
 
 def _explains(guess: Guess, tensor: Tensor, slack: float) -> bool:
-    values = guess.tensors.get(tensor.name)
-    if values is None or values.shape != tensor.got.shape:
+    seen = None if guess.glance is None or not tensor.got.ndim else guess.glance(tensor.name, tensor.worst)
+    if seen is not None and not tensor.worst_may_be(seen, slack):
         return False
-    if not tensor.worst_may_be(values, slack):
+    values = guess.tensors.get(tensor.name)
+    if values is None or values.shape != tensor.got.shape or not values.size:
+        return False
+    if not tensor.worst_may_be(float(values.flat[tensor.worst]), slack):
         return False
     bound = _bound(guess, tensor, slack)
     if tensor.fits(values, bound):
@@ -220,7 +224,13 @@ def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
         # What shows in one side of two may not show in the other.
         for i in range(max((len(each) for each in variants), default=0)):
             wrong = [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
-            yield Guess(mistake, prior, combined(every, wrong), magnitudes=magnitudes(every, wrong))
+            yield Guess(
+                mistake,
+                prior,
+                combined(every, wrong),
+                magnitudes=magnitudes(every, wrong),
+                glance=functools.partial(glance, every, wrong),
+            )
 
 
 def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:

@@ -20,7 +20,7 @@ class Guess(NamedTuple):
     tensors are what it makes of the case, float64, by the names that a candidate's have; those that it leaves as they
     are need not be among them. bounds, where a tensor has one here, is how far off an honest computation of it may be;
     limits computes them, where that is not done yet. magnitudes are those of the terms that a tensor's elements are
-    made of: where they cancel, little is left of an element's digits.
+    made of: where they cancel, little is left of an element's digits. glance gives one element, if that is cheaper.
     """
 
     mistake: str
@@ -28,5 +28,6 @@ class Guess(NamedTuple):
     tensors: Mapping[str, np.ndarray]
     bounds: Mapping[str, Any] = {}
     magnitudes: Mapping[str, np.ndarray] = {}
+    glance: Callable[[str, int], float | None] | None = None
     limits: Callable[[], Mapping[str, Any]] | None = None
     detail: str = ""  # the same with the numbers of a case

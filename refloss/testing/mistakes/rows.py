@@ -86,6 +86,11 @@ class View:
         return np.asarray(np.exp(self.logits - self.maximum))
 
     @functools.cached_property
+    def pushed(self) -> np.ndarray:
+        """Q, [R]."""
+        return np.asarray(self.mass.sum(axis=-1))
+
+    @functools.cached_property
     def least(self) -> float:
         """The smallest probability that a loss is made of."""
         asked = self.p[self.mass != 0]
@@ -183,7 +188,7 @@ def _loss(view: View, wrong: Wrong) -> np.ndarray:
         return view.share * np.asarray(wrong.loss)
     losses = wrong.losses
     if losses is None and wrong.lse is not None:
-        losses = view.losses + view.mass.sum(axis=-1) * (wrong.lse - view.lse)[:, 0]
+        losses = view.losses + view.pushed * (wrong.lse - view.lse)[:, 0]
     if losses is None:
         same = wrong.log_p is None and wrong.mass is None
         losses = view.losses if same else view.losses_of(view.log_p if wrong.log_p is None else wrong.log_p, wrong.mass)
@@ -213,6 +218,31 @@ def _gradient(view: View, wrong: Wrong) -> np.ndarray:
     if wrong.cut_p is not None:
         slopes = np.where(classes < wrong.cut_p, slopes, -(view.mass if wrong.mass is None else wrong.mass))
     return view.back(np.where(slopes == 0, 0.0, coefficient(view, wrong) * slopes))
+
+
+def glance(every: list[View], wrong: list[Wrong], tensor: str, place: int) -> float | None:
+    """One element of a gradient, without the others; None where it is made of several rows."""
+    for view, other in zip(every, wrong, strict=True):
+        if view.tensor == tensor and view.logits.size == view.given.size:
+            index = list(np.unravel_index(place, view.given.shape))
+            column = int(index.pop(view.axis))
+            row = int(np.ravel_multi_index(tuple(index), view.row_shape)) if index else 0
+            slope = _slope(view, other, row, column)
+            return slope and slope * float(coefficient(view, other)[row, 0])
+    return None
+
+
+def _slope(view: View, wrong: Wrong, row: int, column: int) -> float:
+    kept = wrong.cut is None or column < wrong.cut
+    if wrong.slopes is not None:
+        return float(wrong.slopes[row, column]) if kept else 0.0
+    masses = view.mass[row] if wrong.mass is None else wrong.mass[row]
+    p = float((view.p if wrong.p is None else wrong.p)[row, column])
+    if wrong.lse is not None and wrong.p is None:
+        p *= float(np.exp(view.lse[row, 0] - wrong.lse[row, 0]))
+    pushed = float(view.pushed[row] if wrong.mass is None else masses.sum())
+    has_p = not view.is_log and pushed != 0 and (wrong.cut_p is None or column < wrong.cut_p)
+    return (pushed * p if has_p else 0.0) - float(masses[column]) if kept else 0.0
 
 
 def magnitudes(every: list[View], wrong: list[Wrong]) -> Tensors:

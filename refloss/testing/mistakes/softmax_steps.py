@@ -148,7 +148,7 @@ def lost_tail(view: View) -> Iterator[Wrong]:
         yield Wrong(cut=whole)
         # The labels that it holds are not met either: their logits stay 0.
         if view.labels is not None and (view.labels >= whole).any():
-            pushed = view.mass.sum(axis=-1)
+            pushed = view.pushed
             losses = np.where(view.labels < whole, view.losses + pushed * (lse - view.lse)[:, 0], pushed * lse[:, 0])
             yield Wrong(lse=lse, losses=losses, cut=whole)
 

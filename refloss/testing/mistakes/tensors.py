@@ -62,9 +62,9 @@ class Tensor(NamedTuple):
             return False
         return self.may_be(values, bound) and self.differs(values, bound)
 
-    def worst_may_be(self, values: np.ndarray, slack: float) -> bool:
+    def worst_may_be(self, value: float, slack: float) -> bool:
         """Whether the element that is farthest off could be what it is; generous, to refute most at a glance."""
-        got, value = float(self.got.flat[self.worst]), float(values.flat[self.worst])
+        got = float(self.got.flat[self.worst])
         if not (math.isfinite(got) and math.isfinite(value)):
             return math.isfinite(got) == math.isfinite(value)
         around = 4 * float(self.bound.flat[self.worst]) + 2 * self.smallest + 2 * slack * self.size
