@@ -71,9 +71,11 @@ def test_heads_that_match(function):
         "transposed axes": "transposed",
         "ignored rows leaking": "ignored rows are included",
     }.items():
-        for name, wrong in mutants.MUTANTS[mutant](asked).items():
-            if not isinstance(wrong, str):
-                assert words in explanation(asked, name, wrong), (mutant, name)
+        wrong = {name: each for name, each in mutants.MUTANTS[mutant](asked).items() if not isinstance(each, str)}
+        right = {name: each for name, each in asked.expected.items() if name in wrong}
+        for tensor in judge(asked._replace(expected=right), wrong).tensors:
+            assert tensor.passed is False
+            assert words in tensor.explanation, (mutant, tensor.name)
 
 
 @pytest.mark.parametrize("case_id", ["causal_lm-float32", "causal_lm-float16", "cross_entropy-weighted", "huber-sum"])
@@ -232,19 +234,25 @@ def test_overflow():
 def test_noise_has_no_name(function):
     generator = np.random.default_rng(2)
     for asked in questions(function)[:: 4 if function.startswith("rt_detr") else 1]:
-        for name, right in asked.expected.items():
-            values = right.astype(np.float64)
-            finite = np.abs(values[np.isfinite(values)])
-            if name.startswith("intermediate.") or not finite.any():
-                continue
-            # Far too much, and hardly more than is allowed.
-            noise = generator.standard_normal(right.shape) * finite.max()
-            few = np.where(generator.random(right.shape) < 0.2, noise, 0.0) if right.ndim else noise
-            for wrong in (values + noise, values + few):
-                with np.errstate(over="ignore"):
-                    changed = wrong.astype(right.dtype)
-                (verdict,) = judge(asked._replace(expected={name: right}), {name: changed}).tensors
-                assert verdict.passed or verdict.explanation is None, (asked.case.id, name, verdict.explanation)
+        right = {name: each for name, each in asked.expected.items() if not name.startswith("intermediate.")}
+        for share in (1.0, 0.2):
+            wrong = {name: noisy(each, share, generator) for name, each in right.items()}
+            # All at once, and the loss or the gradients alone.
+            for names in (right, ["loss"], [name for name in right if name.startswith("grad.")]):
+                some = {name: right[name] for name in names}
+                verdict = judge(asked._replace(expected=some), {name: wrong[name] for name in names})
+                said = {tensor.name: tensor.explanation for tensor in verdict.tensors if tensor.explanation}
+                assert not said, asked.case.id
+
+
+def noisy(right, share, generator):
+    """Far too much noise, on all elements or a share of them."""
+    values = right.astype(np.float64)
+    finite = np.abs(values[np.isfinite(values)])
+    noise = generator.standard_normal(right.shape) * finite.max(initial=0.0)
+    few = generator.random(right.shape) < share if right.ndim else True
+    with np.errstate(over="ignore"):
+        return (values + np.where(few, noise, 0.0)).astype(right.dtype)
 
 
 def test_what_passes_is_not_explained():
