@@ -129,6 +129,10 @@ def masked(rows):
     return np.isneginf(rows.x).any(axis=1)
 
 
+def kept(rows):
+    return (1 - rows.smoothing) * rows.target * rows.counted[:, None]
+
+
 _SMOOTHED = "cross_entropy"
 ROWS = [
     ("upstream gradient ignored", "masked_lm", changed(c=lambda rows: np.asarray(1, rows.wide))),
@@ -319,14 +323,14 @@ _LOGITS, _FOCAL, _PLAIN = ("logits", "target"), ("inputs", "targets"), ("input",
 _WEIGHTED = tuple(
     ({"reduction": name}, {"pos_weight": np.linspace(0.5, 3, 6, dtype=np.float32)}) for name in ("mean", "none")
 )
-_GAMMAS = (
+_GAMMAS: Any = (
     ({}, {}),
     ({"reduction": "sum", "gamma": 0.5}, {}),
     ({"reduction": "none", "gamma": 0.0}, {}),
     ({"reduction": "sum", "gamma": 1.5, "alpha": 0.6}, {}),
 )
-_BATCH = (({}, {}), ({"reduction": "batchmean"}, {}), ({"reduction": "none"}, {}))
-_BETAS = (({"beta": 0.25}, {}), ({"beta": 3.0}, {}), ({"beta": 3.0, "reduction": "none"}, {}), ({}, {}))
+_BATCH: Any = (({}, {}), ({"reduction": "batchmean"}, {}), ({"reduction": "none"}, {}))
+_BETAS: Any = (({"beta": 0.25}, {}), ({"beta": 3.0}, {}), ({"beta": 3.0, "reduction": "none"}, {}), ({}, {}))
 ELEMENTS = [
     Elementwise(
         "softplus overflows: log(1 + e^x) without |x|",
@@ -343,6 +347,7 @@ ELEMENTS = [
             -t * np.maximum(np.log(sigmoid(x)), -100) - (1 - t) * np.maximum(np.log(1 - sigmoid(x)), -100),
             *bce(x, t)[1:],
         ),
+        (({"reduction": "none"}, {}),),
     ),
     Elementwise(
         "pos_weight is on the negative side",

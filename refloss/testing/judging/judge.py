@@ -13,7 +13,7 @@ from refloss.error_model import bounds
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.called import on_host
-from refloss.testing.mistakes.explain import causes
+from refloss.testing.mistakes.explain import LARGEST, causes
 from refloss.testing.mistakes.tensors import Tensor, tensor_of
 from refloss.testing.spacing import FLOATS, Elements, elements, errors, spacing
 from refloss.testing.spread import Gridding, Spreading, class_last
@@ -190,8 +190,11 @@ def _causes(asked: Question, tensors: list[TensorVerdict], candidate: Mapping[st
 
 
 def _tensor(asked: Question, name: str, got: np.ndarray) -> Tensor:
-    every = [np.concatenate(parts).reshape(got.shape) for parts in zip(*blocks(asked, name, got), strict=True)]
-    return tensor_of(name, Elements(*every), got.dtype)
+    """What mistakes are tried on: of many elements some, in one row."""
+    every, step = blocks(asked, name, got), max(got.size // LARGEST, 1)
+    parts = zip(*((part[::step] for part in block) for block in every), strict=True)
+    shape = got.shape if step == 1 else (-1,)
+    return tensor_of(name, Elements(*(np.concatenate(part).reshape(shape) for part in parts)), got.dtype)
 
 
 def _grid(asked: Question, name: str, got: np.ndarray) -> Any:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from refloss.testing.mistakes.tensors import Tensor
     from refloss.testing.verdict import Question
 
-LARGEST = 10**6  # input elements of a case for which other cases are computed
-# Read off all tensors that fail, they leave nothing to be guessed.
+LARGEST = 10**6  # input elements of a case on which mistakes are tried, and elements of a tensor that are looked at
+# Read off all tensors that fail, they leave nothing to be guessed, unless other factors are the same.
 PLAIN = ("a wrong sign", "upstream gradient ignored", "upstream gradient applied twice")
 _IN_PART = 0.5  # what a mistake loses that shows in the gradient alone, though it would in the loss
 OF_ALL_ROWS = "the gradient is that of a mean over all rows (loss right)"
@@ -43,7 +43,9 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
     """Usual mistakes that explain the failing ones of the tensors that are judged, the likeliest first."""
     wrong = [judged[name] for name in failing]
     found = _together(cause._replace(tensors=(tensor.name,)) for tensor in wrong for cause in _read(asked, tensor))
-    plain = any(cause.mistake in PLAIN and len(cause.tensors) == len(failing) for cause in found)
+    upstream = np.asarray(asked.case.grad_output)
+    telling = upstream.ndim > 0 or abs(float(upstream)) not in (0.5, 1.0, 2.0)
+    plain = telling and any(cause.mistake in PLAIN and len(cause.tensors) == len(failing) for cause in found)
     if not plain and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
         found += [cause for cause in _guessed(asked, judged, failing) if cause is not None]
     loss_is_right = "loss" in judged and "loss" not in failing
@@ -114,7 +116,7 @@ def _bound(guess: Guess, tensor: Tensor, slack: float) -> np.ndarray:
         return np.asarray(known)
     if not tensor.got.ndim:
         value = float(values)
-        return np.asarray(2 * float(tensor.bound) + (slack * abs(value) if math.isfinite(value) else 0.0))
+        return np.asarray(2 * float(tensor.bound) + (slack / 8 * abs(value) if math.isfinite(value) else 0.0))
     return 2 * tensor.bound + slack * np.abs(np.where(np.isfinite(values), values, 0.0))
 
 

@@ -30,7 +30,7 @@ def read(asked: Question, tensor: Tensor) -> Iterator[Cause]:
     """All that may be said of a tensor that fails, by itself."""
     if not tensor.got.any():
         undefined = bool(np.isnan(tensor.expected).all())
-        yield Cause(NOTHING_COUNTS if undefined else ZERO, USUAL)
+        yield Cause(NOTHING_COUNTS if undefined else ZERO, 0.7)
         # 0 over another count.
         yield from (Cause(mistake, SELDOM) for mistake in ("a sum for a mean", OVER_ALL_ROWS) if undefined)
         return
@@ -38,6 +38,7 @@ def read(asked: Question, tensor: Tensor) -> Iterator[Cause]:
     yield from _shifted(tensor)
     yield from _transposed(tensor)
     yield from _truncated(asked, tensor)
+    yield from _no_objects(asked, tensor)
     yield from _overflow(asked, tensor)
 
 
@@ -148,6 +149,15 @@ def _truncated(asked: Question, tensor: Tensor) -> Iterator[Cause]:
     slack = 0.01 * ulp + 2 * tensor.bound[numbers]
     if (short >= -slack).all() and (short <= ulp + slack).all():
         yield Cause("rounded towards zero instead of to nearest", COMMON)
+
+
+def _no_objects(asked: Question, tensor: Tensor) -> Iterator[Cause]:
+    """A batch without objects, whose losses are divided by 0."""
+    objects = [value for key, value in asked.case.inputs.items() if key.startswith("labels.") and key.endswith("boxes")]
+    none = objects and not sum(len(boxes) for boxes in objects)
+    wrong = ~tensor.is_right()
+    if none and np.isfinite(tensor.expected).all() and not np.isfinite(tensor.got[wrong]).any():
+        yield Cause("num_boxes is not at least 1", COMMON)
 
 
 def _overflow(asked: Question, tensor: Tensor) -> Iterator[Cause]:
