@@ -244,7 +244,7 @@ def test_sums_in_16_bits(words, total):
     asked = question(Case("short", "mse", {"input": x, "target": t}, {"reduction": "sum"}, 1.0))
     losses = ((x.astype(np.float32) - t.astype(np.float32)) ** 2).astype(ml_dtypes.bfloat16)
     alone = asked._replace(expected={"loss": asked.expected["loss"]})
-    assert judge(alone, {"loss": np.asarray(total(losses))}).tensors[0].explanation == words
+    assert judge(alone, {"loss": np.asarray(total(losses), np.float32)}).tensors[0].explanation == words
 
 
 def test_large_blocks_of_classes():

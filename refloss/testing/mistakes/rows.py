@@ -308,7 +308,6 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
 
     # What an ignored row holds concerns no other.
     sound = counted[:, None] | (rows < np.inf).all(axis=-1, keepdims=True)
-    auxiliary = float(parameters.get("auxiliary_loss_weight", 0.4)) if name == "auxiliary_logits" else 1.0
     return View(
         tensor=f"grad.{name}",
         logits=np.where(sound, rows, 0.0),
@@ -318,7 +317,7 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         weight=weight,
         smoothing=float(parameters.get("label_smoothing", 0.0)),
         normaliser=divisor if items is None else float(items),
-        cotangent=np.broadcast_to(real(case.grad_output), target.shape if is_labels else moved.shape[:-1]).reshape(-1),
+        cotangent=_cotangents(case, target.shape if is_labels else moved.shape[:-1]),
         reduction=reduction,
         of_items=items is not None,
         row_shape=moved.shape[:-1],
@@ -328,11 +327,22 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         given=values,
         without_label=_without_label(case, target) if is_labels else ~counted,
         poisoned=~sound[:, 0],
-        share=0.5 if case.function == "question_answering" else auxiliary,
+        share=_share(case, name),
         is_log=argument.role == "log-probabilities",
         parameters=parameters,
         inputs=case.inputs,
     )
+
+
+def _share(case: Case, name: str) -> float:
+    """What the loss of some rows is multiplied by, beside that of others."""
+    if name == "auxiliary_logits":
+        return float(case.parameters.get("auxiliary_loss_weight", 0.4))
+    return 0.5 if case.function == "question_answering" else 1.0
+
+
+def _cotangents(case: Case, shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(real(case.grad_output), shape).reshape(-1)
 
 
 def _without_label(case: Case, target: np.ndarray) -> np.ndarray:
