@@ -23,12 +23,7 @@ TINIEST = (2.0**-126, 2.0**-149, 1e-45, 1e-38, 1e-37, 1e-30, 1e-20, 1e-16, 1e-15
 SMALL = (2.0**-23, 1e-7, 1e-6, 1e-5, 2.0**-14, 1e-4)
 LIMITS = (20.0, 30.0, 40.0, 50.0, 60.0, 64.0, 70.0, 80.0, 87.0, 88.0, 100.0, 103.0)
 FARTHEST = 87.0  # distances whose exponentials float32 holds
-LARGEST, LEAST = float(np.finfo(np.float32).max), 2.0**-149
-
-
-def narrow(values: np.ndarray, least: float = LEAST) -> np.ndarray:
-    """What float32 makes of sizes that it cannot hold."""
-    return np.where(np.abs(values) > LARGEST, np.copysign(np.inf, values), np.where(values < least, 0.0, values))
+LARGEST, SUBNORMAL = float(np.finfo(np.float32).max), 2.0**-126
 
 
 def from_shift(view: View, shift: np.ndarray) -> Iterator[Wrong]:
@@ -36,11 +31,12 @@ def from_shift(view: View, shift: np.ndarray) -> Iterator[Wrong]:
     highest = (view.maximum - shift)[np.isfinite(view.maximum - shift)]
     if highest.max(initial=0.0) < FARTHEST - np.log(view.logits.shape[-1]) and highest.min(initial=0.0) > -FARTHEST:
         return
-    for least in (LEAST / 2, 2.0**-126):
-        terms = narrow(np.exp(view.logits - shift), least)
-        total = narrow(terms.sum(axis=-1, keepdims=True))
-        if np.isfinite(total).all() and (total > 0).all() and (terms > 0).all():
-            return
+    distances = view.logits - shift
+    single = np.exp(distances.astype(np.float32)).astype(np.float64)
+    # As it is, with small numbers flushed to 0, and in float64.
+    for terms in (single, np.where(single < SUBNORMAL, 0.0, single), np.exp(distances)):
+        total = terms.sum(axis=-1, keepdims=True)
+        total = np.where(total > LARGEST, np.inf, total)
         lse = shift + np.log(total)
         log_p = view.logits - lse
         yield Wrong(log_p=log_p, p=terms / total)
@@ -215,13 +211,13 @@ def foreign_shards(view: View) -> Iterator[Wrong]:
     if view.labels is None:
         return
     classes = view.logits.shape[-1]
-    for count in (2, 3, 4, 8):
-        firsts = np.array([part[0] for part in np.array_split(np.arange(classes), count) if part.size])
+    for count, length in ((n, size) for n in (2, 3, 4, 8) for size in {classes // n, -(-classes // n)}):
+        firsts = np.arange(count) * length
+        if firsts[-1] >= classes or not length:
+            continue
         own = np.searchsorted(firsts, view.labels, side="right") - 1
         others = (np.arange(len(firsts)) != own[:, None]) & view.counted[:, None]
         mass = view.mass.copy()
-        if classes < count or not others.any():
-            continue
         factor = view.mass.sum(axis=-1, keepdims=True)
         losses = view.losses - factor[:, 0] * np.where(others, view.logits[:, firsts], 0.0).sum(axis=-1)
         mass[:, firsts] += factor * others
