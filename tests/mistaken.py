@@ -247,6 +247,59 @@ ROWS = [
 ]
 
 
+def below(limit):
+    """Distances to the maximum that are clamped."""
+
+    def wrong(rows):
+        distances = np.maximum(rows.x - rows.x.max(axis=1, keepdims=True), -rows.wide(limit))
+        rows.log_p = distances - np.log(np.exp(distances).sum(axis=1, keepdims=True))
+        rows.p = np.exp(rows.log_p)
+
+    return wrong
+
+
+def shifted_by(shift):
+    """Something else than the row's maximum is subtracted."""
+
+    def wrong(rows):
+        terms = np.exp(rows.x - shift(rows))
+        total = terms.sum(axis=1, keepdims=True)
+        rows.log_p, rows.p = rows.x - shift(rows) - np.log(total), terms / total
+
+    return wrong
+
+
+def derived_from_clamped(rows):
+    tiny = rows.wide(1e-30)
+    rows.log_p = np.log(np.maximum(rows.p, tiny))
+    kept = np.where(rows.p < tiny, 0, rows.mass)
+    rows.slopes = lambda _: rows.p * kept.sum(axis=1, keepdims=True) - kept
+
+
+def first_class_of_other_shard(rows):
+    other = np.where(rows.labels >= rows.classes // 2, 0, rows.classes // 2)
+    found = np.where(rows.counted, rows.x[np.arange(len(rows.x)), other], 0)
+    rows.losses = lambda each: each - found
+
+
+_CLAMPED = "the logarithm is of max(p, tiny): improbable targets are clamped"
+# They show where labels are improbable, or rows far apart.
+EXTREME = [
+    (_CLAMPED, changed(log_p=lambda rows: np.log(np.maximum(rows.p, np.finfo(np.float32).tiny)))),
+    (_CLAMPED, derived_from_clamped),
+    ("the logarithm is of p + ε", changed(log_p=lambda rows: np.log(rows.p + rows.wide(1e-30)))),
+    ("distances to the maximum are clamped", below(50)),
+    ("distances to the maximum are clamped", below(80)),
+    (
+        "the row's maximum is not taken below a limit",
+        shifted_by(lambda rows: np.maximum(rows.x.max(axis=1, keepdims=True), 0)),
+    ),
+    ("the maximum of the whole batch is subtracted instead of the row's", shifted_by(lambda rows: rows.x.max())),
+    ("no maximum is subtracted before the exponential", shifted_by(lambda rows: rows.wide(0))),
+    ("a vocabulary shard without the label answers with its own first class", first_class_of_other_shard),
+]
+
+
 def softplus(x):
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 

@@ -12,7 +12,7 @@ from refloss.testing.judging.callables import MismatchError
 from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import Judgement
-from tests.mistaken import ELEMENTS, ROWS, elementwise, other_sum, rows_of_logits, unscaled
+from tests.mistaken import ELEMENTS, EXTREME, ROWS, elementwise, other_sum, rows_of_logits, unscaled
 from tests.questions import questions
 
 
@@ -37,6 +37,26 @@ def test_mistakes_of_rows(words, function, wrong):
     assert found.failing == len(failing) > 0
     wrong_tensors = [tensor for case in judgement.judged for tensor in case.tensors if tensor.passed is False]
     assert all(tensor.explanation for tensor in wrong_tensors)
+
+
+def extreme_cases():
+    generator = np.random.default_rng(0)
+    for i, (parameters, upstream) in enumerate(
+        [({}, -0.75), ({"reduction": "sum"}, 2.0), ({"reduction": "none"}, None)]
+    ):
+        x = (generator.standard_normal((6, 13)) * 3).astype(np.float32)
+        x[0, 1], x[3, 2] = -130, -70
+        x[1] -= 120
+        x[2] += 95
+        labels = generator.integers(0, 13, 6)
+        labels[0], labels[3], labels[5] = 1, 2, -100
+        cotangent = generator.standard_normal(6) if upstream is None else upstream
+        yield Case(f"extreme-{i}", "cross_entropy", {"logits": x, "target": labels}, parameters, cotangent)
+
+
+@pytest.mark.parametrize(("words", "wrong"), EXTREME)
+def test_mistakes_of_extreme_rows(words, wrong):
+    assert said(judged(rows_of_logits(wrong), cases=list(extreme_cases()))) == [words]
 
 
 def element_cases(function, names, options, targets):

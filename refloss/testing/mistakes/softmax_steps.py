@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.testing.mistakes.alterations import softmax
 from refloss.testing.mistakes.guess import POSSIBLE, USUAL
 from refloss.testing.mistakes.rows import Wrong, coefficient
 
@@ -224,12 +225,6 @@ def foreign_shards(view: View) -> Iterator[Wrong]:
         yield Wrong(losses=losses, slopes=factor * view.p - mass)
         yield Wrong(losses=losses)
         yield Wrong(slopes=factor * view.p - mass)
-
-
-def softmax(values: np.ndarray, axis: int) -> np.ndarray:
-    """In float64; where a maximum is not finite, NaN."""
-    terms = np.exp(values - values.max(axis=axis, keepdims=True, initial=-np.inf))
-    return np.asarray(terms / terms.sum(axis=axis, keepdims=True))
 
 
 def twice(view: View) -> Iterator[Wrong]:
