@@ -19,8 +19,9 @@ from refloss.testing.diagnosis import Cause
 from refloss.testing.mistakes import box_steps, element_steps, images, others, row_labels, softmax_steps, sums
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
+from refloss.testing.mistakes.outcome import Wrong, combined, glance, magnitudes
 from refloss.testing.mistakes.readings import OVER_ALL_ROWS, factors_that_fit, read
-from refloss.testing.mistakes.rows import Wrong, combined, glance, magnitudes, views
+from refloss.testing.mistakes.rows import views
 from refloss.testing.mistakes.tensors import near
 
 if TYPE_CHECKING:

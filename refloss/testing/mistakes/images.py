@@ -9,7 +9,8 @@ import numpy as np
 
 from refloss.roundoff import real
 from refloss.testing.mistakes.guess import USUAL, Guess
-from refloss.testing.mistakes.rows import View, Wrong, combined
+from refloss.testing.mistakes.outcome import Wrong, combined
+from refloss.testing.mistakes.rows import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

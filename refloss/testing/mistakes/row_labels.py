@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL
-from refloss.testing.mistakes.rows import Wrong
+from refloss.testing.mistakes.outcome import Wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

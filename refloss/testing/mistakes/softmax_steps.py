@@ -13,7 +13,7 @@ import numpy as np
 
 from refloss.testing.mistakes.alterations import softmax
 from refloss.testing.mistakes.guess import POSSIBLE, USUAL
-from refloss.testing.mistakes.rows import Wrong, coefficient
+from refloss.testing.mistakes.outcome import Wrong, coefficient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
