@@ -21,6 +21,7 @@ from conformance.outside_users import OUTSIDE_USERS, OutsideUser
 from examples import jax_cross_entropy
 from refloss.golden import store
 from refloss.golden.corpus import corpus
+from refloss.golden.manifest import MANIFEST
 from refloss.testing import MismatchError, check, judge_folders
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _triton_answers(case: Case) -> bool:
 
 
 def _leave_out(golden: Path, case_id: str) -> None:
-    path = golden / store.MANIFEST
+    path = golden / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["cases"] = [entry for entry in manifest["cases"] if entry["id"] != case_id]
     path.write_text(json.dumps(manifest))

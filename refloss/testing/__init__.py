@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from refloss.error_model import COMPUTE_DTYPES, bounds
     from refloss.testing import strategies
     from refloss.testing.checks.metamorphic import broken_properties, check_properties
+    from refloss.testing.diagnosis import Diagnosis
     from refloss.testing.judging.callables import GoldenCase, MismatchError, assert_matches, check
     from refloss.testing.judging.compare import judge_folders
     from refloss.testing.judging.given import golden_case
     from refloss.testing.judging.judge import question
     from refloss.testing.report.judgement import Judgement
-    from refloss.testing.verdict import CaseVerdict, Diagnosis, Question, TensorVerdict
+    from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict
 
 __all__ = [
     "COMPUTE_DTYPES",
@@ -53,7 +54,7 @@ __all__ = [
 _HOMES = {
     "COMPUTE_DTYPES": "refloss.error_model",
     "CaseVerdict": "refloss.testing.verdict",
-    "Diagnosis": "refloss.testing.verdict",
+    "Diagnosis": "refloss.testing.diagnosis",
     "GoldenCase": "refloss.testing.judging.callables",
     "Judgement": "refloss.testing.report.judgement",
     "MismatchError": "refloss.testing.judging.callables",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from refloss.testing.diagnosis import Cause, Diagnosis, Symptoms, diagnose
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,22 +78,12 @@ class TensorVerdict:
         }
 
 
-class Cause(NamedTuple):
-    """A usual mistake that explains all failing tensors of a case.
-
-    prior is how likely it is beside others, from 0 to 1, detail what its numbers are in this case.
-    """
-
-    mistake: str
-    prior: float
-    detail: str = ""
-
-
 @dataclass(frozen=True)
 class CaseVerdict:
     """A case: whether it passes, None where the candidate does not bring it.
 
-    parameters and shapes are those of the case, seconds what judging it took, causes the mistakes that fit it.
+    parameters and shapes are those of the case, seconds what judging it took, causes the mistakes that fit it, refuted
+    those that do not though it passes: they would show.
     """
 
     id: str
@@ -102,6 +95,7 @@ class CaseVerdict:
     shapes: Mapping[str, str] = field(default_factory=dict, compare=False)  # float32 [2, 9, 17]
     seconds: float | None = field(default=None, compare=False)
     causes: tuple[Cause, ...] = ()
+    refuted: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For json.dumps."""
@@ -114,31 +108,20 @@ class CaseVerdict:
             "parameters": _plain(self.parameters),
             "shapes": dict(self.shapes),
             "seconds": _number(self.seconds),
-            "causes": [cause._asdict() for cause in self.causes],
+            "causes": [_plain(cause._asdict()) for cause in self.causes],
         }
-
-
-class Diagnosis(NamedTuple):
-    """A usual mistake of a function: which of its failing cases it explains; None is what no mistake explains."""
-
-    function: str
-    mistake: str | None
-    cases: tuple[str, ...]
-    failing: int  # how many cases of the function fail
-    detail: str = ""
 
 
 @dataclass(frozen=True)
 class Judgement:
     """All cases, and the type that the candidate was taken to compute in (None: each case's default).
 
-    diagnoses are what is wrong, the mistake that explains most first. subject says in a few words what was judged,
+    subject says in a few words what was judged,
     corpus which cases it was judged by, command how it was asked for, seconds how long it took.
     """
 
     cases: tuple[CaseVerdict, ...]
     compute_dtype: str | None = None
-    diagnoses: tuple[Diagnosis, ...] = ()
     subject: str = field(default="", compare=False)
     corpus: str | None = field(default=None, compare=False)
     command: str = field(default="", compare=False)
@@ -154,6 +137,12 @@ class Judgement:
     def passed(self) -> bool:
         """Whether there is something to judge and all of it passes."""
         return bool(self.judged) and all(case.passed for case in self.judged)
+
+    @cached_property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Of every function that fails, the fewest usual mistakes that explain it, that of most cases first."""
+        functions = dict.fromkeys(case.function for case in self.judged if not case.passed)
+        return tuple(found for function in functions for found in diagnose(function, _symptoms(function, self.judged)))
 
     @property
     def exit_status(self) -> int:
@@ -175,6 +164,38 @@ class Judgement:
             "diagnoses": [diagnosis._asdict() for diagnosis in self.diagnoses],
             "cases": [case.as_json() for case in self.cases],
         }
+
+
+def explained(cases: Iterable[CaseVerdict]) -> tuple[CaseVerdict, ...]:
+    """Verdicts whose tensors are explained by what explains most cases of their function."""
+    every = tuple(cases)
+    found = Judgement(every).diagnoses
+    return tuple(_explained(case, found) if case.causes else case for case in every)
+
+
+def _explained(case: CaseVerdict, diagnoses: Iterable[Diagnosis]) -> CaseVerdict:
+    words: dict[str, str] = {}
+    for found in diagnoses:
+        if found.function == case.function and case.id in found.cases:
+            for cause in case.causes:
+                if cause.means(found.mistake):
+                    words = dict.fromkeys(cause.tensors, cause.detail or cause.mistake) | words
+    tensors = (replace(each, explanation=words.get(each.name, each.explanation)) for each in case.tensors)
+    return replace(case, tensors=tuple(tensors))
+
+
+def _symptoms(function: str, cases: Iterable[CaseVerdict]) -> list[Symptoms]:
+    """Only what failed by its values can be explained by a mistake of the maths."""
+    return [
+        Symptoms(
+            case.id,
+            tuple(tensor.name for tensor in case.tensors if tensor.passed is False and tensor.worst is not None),
+            case.causes,
+            case.refuted,
+        )
+        for case in cases
+        if case.function == function
+    ]
 
 
 def _number(value: float | None) -> float | str | None:

@@ -22,6 +22,7 @@ from refloss.golden.store import add, evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.called import called, changed_since, on_host
+from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import Driver, named
 from refloss.testing.judging.frameworks import Framework
 from refloss.testing.judging.judge import question, question_of, told_parameters, told_shapes
@@ -257,8 +258,10 @@ class Judging:
                 report(1, len(chosen))
         self._only.check()
         seconds = time.perf_counter() - start
+        by_id = {case.id: case for case in chosen}
+        found = diagnosed(verdicts, lambda name: question(by_id[name], self._compute_dtype))
         return Judgement.of(
-            verdicts, self._compute_dtype, subject=self._subject, corpus=_corpus_of(chosen), seconds=seconds
+            found, self._compute_dtype, subject=self._subject, corpus=_corpus_of(chosen), seconds=seconds
         )
 
     def _verdict(self, case: Case) -> CaseVerdict:

@@ -13,6 +13,7 @@ from refloss.files import load_tensors
 from refloss.golden.manifest import read_manifest
 from refloss.golden.store import read_case
 from refloss.messages import EXPECTED_ERRORS, reason
+from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.judge import question
 from refloss.testing.judging.selection import Only, check_names, judged, listed, matching
 from refloss.testing.report.judgement import Judgement
@@ -21,6 +22,8 @@ from refloss.testing.verdict import CaseVerdict, TensorVerdict
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from refloss.testing.verdict import Question
 
 
 def judge_folders(
@@ -63,7 +66,9 @@ def judge_folders(
             report(1, len(entries))
     only.check()
     facts = {"subject": f"{candidate} against {golden}", "corpus": corpus_id(manifest)}
-    return Judgement.of(verdicts, compute_dtype, seconds=time.perf_counter() - start, **facts)
+    by_id = {entry["id"]: entry for entry in entries}
+    found = diagnosed(verdicts, lambda name: _question(golden, by_id[name], compute_dtype))
+    return Judgement.of(found, compute_dtype, seconds=time.perf_counter() - start, **facts)
 
 
 def _selected(entries: list[dict[str, Any]], functions: list[str], globs: list[str]) -> list[dict[str, Any]]:
@@ -95,8 +100,7 @@ def _judge_case(
     if not os.path.lexists(path):
         return CaseVerdict(name, function, None, message=f"the candidate has no {entry['file']}")
     try:
-        case, expected = read_case(golden, entry)
-        asked = question(case, compute_dtype, expected)
+        asked = _question(golden, entry, compute_dtype)
     except EXPECTED_ERRORS as error:
         return CaseVerdict(name, function, passed=False, message=f"the golden case is unusable: {reason(error)}")
     try:
@@ -106,6 +110,11 @@ def _judge_case(
         unreadable = TensorVerdict("file", passed=False, fault="unreadable", message=message)
         return CaseVerdict(name, function, passed=False, tensors=(unreadable,))
     return judged(asked, only.of(asked, tensors))
+
+
+def _question(golden: Path, entry: dict[str, Any], compute_dtype: str | None) -> Question:
+    case, expected = read_case(golden, entry)
+    return question(case, compute_dtype, expected)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,16 +14,18 @@ from refloss.error_model import bounds
 from refloss.golden.store import evaluate, expected_tensors
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.called import on_host
-from refloss.testing.mistakes.explain import explain
+from refloss.testing.mistakes.explain import LARGEST, causes
+from refloss.testing.mistakes.tensors import Tensor, tensor_of
 from refloss.testing.spacing import FLOATS, Elements, elements, errors, spacing
 from refloss.testing.spread import Gridding, Spreading, class_last
-from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict
+from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
+    from refloss.testing.diagnosis import Cause
     from refloss.testing.spread import Element
 
 BLOCK = 2**16  # elements of a tensor that are looked at in one go
@@ -95,10 +96,11 @@ def judge(asked: Question, candidate: Mapping[str, Any]) -> CaseVerdict:
         if name not in asked.expected
     ]
     case, passed = asked.case, all(tensor.passed is not False for tensor in tensors)
+    found = _causes(asked, tensors, candidate)
     seconds = time.perf_counter() - start
-    return CaseVerdict(
-        case.id, case.function, passed, tuple(tensors), "", told_parameters(case), told_shapes(case), seconds
-    )
+    parameters, shapes = told_parameters(case), told_shapes(case)
+    verdict = CaseVerdict(case.id, case.function, passed, tuple(tensors), "", parameters, shapes, seconds, found)
+    return explained([verdict])[0]
 
 
 def told_parameters(case: Case) -> dict[str, Any]:
@@ -193,8 +195,25 @@ def _judge_values(asked: Question, name: str, got: np.ndarray) -> TensorVerdict:
     if got.ndim:
         message = f"{spread.above} of {spread.size} elements, the worst {message}"
     fault = "too far off" if finite else "not finite"
-    failing = verdict(passed=False, fault=fault, message=message, spread=spreading.spread(_grid(asked, name, got)))
-    return replace(failing, explanation=explain(asked, name, got))
+    return verdict(passed=False, fault=fault, message=message, spread=spreading.spread(_grid(asked, name, got)))
+
+
+def _causes(asked: Question, tensors: list[TensorVerdict], candidate: Mapping[str, Any]) -> tuple[Cause, ...]:
+    """The mistakes that explain what is too far off."""
+    judged = [tensor for tensor in tensors if tensor.worst is not None]
+    failing = tuple(tensor.name for tensor in judged if not tensor.passed)
+    if not failing:
+        return ()
+    arrays = {tensor.name: np.asarray(candidate[tensor.name]) for tensor in judged}
+    return causes(asked, {name: _tensor(asked, name, got) for name, got in arrays.items()}, failing)
+
+
+def _tensor(asked: Question, name: str, got: np.ndarray) -> Tensor:
+    """What mistakes are tried on: of many elements some, in one row."""
+    every, step = blocks(asked, name, got), max(got.size // LARGEST, 1)
+    parts = zip(*((part[::step] for part in block) for block in every), strict=True)
+    shape = got.shape if step == 1 else (-1,)
+    return tensor_of(name, Elements(*(np.concatenate(part).reshape(shape) for part in parts)), got.dtype)
 
 
 def _grid(asked: Question, name: str, got: np.ndarray) -> Any:

@@ -11,6 +11,8 @@ from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from refloss.cases.source import Case
     from refloss.result import LossResult
     from refloss.specification import Argument, Specification
@@ -264,11 +266,52 @@ def softmax(values: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(terms / terms.sum(axis=axis, keepdims=True))
 
 
-def of_this_function(case: Case) -> dict[str, Altered]:
+def of_this_function(case: Case) -> list[tuple[str, Altered]]:
     """What is said of it, and the case with a mistake that only its function can have."""
     mistakes = specification_of(case).mistakes
     wrong = mistakes(case) if mistakes is not None else {}
-    return {words: Altered(altered(case, inputs)) for words, inputs in wrong.items()}
+    return [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
+
+
+def _shifts(case: Case) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Labels that are shifted as if their sequences were one, or several."""
+    shifted = [name for name, each in specification_of(case).arguments.items() if each.shift]
+    if not shifted or "shift_labels" in case.inputs:
+        return
+    labels, ignored = case.inputs[shifted[0]], case.parameters.get("ignore_index", NO_LABEL)
+    whole = _within(labels.reshape(1, -1), 1, ignored).reshape(labels.shape)
+    yield "labels are shifted over the flattened batch", {"shift_labels": whole}
+    for count in (2, 3, 4):
+        if labels.shape[-1] >= 2 * count:
+            words = "labels are shifted within each shard of a sequence"
+            yield words, {"shift_labels": _within(labels, count, ignored)}
+
+
+def _within(labels: np.ndarray, count: int, ignored: int) -> np.ndarray:
+    moved = np.full_like(labels, ignored)
+    for part in np.array_split(np.arange(labels.shape[-1]), count):
+        moved[..., part[:-1]] = labels[..., part[1:]]
+    return moved
+
+
+def sides(case: Case) -> tuple[str, ...]:
+    """Tensors whose means have counts of their own: question answering has two of them."""
+    return ("", "grad.end_logits") if case.function == "question_answering" else ("",)
+
+
+def configured(case: Case) -> dict[str, Altered]:
+    """What is said of it, and the case without one of the numbers in its config."""
+    config = case.parameters.get("config")
+    if not isinstance(config, dict):
+        return {}
+    wrong: dict[str, Altered] = {}
+    for name, value in config.items():
+        if isinstance(value, bool) or not isinstance(value, float) or name in ("up", "reg_scale"):
+            continue
+        words = "eos coefficient ignored" if name == "eos_coefficient" else f"{name} in config is ignored"
+        if value != 1.0:
+            wrong[words] = Altered(altered(case, config=config | {name: 1.0}))
+    return wrong
 
 
 def arguments_ignored(case: Case) -> dict[str, Altered]:
@@ -281,5 +324,5 @@ def arguments_ignored(case: Case) -> dict[str, Altered]:
     }
     without |= {name: altered(case, **{name: None}) for name in case.parameters if not parameters[name].structural}
     if "num_boxes" in case.parameters or specification_of(case).mean == "objects":
-        without["the number of boxes"] = altered(case, num_boxes=1.0)
+        without["num_boxes"] = altered(case, num_boxes=1.0)
     return {f"{name} is ignored": Altered(other) for name, other in without.items()}

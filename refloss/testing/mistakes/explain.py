@@ -1,316 +1,279 @@
-"""Which of the usual mistakes explains a tensor that fails.
+"""Which of the usual mistakes explain a case that fails.
 
-A mistake explains it if the tensor would pass were the mistake right: every element within its own allowance. Those
-that can be read off the tensor come first, then those that need the right answer to another case.
+A mistake explains a tensor if it would pass were the mistake right: every element within its own allowance. It explains
+a case if it explains all tensors that fail; where it contradicts those that pass it is less likely. Some mistakes are
+read off a tensor, some are the right answer to another case, some a small float64 simulation of a mistaken step.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
+import functools
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from refloss.error_model import bounds
-from refloss.testing.mistakes import alterations
-from refloss.testing.mistakes.factors import WRONG_SIGN, named_factors
-from refloss.testing.mistakes.softmax import softmax_mistakes
-from refloss.testing.spacing import elements
+from refloss.messages import EXPECTED_ERRORS
+from refloss.roundoff import roundoff
+from refloss.testing.diagnosis import Cause
+from refloss.testing.mistakes import box_steps, element_steps, images, others, row_labels, softmax_steps, sums
+from refloss.testing.mistakes.elements import elements_of
+from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
+from refloss.testing.mistakes.outcome import Wrong, combined, glance, magnitudes
+from refloss.testing.mistakes.readings import OVER_ALL_ROWS, factors_that_fit, read
+from refloss.testing.mistakes.rows import views
+from refloss.testing.mistakes.tensors import near
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from refloss.cases.source import Case
-    from refloss.result import LossResult
-    from refloss.testing.mistakes.alterations import Altered
+    from refloss.testing.mistakes.rows import View
+    from refloss.testing.mistakes.tensors import Tensor
     from refloss.testing.verdict import Question
 
-LARGEST = 10**6  # input elements of a case for which other cases are computed
-SAMPLE = 2**12
-SLACK = 1.25  # what is compared was rounded once more than the judge's
-COMMON_FACTORS = {-1.0, 2.0, 0.5}
-FLOAT16_MAX = 65504.0
-LARGEST_EXPONENT, LARGEST_FLOAT16_EXPONENT = 88.72, 11.09  # of e^x in float32 and in float16
-
-
-class _Tensor(NamedTuple):
-    """A tensor that fails."""
-
-    name: str
-    got: np.ndarray
-    expected: np.ndarray
-    allowed: np.ndarray
-    rounding: float  # of a number to the tensor's type, relative
-    smallest: float  # and absolute, where that is small
-
-    def is_right(self) -> np.ndarray:
-        """The elements that pass."""
-        return _near(self.got, self.expected, self.allowed)
-
-    def sample(self) -> _Tensor:
-        """A few thousand elements: most mistakes that do not fit do not fit there."""
-        return self._replace(got=_few(self.got), expected=_few(self.expected), allowed=_few(self.allowed))
-
-    def fits(self, values: np.ndarray, bound: np.ndarray) -> bool:
-        """Whether it would pass were these the right values, with a bound of their own, and whether they are others."""
-        if self.got.size > SAMPLE and not self.sample().may_be(_few(values), _few(bound)):
-            return False
-        return self.may_be(values, bound) and not self._replace(got=self.expected).may_be(values, bound)
-
-    def may_be(self, values: np.ndarray, bound: np.ndarray) -> bool:
-        """Whether it would pass were these the right values, with a bound of their own."""
-        size = np.abs(np.where(np.isfinite(values), values, 0.0))
-        allowed = SLACK * bound + self.rounding * size + self.smallest
-        return bool(_near(self.got, values, allowed).all())
-
-
-class _Other(NamedTuple):
-    """The right answer to another case, and how far off it may be."""
-
-    tensors: dict[str, np.ndarray]
-    bounds: dict[str, np.ndarray]
-
-
-class _Others(NamedTuple):
-    """Right answers to other cases, and the type that bounds are for."""
-
-    compute_dtype: str
-    answers: dict[str, _Other | None]
-
-
-# Each tensor of a question asks for the same other answers; they go when its result goes.
-_OTHERS: WeakKeyDictionary[LossResult, _Others] = WeakKeyDictionary()
+LARGEST = 10**6  # input elements of a case on which mistakes are tried, and elements of a tensor that are looked at
+# Read off all tensors that fail, they leave nothing to be guessed, unless other factors are the same.
+PLAIN = ("a wrong sign", "upstream gradient ignored", "upstream gradient applied twice")
+_IN_PART = 0.5  # what a mistake loses that shows in the gradient alone, though it would in the loss
+OF_ALL_ROWS = "the gradient is that of a mean over all rows (loss right)"
+LEAK = "ignored rows are included: their gradient is not 0"
 
 
 @np.errstate(all="ignore")
-def explain(asked: Question, name: str, got: np.ndarray) -> str | None:
-    """The mistake under which a tensor would pass, if it is one of the usual ones."""
-    if not got.size:
+def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> tuple[Cause, ...]:
+    """Usual mistakes that explain the failing ones of the tensors that are judged, the likeliest first."""
+    wrong = [judged[name] for name in failing]
+    found = _together(cause._replace(tensors=(tensor.name,)) for tensor in wrong for cause in _read(asked, tensor))
+    upstream = np.asarray(asked.case.grad_output)
+    telling = upstream.ndim > 0 or abs(float(upstream)) not in (0.5, 1.0, 2.0)
+    plain = telling and any(cause.mistake in PLAIN and len(cause.tensors) == len(failing) for cause in found)
+    if not plain and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
+        found += [cause for cause in _guessed(asked, judged, failing) if cause is not None]
+    loss_is_right = "loss" in judged and "loss" not in failing
+    best: dict[str, Cause] = {}
+    for cause in found:
+        of_all = loss_is_right and cause.mistake == OVER_ALL_ROWS
+        named = cause._replace(mistake=OF_ALL_ROWS, prior=COMMON) if of_all else cause
+        known = best.get(named.mistake)
+        if known is None or _rank(named) > _rank(known):
+            best[named.mistake] = named
+    ranked = sorted(best.values(), key=_rank, reverse=True)
+    whole = [cause for cause in ranked if len(cause.tensors) == len(failing)]
+    return tuple(whole or ranked)
+
+
+def _rank(cause: Cause) -> tuple[int, float]:
+    return len(cause.tensors), cause.prior
+
+
+def _read(asked: Question, tensor: Tensor) -> Iterator[Cause]:
+    yield from read(asked, tensor)
+    yield from sums.one_chain(asked, tensor)
+
+
+def _together(found: Iterator[Cause]) -> list[Cause]:
+    """One cause for each mistake, whichever tensors it was read off."""
+    united: list[Cause] = []
+    for cause in found:
+        for i, other in enumerate(united):
+            if _is_same(cause, other):
+                united[i] = _united(other, cause)
+                break
+        else:
+            united.append(cause)
+    return united
+
+
+def _is_same(one: Cause, other: Cause) -> bool:
+    if one.factors is None or other.factors is None:
+        return one.mistake == other.mistake and one.factors is other.factors
+    return max(one.factors[0], other.factors[0]) <= min(one.factors[1], other.factors[1])
+
+
+def _united(one: Cause, other: Cause) -> Cause:
+    tensors = (*one.tensors, *(name for name in other.tensors if name not in one.tensors))
+    factors = one.factors
+    if factors is not None and other.factors is not None:
+        factors = max(factors[0], other.factors[0]), min(factors[1], other.factors[1])
+    return one._replace(tensors=tensors, prior=max(one.prior, other.prior), factors=factors)
+
+
+def _guessed(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause | None]:
+    slack, every = slack_of(asked), rows_of(asked)
+    for guess in guesses(asked, every):
+        yield _fitting(guess, judged, failing, slack)
+    yield from _only_ignored_rows(every, judged, failing)
+
+
+def slack_of(asked: Question) -> float:
+    """How far off an honest computation with a mistake in it may be, relatively, where nothing better is known."""
+    return min(256 * roundoff(asked.compute_dtype).between, 2.0**-6)
+
+
+def _bound(guess: Guess, tensor: Tensor, slack: float) -> np.ndarray:
+    values = guess.tensors[tensor.name]
+    known = guess.bounds.get(tensor.name)
+    if known is not None:
+        return np.asarray(known)
+    if not tensor.got.ndim:
+        value = float(values)
+        return np.asarray(2 * float(tensor.bound) + (slack / 8 * abs(value) if math.isfinite(value) else 0.0))
+    return 2 * tensor.bound + slack * np.abs(np.where(np.isfinite(values), values, 0.0))
+
+
+def _fitting(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...], slack: float) -> Cause | None:
+    """What of the failing tensors a guess explains, unless those that pass say that it is not so."""
+    guess = _with_limits(guess, judged, failing, slack)
+    explained = []
+    for name in sorted(failing, key=lambda name: name != "loss"):
+        if _explains(guess, judged[name], slack):
+            explained.append(name)
+        elif name == "loss" and name in guess.tensors:
+            return None
+    if not explained:
         return None
-    given = elements(got, asked.expected[name], np.broadcast_to(np.asarray(asked.bounds[name]), got.shape))
-    numbers = np.isfinite(given.right) & (given.right != 0)
-    relative = given.ulp[numbers] / np.abs(given.right[numbers])
-    tensor = _Tensor(
-        name,
-        given.got,
-        given.right,
-        given.allowed,
-        # An ulp is between half and all of the type's epsilon; without a number, it is that of the coarsest type.
-        2 * float(relative.min(initial=2.0**-8)),
-        float(given.ulp.min()),
-    )
-    explanation = _is_zero(tensor) or _factor(asked, tensor, named=True) or _shifted(tensor) or _transposed(tensor)
-    if explanation is None and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
-        explanation = _only_ignored_rows(asked, tensor) or _of_other_cases(asked, tensor) or _of_softmax(asked, tensor)
-    return explanation or _factor(asked, tensor, named=False) or _overflow(asked, tensor)
+    against = [
+        name
+        for name in judged
+        if name not in failing and name in guess.tensors and _contradicts(guess, judged[name], slack)
+    ]
+    if not any(judged[name].is_gradient for name in explained) and any(judged[name].is_gradient for name in against):
+        # A gradient that is right beside a loss that is not: it takes two computations.
+        against = against * 2
+    prior = guess.prior * _IN_PART ** len(against)
+    return Cause(guess.mistake, prior, guess.detail, tuple(explained))
 
 
-def _few(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values.flat[:: max(values.size // SAMPLE, 1)])
+def _explains(guess: Guess, tensor: Tensor, slack: float) -> bool:
+    seen = None if guess.glance is None or not tensor.got.ndim else guess.glance(tensor.name, tensor.worst)
+    if seen is not None and not tensor.worst_may_be(seen, slack):
+        return False
+    values = guess.tensors.get(tensor.name)
+    if values is None or values.shape != tensor.got.shape or not values.size:
+        return False
+    if not tensor.worst_may_be(float(values.flat[tensor.worst]), slack):
+        return False
+    bound = _bound(guess, tensor, slack)
+    if tensor.fits(values, bound):
+        return True
+    if tensor.name not in guess.magnitudes:
+        return False
+    return tensor.fits(values, bound + slack / 8 * guess.magnitudes[tensor.name])
 
 
-def _near(got: np.ndarray, values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    same = (got == values) | (np.isnan(got) & np.isnan(values))
-    return np.asarray(same | (np.abs(got - values) <= allowed))
+def _with_limits(guess: Guess, judged: Mapping[str, Tensor], failing: tuple[str, ...], slack: float) -> Guess:
+    """Bounds of its own cost more than values, and are asked for where it may fit."""
+    if guess.limits is None:
+        return guess
+    for name in failing:
+        values, tensor = guess.tensors.get(name), judged[name]
+        if values is not None and values.shape == tensor.got.shape:
+            loose = 16 * tensor.bound + 4 * tensor.bound.max(initial=0.0) + 8 * slack * np.abs(values)
+            if tensor.may_be(values, loose):
+                return guess._replace(bounds=guess.limits())
+    return guess._replace(tensors={})
 
 
-def _is_zero(tensor: _Tensor) -> str | None:
-    return None if tensor.got.any() else "zero everywhere"
+def _contradicts(guess: Guess, tensor: Tensor, slack: float) -> bool:
+    """Whether it says something else than what came, by more than twice what is allowed."""
+    values = guess.tensors[tensor.name]
+    if values.shape != tensor.got.shape:
+        return False
+    if tensor.may_be(values, _bound(guess, tensor, slack)):
+        return False
+    return not near(tensor.got, values, 2 * tensor.allowed, undefined_alike=True).all()
 
 
-def _factor(asked: Question, tensor: _Tensor, *, named: bool) -> str | None:
-    """Off by a constant factor: one that has a name, or any other that enough elements agree on."""
-    if tensor.got.size > SAMPLE and _factors_that_fit(tensor.sample()) is None:
-        return None
-    interval = _factors_that_fit(tensor)
-    if interval is None:
-        return None
-    low, high, known = interval
-    middle = (low + high) / 2
-    if low <= 1.0 <= high or high - low > 0.05 * abs(middle):
-        return None
-    # A single number is near a factor of some name soon.
-    vague = known < 3 and high - low > 1e-3 * abs(middle)
-    if not named:
-        return f"off by a constant factor of {middle:.4g}" if known > 3 and abs(middle - 1.0) > 5e-3 else None
-    names: dict[str, float] = {}
-    for value, words in named_factors(asked.case, tensor.name):
-        if low <= value <= high and (not vague or value in COMMON_FACTORS):
-            names.setdefault(words, value)
-    if not names:
-        return None
-    told = [words for words in names if words]
-    # A factor without a source says nothing beside one with.
-    told = [words for words in told if words != WRONG_SIGN] or told
-    words = " or ".join(told[:3])
-    return f"off by a constant factor of {next(iter(names.values())):.6g}{', ' if words else ''}{words}"
-
-
-def _factors_that_fit(tensor: _Tensor) -> tuple[float, float, int] | None:
-    """The interval of all factors under which the tensor would pass, and how many elements say something of them."""
-    got, expected = tensor.got, tensor.expected
-    finite = np.isfinite(expected)
-    numbers = finite & (expected != 0)
-    if not numbers.any() or not np.isfinite(got[finite]).all() or not tensor.is_right()[~finite].all():
-        return None
-    clear = np.argmax(np.where(numbers, np.abs(expected) / tensor.allowed, -1.0))
-    size = abs(float(got.flat[clear] / expected.flat[clear]))
-    allowed = 2 * size * tensor.allowed + tensor.smallest
-    if size == 0.0 or np.any(np.abs(got) > allowed, where=finite & (expected == 0)):
-        return None
-    ends = np.stack([(got - allowed) / expected, (got + allowed) / expected])[:, numbers]
-    low, high = float(ends.min(axis=0).max()), float(ends.max(axis=0).min())
-    known = int(np.count_nonzero(np.abs(expected[numbers]) > 8 * tensor.allowed[numbers]))
-    return (low, high, known) if low <= high else None
-
-
-def _shifted(tensor: _Tensor) -> str | None:
-    """Moved along an axis; what came in at its end is not looked at."""
-    for axis, length in enumerate(tensor.got.shape):
-        if length < 2 or tensor.got.size - tensor.got.size // length < 2:
-            continue
-        early, late = (
-            tuple(slice(*ends) if i == axis else slice(None) for i in range(tensor.got.ndim))
-            for ends in ((None, -1), (1, None))
-        )
-        for here, there, step in ((early, late, -1), (late, early, 1)):
-            if _part(tensor, here).fits(tensor.expected[there], 2 * tensor.allowed[there]):
-                return f"shifted by one position ({step:+d}) along axis {axis}"
-    return None
-
-
-def _part(tensor: _Tensor, index: tuple[slice, ...]) -> _Tensor:
-    return tensor._replace(got=tensor.got[index], expected=tensor.expected[index], allowed=tensor.allowed[index])
-
-
-def _transposed(tensor: _Tensor) -> str | None:
-    """Written with two axes exchanged, or read so; the shape is the right one."""
-    shape = tensor.got.shape
-    long = [axis for axis, length in enumerate(shape) if length > 1]
-    for i, first in enumerate(long):
-        for second in long[i + 1 :]:
-            exchanged = list(shape)
-            exchanged[first], exchanged[second] = shape[second], shape[first]
-            words = f"transposed: axes {first} and {second} are exchanged"
-            written = tensor.expected.swapaxes(first, second), tensor.allowed.swapaxes(first, second)
-            if tensor.fits(written[0].reshape(shape), 2 * written[1].reshape(shape)):
-                return words
-            read = tensor.expected.reshape(exchanged), tensor.allowed.reshape(exchanged)
-            if tensor.fits(read[0].swapaxes(first, second), 2 * read[1].swapaxes(first, second)):
-                return words
-    return None
-
-
-def _of_other_cases(asked: Question, tensor: _Tensor) -> str | None:
-    """A mistake that is known by the right answer to another case."""
-    for words, other in _other_cases(asked.case, _side(tensor.name)):
-        answer = _other(asked, words, other)
-        if answer is None or tensor.name not in answer.tensors or tensor.name not in answer.bounds:
-            continue
-        values = answer.tensors[tensor.name].astype(np.float64)
-        if values.shape == tensor.got.shape and tensor.fits(values, answer.bounds[tensor.name]):
-            return words
-    return None
-
-
-def _other_cases(case: Case, side: str) -> Iterator[tuple[str, Altered]]:
-    guesses = {
-        "upstream gradient ignored": alterations.without_upstream(case),
-        **alterations.of_this_function(case),
-        f"ignored rows are included{_of(side)}": alterations.leaking(case, side),
-        f"ignored rows are included, in the count as well{_of(side)}": alterations.leaking(case, side, counted=True),
-        f"{_wrong_count(case, side)}{_of(side)}": alterations.over_everything(case, side),
-        "label smoothing gives the other classes ε/(K − 1) instead of ε/K": alterations.smoothed_over_others(case),
-        **alterations.arguments_ignored(case),
-        "double softmax, or sigmoid: probabilities are taken as logits": alterations.activated_twice(case),
-    }
-    yield from ((words, other) for words, other in guesses.items() if other is not None)
-
-
-def _wrong_count(case: Case, side: str) -> str:
-    divisor = alterations.divisor(case, side)
-    if divisor is not None:
-        return f"a mean over {divisor.all_what} ({divisor.all:g}) instead of {divisor.what} ({divisor.right:g})"
-    right = "the number of objects" if alterations.specification_of(case).mean == "objects" else "num_boxes"
-    return f"divided by the number of queries or rows instead of {right}"
-
-
-def _side(name: str) -> str:
-    """Question answering has two means; of every other function it does not matter which tensor is looked at."""
-    return name if name == "grad.end_logits" else ""
-
-
-def _of(side: str) -> str:
-    return " of end positions" if side else ""
-
-
-def _only_ignored_rows(asked: Question, tensor: _Tensor) -> str | None:
-    """Whether all that is wrong is wrong where ignored rows are, whatever the class that they are taken to have."""
-    other = alterations.leaking(asked.case, _side(tensor.name))
-    answer = None if other is None else _other(asked, f"ignored rows are included{_of(_side(tensor.name))}", other)
-    if answer is None or tensor.name not in answer.tensors or tensor.got.ndim == 0:
-        return None
-    ignored = (tensor.expected == 0) & (answer.tensors[tensor.name] != 0)
-    if not ignored.any() or not tensor.got[ignored].any():
-        return None
-    rest = tensor._replace(
-        got=tensor.got[~ignored], expected=tensor.expected[~ignored], allowed=tensor.allowed[~ignored]
-    )
-    if rest.is_right().all():
-        return "ignored rows are included: their gradient is not 0"
-    count, interval = alterations.divisor(asked.case, _side(tensor.name)), _factors_that_fit(rest)
-    if count is not None and interval is not None and interval[0] <= count.right / count.all <= interval[1]:
-        return "ignored rows are included, in the count as well"
-    return None
-
-
-def _other(asked: Question, key: str, other: Altered) -> _Other | None:
-    """The answer to another case, None where it has none."""
-    if asked.result not in _OTHERS:
-        _OTHERS[asked.result] = _Others(asked.compute_dtype, {})
-    compute_dtype, known = _OTHERS[asked.result]
-    if key not in known:
-        try:
-            result, tensors = other.answer()
-            limits = bounds(other.case, result, compute_dtype)
-            scaled = {
-                name: np.asarray(value) / (other.over if name == "loss" else 1.0) for name, value in limits.items()
-            }
-            known[key] = _Other(tensors, scaled)
-        except (ArithmeticError, LookupError, TypeError, ValueError):
-            known[key] = None
-    return known[key]
-
-
-def _of_softmax(asked: Question, tensor: _Tensor) -> str | None:
-    """Probabilities that are taken along another axis, or twice."""
+def rows_of(asked: Question) -> list[View]:
+    """The views of a case's rows; none where it has no rows, or is too odd for a view."""
     try:
-        guesses = list(softmax_mistakes(asked.case))
-    except (ArithmeticError, LookupError, TypeError, ValueError):
-        return None
-    # Their terms are those of the right ones, elsewhere: as large, up to the logarithms' errors.
-    bound = 4 * np.asarray(asked.bounds[tensor.name]).max(initial=0.0)
-    return next((words for words, name, values in guesses if name == tensor.name and tensor.fits(values, bound)), None)
+        return views(asked.case, asked.result)
+    except (*EXPECTED_ERRORS, LookupError):
+        return []
 
 
-def _largest(values: np.ndarray) -> float:
-    return float(np.max(values, initial=0, where=np.isfinite(values)))
+def guesses(asked: Question, every: list[View], only: set[str] | None = None) -> Iterator[Guess]:
+    """Everything that is tried on a case, or the mistakes of some names."""
+    yield from _guarded(lambda: _of_rows(every, only))
+    yield from _guarded(lambda: _of_elements(asked, only))
+    yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
+    yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
+    yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
+    yield from _guarded(lambda: sums.in_16_bits(asked, every, only))
+    yield from _guarded(lambda: others.guesses(asked, only, of_rows=bool(every)))
 
 
-def _overflow(asked: Question, tensor: _Tensor) -> str | None:
-    """All that is wrong is infinite, undefined or the largest float16."""
-    wrong = ~tensor.is_right()
-    got, expected = tensor.got[wrong], tensor.expected[wrong]
-    clipped = np.abs(got) == FLOAT16_MAX
-    if not np.all(clipped | (np.isfinite(expected) & ~np.isfinite(got))):
-        return None
-    count = f"{got.size} of {wrong.size} elements"
-    if clipped.any():
-        return f"float16 overflow: {count} are clipped at 65504 or not finite"
-    inputs = [value for value in asked.case.inputs.values() if value.dtype.kind not in "biu"]
-    largest = max((_largest(value) for value in inputs), default=0.0)
-    if largest > LARGEST_EXPONENT:
-        return f"overflow: {count} are not finite, as if e^{largest:.3g} were taken without subtracting the maximum"
-    if largest > LARGEST_FLOAT16_EXPONENT or any(value.dtype == np.float16 for value in inputs):
-        return f"float16 overflow: {count} are not finite"
-    return None
+def _named(found: Iterator[Guess], only: set[str] | None) -> Iterator[Guess]:
+    return (guess for guess in found if only is None or guess.mistake in only)
+
+
+def _guarded(generate: Callable[[], Iterator[Guess]]) -> Iterator[Guess]:
+    """What can be tried; a case that is too odd for a simulation has none of it."""
+    try:
+        yield from generate()
+    except (*EXPECTED_ERRORS, LookupError, AssertionError):
+        return
+
+
+def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
+    of_softmax = {} if not every or any(view.is_log for view in every) else softmax_steps.STEPS
+    if of_softmax:
+        others_ = {words: (USUAL, step) for words, step in softmax_steps.along_other_axes(every[0]).items()}
+        of_softmax = of_softmax | others_
+    for mistake, (prior, step) in (of_softmax | row_labels.STEPS).items():
+        if only is not None and mistake not in only:
+            continue
+        variants = [list(step(view)) for view in every]
+        # What shows in one side of two may not show in the other.
+        for i in range(max((len(each) for each in variants), default=0)):
+            wrong = [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
+            yield Guess(
+                mistake,
+                prior,
+                combined(every, wrong),
+                magnitudes=magnitudes(every, wrong),
+                glance=functools.partial(glance, every, wrong),
+            )
+
+
+def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
+    given = elements_of(asked.case)
+    if given is None:
+        return
+    for mistake, step in element_steps.STEPS.get(given.kind, {}).items():
+        if only is None or mistake in only:
+            for tensors in step(given):
+                limits = {
+                    name.removeprefix("bound."): value for name, value in tensors.items() if name.startswith("bound.")
+                }
+                values = {name: value for name, value in tensors.items() if not name.startswith("bound.")}
+                yield Guess(mistake, POSSIBLE if step in element_steps.VAGUE else USUAL, values, limits)
+
+
+def _only_ignored_rows(every: list[View], judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause]:
+    """Whether all that is wrong is wrong where ignored rows are, whatever the class that they are taken to have."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for view in every:
+        if view.tensor in failing and view.has_labels and not view.counted.all():
+            for mistake in _leaks(view, judged[view.tensor]):
+                found.setdefault(mistake, []).append(view.tensor)
+    yield from (Cause(mistake, prior, tensors=tuple(names)) for (mistake, prior), names in found.items())
+
+
+def _leaks(view: View, tensor: Tensor) -> Iterator[tuple[str, float]]:
+    if not view.counted.any():
+        if not np.isfinite(tensor.got).all():
+            yield "all labels ignored gives a gradient of NaN instead of 0", USUAL
+            yield LEAK, SELDOM
+        return
+    touched = view.back(np.broadcast_to(~view.counted[:, None], view.logits.shape).astype(np.float64)) != 0
+    ignored = (tensor.expected == 0) & touched
+    if not ignored.any() or not tensor.got[ignored].any():
+        return
+    rest = tensor.part(~ignored)
+    if rest.is_right().all():
+        yield LEAK, COMMON - 0.1
+        return
+    interval = factors_that_fit(rest)
+    if interval is not None and interval.low <= view.normaliser / len(view.counted) <= interval.high:
+        yield row_labels.COUNTED, COMMON - 0.1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from refloss.registry import FUNCTIONS
 from refloss.testing.mistakes import alterations
+from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, UPSTREAM, USUAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,65 +17,91 @@ if TYPE_CHECKING:
     from refloss.cases.source import Case
 
 WRONG_SIGN = "with the wrong sign"
-POWERS_OF_TWO = 24  # a world size, or a loss scale that was not taken out
+NUM_BOXES = "num_boxes is ignored"
 
 
-def named_factors(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
-    """Factors of a tensor with words for them, the likelier first; each also with the wrong sign."""
-    plain = [pair for pair in _plain_factors(case, tensor) if math.isfinite(pair[0]) and pair[0] not in {0.0, 1.0}]
-    yield from plain
-    yield from ((-value, f"{words}{', ' if words else ''}{WRONG_SIGN}") for value, words in plain if value != -1.0)
+class Factor(NamedTuple):
+    """A factor, the mistake that it comes from, the same with a case's numbers, and how usual that is.
+
+    is_certain: whether a single number off by it says enough, because the factor is one of a few that a case has.
+    """
+
+    value: float
+    mistake: str
+    detail: str
+    prior: float
+    is_certain: bool = False
 
 
-def _plain_factors(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
-    yield -1.0, "a wrong sign"
+def named_factors(case: Case, tensor: str) -> Iterator[Factor]:
+    """Factors of a tensor, the likelier first; each also with the wrong sign."""
+    plain = [factor for factor in _plain_factors(case, tensor) if math.isfinite(factor.value)]
+    for factor in (*plain, *_wrong_signs(plain)):
+        if factor.value not in {0.0, 1.0}:
+            yield factor
+
+
+def _wrong_signs(plain: list[Factor]) -> Iterator[Factor]:
+    for factor in (each for each in plain if each.value != -1.0):
+        words = f"{factor.mistake}, {WRONG_SIGN}", f"{factor.detail}, {WRONG_SIGN}"
+        yield factor._replace(value=-factor.value, mistake=words[0], detail=words[1], prior=factor.prior / 2)
+
+
+def _plain_factors(case: Case, tensor: str) -> Iterator[Factor]:
+    yield Factor(-1.0, "a wrong sign", "a wrong sign", COMMON)
     yield from _of_upstream(case, tensor)
     yield from _of_means(case, tensor)
     for value, words in _counts(case, tensor):
         if value > 1:
-            yield value, words
-            yield 1 / value, f"1 / {words}"
+            yield Factor(value, f"multiplied by {words}", words, POSSIBLE)
+            yield Factor(1 / value, f"divided by {words}", f"1 / {words}", POSSIBLE)
     labels = alterations.labels(case, tensor)
     if labels is not None and labels.classes > 1:
-        yield labels.classes / (labels.classes - 1), f"K / (K − 1) of {labels.classes} classes"
-        yield (labels.classes - 1) / labels.classes, f"(K − 1) / K of {labels.classes} classes"
-    yield 2.0, ""
-    yield 0.5, ""
-    for power in range(2, POWERS_OF_TWO + 1):
-        yield 2.0**power, "a power of two such as a world size or a loss scale"
-        yield 2.0**-power, "a power of two such as 1 / a world size"
-    yield 1 / math.log(2), "logarithms to base 2"
+        classes = labels.classes
+        yield Factor(classes / (classes - 1), "K / (K − 1)", f"K / (K − 1) of {classes} classes", SELDOM)
+        yield Factor((classes - 1) / classes, "(K − 1) / K", f"(K − 1) / K of {classes} classes", SELDOM)
+    yield Factor(1 / math.log(2), "logarithms to base 2", "logarithms to base 2", USUAL)
+    yield Factor(math.log(2), "logarithms to base 2", "logarithms to base 2", POSSIBLE)
 
 
-def _of_upstream(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
+def _of_upstream(case: Case, tensor: str) -> Iterator[Factor]:
     upstream = np.asarray(case.grad_output)
     if upstream.ndim or not upstream:
         return
+    c = float(upstream)
     if tensor.startswith("grad."):
-        yield 1 / float(upstream), f"upstream gradient ({upstream:g}) ignored"
-        yield float(upstream), f"upstream gradient ({upstream:g}) applied twice"
+        yield Factor(1 / c, "upstream gradient ignored", f"upstream gradient ({c:g}) ignored", UPSTREAM, True)
+        yield Factor(c, "upstream gradient applied twice", f"upstream gradient ({c:g}) applied twice", 0.7, True)
     else:
-        yield float(upstream), f"multiplied by the upstream gradient ({upstream:g})"
+        words = "the loss is multiplied by the upstream gradient"
+        yield Factor(c, words, f"multiplied by the upstream gradient ({c:g})", USUAL)
 
 
-def _of_means(case: Case, tensor: str) -> Iterator[tuple[float, str]]:
+def _of_means(case: Case, tensor: str) -> Iterator[Factor]:
     """A sum for a mean, a mean for a sum, or a mean over something else."""
     labels, divisor = alterations.labels(case, tensor), alterations.divisor(case, tensor)
-    if divisor is not None and divisor.right:
-        right = f"{divisor.what} ({divisor.right:g})"
-        yield divisor.right, f"a sum for a mean over {right}"
-        for count, what in ((divisor.all, divisor.all_what), *_counts(case, tensor)):
-            if count:
-                yield divisor.right / count, f"a mean over {what} ({count:g}) instead of {right}"
-    elif case.parameters.get("reduction") == "sum":
-        counts = _counts(case, tensor)
-        yield from ((1 / count, f"a mean over {what} ({count:g}) for a sum") for count, what in counts if count)
-    boxes = case.parameters.get("num_boxes")
-    if boxes:
-        yield float(boxes), f"num_boxes ({boxes:g}) ignored"
     if labels is not None and "weight" in case.inputs and divisor is not None and labels.counted:
         words = f"a mean over the rows that count ({labels.counted}) instead of their weights"
-        yield divisor.right / labels.counted, words
+        yield Factor(divisor.right / labels.counted, "a mean over rows instead of their weights", words, USUAL)
+    if divisor is not None and divisor.right:
+        right = f"{divisor.what} ({divisor.right:g})"
+        yield Factor(divisor.right, "a sum for a mean", f"a sum for a mean over {right}", COMMON, True)
+        usual = "the rows that count" if labels is not None else "the elements"
+        for count, what in ((divisor.all, divisor.all_what), *_counts(case, tensor)):
+            if count:
+                words = f"a mean over {what} ({count:g}) instead of {right}"
+                name = f"a mean over {what} instead of {usual}"
+                if case.parameters.get("reduction") == "batchmean":
+                    name = "batchmean is a mean over elements" if what == divisor.all_what else name
+                yield Factor(divisor.right / count, name, words, USUAL)
+    elif case.parameters.get("reduction") == "sum":
+        for count, what in _counts(case, tensor):
+            if count:
+                words = f"a mean over {what} ({count:g}) for a sum"
+                yield Factor(1 / count, f"a mean over {what} for a sum", words, USUAL)
+    boxes = case.parameters.get("num_boxes")
+    if boxes:
+        yield Factor(float(boxes), NUM_BOXES, f"num_boxes ({boxes:g}) ignored", COMMON, True)
 
 
 def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
@@ -87,7 +114,7 @@ def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
     if shape:
         counts.append((shape[0], "the batch size"))
     if labels is not None:
-        counts += [(labels.counted, "the number of rows that count"), (labels.values.size, "the number of labels")]
+        counts += [(labels.counted, "the number of rows that count"), (labels.values.size, "all rows")]
     objects = [value for key, value in case.inputs.items() if key.startswith("labels.") and key.endswith("boxes")]
     if objects:
         counts.append((sum(len(boxes) for boxes in objects), "the number of objects"))

@@ -26,11 +26,8 @@ class Judgement(verdict.Judgement):
 
     @classmethod
     def of(cls, cases: Iterable[CaseVerdict], compute_dtype: str | None = None, **facts: Any) -> Judgement:
-        """Of verdicts, with what is wrong by function and what it was found with; facts are fields."""
-        from refloss.testing.mistakes.diagnosis import diagnose
-
-        verdicts = tuple(cases)
-        return cls(verdicts, compute_dtype, diagnose(verdicts), environment=environment(), **facts)
+        """Of verdicts, with what it was found with; facts are fields."""
+        return cls(tuple(cases), compute_dtype, environment=environment(), **facts)
 
     def __str__(self) -> str:
         from rich.console import Console

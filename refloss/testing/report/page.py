@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
+    from refloss.testing.diagnosis import Diagnosis
     from refloss.testing.spread import Element
-    from refloss.testing.verdict import CaseVerdict, Diagnosis, Judgement, TensorVerdict
+    from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 _MANY = 30  # failing cases that are too many to be unfolded
 _MANY_ULP = 1000  # errors that pass and look as if they should not

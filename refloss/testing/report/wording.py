@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from refloss.messages import printable
 
 if TYPE_CHECKING:
-    from refloss.testing.verdict import CaseVerdict, Diagnosis, Judgement, TensorVerdict
+    from refloss.testing.diagnosis import Diagnosis
+    from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 
 def short(value: float | None) -> str:

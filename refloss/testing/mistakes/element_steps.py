@@ -1,0 +1,149 @@
+"""Mistaken formulas of elements, by function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refloss.roundoff import real
+from refloss.testing.mistakes import distance_steps, divergence_steps, focal_steps
+from refloss.testing.mistakes.elements import Elements, derivatives, of_formula, softplus, tensors
+from refloss.testing.mistakes.focal_steps import focal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from refloss.testing.mistakes.elements import Formula, Step, Tensors
+
+_LIMITS = (15.0, 10.0, 16.0, 20.0, 30.0, 50.0, 60.0, 80.0, 88.0, 100.0, 5.0, 8.0)
+SURE = 17.4  # from here on σ(x) is 1 in float32
+_OVERFLOWS = (88.722839, 88.0)
+
+
+def _positive_weight(given: Elements) -> np.ndarray | None:
+    weight = given.inputs.get("pos_weight")
+    return None if weight is None else real(weight)
+
+
+def _with_weight(weight: np.ndarray) -> Formula:
+    return lambda x, t: weight * t * softplus(-x) + (1 - t) * softplus(x)
+
+
+def _on_negatives(given: Elements) -> Iterator[Tensors]:
+    weight = _positive_weight(given)
+    if weight is not None:
+        yield of_formula(given, lambda x, t: t * softplus(-x) + weight * (1 - t) * softplus(x))
+        yield of_formula(given, lambda x, t: weight * (t * softplus(-x) + (1 - t) * softplus(x)))
+
+
+def _along_another_axis(given: Elements) -> Iterator[Tensors]:
+    weight = _positive_weight(given)
+    if weight is None or given.x.ndim < 2 or weight.size == 1:
+        return
+    full, shape = np.broadcast_to(weight, given.x.shape), given.x.shape
+    flat = weight.reshape(-1)
+    for axis in range(len(shape)):
+        along = np.resize(flat, shape[axis]).reshape(*(-1 if i == axis else 1 for i in range(len(shape))))
+        if not (np.broadcast_to(along, shape) == full).all():
+            yield of_formula(given, _with_weight(np.broadcast_to(along, shape)))
+    if shape[-1] == shape[-2]:
+        yield of_formula(given, _with_weight(full.swapaxes(-1, -2)))
+
+
+def _logits_formula(given: Elements) -> Formula:
+    if given.kind == "sigmoid_focal":
+        return focal(given)
+    weight = _positive_weight(given)
+    return _with_weight(np.ones(()) if weight is None else weight)
+
+
+def _overflowing(given: Elements) -> Iterator[Tensors]:
+    """log(1 + e^x), or e^x/(1 + e^x), in float32 or float16."""
+    value, for_x, for_t = derivatives(_logits_formula(given), given)
+    loose = {"bound.loss": tensors(given, 2.0**-22 * (1 + np.abs(given.x)))["loss"]}
+    for least in _OVERFLOWS:
+        for beyond in (given.x > least, given.x < -least, np.abs(given.x) > least):
+            if beyond.any():
+                infinite = np.where(beyond, np.inf, value)
+                undefined = np.where(beyond, np.nan, for_x)
+                for wrong in (infinite, np.where(beyond, np.nan, value)):
+                    yield tensors(given, wrong) | loose
+                    yield tensors(given, wrong, undefined) | loose
+                    yield tensors(given, wrong, undefined, np.where(beyond, np.nan, for_t)) | loose
+                    yield tensors(given, wrong, None, np.where(beyond, np.nan, for_t)) | loose
+                yield tensors(given, None, undefined)
+
+
+def _clamped(given: Elements) -> Iterator[Tensors]:
+    formula = _logits_formula(given)
+    for limit in _LIMITS:
+        beyond = np.abs(given.x) > limit
+        if not beyond.any():
+            continue
+
+        def clamped(x: np.ndarray, t: np.ndarray, limit: float = limit) -> np.ndarray:
+            return formula(np.where(np.abs(x.real) > limit, limit * np.sign(x.real), x), t)
+
+        value, for_x, for_t = derivatives(clamped, given)
+        moved = derivatives(formula, replace(given, x=np.clip(given.x, -limit, limit)))
+        yield tensors(given, value, for_x, for_t)
+        yield tensors(given, *moved)
+        yield tensors(given, value)
+
+
+def _rounded_sigmoid(given: Elements) -> Iterator[Tensors]:
+    """log p and log(1 − p) of a float32 p, where they are infinite or cut at −100."""
+    with np.errstate(all="ignore"):
+        p = (1 / (1 + np.exp(-given.x.astype(np.float32)))).astype(np.float64)
+    weight = _positive_weight(given)
+    factor = 1.0 if weight is None else weight
+    _, for_x, _ = derivatives(_logits_formula(given), given)
+    lost = np.abs(given.t / np.maximum(p, 2.0**-100)) + np.abs(1 - given.t) / np.maximum(1 - p, 2.0**-24)
+    # Where p is 1 it is so in every order of operations.
+    digits = np.where(given.x > SURE, 0.0, 2.0**-23 * np.abs(factor) * lost)
+    loose = {"bound.loss": tensors(given, digits)["loss"]}
+    for cut in (-100.0, -np.inf):
+        value = -factor * given.t * np.maximum(np.log(p), cut) - (1 - given.t) * np.maximum(np.log(1 - p), cut)
+        value = np.where(np.isnan(value), np.inf, value)
+        yield tensors(given, value) | loose
+        yield tensors(given, np.where(np.isinf(value), np.nan, value)) | loose
+        yield tensors(given, value, np.where(np.isinf(value), np.nan, for_x)) | loose
+    for tiny in (1e-12, 1e-8, 1e-7, 1e-6, 2.0**-126, 2.0**-23):
+        positive, negative = np.log(np.maximum(p, tiny)), np.log(np.maximum(1 - p, tiny))
+        yield tensors(given, -factor * given.t * positive - (1 - given.t) * negative) | loose
+        positive, negative = np.log(p + tiny), np.log(1 - p + tiny)
+        yield tensors(given, -factor * given.t * positive - (1 - given.t) * negative) | loose
+
+
+def _not_clamped(given: Elements) -> Iterator[Tensors]:
+    p, t = given.x, given.t
+    positive, negative = np.log(p), np.log1p(-p)
+    terms = np.where(t == 0, 0.0, t * positive) + np.where(t == 1, 0.0, (1 - t) * negative)
+    for value in (-terms, -(t * positive + (1 - t) * negative)):
+        yield tensors(given, value)
+        yield tensors(given, value, (p - t) / (p * (1 - p)))
+    yield tensors(given, None, (p - t) / (p * (1 - p)))
+
+
+_ON_LOGITS: dict[str, Step] = {
+    "softplus overflows: log(1 + e^x) without |x|": _overflowing,
+    "logits are clamped": _clamped,
+}
+STEPS: dict[str, dict[str, Step]] = {
+    "kl_div": divergence_steps.STEPS,
+    "bce_with_logits": _ON_LOGITS
+    | {
+        "pos_weight is on the negative side": _on_negatives,
+        "pos_weight is along the wrong axis": _along_another_axis,
+        "log σ(x) by the logarithm of a rounded sigmoid": _rounded_sigmoid,
+    },
+    "bce": {"the logarithm is not clamped at −100": _not_clamped},
+    "sigmoid_focal": _ON_LOGITS | focal_steps.STEPS,
+    "smooth_l1": distance_steps.OF_SMOOTH_L1,
+    "huber": distance_steps.OF_HUBER,
+    "mse": distance_steps.OF_SQUARES,
+}
+# Those of many variants.
+VAGUE = (distance_steps.beta_misplaced, _clamped, _rounded_sigmoid)

@@ -1,0 +1,143 @@
+"""What a mistaken step changes in rows, and the tensors of a case that it makes, computed when asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from refloss.testing.mistakes.rows import View
+
+
+class Wrong(NamedTuple):
+    """What a mistake changes in a view: logarithms and probabilities, masses, or what comes of them."""
+
+    lse: np.ndarray | None = None  # [R, 1]
+    cut: int | None = None  # classes from here on have no gradient
+    cut_p: int | None = None  # or lack its first part, Q·p
+    log_p: np.ndarray | None = None  # [R, C]
+    p: np.ndarray | None = None  # [R, C]
+    mass: np.ndarray | None = None  # [R, C]
+    losses: np.ndarray | None = None  # [R]
+    slopes: np.ndarray | None = None  # [R, C]
+    normaliser: Any = None  # one, or [R]
+    cotangent: Any = None
+    kept: float | None = None  # of a soft target, beside smoothing
+    loss: Any = None  # instead of all of the above
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Arrays by name, computed when asked for: most mistakes are refuted by the loss alone."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
+        self._makers = makers
+        self._known: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._known:
+            self._known[name] = self._makers[name]()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def combined(every: list[View], wrong: list[Wrong]) -> Tensors:
+    """The tensors of a case with a mistake in its views; losses are added."""
+    pairs = list(zip(every, wrong, strict=True))
+    makers: dict[str, Callable[[], np.ndarray]] = {"loss": lambda: np.asarray(sum(_loss(*pair) for pair in pairs))}
+    for pair in pairs:
+        makers[pair[0].tensor] = functools.partial(_gradient, *pair)
+        if not pair[0].has_labels:
+            makers["grad.target"] = functools.partial(_target_gradient, *pair)
+    return Tensors(makers)
+
+
+def _loss(view: View, wrong: Wrong) -> np.ndarray:
+    if wrong.loss is not None:
+        return view.share * np.asarray(wrong.loss)
+    losses = wrong.losses
+    if losses is None and wrong.lse is not None:
+        losses = view.losses + view.pushed * (wrong.lse - view.lse)[:, 0]
+    if losses is None:
+        same = wrong.log_p is None and wrong.mass is None
+        losses = view.losses if same else view.losses_of(view.log_p if wrong.log_p is None else wrong.log_p, wrong.mass)
+    of_rows = view.share * losses / (view.normaliser if wrong.normaliser is None else wrong.normaliser)
+    return of_rows.reshape(view.row_shape) if view.reduction == "none" else np.asarray(of_rows.sum())
+
+
+def coefficient(view: View, wrong: Wrong) -> np.ndarray:
+    """What the gradients of rows are multiplied by, [R, 1]."""
+    if wrong.normaliser is None and wrong.cotangent is None:
+        return view.coefficient
+    normaliser = view.normaliser if wrong.normaliser is None else wrong.normaliser
+    cotangent = view.cotangent if wrong.cotangent is None else wrong.cotangent
+    return np.broadcast_to(view.share * cotangent / normaliser, view.counted.shape)[:, None]
+
+
+def _gradient(view: View, wrong: Wrong) -> np.ndarray:
+    slopes = wrong.slopes
+    if slopes is None and wrong.lse is not None and wrong.p is None:
+        slopes = view.slopes_of(view.p * np.exp(view.lse - wrong.lse), wrong.mass)
+    if slopes is None:
+        same = wrong.p is None and wrong.mass is None
+        slopes = view.slopes if same else view.slopes_of(view.p if wrong.p is None else wrong.p, wrong.mass)
+    classes = np.arange(slopes.shape[-1])
+    if wrong.cut is not None:
+        slopes = np.where(classes < wrong.cut, slopes, 0.0)
+    if wrong.cut_p is not None:
+        slopes = np.where(classes < wrong.cut_p, slopes, -(view.mass if wrong.mass is None else wrong.mass))
+    return view.back(np.where(slopes == 0, 0.0, coefficient(view, wrong) * slopes))
+
+
+def glance(every: list[View], wrong: list[Wrong], tensor: str, place: int) -> float | None:
+    """One element of a gradient, without the others; None where it is made of several rows."""
+    for view, other in zip(every, wrong, strict=True):
+        if view.tensor == tensor and view.logits.size == view.given.size:
+            index = list(np.unravel_index(place, view.given.shape))
+            column = int(index.pop(view.axis))
+            row = int(np.ravel_multi_index(tuple(index), view.row_shape)) if index else 0
+            slope = _slope(view, other, row, column)
+            return slope and slope * float(coefficient(view, other)[row, 0])
+    return None
+
+
+def _slope(view: View, wrong: Wrong, row: int, column: int) -> float:
+    kept = wrong.cut is None or column < wrong.cut
+    if wrong.slopes is not None:
+        return float(wrong.slopes[row, column]) if kept else 0.0
+    masses = view.mass[row] if wrong.mass is None else wrong.mass[row]
+    p = float((view.p if wrong.p is None else wrong.p)[row, column])
+    if wrong.lse is not None and wrong.p is None:
+        p *= float(np.exp(view.lse[row, 0] - wrong.lse[row, 0]))
+    pushed = float(view.pushed[row] if wrong.mass is None else masses.sum())
+    has_p = not view.is_log and pushed != 0 and (wrong.cut_p is None or column < wrong.cut_p)
+    return (pushed * p if has_p else 0.0) - float(masses[column]) if kept else 0.0
+
+
+def magnitudes(every: list[View], wrong: list[Wrong]) -> Tensors:
+    """Of the gradients of logits: those of Q·p and q."""
+    pairs = zip(every, wrong, strict=True)
+    return Tensors({view.tensor: functools.partial(_magnitude, view, other) for view, other in pairs})
+
+
+def _magnitude(view: View, wrong: Wrong) -> np.ndarray:
+    mass = np.abs(view.mass if wrong.mass is None else wrong.mass)
+    p = np.zeros(1) if view.is_log else view.p if wrong.p is None else wrong.p
+    terms = mass.sum(axis=-1, keepdims=True) * p + mass
+    return np.asarray(np.abs(view.back(np.abs(coefficient(view, wrong)) * terms)))
+
+
+def _target_gradient(view: View, wrong: Wrong) -> np.ndarray:
+    log_p = view.log_p if wrong.log_p is None else wrong.log_p
+    log_p = view.logits - wrong.lse if wrong.lse is not None else log_p
+    kept = 1 - view.smoothing if wrong.kept is None else wrong.kept
+    return view.back(-coefficient(view, wrong) * kept * view.weight * log_p)
