@@ -42,7 +42,7 @@ def named_factors(case: Case, tensor: str) -> Iterator[Factor]:
 
 
 def _wrong_signs(plain: list[Factor]) -> Iterator[Factor]:
-    for factor in (each for each in plain if each.value != -1.0):
+    for factor in (each for each in plain if not math.isclose(abs(each.value), 1.0, rel_tol=1e-2)):
         words = f"{factor.mistake}, {WRONG_SIGN}", f"{factor.detail}, {WRONG_SIGN}"
         yield factor._replace(value=-factor.value, mistake=words[0], detail=words[1], prior=factor.prior / 2)
 
