@@ -324,7 +324,9 @@ class _RowBounds:
             bound += added.pushed_slope * self._of_lse(at.totals) * at.probability
             bound += added.pushed * (self.relative * at.probability + of_p)
         lost = at.mass + (pushed + self.products) * at.probability
-        return np.asarray(coefficient * bound + unit.tiny * (1.0 + at.cotangent + lost))
+        # What smoothing gives may be a gradient of its own that is added.
+        parts = 2.0 if self.given.smoothing else 1.0
+        return np.asarray(coefficient * bound + unit.tiny * (parts + at.cotangent + lost))
 
     def _of_target(self, first: int, last: int) -> np.ndarray:
         at, unit = self.given.at(first, last), self.unit
