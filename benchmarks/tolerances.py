@@ -160,9 +160,9 @@ def _numpy_mse(inputs: dict[str, Any], _: dict[str, Any], cotangent: Any) -> Any
 
 
 def _numpy_cross_entropy(inputs: dict[str, Any], _: dict[str, Any], cotangent: Any) -> Any:
-    logits, target = inputs["logits"], inputs["target"]
+    logits, rows = inputs["logits"], np.arange(len(inputs["logits"]))
+    counted, target = inputs["target"] >= 0, np.maximum(inputs["target"], 0)
     weight = inputs.get("weight", np.ones(logits.shape[1], logits.dtype))
-    counted, rows = target >= 0, np.arange(len(logits))
     shifted = logits - logits.max(axis=1, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     own = np.where(counted, weight[target], 0)

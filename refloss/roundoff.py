@@ -12,10 +12,11 @@ it and the result, so the sum is off by at most h·v·Σ|terms|, where h is the 
 
 What one chain is allowed grows with n until nothing can be told from 0, at n = 2^24 in float32; nobody has to add in
 such a way. Libraries do not: NumPy has chains of 16 and pairs, torch cascades of chains of some dozen terms a vector
-lane, XLA windows and vector lanes, a GPU a few terms a thread and pairs of threads. So by default a sum may have chains
-of b = 2^10 terms, whatever their order. No probability is in this: were all roundings to one side, as they are where
-all terms are alike, it would still hold. Roundings to both sides leave a chain of n terms off by some √n·v, which is
-below it up to n = 2^20: whoever adds up the results of a million rows with atomic operations passes too, in most cases.
+lane, torch.compile on a CPU cascades of chains of 2^12 terms a lane, XLA windows and lanes, a GPU a few terms a thread
+and pairs of threads. So by default a sum may have chains of b = 2^12 terms, whatever their order. No probability is in
+this: were all roundings to one side, as they are where all terms are alike, it would still hold. Roundings to both
+sides leave a chain of n terms off by some √n·v, which is below it up to n = 2^24: whoever adds up the results of
+millions of blocks with atomic operations passes too, in most cases.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STEPS = 8
 CERTAINTY = 6.0  # λ of independent roundings
 # The longest chain of additions in a sum, by how sums are said to be taken.
 Summation = Literal["blocks", "any"]
-CHAINS: dict[str, float] = {"blocks": 2.0**10, "any": math.inf}
+CHAINS: dict[str, float] = {"blocks": 2.0**12, "any": math.inf}
 
 
 class Roundoff(NamedTuple):

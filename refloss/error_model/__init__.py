@@ -38,7 +38,7 @@ def bounds(case: Case, result: LossResult, compute_dtype: str, summation: str = 
         case: the call.
         result: its right answer.
         compute_dtype: the type that an implementation computes in, one of COMPUTE_DTYPES.
-        summation: "blocks" if its sums have chains of at most 2^10 additions, "any" if they may be one long chain.
+        summation: "blocks" if its sums have chains of at most 2^12 additions, "any" if they may be one long chain.
     """
     unit = roundoff(compute_dtype, summation)
     limits = _limits(case, result, unit)

@@ -14,10 +14,10 @@ terms where a target is a distribution),
     |δp_j|   ≤ p_j·(e^|δℓ_j| − 1) + tiny
     |δL|     ≤ Σ |q_j|·(|δℓ_j| + (e + s(C))·|ℓ_j|), over the normaliser
     |δg_j|   ≤ |c|·((e + s(C))·(|q_j| + p_j·|Q|) + |Q|·(p_j·(e^|δℓ_j| − 1) + tiny))
-    |δ∂t_j|  ≤ |c|·(1 − ε)·|w_j|·(|δℓ_j| + (e + s(C))·|ℓ_j|)
+    |δ∂t_j|  ≤ |c|·(1 − ε)·|w_j|·(|δℓ_j| + (k·u + s(C))·|ℓ_j|)
 
-where s(R) is in a gradient only if the normaliser is a sum: a count is exact, or rounded once. Logits that come from
-elsewhere have an error of their own, d_j in x_j: it adds d_j + Σ p_i·d_i to |δℓ_j|.
+where s(R) is in a gradient only if the normaliser is a sum of weights: a count is exact, or rounded once. Logits that
+come from elsewhere have an error of their own, d_j in x_j: it adds d_j + Σ p_i·d_i to |δℓ_j|.
 
 A loss that adds a function a of lse to its rows, with the derivative b, has
 
@@ -255,8 +255,8 @@ class _RowBounds:
         soft = given.target is not None
         added = unit.sum(given.summed * (given.classes if soft else 1))
         self.relative = STEPS * unit.between + added + self.of_classes
-        # A count of rows is exact, or rounded once; sums of other weights are not.
-        is_count = not soft and given.weight is None
+        # A count of rows is exact, or rounded once; sums of weights are not.
+        is_count = soft or given.weight is None
         self.of_gradient = self.relative - (added if is_count else 0.0)
         # In how many products a row's target is, each of which may be lost.
         self.products = given.classes if soft or given.smoothing else 1
@@ -324,12 +324,14 @@ class _RowBounds:
             bound += added.pushed_slope * self._of_lse(at.totals) * at.probability
             bound += added.pushed * (self.relative * at.probability + of_p)
         lost = at.mass + (pushed + self.products) * at.probability
-        return np.asarray(coefficient * bound + unit.tiny * (1.0 + at.cotangent + lost))
+        # What smoothing gives may be a gradient of its own that is added.
+        parts = 2.0 if self.given.smoothing else 1.0
+        return np.asarray(coefficient * bound + unit.tiny * (parts + at.cotangent + lost))
 
     def _of_target(self, first: int, last: int) -> np.ndarray:
         at, unit = self.given.at(first, last), self.unit
         coefficient = at.cotangent / abs(self.given.normaliser) * abs(1 - self.given.smoothing) * at.weight
-        bound = self._of_log(at) + self.relative * at.log_probability
+        bound = self._of_log(at) + self.of_gradient * at.log_probability
         return np.asarray(coefficient * bound + unit.tiny * (1.0 + at.cotangent + (1 + at.weight) * at.log_probability))
 
 
