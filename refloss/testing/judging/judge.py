@@ -211,7 +211,7 @@ def _causes(asked: Question, tensors: list[TensorVerdict], candidate: Mapping[st
 def _tensor(asked: Question, name: str, got: np.ndarray) -> Tensor:
     """What mistakes are tried on: of many elements some, in one row."""
     every, step = blocks(asked, name, got), max(got.size // LARGEST, 1)
-    parts = zip(*((part[::step].copy() for part in block) for block in every), strict=True)
+    parts = zip(*([part[::step].copy() for part in block] for block in every), strict=True)
     shape = got.shape if step == 1 else (-1,)
     return tensor_of(name, Elements(*(np.concatenate(part).reshape(shape) for part in parts)), got.dtype)
 
