@@ -76,7 +76,7 @@ def run(capsys, monkeypatch, tmp_path):
     return call
 
 
-WITHOUT_WEIGHTS = ("--function", "mse", "--cases", "mse-*-mean,mse-sum,mse-none")
+WITHOUT_WEIGHTS = ("--function", "mse", "--cases", "mse-*6-mean,mse-float32-mean,mse-float64-mean,mse-sum,mse-none")
 
 
 @pytest.mark.parametrize("target", ["kernels:right", "kernels.py:right", "./kernels.py:Kernels.right"])

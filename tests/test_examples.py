@@ -16,6 +16,7 @@ from examples import linear_models, matching, numpy_causal_lm
 from examples.linear_models import MARGIN, MOST_EPOCHS, TASKS, compare, diabetes, digits, properties
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import manifest, store
+from refloss.golden.corpus import corpus
 from refloss.testing import MismatchError, check, judge_folders
 from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.callables import select
@@ -168,7 +169,10 @@ def test_the_tutorial_leads_from_two_mistakes_to_a_kernel_that_is_right(tmp_path
 
     source.write_text(kernel)
     failed = {case.id: case for case in failures()}
-    assert len(failed) == 11
+    page = Path("docs/tutorial.md").read_text()
+    told = re.search(r"(\d+) of (\d+) cases passed, (\d+) failed, (\d+) not brought", page)
+    assert told is not None
+    assert len(failed) == int(told[3])
     (gradient,) = (tensor for tensor in failed["masked_lm-float32"].tensors if not tensor.passed)
     assert "upstream gradient" in gradient.explanation
 
@@ -188,13 +192,16 @@ def test_the_tutorial_leads_from_two_mistakes_to_a_kernel_that_is_right(tmp_path
     with pytest.raises(MismatchError) as mismatch:
         check(function, function="masked_lm")
     wrong = [case.id for case in mismatch.value.judgement.judged if not case.passed]
-    assert wrong == ["masked_lm-bfloat16", "masked_lm-float16", "masked_lm-large-cotangent"]
+    assert {"masked_lm-bfloat16", "masked_lm-float16", "masked_lm-large-cotangent"} <= set(wrong)
+    coarse = {case.id for case in corpus({"masked_lm"}) if case.inputs["logits"].dtype.itemsize == 2}
+    assert set(wrong) <= coarse
 
     uncast = next(line for line in kernel.splitlines(keepends=True) if line.startswith("    x, y, n ="))
     source.write_text(kernel.replace(uncast, cast))
     (tmp_path / "test_my_kernel.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
-    assert "16 passed" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"{len(corpus({'masked_lm'}))} passed" in ran.stdout
 
 
 def test_the_bounds_of_the_page_tell_right_from_wrong():

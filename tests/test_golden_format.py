@@ -81,7 +81,7 @@ def test_a_cotangent_from_a_file_and_weights_of_components(run, files):  # noqa:
     np.save(files / "c.npy", cotangent)
     options = ["--reduction", "none", "--grad-output", files / "c.npy"]
     assert run("golden", "add", files / "g", "cross_entropy", files / "ce.npz", *options)[0] == 0
-    (scene,) = fresh(FUNCTIONS["object_detection"], 0, 1)
+    (scene,) = fresh("object_detection", 0, 1)
     save_file({name: np.ascontiguousarray(value) for name, value in scene.inputs.items()}, files / "s.safetensors")
     options = ["--config", json.dumps(scene.parameters["config"]), "--grad-output", '{"loss_bbox": -2}']
     assert run("golden", "add", files / "g", "object_detection", files / "s.safetensors", *options)[0] == 0
@@ -209,7 +209,7 @@ def test_a_mapped_file_is_not_copied(tmp_path):
 
 
 def test_a_configuration_that_is_an_object_is_what_is_read_of_it(tmp_path):
-    (scene,) = fresh(FUNCTIONS["object_detection"], 0, 1)
+    (scene,) = fresh("object_detection", 0, 1)
     config = SimpleNamespace(**scene.parameters["config"], name="a model", tokens=object())
     arguments = store.nested(scene.inputs)
     case = golden_case("object_detection", config=config, **arguments)

@@ -76,6 +76,8 @@ def test_every_single_element_is_told_when_it_is_off_by_a_tenth_of_the_largest(f
             if not np.any(right[finite]):
                 continue
             lost = np.full(right.shape, name in ROUNDED_AWAY.get(asked.case.id, []))
+            if "saturated-gamma-0.5" in asked.case.id and name == "grad.targets":
+                lost = is_hit_by(asked.case, 100 if right.dtype == np.float64 else 40)
             if (asked.case.id, name) in PARTLY_ROUNDED_AWAY:
                 lost = (asked.case.inputs[name.removeprefix("grad.")] >= 20) & (right != 0)
             values = right.astype(np.float64)
@@ -84,6 +86,12 @@ def test_every_single_element_is_told_when_it_is_off_by_a_tenth_of_the_largest(f
             given = judge.blocks(asked, name, wrong)
             told = np.concatenate([errors(block).ratio > 1.0 for block in given]).reshape(right.shape)
             assert np.array_equal(told[finite], ~lost[finite]), (asked.case.id, name)
+
+
+def is_hit_by(case, logit):
+    """Where a target is met by a logit so large: the derivative of m^γ, for γ < 1, is infinite where m is 1 − 1."""
+    x, t = (case.inputs[name].astype(np.float64) for name in ("inputs", "targets"))
+    return (np.abs(x) >= logit) & (t == (x > 0))
 
 
 def test_every_mutant_shows_somewhere():

@@ -33,7 +33,7 @@ SOUND = """
         refloss_case.assert_matches(loss=loss, grads=grads)
 """
 WRONG = """
-    @pytest.mark.refloss_cases("mse-*-mean")
+    @pytest.mark.refloss_cases("mse-*6-mean", "mse-float32-mean", "mse-float64-mean")
     @pytest.mark.refloss_expected_failures("expected.txt")
     def test_kernel(refloss_case):
         loss, grads = kernel(refloss_case, -1 if "16" in refloss_case.id else 1)
@@ -105,9 +105,10 @@ def test_functions_and_dtypes(run, pytester, as_setting):
         pytester.makeini("[pytest]\nrefloss_functions = mse l1\nrefloss_dtypes = float16, bfloat16\n")
         options = ["-v"]
     result = run(KERNEL, test, options=options)
-    result.assert_outcomes(passed=4)
+    coarse = [case for case in corpus({"mse", "l1"}) if case.inputs["input"].dtype.itemsize == 2]
+    result.assert_outcomes(passed=len(coarse))
     names = [f"*{name}-{dtype}-mean* PASSED*" for name in ("mse", "l1") for dtype in ("float16", "bfloat16")]
-    result.stdout.fnmatch_lines([VERSIONS, "*collected 4 items"])
+    result.stdout.fnmatch_lines([VERSIONS, f"*collected {len(coarse)} items"])
     result.stdout.fnmatch_lines_random(names)
     assert str(result.stdout).count("numba") == 1
 

@@ -310,11 +310,11 @@ def test_verdicts_do_not_depend_on_flushing(register: ControlRegister, bits: int
     case = Case("tiny", "mse", {"input": x, "target": x[::-1]}, {"reduction": "sum"}, 0.25)
     right = {name: np.array(value) for name, value in question(case).expected.items()}
     candidates = (right, right | {"grad.input": -right["grad.input"]})
-    expected = [judge(question(case), candidate).as_json() for candidate in candidates]
-    assert [verdict["passed"] for verdict in expected] == [True, False]
+    expected = [judge(question(case), candidate) for candidate in candidates]
+    assert [verdict.passed for verdict in expected] == [True, False]
     with register.with_bits(bits):
         assert subnormals.are_flushed()
-        found = [judge(question(case), candidate).as_json() for candidate in candidates]
+        found = [judge(question(case), candidate) for candidate in candidates]
     assert found == expected
 
 

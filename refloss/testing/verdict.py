@@ -185,17 +185,16 @@ def _explained(case: CaseVerdict, diagnoses: Iterable[Diagnosis]) -> CaseVerdict
 
 
 def _symptoms(function: str, cases: Iterable[CaseVerdict]) -> list[Symptoms]:
-    """Only what failed by its values can be explained by a mistake of the maths."""
-    return [
-        Symptoms(
-            case.id,
-            tuple(tensor.name for tensor in case.tensors if tensor.passed is False and tensor.worst is not None),
-            case.causes,
-            case.refuted,
-        )
-        for case in cases
-        if case.function == function
-    ]
+    return [Symptoms(case.id, _failing(case), case.causes, case.refuted) for case in cases if case.function == function]
+
+
+def _failing(case: CaseVerdict) -> tuple[str, ...]:
+    """What is to be explained: what failed by its values, for only that can be a mistake of the maths; or else all."""
+    if case.passed is not False:
+        return ()
+    wrong = [tensor for tensor in case.tensors if tensor.passed is False]
+    by_value = [tensor.name for tensor in wrong if tensor.worst is not None]
+    return tuple(by_value or [tensor.name for tensor in wrong] or [case.message])
 
 
 def _number(value: float | None) -> float | str | None:
