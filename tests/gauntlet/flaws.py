@@ -91,9 +91,8 @@ def longer_by(pixel: float) -> Callable[..., Any]:
     """Lengths that include the last pixel."""
 
     def side(self: Iou, first: np.ndarray, second: np.ndarray, axis: int) -> Any:
-        length = [0, 0, 0, 0]
-        length[axis + 2] = pixel
-        return Iou.side(self, *(each + np.asarray(length, each.dtype) for each in (first, second)), axis)
+        longer = (each + np.where(np.arange(4) < 2, 0, pixel).astype(each.dtype) for each in (first, second))
+        return Iou.side(self, next(longer), next(longer), axis)
 
     return side
 
