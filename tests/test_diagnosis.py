@@ -12,7 +12,8 @@ from refloss.testing.diagnosis import Cause, Symptoms, diagnose
 from refloss.testing.judging.callables import MismatchError
 from refloss.testing.judging.judge import judge, question
 from tests.gauntlet.mistakes import MISTAKES
-from tests.gauntlet.mistakes.mistake import from_above, of_gradients
+from tests.gauntlet.mistakes.mistake import from_above, stepped
+from tests.gauntlet.rows import CrossEntropy
 from tests.gauntlet.survey import few, is_right, judgement
 from tests.questions import questions
 
@@ -213,7 +214,7 @@ def test_what_passes_speaks_against_a_mistake():
 
 
 def test_a_factor_without_a_reason_is_said_as_a_number():
-    kernel = of_gradients(lambda values: (values * np.float32(1.3)).astype(values.dtype))
+    kernel = stepped(derivative=lambda self, *given: CrossEntropy.derivative(self, *given) * given[0].x.dtype.type(1.3))
     assert said(judgement(kernel("masked_lm"), few(questions("masked_lm")))) == ["off by a constant factor of 1.3"]
 
 
