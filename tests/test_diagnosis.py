@@ -5,15 +5,19 @@ import numpy as np
 import pytest
 
 from refloss.cases.source import Case
-from refloss.golden.store import evaluate
+from refloss.error_model.bound import whole
+from refloss.registry import FUNCTIONS
 from refloss.testing import check
 from refloss.testing.diagnosis import Cause, Symptoms, diagnose
 from refloss.testing.judging.callables import MismatchError
-from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.judge import judge, question
-from refloss.testing.verdict import Judgement
-from tests.mistaken import ELEMENTS, EXTREME, ROWS, elementwise, other_sum, rows_of_logits, unscaled
+from tests.gauntlet.mistakes import MISTAKES
+from tests.gauntlet.mistakes.mistake import from_above, stepped
+from tests.gauntlet.rows import CrossEntropy
+from tests.gauntlet.survey import few, is_right, judgement
 from tests.questions import questions
+
+NAMED = {mistake.name: mistake for mistake in MISTAKES}
 
 
 def judged(kernel, **chosen):
@@ -27,149 +31,148 @@ def said(judgement):
     return [found.mistake for found in judgement.diagnoses]
 
 
-@pytest.mark.parametrize(("words", "function", "wrong"), ROWS, ids=[f"{words}, {name}" for words, name, _ in ROWS])
-def test_mistakes_of_rows(words, function, wrong):
-    judgement = judged(rows_of_logits(wrong), function=function)
-    assert said(judgement) == [words]
-    (found,) = judgement.diagnoses
-    failing = [case.id for case in judgement.judged if not case.passed]
-    assert list(found.cases) == failing
-    assert found.failing == len(failing) > 0
-    wrong_tensors = [tensor for case in judgement.judged for tensor in case.tensors if tensor.passed is False]
-    assert all(tensor.explanation for tensor in wrong_tensors)
+def is_said_once(name, function, asked):
+    """All failing tensors of all failing cases have one diagnosis, which is the mistake's name."""
+    found = judgement(NAMED[name].kernel(function), asked)
+    (diagnosis,) = found.diagnoses
+    assert is_right(NAMED[name], diagnosis.mistake), diagnosis.mistake
+    failing = [case for case in found.cases if not case.passed]
+    assert list(diagnosis.cases) == [case.id for case in failing]
+    assert diagnosis.failing == len(failing) > 0
+    assert all(tensor.explanation for case in failing for tensor in case.tensors if tensor.passed is False)
 
 
-def extreme_cases():
+# Of these a judge has one thing to say, whatever the golden cases hold.
+ONCE = {
+    "masked_lm": (
+        *("upstream ignored", "a wrong sign", "one-hot times −inf", "a gradient over all rows", "chunks' means"),
+        *("num_items_in_batch is ignored", "nothing counts: 0", "log(p + 1e-30)"),
+    ),
+    "token_classification": ("ignored rows have a gradient", "softmax twice"),
+    "causal_lm": ("not shifted", "shifted over the batch", "counted before the shift"),
+    "cross_entropy": (
+        *("smoothing without 1/K", "smoothing of ignored rows", "smoothing without weights", "rows for their weights"),
+        *("the first upstream for all", "Σq is 1", "label_smoothing is ignored", "a maximum of at least −64"),
+    ),
+    "question_answering": ("num_items_in_batch is ignored", "upstream ignored"),
+    "object_detection": ("eos coefficient ignored", "bbox_loss_coefficient in config is ignored"),
+    "nll": ("weight is ignored",),
+    "varifocal": ("gamma is ignored",),
+    "dice": ("num_boxes is ignored",),
+    "mse": ("gradients truncated", "no factor of 2"),
+}
+
+
+@pytest.mark.parametrize(("function", "name"), [(function, name) for function, names in ONCE.items() for name in names])
+def test_golden_cases_say_it_once(function, name):
+    is_said_once(name, function, few(questions(function)))
+
+
+def row_cases(classes, *, extreme=False):
     generator = np.random.default_rng(0)
     for i, (parameters, upstream) in enumerate(
         [({}, -0.75), ({"reduction": "sum"}, 2.0), ({"reduction": "none"}, None)]
     ):
-        x = (generator.standard_normal((6, 13)) * 3).astype(np.float32)
-        x[0, 1], x[3, 2] = -130, -70
-        x[1] -= 120
-        x[2] += 95
-        labels = generator.integers(0, 13, 6)
-        labels[0], labels[3], labels[5] = 1, 2, -100
+        x = (generator.standard_normal((6, classes)) * 3).astype(np.float32)
+        labels = generator.integers(0, classes, 6)
+        if extreme:
+            x[0, 1], x[3, 2] = -130, -70
+            x[1] -= 120
+            x[2] += 95
+            labels[0], labels[3] = 1, 2
+        labels[5] = -100
         cotangent = generator.standard_normal(6) if upstream is None else upstream
-        yield Case(f"extreme-{i}", "cross_entropy", {"logits": x, "target": labels}, parameters, cotangent)
+        yield Case(f"rows-{i}", "cross_entropy", {"logits": x, "target": labels}, parameters, cotangent)
 
 
-@pytest.mark.parametrize(("words", "wrong"), EXTREME)
-def test_mistakes_of_extreme_rows(words, wrong):
-    assert said(judged(rows_of_logits(wrong), cases=list(extreme_cases()))) == [words]
+# Rows that are plain, some with improbable labels and far from each other, or of more classes than four blocks.
+ROWS = {
+    "plain": (
+        *("vectors of 8: the tail is lost", "padded classes", "a mean over all rows", "a sum for a mean"),
+        *("ignored rows are added up", "a shard without the label"),
+    ),
+    "extreme": (
+        *("log(max(p, FLT_MIN))", "log(p + 1e-30)", "distances clamped at −50", "distances clamped at −80"),
+        *("a maximum of at least 0", "the batch's maximum for the row's", "no maximum is subtracted"),
+        "a shard without the label",
+    ),
+    "wide": ("blocks: the sum is not rescaled", "blocks: the tail is lost", "blocks: a gradient of the first one"),
+}
 
 
-def element_cases(function, names, options, targets):
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in ROWS.items() for name in names])
+def test_rows_say_it_once(kind, name):
+    cases = row_cases(4500 if kind == "wide" else 13, extreme=kind == "extreme")
+    is_said_once(name, "cross_entropy", [question(case) for case in cases])
+
+
+POS_WEIGHT = {"pos_weight": np.linspace(0.5, 3, 6, dtype=np.float32)}
+# The options that a mistake shows in, or not, and the mistakes.
+ELEMENTS = [
+    ("bce_with_logits", [{}, {"reduction": "sum"}, {"reduction": "none"}], ("softplus overflows", "logits clamped")),
+    (
+        "bce_with_logits",
+        [{"reduction": name} | POS_WEIGHT for name in ("mean", "none")],
+        ("pos_weight of negatives", "pos_weight is ignored"),
+    ),
+    ("bce", [{}, {"reduction": "sum"}, {"reduction": "none"}], ("logarithms not clamped",)),
+    (
+        "kl_div",
+        [{}, {"reduction": "batchmean"}, {"reduction": "none"}],
+        ("KL reversed", "no entropy", "t·log t", "log(max(t, 1e-10))", "batchmean over elements"),
+    ),
+    (
+        "sigmoid_focal",
+        [
+            *({}, {"reduction": "sum", "gamma": 0.5}, {"reduction": "none", "gamma": 0.0}),
+            {"reduction": "sum", "gamma": 1.5, "alpha": 0.6},
+        ],
+        ("α swapped", "α on both sides", "α on positives only", "focal factor held constant"),
+    ),
+    (
+        "smooth_l1",
+        [{"beta": 0.25}, {"beta": 3.0}, {"beta": 3.0, "reduction": "none"}, {}],
+        ("Huber for smooth L1", "beta is ignored"),
+    ),
+]
+
+
+def element_cases(function, options):
     generator = np.random.default_rng(5)
     x = generator.standard_normal((4, 6)) * 6
     x[0, :4], x[1, 0] = [18, -18, 30, -95], 100
     t = np.round(generator.random((4, 6)))
     t[0, :4] = [1, 0, 1, 0]
-    if targets == "soft":
+    if function != "sigmoid_focal":
         t[2] = generator.random(6)
     if function == "kl_div":
         x, t = -np.abs(x) - 0.01, np.where(t == 1, 0.7, t)
     if function == "bce":
         x = 1 / (1 + np.exp(-x))
-    for i, (parameters, further) in enumerate(options):
+    first, second = FUNCTIONS[function].required
+    for i, given in enumerate(options):
+        further = {name: value for name, value in given.items() if name == "pos_weight"}
+        parameters = {name: value for name, value in given.items() if name != "pos_weight"}
         upstream = generator.standard_normal((4, 6)) if parameters.get("reduction") == "none" else (-0.75, 2.0)[i % 2]
         for dtype in (np.float32, ml_dtypes.bfloat16):
-            inputs = {names[0]: x.astype(dtype), names[1]: t.astype(dtype)} | further
+            inputs = {first: x.astype(dtype), second: t.astype(dtype)} | further
             yield Case(f"{function}-{i}-{np.dtype(dtype).name}", function, inputs, parameters, upstream)
 
 
-@pytest.mark.parametrize("mistake", ELEMENTS, ids=[each.words for each in ELEMENTS])
-def test_mistakes_of_elements(mistake):
-    cases = list(element_cases(mistake.function, mistake.names, mistake.options, mistake.targets))
-    judgement = judged(
-        elementwise(mistake), cases=cases, grads=mistake.names if mistake.for_target else mistake.names[:1]
-    )
-    assert said(judgement) == [mistake.words]
-
-
-def answers(function, change, limit=12):
-    """The right answers to changed cases, as those of a candidate."""
-    asked = {each.case.id: each for each in questions(function)[:limit]}
-    verdicts = []
-    for each in asked.values():
-        result = evaluate(change(each.case))
-        tensors = {"loss": result.loss, **{f"grad.{name}": value for name, value in result.grads.items()}}
-        tensors |= {f"component.{name}": value for name, value in result.components.items()}
-        right = {name: value for name, value in each.expected.items() if not name.startswith("intermediate.")}
-        wrong = {name: np.asarray(tensors.get(name, 0 * value)).astype(value.dtype) for name, value in right.items()}
-        verdicts.append(judge(each, wrong))
-    return Judgement(diagnosed(verdicts, asked.__getitem__))
-
-
-def without(*names):
-    return lambda case: case._replace(
-        inputs={key: value for key, value in case.inputs.items() if key not in names},
-        parameters={key: value for key, value in case.parameters.items() if key not in names},
-    )
-
-
-def with_config(name):
-    return lambda case: case._replace(parameters=case.parameters | {"config": case.parameters["config"] | {name: 1.0}})
-
-
-def shifted(move):
-    def change(case):
-        if "shift_labels" in case.inputs:
-            return case
-        labels = move(case.inputs["labels"], case.parameters.get("ignore_index", -100))
-        return case._replace(inputs=case.inputs | {"shift_labels": labels})
-
-    return change
-
-
-def flattened(labels, ignored):
-    moved = np.full(labels.size, ignored)
-    moved[:-1] = labels.reshape(-1)[1:]
-    return moved.reshape(labels.shape)
-
-
-def in_halves(labels, ignored):
-    moved, half = np.full(labels.shape, ignored), (labels.shape[-1] + 1) // 2
-    moved[..., : half - 1], moved[..., half:-1] = labels[..., 1:half], labels[..., half + 1 :]
-    return moved
-
-
-def counted_before_shift(case):
-    counted = np.count_nonzero(case.inputs["labels"] != case.parameters.get("ignore_index", -100))
-    if not counted or "num_items_in_batch" in case.parameters or "shift_labels" in case.inputs:
-        return case
-    return case._replace(parameters=case.parameters | {"num_items_in_batch": float(counted)})
-
-
 @pytest.mark.parametrize(
-    ("words", "function", "change"),
-    [
-        ("labels are not shifted", "causal_lm", shifted(lambda labels, _: labels)),
-        ("labels are shifted over the flattened batch", "causal_lm", shifted(flattened)),
-        ("labels are shifted within each shard of a sequence", "causal_lm", shifted(in_halves)),
-        ("labels are counted before the shift", "causal_lm", counted_before_shift),
-        ("num_items_in_batch is ignored", "question_answering", without("num_items_in_batch")),
-        ("upstream gradient ignored", "question_answering", lambda case: case._replace(grad_output=1.0)),
-        ("the auxiliary loss is left out", "semantic_segmentation", without("auxiliary_logits")),
-        ("num_boxes is ignored", "dice", without("num_boxes")),
-        ("box_format is ignored", "giou", without("box_format")),
-        ("gamma is ignored", "varifocal", without("gamma")),
-        ("weight is ignored", "nll", without("weight")),
-        ("eos coefficient ignored", "object_detection", with_config("eos_coefficient")),
-        ("bbox_loss_coefficient in config is ignored", "object_detection", with_config("bbox_loss_coefficient")),
-    ],
+    ("function", "options", "name"),
+    [(function, options, name) for function, options, names in ELEMENTS for name in names],
 )
-def test_mistakes_of_arguments(words, function, change):
-    judgement = answers(function, change)
-    assert said(judgement) == [words]
+def test_elements_say_it_once(function, options, name):
+    is_said_once(name, function, [question(case) for case in element_cases(function, options)])
 
 
 def test_names_that_would_be_wrong():
     """A mean over four coordinates is no world size; a loss without exponentials has no e^133; labels that are all
     ignored leave nothing to include.
     """
-    four = answers("giou", lambda case: case._replace(grad_output=np.asarray(case.grad_output) / 4))
-    assert not any("world size" in words and "1 /" not in words for words in said(four))
+    four = judgement(from_above(lambda cotangent: cotangent / 4)("giou"), few(questions("giou")))
+    assert not any("world size" in str(words) and "1 /" not in str(words) for words in said(four))
     everything = [tensor.explanation or "" for case in four.cases for tensor in case.tensors]
     assert not any("float16" in words for words in everything)
 
@@ -186,21 +189,6 @@ def test_names_that_would_be_wrong():
             wrong = {"loss": right["loss"] * 0 + value, "grad.logits": right["grad.logits"]}
             explanations = [tensor.explanation or "" for tensor in judge(asked, wrong).tensors]
             assert not any("included" in words or "zero everywhere" in words for words in explanations)
-
-
-def test_truncated_gradients():
-    def truncated(inputs, parameters, upstream):
-        x, t = (inputs[name].astype(np.float32) for name in ("input", "target"))
-        scale = np.float32(np.asarray(upstream) / (x.size if parameters.get("reduction", "mean") == "mean" else 1))
-        gradient = (2 * (x - t) * scale).astype(np.float32)
-        bits = gradient.view(np.uint32) & np.uint32(0xFFFF0000)
-        losses = (x - t) ** 2
-        loss = losses if parameters.get("reduction") == "none" else losses.sum()
-        loss = loss / x.size if parameters.get("reduction", "mean") == "mean" else loss
-        return loss, {"input": bits.view(np.float32).astype(ml_dtypes.bfloat16)}
-
-    judgement = judged(truncated, cases="mse-bfloat16-*", grads=["input"])
-    assert said(judgement) == ["rounded towards zero instead of to nearest"]
 
 
 def test_fewest_mistakes_that_explain():
@@ -225,6 +213,11 @@ def test_what_passes_speaks_against_a_mistake():
     assert diagnose("f", [failing, Symptoms("passing", (), (), ("first",))])[0].mistake == "second"
 
 
+def test_a_factor_without_a_reason_is_said_as_a_number():
+    kernel = stepped(derivative=lambda self, *given: CrossEntropy.derivative(self, *given) * given[0].x.dtype.type(1.3))
+    assert said(judgement(kernel("masked_lm"), few(questions("masked_lm")))) == ["off by a constant factor of 1.3"]
+
+
 def test_a_factor_is_one_number_in_all_cases():
     def factor(low, high):
         return Cause("off by a constant factor", 0.2, tensors=("loss",), factors=(low, high))
@@ -242,7 +235,7 @@ def test_a_running_sum():
     loss = np.add.accumulate(x * x)[-1] / np.float32(x.size)
     right = asked.expected["loss"]
     # A bound that asks for better sums than one chain.
-    strict = asked._replace(expected={"loss": right}, bounds=asked.bounds | {"loss": 2.0**-22 * right})
+    strict = asked._replace(expected={"loss": right}, bounds=asked.bounds | {"loss": whole(2.0**-22 * right)})
     verdict = judge(strict, {"loss": loss})
     assert verdict.tensors[0].explanation == "a running sum in one chain (naive float32)"
     assert judge(strict, {"loss": loss * np.float32(1.3)}).tensors[0].explanation is None
@@ -265,14 +258,3 @@ def test_sums_in_16_bits(words, total):
     losses = ((x.astype(np.float32) - t.astype(np.float32)) ** 2).astype(ml_dtypes.bfloat16)
     alone = asked._replace(expected={"loss": asked.expected["loss"]})
     assert judge(alone, {"loss": np.asarray(total(losses), np.float32)}).tensors[0].explanation == words
-
-
-def test_large_blocks_of_classes():
-    """An online softmax whose blocks of 1024 classes never show in a small case."""
-    generator = np.random.default_rng(6)
-    x = (generator.standard_normal((3, 4097)) * 4).astype(np.float32)
-    case = Case("wide", "cross_entropy", {"logits": x, "target": np.array([5, 4096, 1023])}, {}, -1.5)
-    kernel = rows_of_logits(other_sum(unscaled(1024)))
-    assert said(judged(kernel, cases=[case])) == [
-        "blocks of classes: the running sum is not rescaled when the maximum grows"
-    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from refloss.registry import FUNCTIONS
 from refloss.testing.checks.metamorphic import PROPERTIES, check_properties
+from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import Driver
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import Judgement
@@ -51,7 +52,8 @@ def verdict(kernel: Kernel, of: Question) -> CaseVerdict:
 
 def judgement(kernel: Kernel, cases: Iterable[Question]) -> Judgement:
     """The judge's on what a kernel makes of cases."""
-    return Judgement(tuple(verdict(kernel, each) for each in cases))
+    asked = {each.case.id: each for each in cases}
+    return Judgement(diagnosed((verdict(kernel, each) for each in asked.values()), asked.__getitem__))
 
 
 def first_name(found: Judgement) -> str | None:

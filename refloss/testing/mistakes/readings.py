@@ -93,17 +93,18 @@ def factors_that_fit(tensor: Tensor) -> Factors | None:
         return rest if sign.all() else None
     finite = np.isfinite(expected)
     numbers = finite & (expected != 0)
-    if not numbers.any() or not np.isfinite(got[finite]).all() or not tensor.is_right()[~finite].all():
+    turned = np.isinf(expected) & (got == -expected)
+    if not numbers.any() or not np.isfinite(got[finite]).all() or not (tensor.is_right() | turned)[~finite].all():
         return None
     clear = np.argmax(np.where(numbers, np.abs(expected) / tensor.allowed, -1.0))
-    size = abs(float(got.flat[clear] / expected.flat[clear]))
+    size = abs(float(got.flat[clear] / expected.flat[clear])) * (1 + tensor.rounding)
     allowed = 2 * size * tensor.allowed + tensor.smallest
     if size == 0.0 or np.any(np.abs(got) > allowed, where=finite & (expected == 0)):
         return None
     ends = np.stack([(got - allowed) / expected, (got + allowed) / expected])[:, numbers]
     low, high = float(ends.min(axis=0).max()), float(ends.max(axis=0).min())
     known = int(np.count_nonzero(np.abs(expected[numbers]) > 8 * tensor.allowed[numbers]))
-    return Factors(low, high, known) if low <= high else None
+    return Factors(low, high, known) if low <= high and not (turned.any() and high >= 0.0) else None
 
 
 def _shifted(tensor: Tensor) -> Iterator[Cause]:
