@@ -23,9 +23,15 @@ def _matrix(size: int, resized: int) -> np.ndarray:
 
 
 def resampled(planes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Planes [..., h, w] as [..., H, W]."""
+    """Planes [..., h, w] as [..., H, W]; what is infinite reaches the pixels that have a share of it."""
     down, across = (_matrix(*pair) for pair in zip(planes.shape[-2:], size, strict=True))
-    return np.asarray(down @ planes @ across.T)
+    finite = np.isfinite(planes)
+    values = np.asarray(down @ np.where(finite, planes, 0.0) @ across.T)
+    if not finite.all():
+        for value in (-np.inf, np.inf, np.nan):
+            has = np.isnan(planes) if np.isnan(value) else planes == value
+            values = values + np.where((down > 0) @ has @ (across > 0).T, value, 0.0)
+    return values
 
 
 def adjoint(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -40,7 +46,8 @@ def _around(planes: np.ndarray) -> tuple[int, ...]:
 
 def pixel_error(planes: np.ndarray, size: tuple[int, ...], unit: Roundoff) -> np.ndarray:
     """How far each resampled pixel is off."""
-    nearby = ndimage.maximum_filter(np.abs(planes), _around(planes), mode="constant")
+    sizes = np.where(np.isfinite(planes), np.abs(planes), 0.0)
+    nearby = ndimage.maximum_filter(sizes, _around(planes), mode="constant")
     return np.asarray((STEPS + sum(planes.shape[-2:])) * unit.inside * resampled(nearby, size))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from refloss.registry import FUNCTIONS
 from refloss.testing.checks.metamorphic import PROPERTIES, check_properties
+from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import Driver
 from refloss.testing.judging.judge import judge, question
 from refloss.testing.verdict import Judgement
@@ -51,17 +51,13 @@ def verdict(kernel: Kernel, of: Question) -> CaseVerdict:
 
 def judgement(kernel: Kernel, cases: Iterable[Question]) -> Judgement:
     """The judge's on what a kernel makes of cases."""
-    return Judgement(tuple(verdict(kernel, each) for each in cases))
+    asked = {each.case.id: each for each in cases}
+    return Judgement(diagnosed((verdict(kernel, each) for each in asked.values()), asked.__getitem__))
 
 
 def first_name(found: Judgement) -> str | None:
-    """What the judge says first: its first diagnosis, or else what most failing tensors are likely to be."""
-    diagnoses = getattr(found, "diagnoses", None)
-    if diagnoses is not None:
-        return next((each.mistake for each in diagnoses if each.mistake), None)
-    names = Counter(tensor.explanation for case in found.cases for tensor in case.tensors if tensor.passed is False)
-    named = [(name, count) for name, count in names.most_common() if name]
-    return named[0][0] if named else None
+    """What the judge says first."""
+    return next((each.mistake for each in found.diagnoses if each.mistake), None)
 
 
 def is_right(mistake: Mistake, name: str | None) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
-from refloss.testing.mistakes import box_steps, element_steps, images, others, row_labels, softmax_steps, sums
+from refloss.testing.mistakes import blocks, box_steps, element_steps, images, others, row_labels, softmax_steps, sums
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
 from refloss.testing.mistakes.outcome import Wrong, combined, glance, magnitudes
@@ -199,7 +199,8 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
-    yield from _guarded(lambda: sums.in_16_bits(asked, every, only))
+    yield from _named(_guarded(lambda: blocks.elements_left_out(asked)), only)
+    yield from _named(_guarded(lambda: sums.in_16_bits(asked, every, only)), only)
     yield from _guarded(lambda: others.guesses(asked, only, of_rows=bool(every)))
 
 
@@ -233,6 +234,7 @@ def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
                 combined(every, wrong),
                 magnitudes=magnitudes(every, wrong),
                 glance=functools.partial(glance, every, wrong),
+                is_certain=step not in (*softmax_steps.OF_SOME_NUMBER, *row_labels.OF_SOME_NUMBER),
             )
 
 
@@ -247,7 +249,9 @@ def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
                     name.removeprefix("bound."): value for name, value in tensors.items() if name.startswith("bound.")
                 }
                 values = {name: value for name, value in tensors.items() if not name.startswith("bound.")}
-                yield Guess(mistake, POSSIBLE if step in element_steps.VAGUE else USUAL, values, limits)
+                prior = POSSIBLE if step in element_steps.VAGUE else USUAL
+                certain = step not in element_steps.OF_SOME_NUMBER
+                yield Guess(mistake, prior, values, limits, is_certain=certain)
 
 
 def _only_ignored_rows(every: list[View], judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause]:

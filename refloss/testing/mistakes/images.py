@@ -82,12 +82,18 @@ def of_dice(case: Case) -> Iterator[Guess]:
 
 
 def _dice(
-    case: Case, x: np.ndarray, t: np.ndarray, added: tuple[float, float], *, whole: bool
+    case: Case,
+    x: np.ndarray,
+    t: np.ndarray,
+    added: tuple[float, float],
+    *,
+    whole: bool,
+    left: np.ndarray | float = 1.0,
 ) -> dict[str, np.ndarray]:
     p = 1 / (1 + np.exp(-x))
     axes = (0, 1) if whole else (1,)
-    top = 2 * (p * t).sum(axis=axes, keepdims=True) + added[0]
-    bottom = p.sum(axis=axes, keepdims=True) + t.sum(axis=axes, keepdims=True) + added[1]
+    top = 2 * (p * t * left).sum(axis=axes, keepdims=True) + added[0]
+    bottom = ((p + t) * left).sum(axis=axes, keepdims=True) + added[1]
     ratio = top / bottom
     boxes = float(case.parameters.get("num_boxes", 1.0))
     none = case.parameters.get("reduction") == "none"
@@ -101,3 +107,17 @@ def _dice(
         "grad.inputs": (c * (ratio - 2 * t) / bottom * p * (1 - p)).reshape(shape),
         "grad.targets": (c * (ratio - 2 * p) / bottom).reshape(shape),
     }
+
+
+def dice_of_first(case: Case, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Sums over the whole blocks of a mask, of so many elements; nothing where all are whole, or none is."""
+    x, t = real(case.inputs["inputs"]), real(case.inputs["targets"])
+    flat, targets = x.reshape(len(x), -1), t.reshape(len(x), -1)
+    whole = flat.shape[1] // size * size
+    if 0 < whole < flat.shape[1]:
+        left = np.arange(flat.shape[1]) < whole
+        wrong = _dice(case, flat, targets, (1.0, 1.0), whole=False, left=left)
+        yield wrong
+        # Or without a gradient there.
+        kept = left.reshape(x.shape[1:])
+        yield {name: np.where(kept, value, 0.0) if name != "loss" else value for name, value in wrong.items()}

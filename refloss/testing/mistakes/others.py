@@ -8,13 +8,13 @@ import numpy as np
 
 from refloss.error_model import bounds
 from refloss.messages import EXPECTED_ERRORS
+from refloss.roundoff import real
 from refloss.testing.mistakes import alterations, row_labels
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, UPSTREAM, USUAL, Guess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from refloss.cases.source import Case
     from refloss.testing.mistakes.alterations import Altered
     from refloss.testing.verdict import Question
 
@@ -27,7 +27,7 @@ ARGUMENTS = {
 
 def guesses(asked: Question, only: set[str] | None = None, *, of_rows: bool = False) -> Iterator[Guess]:
     """Those of every function."""
-    for mistake, prior, detail, other in _other_cases(asked.case, of_rows=of_rows):
+    for mistake, prior, detail, other in _other_cases(asked, of_rows=of_rows):
         if only is None or mistake in only:
             yield from _answered(asked, mistake, prior, detail, other)
 
@@ -53,11 +53,13 @@ def _answered(asked: Question, mistake: str, prior: float, detail: str, other: A
     yield Guess(mistake, prior, missing | wide, limits=limits, detail=detail)
 
 
-def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str, Altered]]:
+def _other_cases(asked: Question, *, of_rows: bool) -> Iterator[tuple[str, float, str, Altered]]:
+    case = asked.case
     guesses: list[tuple[str, float, str, Altered | None]] = [
         *((words, 0.9, "", other) for words, other in alterations.of_this_function(case)),
-        *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case).items()),
+        *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case)),
         *((words, USUAL, "", other) for words, other in alterations.configured(case).items()),
+        ("reduction is ignored", ARGUMENT, "", alterations.without_reduction(case, real(asked.expected["loss"]))),
     ]
     if np.ndim(case.grad_output) or not 1e-3 < abs(float(case.grad_output)) < 1e3:
         guesses.append(("upstream gradient ignored", UPSTREAM, "", alterations.without_upstream(case)))
@@ -65,6 +67,7 @@ def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str
         twice = alterations.activated_twice(case)
         guesses += [
             ("double softmax, or sigmoid: probabilities are taken as logits", USUAL, "", twice),
+            (row_labels.FIRST_UPSTREAM, COMMON, "", alterations.first_upstream(case)),
             (row_labels.INCLUDED, COMMON, "", alterations.leaking(case)),
         ]
     if case.function == "question_answering":

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from refloss.testing.mistakes.rows import View
 
 CHUNKS = (2, 3, 4, 5, 8, 16)
+GRIDS = (65535, 65536, 32768, 32767, 16384, 8192, 4096, 2048, 1024)  # programs that rows are given to
 
 
 INCLUDED = "ignored rows are included"
 COUNTED = "ignored rows are included, in the count as well"
+FIRST_UPSTREAM = "the first element of the upstream gradient is used for all rows"
 
 
 def leaking(view: View, *, counted_as_well: bool = False) -> Iterator[Wrong]:
@@ -228,8 +230,20 @@ def undefined_entropy(view: View) -> Iterator[Wrong]:
         yield Wrong(losses=undefined, slopes=np.where(view.target == 0, np.nan, view.slopes))
 
 
+def beyond_grid(view: View) -> Iterator[Wrong]:
+    """Rows that no program takes have neither a loss nor a gradient, and count or do not."""
+    rows = np.arange(len(view.counted))
+    for size in GRIDS:
+        if len(rows) > size:
+            within = rows < size
+            losses, slopes = np.where(within, view.losses, 0.0), np.where(within[:, None], view.slopes, 0.0)
+            yield Wrong(losses=losses, slopes=slopes)
+            if view.reduction == "mean" and not view.of_items and view.has_labels:
+                yield Wrong(losses=losses, slopes=slopes, normaliser=float((view.target @ view.weight)[within].sum()))
+
+
 STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
-    "the first element of the upstream gradient is used for all rows": (COMMON, first_cotangent),
+    FIRST_UPSTREAM: (COMMON, first_cotangent),
     "ignore_index is cut to 32 bits": (POSSIBLE, ignored_in_32_bits),
     "ignore_index is taken to be its default": (POSSIBLE, default_ignored),
     "a mean of the means of chunks": (SELDOM, chunk_means),
@@ -244,7 +258,10 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "soft targets: log of max(t, ε)": (POSSIBLE, clamped_targets),
     "soft targets: t·log t is NaN where t is 0": (USUAL, undefined_entropy),
     "a mean over all rows instead of the rows that count": (USUAL, over_all_rows),
+    "rows beyond a grid are left out": (USUAL, beyond_grid),
     INCLUDED: (COMMON, leaking),
     COUNTED: (COMMON, leaking_counted),
     "label smoothing gives the other classes ε/(K − 1) instead of ε/K": (USUAL, over_others),
 }
+# What shows with some of their numbers alone: a case that does not show it says nothing against them.
+OF_SOME_NUMBER = (chunk_means, clamped_targets, beyond_grid)
