@@ -23,21 +23,26 @@ def _matrix(size: int, resized: int) -> np.ndarray:
 
 
 def resampled(planes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Planes [..., h, w] as [..., H, W]; what is infinite reaches the pixels that have a share of it."""
+    """Planes [..., h, w] as [..., H, W]."""
     down, across = (_matrix(*pair) for pair in zip(planes.shape[-2:], size, strict=True))
+    return shared(down, planes, across.T)
+
+
+def shared(left: np.ndarray, planes: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The product of the three, in which what is infinite, or NaN, reaches those elements that have a share of it."""
     finite = np.isfinite(planes)
-    values = np.asarray(down @ np.where(finite, planes, 0.0) @ across.T)
+    values = np.asarray(left @ np.where(finite, planes, 0.0) @ right)
     if not finite.all():
         for value in (-np.inf, np.inf, np.nan):
             has = np.isnan(planes) if np.isnan(value) else planes == value
-            values = values + np.where((down > 0) @ has @ (across > 0).T, value, 0.0)
+            values = values + np.where((left > 0) @ has @ (right > 0), value, 0.0)
     return values
 
 
 def adjoint(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Cotangents [..., H, W] as those of [..., h, w]."""
     down, across = (_matrix(*pair) for pair in zip(size, pixels.shape[-2:], strict=True))
-    return np.asarray(down.T @ pixels @ across)
+    return shared(down.T, pixels, across)
 
 
 def _around(planes: np.ndarray) -> tuple[int, ...]:

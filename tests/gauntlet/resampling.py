@@ -23,11 +23,11 @@ class Weights(NamedTuple):
 
     def adjoint(self, gradient: np.ndarray, axis: int) -> np.ndarray:
         """Hands what comes for each output back to its two elements, with the same weights."""
-        matrix = np.zeros((len(self.first), self.size), gradient.dtype)
-        outputs = np.arange(len(self.first))
-        np.add.at(matrix, (outputs, self.first), (1 - self.share).astype(gradient.dtype))
-        np.add.at(matrix, (outputs, self.second), self.share.astype(gradient.dtype))
-        return np.moveaxis(np.moveaxis(gradient, axis, -1) @ matrix, -1, axis)
+        given, share = np.moveaxis(gradient, axis, -1), self.share.astype(gradient.dtype)
+        back = np.zeros((*given.shape[:-1], self.size), gradient.dtype)
+        np.add.at(back, (..., self.first), (1 - share) * given)
+        np.add.at(back, (..., self.second[share != 0]), (share * given)[..., share != 0])
+        return np.moveaxis(back, -1, axis)
 
 
 def bilinear(size: int, resized: int) -> Weights:

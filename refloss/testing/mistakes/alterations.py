@@ -331,6 +331,8 @@ def configured(case: Case) -> dict[str, Altered]:
         words = "eos coefficient ignored" if name == "eos_coefficient" else f"{name} in config is ignored"
         if value != 1.0:
             wrong[words] = Altered(altered(case, config=config | {name: 1.0}))
+    if config.get("auxiliary_loss"):
+        wrong["the auxiliary loss is left out"] = Altered(altered(case, config=config | {"auxiliary_loss": False}))
     names = [name for name in ("focal_alpha", "focal_loss_alpha") if config.get(name, -1.0) >= 0.0]
     swapped = {name: 1.0 - config[name] for name in names}
     if swapped:

@@ -113,20 +113,28 @@ def _of_probability(given: Elements, p: np.ndarray) -> Iterator[Tensors]:
     held, weight = np.finfo(given.type), _positive_weight(given)
     factor = 1.0 if weight is None else weight
     _, for_x, _ = derivatives(_logits_formula(given), given)
-    below = np.abs(given.t) * (held.eps + held.smallest_subnormal / np.maximum(p, held.smallest_subnormal))
-    above = np.abs(1 - given.t) * held.eps / np.maximum(1 - p, held.eps / 2)
     # Where p is 1 it is so in every order of operations.
-    digits = np.where(p == 1, 0.0, np.abs(factor) * (below + above))
-    loose = {"bound.loss": tensors(given, digits)["loss"]}
-    for cut in (-100.0, -np.inf):
-        value = -factor * given.t * np.maximum(np.log(p), cut) - (1 - given.t) * np.maximum(np.log(1 - p), cut)
-        yield tensors(given, value) | loose
-        yield tensors(given, value, np.where(np.isfinite(value), for_x, np.nan)) | loose
+    below = np.abs(factor) * (held.eps + held.smallest_subnormal / np.maximum(p, held.smallest_subnormal))
+    above = np.where(p == 1, 0.0, held.eps / np.maximum(1 - p, held.eps / 2))
+    digits = tensors(given, np.abs(given.t) * below + np.abs(1 - given.t) * above, None, below + above)
+    loose = {f"bound.{name}": np.abs(value) for name, value in digits.items()}
+    logarithms = [(np.maximum(np.log(p), cut), np.maximum(np.log(1 - p), cut)) for cut in (-np.inf, -100.0)]
     for tiny in (1e-12, 1e-8, 1e-7, 1e-6, 2.0**-126, 2.0**-23):
-        positive, negative = np.log(np.maximum(p, tiny)), np.log(np.maximum(1 - p, tiny))
-        yield tensors(given, -factor * given.t * positive - (1 - given.t) * negative) | loose
-        positive, negative = np.log(p + tiny), np.log(1 - p + tiny)
-        yield tensors(given, -factor * given.t * positive - (1 - given.t) * negative) | loose
+        logarithms.append((np.log(np.maximum(p, tiny)), np.log(np.maximum(1 - p, tiny))))
+        logarithms.append((np.log(p + tiny), np.log(1 - p + tiny)))
+    for positive, negative in logarithms[:2]:
+        ones, zeros = factor * np.abs(positive), np.abs(negative)
+        tight = tensors(given, given.t * ones + (1 - given.t) * zeros, None, ones + zeros)
+        close = {f"bound.{name}": 4 * held.eps * np.nan_to_num(np.abs(value)) for name, value in tight.items()}
+        yield tensors(given, None, None, negative - factor * positive) | close
+        value = -factor * given.t * positive - (1 - given.t) * negative
+        yield tensors(given, value, None, negative - factor * positive) | close
+    for positive, negative in logarithms:
+        value = -factor * given.t * positive - (1 - given.t) * negative
+        yield tensors(given, value, None, negative - factor * positive) | loose
+        yield tensors(given, value) | loose
+        if not np.isfinite(value).all():
+            yield tensors(given, value, np.where(np.isfinite(value), for_x, np.nan)) | loose
 
 
 def _not_clamped(given: Elements) -> Iterator[Tensors]:

@@ -36,7 +36,6 @@ LARGEST = 10**6  # input elements of a case on which mistakes are tried, and ele
 PLAIN = ("a wrong sign", "upstream gradient ignored", "upstream gradient applied twice")
 _IN_PART = 0.5  # what a mistake loses that shows in the gradient alone, though it would in the loss
 OF_ALL_ROWS = "the gradient is that of a mean over all rows (loss right)"
-LEAK = "ignored rows are included: their gradient is not 0"
 
 
 @np.errstate(all="ignore")
@@ -224,10 +223,7 @@ def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
     for mistake, (prior, step) in (of_softmax | row_labels.STEPS).items():
         if only is not None and mistake not in only:
             continue
-        variants = [list(step(view)) for view in every]
-        # What shows in one side of two may not show in the other.
-        for i in range(max((len(each) for each in variants), default=0)):
-            wrong = [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
+        for wrong in _in_views([list(step(view)) for view in every]):
             yield Guess(
                 mistake,
                 prior,
@@ -236,6 +232,15 @@ def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
                 glance=functools.partial(glance, every, wrong),
                 is_certain=step not in (*softmax_steps.OF_SOME_NUMBER, *row_labels.OF_SOME_NUMBER),
             )
+
+
+def _in_views(variants: list[list[Wrong]]) -> Iterator[list[Wrong]]:
+    """One variant for each view: what shows in one side of two may not show in the other."""
+    for i in range(max((len(each) for each in variants), default=0)):
+        yield [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
+    for side, own in enumerate(variants if len(variants) > 1 else []):
+        for wrong in own:
+            yield [wrong if other == side else Wrong() for other in range(len(variants))]
 
 
 def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
@@ -268,7 +273,7 @@ def _leaks(view: View, tensor: Tensor) -> Iterator[tuple[str, float]]:
     if not view.counted.any():
         if not np.isfinite(tensor.got).all():
             yield "all labels ignored gives a gradient of NaN instead of 0", USUAL
-            yield LEAK, SELDOM
+            yield row_labels.LEAK, SELDOM
         return
     touched = view.back(np.broadcast_to(~view.counted[:, None], view.logits.shape).astype(np.float64)) != 0
     ignored = (tensor.expected == 0) & touched
@@ -276,7 +281,7 @@ def _leaks(view: View, tensor: Tensor) -> Iterator[tuple[str, float]]:
         return
     rest = tensor.part(~ignored)
     if rest.is_right().all():
-        yield LEAK, COMMON - 0.1
+        yield row_labels.LEAK, COMMON - 0.1
         return
     interval = factors_that_fit(rest)
     if interval is not None and interval.low <= view.normaliser / len(view.counted) <= interval.high:

@@ -86,7 +86,7 @@ def _of_means(case: Case, tensor: str) -> Iterator[Factor]:
     if divisor is not None and divisor.right:
         right = f"{divisor.what} ({divisor.right:g})"
         yield Factor(divisor.right, "a sum for a mean", f"a sum for a mean over {right}", COMMON, True)
-        usual = "the rows that count" if labels is not None else "the elements"
+        usual = "the rows that count" if labels is not None else divisor.what
         for count, what in ((divisor.all, divisor.all_what), *_counts(case, tensor)):
             if count:
                 words = f"a mean over {what} ({count:g}) instead of {right}"

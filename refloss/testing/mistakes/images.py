@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.error_model.resampling import shared
 from refloss.roundoff import real
 from refloss.testing.mistakes.guess import USUAL, Guess
 from refloss.testing.mistakes.outcome import Wrong, combined
@@ -53,11 +54,11 @@ def _with_matrix(case: Case, view: View, matrix: Callable[[int, int], np.ndarray
     planes = real(case.inputs[view.tensor.removeprefix("grad.")])
     size = case.inputs["labels"].shape[-2:]
     down, across = (matrix(*pair) for pair in zip(planes.shape[-2:], size, strict=True))
-    pixels = down @ planes @ across.T
+    pixels = shared(down, planes, across.T)
     moved = np.moveaxis(pixels, 1, -1)
 
     def back(gradient: np.ndarray) -> np.ndarray:
-        return np.asarray(down.T @ np.moveaxis(gradient.reshape(moved.shape), -1, 1) @ across)
+        return shared(down.T, np.moveaxis(gradient.reshape(moved.shape), -1, 1), across)
 
     return replace(view, logits=moved.reshape(view.logits.shape), back=back)
 

@@ -21,6 +21,7 @@ GRIDS = (65535, 65536, 32768, 32767, 16384, 8192, 4096, 2048, 1024)  # programs 
 
 INCLUDED = "ignored rows are included"
 COUNTED = "ignored rows are included, in the count as well"
+LEAK = "ignored rows are included: their gradient is not 0"
 FIRST_UPSTREAM = "the first element of the upstream gradient is used for all rows"
 
 
@@ -46,6 +47,15 @@ def leaking(view: View, *, counted_as_well: bool = False) -> Iterator[Wrong]:
         undefined = np.where(view.poisoned & ~out, np.nan, 0.0)
         slopes = view.slopes_of(view.p, mass) + undefined[:, None]
         yield Wrong(losses=view.losses_of(view.log_p, mass) + undefined, slopes=slopes)
+
+
+def leaking_gradient(view: View) -> Iterator[Wrong]:
+    """The gradient of a row without a label, or for the class that its label stands for."""
+    if view.has_labels and not view.counted.all() and view.normaliser:
+        out = view.counted[:, None]
+        pushed = np.zeros(()) if view.is_log else view.p
+        yield Wrong(slopes=np.where(out, view.slopes, pushed))
+        yield Wrong(slopes=np.where(out, view.slopes, pushed - (np.arange(view.logits.shape[-1]) == 0)))
 
 
 def leaking_counted(view: View) -> Iterator[Wrong]:
@@ -261,6 +271,7 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "rows beyond a grid are left out": (USUAL, beyond_grid),
     INCLUDED: (COMMON, leaking),
     COUNTED: (COMMON, leaking_counted),
+    LEAK: (COMMON, leaking_gradient),
     "label smoothing gives the other classes ε/(K − 1) instead of ε/K": (USUAL, over_others),
 }
 # What shows with some of their numbers alone: a case that does not show it says nothing against them.

@@ -114,7 +114,6 @@ def rounded_probability(view: View) -> Iterator[Wrong]:
     p = (view.terms.astype(view.kind) / view.terms.sum(axis=-1, keepdims=True).astype(view.kind)).astype(np.float64)
     for rounded in (p, np.where(p < held.tiny, 0.0, p)):
         yield Wrong(log_p=np.log(rounded), p=view.p)
-        yield Wrong(log_p=np.log(rounded), slopes=np.where(view.losses[:, None] == np.inf, np.nan, view.slopes))
 
 
 def sizes(view: View, largest: int = 2**17) -> list[int]:
@@ -153,7 +152,7 @@ def lost_tail(view: View) -> Iterator[Wrong]:
         yield Wrong(lse=lse, cut=whole)
         yield Wrong(lse=lse, cut_p=whole)
         yield Wrong(lse=lse, p=view.p)
-        if whole > size:
+        if whole & (whole - 1):  # or else it is the first block
             yield Wrong(cut=whole)
         # The labels that it holds are not met either: their logits stay 0.
         if view.labels is not None and (view.labels >= whole).any():
@@ -178,9 +177,11 @@ def tail_of_next_row(view: View) -> Iterator[Wrong]:
             starts = view.logits[:, :beyond]
             read = np.logaddexp.reduce(starts, axis=-1, keepdims=True)
             for following in (np.append(read[1:], [[-np.inf]], axis=0), np.roll(read, -1, axis=0)):
-                lse = np.logaddexp(view.lse, following)
                 infinite = following - view.maximum > FARTHEST[view.kind] + 1
-                yield from _with_lse(np.where(infinite, np.inf, lse), view)
+                if infinite.any():
+                    yield Wrong(lse=np.where(infinite, np.inf, np.logaddexp(view.lse, following)))
+                else:
+                    yield from _with_lse(np.logaddexp(view.lse, following), view)
 
 
 def padded_classes(view: View) -> Iterator[Wrong]:
