@@ -169,4 +169,4 @@ STEPS: dict[str, dict[str, Step]] = {
 # Those of many variants.
 VAGUE = (distance_steps.beta_misplaced, _clamped, _rounded_sigmoid)
 # What shows with some of their numbers alone: a case that does not show it says nothing against them.
-OF_SOME_NUMBER = (*VAGUE, divergence_steps.clamped_target)
+OF_SOME_NUMBER = (*VAGUE, divergence_steps.clamped_target, focal_steps.infinite_power)

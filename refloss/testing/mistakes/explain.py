@@ -45,7 +45,8 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
     found = _together(cause._replace(tensors=(tensor.name,)) for tensor in wrong for cause in _read(asked, tensor))
     upstream = np.asarray(asked.case.grad_output)
     telling = upstream.ndim > 0 or abs(float(upstream)) not in (0.5, 1.0, 2.0)
-    plain = telling and any(cause.mistake in PLAIN and len(cause.tensors) == len(failing) for cause in found)
+    whole = {cause.mistake for cause in found if len(cause.tensors) == len(failing) and cause.factors is None}
+    plain = telling and whole and whole <= set(PLAIN)
     if not plain and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
         found += [cause for cause in _guessed(asked, judged, failing) if cause is not None]
     loss_is_right = "loss" in judged and "loss" not in failing
@@ -57,8 +58,7 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
         if known is None or _rank(named) > _rank(known):
             best[named.mistake] = named
     ranked = sorted(best.values(), key=_rank, reverse=True)
-    whole = [cause for cause in ranked if len(cause.tensors) == len(failing)]
-    return tuple(whole or ranked)
+    return tuple([cause for cause in ranked if len(cause.tensors) == len(failing)] or ranked)
 
 
 def _rank(cause: Cause) -> tuple[int, float]:

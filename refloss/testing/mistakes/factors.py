@@ -118,7 +118,9 @@ def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
     objects = [value for key, value in case.inputs.items() if key.startswith("labels.") and key.endswith("boxes")]
     if objects:
         counts.append((sum(len(boxes) for boxes in objects), "the number of objects"))
-    counts += [(math.prod(shape[:-1]), "the number of rows"), (math.prod(shape), "the number of elements")]
+    if labels is None or labels.values.size != math.prod(shape[:-1]):
+        counts.append((math.prod(shape[:-1]), "the number of rows"))
+    counts.append((math.prod(shape), "the number of elements"))
     counts += [(length, f"the length of axis {axis}") for axis, length in enumerate(shape) if axis]
     items = case.parameters.get("num_items_in_batch")
     return counts if items is None else [*counts, (float(items), "num_items_in_batch")]

@@ -81,7 +81,7 @@ def _missed_is_not_p(given: Elements) -> Iterator[Tensors]:
     yield of_formula(given, formula)
 
 
-def _infinite_power(given: Elements) -> Iterator[Tensors]:
+def infinite_power(given: Elements) -> Iterator[Tensors]:
     """0^(γ − 1)·0 for γ < 1, where float32 has lost 1 − p_t."""
     gamma = float(given.parameters.get("gamma", 2.0))
     if not 0 <= gamma < 1:
@@ -107,5 +107,5 @@ STEPS: dict[str, Step] = {
     "α is only on positives": _alpha(lambda t, a: a * t + (1 - t)),
     "the focal factor is held constant": _factor_held,
     "the missed probability is (1 − p) whatever the target": _missed_is_not_p,
-    "γ < 1: the power (1 − p_t)^(γ − 1) is infinite": _infinite_power,
+    "γ < 1: the power (1 − p_t)^(γ − 1) is infinite": infinite_power,
 }

@@ -93,7 +93,15 @@ def first_cotangent(view: View) -> Iterator[Wrong]:
 
 
 def _with_counted(view: View, counted: np.ndarray, labels: np.ndarray) -> Iterator[Wrong]:
-    """Other rows count, with labels that need not be classes."""
+    """Other rows count, with labels that need not be classes; those that are none may be taken for the first one."""
+    classes = view.logits.shape[-1]
+    known = (labels >= 0) & (labels < classes)
+    if classes and not known[counted].all():
+        yield from _counted_as(view, counted, np.where(known, labels, 0))
+    yield from _counted_as(view, counted, labels)
+
+
+def _counted_as(view: View, counted: np.ndarray, labels: np.ndarray) -> Iterator[Wrong]:
     target = (labels[:, None] == np.arange(view.logits.shape[-1])) & counted[:, None]
     smoothed = (1 - view.smoothing) * target + view.smoothing / max(view.logits.shape[-1], 1)
     mass = view.weight * smoothed * counted[:, None]

@@ -200,7 +200,7 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         cotangent=_cotangents(case, target.shape if is_labels else moved.shape[:-1]),
         reduction=reduction,
         of_items=items is not None,
-        row_shape=moved.shape[:-1],
+        row_shape=target.shape if is_labels else moved.shape[:-1],
         back=back,
         there=lambda tensor: np.moveaxis(tensor, axis, -1).reshape(rows.shape),
         axis=axis,
