@@ -119,6 +119,7 @@ _SHAPES: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("float16", (2, 67, 131)),
     ("float32", (257, 257)),
 )
+_TILED_MASKS = "float32", (2, 31, 67)
 
 
 def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -> list[Case]:
@@ -135,13 +136,15 @@ def _of_focus(function: str, seed: int, foci: tuple[tuple[float, float], ...]) -
 
     plain = source.normal(4, 6) * 3.0, np.where(source.uniform(4, 6) < 0.5, np.round(source.uniform(4, 6)), 0.0)
     some: dict[str, Any] = {"num_boxes": 3.0}
+    far = np.array([[720.0, -800.0, 720.0, -800.0]] * 3), np.array([[1.0, 0.0, 0.0, 1.0], [0.5] * 4, [0.0] * 4])
+    beyond = case("beyond-exponentials", *far, cotangent[:3, :4], 0.5, 1.0, reduction="none")
     cases = [
         *(case(f"saturated-gamma-{gamma:g}", x, t, cotangent, alpha, gamma, reduction="none") for alpha, gamma in foci),
         case("options-mean", *plain, -2.5, 0.75, 0.5, **some),
         case("options-sum", *plain, 1.25, 0.75, 0.5, reduction="sum", **some),
         case("options-none", *plain, 2.0 * source.normal(4, 6), 0.375, 1.5, reduction="none", **some),
     ]
-    return in_every_format(cases)
+    return [*in_every_format(cases), in_format(beyond, "float64")]
 
 
 def _pair(function: str) -> Case:
@@ -180,7 +183,7 @@ def dice(function: str) -> list[Case]:
         case("full-target", np.ones_like(hard)),
         Case(f"{function}-confident", function, {"inputs": confident, "targets": hard}, {}, 1e6),
         *in_every_format(_of_masks(function)),
-        *(in_format(_many(function, shape), name) for name, shape in _SHAPES),
+        *(in_format(_many(function, shape), name) for name, shape in (*_SHAPES, _TILED_MASKS)),
     ]
 
 

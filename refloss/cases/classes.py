@@ -65,13 +65,15 @@ _MANY = (
 def many(seed: int) -> Iterator[tuple[str, Rows]]:
     """Two or three rows of so many classes, and their format.
 
-    The largest logits rise from block to block, or fall, or are alike. Labels are the last class, one that an index of
-    16 bits takes for another, and any. All are far below 0, which is what padding has.
+    The largest logits rise from block to block, or fall, or are alike; where they rise, the last of all is the largest,
+    so that a tail shows. Labels are the last class, one that an index of 16 bits takes for another, and any. All are
+    far below 0, which is what padding has.
     """
     for count, name in _MANY:
         source = Source(seed + count)
         ramp = np.arange(count) / count
         rising = 16.0 * np.stack([ramp, 1.0 - ramp, np.zeros(count)])[: 2 if count > 65536 else 3]
         rows = np.round(16.0 * (4.0 * source.uniform(*rising.shape) + rising)) / 16.0 - 24.0
+        rows[0, -1] = rows[0].max() + 1.0
         labels = np.array([count - 1, max(count - 3000, 0) % max(count, 1), count // 2])[: len(rows)]
         yield name, Rows(rows, labels)

@@ -148,16 +148,19 @@ def hard_targets(pieces: Pieces) -> list[Case]:
         pieces.case("sure", values=hard, targets=hard[::-1], reduction="none", grad_output=0.5),
         *_options(pieces, *_REDUCTIONS, weight=pieces.weight[0], targets=np.where(pieces.x < 0.5, hard, pieces.t)),
         # No float16 is as large as some of its derivatives, nor as small as others.
-        *(in_format(_sure(pieces), name) for name in DTYPES if name != "float16"),
+        *(in_format(_sure(pieces, _NEXT_TO_SURE), name) for name in DTYPES if name != "float16"),
+        in_format(_sure(pieces, (0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0)), "float16"),
     ]
 
 
-def _sure(pieces: Pieces) -> Case:
+_NEXT_TO_SURE = (0.0, 2.0**-24, 2.0**-12, 1.0 - 2.0**-8, 1.0, 2.0**-90, 0.5)
+
+
+def _sure(pieces: Pieces, p: tuple[float, ...]) -> Case:
     """Probabilities of 0 and 1, and next to them, of targets that are hit or missed; a derivative may be 1e12."""
-    p = np.array([0.0, 2.0**-24, 2.0**-12, 1.0 - 2.0**-8, 1.0, 2.0**-90, 0.5])
     t = np.array([[0.0] * 7, [1.0] * 7, [0.25] * 7])
     cotangent = 2.0**-28 * Source(201).normal(3, 7)
-    values = np.broadcast_to(p, t.shape)
+    values = np.broadcast_to(np.array(p), t.shape)
     return pieces.case(
         "options-sure", values=values, targets=t, dtype=np.float64, reduction="none", grad_output=cotangent
     )

@@ -71,6 +71,7 @@ def _of_tokens(case: Callable[..., Case], seed: int, shift: int) -> list[Case]:
         case("options", logits, labels, ignore_index=3, grad_output=-1.25),
         case("ignore-index-of-64-bits", logits, wrapping, ignore_index=WRAPS_TO_A_CLASS, grad_output=0.5),
         case("options-num-items", logits, labels, ignore_index=5, num_items_in_batch=12.5, grad_output=3.0),
+        case("nothing-counts", logits, np.full_like(labels, 3), ignore_index=3, grad_output=2.0),
         case("improbable", *_sequence(improbable(), shift), grad_output=-3.0),
         case("apart", *_sequence(apart(), shift), grad_output=2.0),
     ]
@@ -188,6 +189,7 @@ def _of_sequences(case: Callable[..., Case]) -> list[Case]:
         case("options-values", logits, values, 0.75, **stated["regression"]),
         case("options-one-value", logits[:, :1], values[:, 0], -2.0, num_labels=1),
         case("options-several-labels", saturated, several, 2.0, **stated["multi_label_classification"]),
+        case("nothing-counts", logits, np.full_like(labels, 3), ignore_index=3),
         case("improbable", *improbable()),
         case("apart", *apart()),
     ]
@@ -229,6 +231,7 @@ def _of_answers(function: str) -> list[Case]:
     outside = Rows(source.normal(6, 11) * 4.0, np.array([0, 11, 16, 7, 99, 5]))
     return [
         _answers(function, "options", plain, outside, num_items_in_batch=2.5),
+        _answers(function, "nothing-counts", outside._replace(labels=np.full(6, 11)), plain),
         *(
             _answers(function, f"{name}-{side}", *((rows, other) if side == "start" else (other, rows)))
             for name, rows in (("improbable", improbable()), ("apart", apart()))
@@ -293,6 +296,7 @@ def _of_pixels(function: str) -> list[Case]:
     labels[0, 1:], labels[1, 3, :3] = 2, 2
     inputs = {"logits": logits, "labels": labels, "auxiliary_logits": auxiliary}
     wrapping = inputs | {"labels": np.where(labels == 2, WRAPS_TO_A_CLASS, labels)}
+    nothing = inputs | {"labels": np.full_like(labels, 2)}
     options = {"auxiliary_loss_weight": 1.5}
     return [
         Case(f"{function}-options", function, inputs, options | {"ignore_index": 2}, -2.5),
@@ -304,6 +308,7 @@ def _of_pixels(function: str) -> list[Case]:
             options | {"ignore_index": 2, "num_items_in_batch": 17},
             1.5,
         ),
+        Case(f"{function}-nothing-counts", function, nothing, {"ignore_index": 2}, 0.5),
         _pixels(function, "improbable", improbable()),
         _pixels(function, "improbable-auxiliary", _ordinary(improbable()), improbable()),
         _pixels(function, "apart", apart()),

@@ -89,6 +89,7 @@ def _of_labels(case: Callable[..., Case]) -> list[Case]:
         case("options-sum", logits, labels, grad_output=1.75, reduction="sum", **options),
         case("options-none", logits, labels, grad_output=cotangent, reduction="none", **options),
         case("ignore-index-of-64-bits", logits, wrapping, grad_output=-0.5, ignore_index=WRAPS_TO_A_CLASS),
+        case("nothing-counts", logits, np.full(6, 3), grad_output=2.0, ignore_index=3),
         case("improbable", *improbable(), grad_output=-3.0),
         case("apart", *far, grad_output=cotangent, reduction="none"),
     ]

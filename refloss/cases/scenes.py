@@ -193,6 +193,7 @@ def detr_cases(
         case("perfect-boxes", perfect, grad_output=2.0),
         case("num-boxes", num_boxes=2.5),
         case("num-boxes-clamped", num_boxes=0.25),
+        *(case(f"num-boxes-clamped-{name}", dtype=DTYPES[name], num_boxes=0.25) for name in [*DTYPES][1:]),
         case("costs", class_cost=2.0, bbox_cost=0.5, giou_cost=4.0, layers=True),
     ]
     if text:

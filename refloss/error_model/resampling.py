@@ -25,13 +25,24 @@ def _matrix(size: int, resized: int) -> np.ndarray:
 def resampled(planes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Planes [..., h, w] as [..., H, W]."""
     down, across = (_matrix(*pair) for pair in zip(planes.shape[-2:], size, strict=True))
-    return np.asarray(down @ planes @ across.T)
+    return shared(down, planes, across.T)
+
+
+def shared(left: np.ndarray, planes: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The product of the three, in which what is infinite, or NaN, reaches those elements that have a share of it."""
+    finite = np.isfinite(planes)
+    values = np.asarray(left @ np.where(finite, planes, 0.0) @ right)
+    if not finite.all():
+        for value in (-np.inf, np.inf, np.nan):
+            has = np.isnan(planes) if np.isnan(value) else planes == value
+            values = values + np.where((left > 0) @ has @ (right > 0), value, 0.0)
+    return values
 
 
 def adjoint(pixels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Cotangents [..., H, W] as those of [..., h, w]."""
     down, across = (_matrix(*pair) for pair in zip(size, pixels.shape[-2:], strict=True))
-    return np.asarray(down.T @ pixels @ across)
+    return shared(down.T, pixels, across)
 
 
 def _around(planes: np.ndarray) -> tuple[int, ...]:
@@ -40,7 +51,8 @@ def _around(planes: np.ndarray) -> tuple[int, ...]:
 
 def pixel_error(planes: np.ndarray, size: tuple[int, ...], unit: Roundoff) -> np.ndarray:
     """How far each resampled pixel is off."""
-    nearby = ndimage.maximum_filter(np.abs(planes), _around(planes), mode="constant")
+    sizes = np.where(np.isfinite(planes), np.abs(planes), 0.0)
+    nearby = ndimage.maximum_filter(sizes, _around(planes), mode="constant")
     return np.asarray((STEPS + sum(planes.shape[-2:])) * unit.inside * resampled(nearby, size))
 
 

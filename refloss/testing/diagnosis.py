@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 FACTOR = "off by a constant factor"
 POWERS_OF_TWO = 24  # a world size, or a loss scale that was not taken out
-_REFUTED = 0.5  # what a case that passes, and in which a mistake would show, takes from those that it explains
+_REFUTED = 0.5  # what cases that pass, and in which a mistake would show, take from those that it explains
 
 
 class Cause(NamedTuple):
@@ -56,7 +56,7 @@ def diagnose(function: str, cases: Iterable[Symptoms]) -> tuple[Diagnosis, ...]:
     """The fewest mistakes that explain the failing cases of a function, that of most cases first; at last the rest."""
     every = _with_common_factors(list(cases))
     failing = [case for case in every if case.failing]
-    refuted = [mistake for case in every for mistake in case.refuted]
+    refuted = {mistake for case in every for mistake in case.refuted}
     open_: dict[str, set[str]] = {case.id: set(case.failing) for case in failing}
     found: list[Diagnosis] = []
     while any(open_.values()):
@@ -67,7 +67,7 @@ def diagnose(function: str, cases: Iterable[Symptoms]) -> tuple[Diagnosis, ...]:
         def score(mistake: str, causes: Mapping[str, Mapping[str, Cause]] = causes) -> tuple[float, float]:
             whole = sum(set(cause.tensors) >= open_[case] for case, cause in causes[mistake].items())
             explained = (len(causes[mistake]) + whole) / 2
-            return explained - _REFUTED * refuted.count(mistake), max(each.prior for each in causes[mistake].values())
+            return explained - _REFUTED * (mistake in refuted), max(each.prior for each in causes[mistake].values())
 
         best = max(causes, key=score)
         for case, cause in causes[best].items():

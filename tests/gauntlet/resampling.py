@@ -23,11 +23,13 @@ class Weights(NamedTuple):
 
     def adjoint(self, gradient: np.ndarray, axis: int) -> np.ndarray:
         """Hands what comes for each output back to its two elements, with the same weights."""
-        matrix = np.zeros((len(self.first), self.size), gradient.dtype)
-        outputs = np.arange(len(self.first))
-        np.add.at(matrix, (outputs, self.first), (1 - self.share).astype(gradient.dtype))
-        np.add.at(matrix, (outputs, self.second), self.share.astype(gradient.dtype))
-        return np.moveaxis(np.moveaxis(gradient, axis, -1) @ matrix, -1, axis)
+        given = np.moveaxis(gradient, axis, 0)
+        share = self.share.astype(gradient.dtype).reshape(-1, *(1,) * (given.ndim - 1))
+        back = np.zeros((self.size, *given.shape[1:]), gradient.dtype)
+        np.add.at(back, self.first, (1 - share) * given)
+        second = self.share != 0
+        np.add.at(back, self.second[second], (share * given)[second])
+        return np.moveaxis(back, 0, axis)
 
 
 def bilinear(size: int, resized: int) -> Weights:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from refloss.registry import FUNCTIONS
@@ -57,13 +56,8 @@ def judgement(kernel: Kernel, cases: Iterable[Question]) -> Judgement:
 
 
 def first_name(found: Judgement) -> str | None:
-    """What the judge says first: its first diagnosis, or else what most failing tensors are likely to be."""
-    diagnoses = getattr(found, "diagnoses", None)
-    if diagnoses is not None:
-        return next((each.mistake for each in diagnoses if each.mistake), None)
-    names = Counter(tensor.explanation for case in found.cases for tensor in case.tensors if tensor.passed is False)
-    named = [(name, count) for name, count in names.most_common() if name]
-    return named[0][0] if named else None
+    """What the judge says first."""
+    return next((each.mistake for each in found.diagnoses if each.mistake), None)
 
 
 def is_right(mistake: Mistake, name: str | None) -> bool:

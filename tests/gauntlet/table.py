@@ -145,6 +145,8 @@ public report (repository#number), or says where else it comes from. They are ho
 replaced (`tests/gauntlet/mistakes.py`); those of heads that match are refloss itself, given what a mistaken head uses.
 `python -m tests.gauntlet.table` writes this page, and a test holds that it is true.
 
+Not here is 1 − p for the probability that a focal loss misses: PyTorch has it too, and the bounds allow what it loses.
+
 - *golden cases*: how many of the built-in cases of these functions reject it. Many cannot: a mistake in blocks of 1024
   classes shows in rows of more classes only.
 - *dtypes*: each function has cases of four dtypes; in how many of these a case rejects it. A kernel may come in one.

@@ -112,7 +112,8 @@ def _resampled_image(
     size = labels.shape
     upsampled = resampled(planes, size)
     # Pixels are stored in the type that is computed in.
-    error = pixel_error(planes, size, unit) + unit.between * np.abs(upsampled)
+    stored = unit.between * np.where(np.isfinite(upsampled), np.abs(upsampled), 0.0)
+    error = pixel_error(planes, size, unit) + stored
     given = softmax.Rows(
         upsampled,
         labels,

@@ -60,7 +60,9 @@ def _question(
     tensors = expected_tensors(result) if expected is None else expected
     arrays = {name.removeprefix("expected."): on_host(value, name) for name, value in tensors.items()}
     exact = {f"grad.{name}": on_host(value, name) for name, value in unrounded.items()}
-    kept = {name: value for name, value in exact.items() if name in arrays and _is_coarse(arrays[name])}
+    # Gradients of targets have the types of targets, whatever is asked for.
+    finer = {name: value for name, value in exact.items() if not _is_coarse(value)}
+    kept = {name: value for name, value in finer.items() if name in arrays and _is_coarse(arrays[name])}
     compute_dtype = compute_dtype or default_compute_dtype(case)
     return Question(case, result, arrays, bounds(case, result, compute_dtype), compute_dtype, kept)
 

@@ -218,6 +218,26 @@ def without_upstream(case: Case) -> Altered | None:
     return None if np.all(np.asarray(case.grad_output) == 1.0) else Altered(altered(case, grad_output=1.0))
 
 
+def first_upstream(case: Case) -> Altered | None:
+    """The gradient of one number for all losses; None where they have no others."""
+    given = np.asarray(case.grad_output)
+    if not given.size or (given == given.flat[0]).all():
+        return None
+    return Altered(altered(case, grad_output=np.full_like(given, given.flat[0])))
+
+
+def without_reduction(case: Case, loss: np.ndarray) -> Altered | None:
+    """The default reduction of a case that has another; where losses are not reduced, gradients of as many of them."""
+    reduction = case.parameters.get("reduction")
+    if reduction is None:
+        return None
+    reduced = altered(case, reduction=None)
+    if reduction != "none":
+        return Altered(reduced)
+    count = float(loss.sum() / np.float64(evaluate(reduced._replace(grad_output=1.0)).loss))
+    return Altered(altered(case, grad_output=case.grad_output / count)) if math.isfinite(count) and count else None
+
+
 def activated_twice(case: Case) -> Altered | None:
     """Probabilities instead of logits; None where there are no logits, or where they are matched."""
     axis = softmax_axis(case)
@@ -311,18 +331,24 @@ def configured(case: Case) -> dict[str, Altered]:
         words = "eos coefficient ignored" if name == "eos_coefficient" else f"{name} in config is ignored"
         if value != 1.0:
             wrong[words] = Altered(altered(case, config=config | {name: 1.0}))
+    if config.get("auxiliary_loss"):
+        wrong["the auxiliary loss is left out"] = Altered(altered(case, config=config | {"auxiliary_loss": False}))
+    names = [name for name in ("focal_alpha", "focal_loss_alpha") if config.get(name, -1.0) >= 0.0]
+    swapped = {name: 1.0 - config[name] for name in names}
+    if swapped:
+        wrong["α is swapped"] = Altered(altered(case, config=config | swapped))
     return wrong
 
 
-def arguments_ignored(case: Case) -> dict[str, Altered]:
+def arguments_ignored(case: Case) -> list[tuple[str, Altered]]:
     """What is said of it, and the case without one of its optional arguments."""
     parameters = specification_of(case).parameters
     optional = [name for name in specification_of(case).optional if name in case.inputs]
-    without = {
-        name: case._replace(inputs={key: value for key, value in case.inputs.items() if key != name})
+    without = [
+        (name, case._replace(inputs={key: value for key, value in case.inputs.items() if key != name}))
         for name in optional
-    }
-    without |= {name: altered(case, **{name: None}) for name in case.parameters if not parameters[name].structural}
+    ]
+    without += [(name, altered(case, **{name: None})) for name in case.parameters if not parameters[name].structural]
     if "num_boxes" in case.parameters or specification_of(case).mean == "objects":
-        without["num_boxes"] = altered(case, num_boxes=1.0)
-    return {f"{name} is ignored": Altered(other) for name, other in without.items()}
+        without.append(("num_boxes", altered(case, num_boxes=1.0)))
+    return [(f"{name} is ignored", Altered(other)) for name, other in without]

@@ -57,6 +57,10 @@ def _union_for_outer(_: bool, areas: Areas) -> np.ndarray:
     return _loss(False, areas)
 
 
+def _inside_for_union(_: bool, areas: Areas) -> np.ndarray:
+    return np.asarray(1 - areas.inside / areas.union + (areas.outer - areas.inside) / areas.outer)
+
+
 _ENCLOSING = "the enclosing box is taken for the union"
 _OF_BOTH = (
     (_ENCLOSING, _outer_for_union),
@@ -67,6 +71,7 @@ _OF_GIOU = (
     (_ENCLOSING, _outer_in_quotient),
     (_ENCLOSING, _over_union),
     ("the union is taken for the enclosing box", _union_for_outer),
+    ("the intersection is taken for the union", _inside_for_union),
 )
 
 

@@ -70,7 +70,8 @@ def _undefined_at_0(given: Elements) -> Iterator[Tensors]:
         yield tensors(given, None, np.where(given.t == 0, np.nan, -given.t))
 
 
-def _clamped_target(given: Elements) -> Iterator[Tensors]:
+def clamped_target(given: Elements) -> Iterator[Tensors]:
+    """log max(t, ε), or log(t + ε)."""
     if given.parameters.get("log_target"):
         return
     for tiny in _TINY:
@@ -101,5 +102,5 @@ STEPS: dict[str, Step] = {
     "log_target is ignored": _log_target_ignored,
     "batchmean is a mean over elements": _mean_of_elements,
     "soft targets: t·log t is NaN where t is 0": _undefined_at_0,
-    "soft targets: log of max(t, ε)": _clamped_target,
+    "soft targets: log of max(t, ε)": clamped_target,
 }

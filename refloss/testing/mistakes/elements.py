@@ -13,6 +13,7 @@ import numpy as np
 
 from refloss.roundoff import real
 from refloss.testing.mistakes import alterations
+from refloss.testing.mistakes.rows import compute_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,11 @@ class Elements:
     inputs: Mapping[str, np.ndarray]
     by_weight: bool  # whether a mean divides by the sum of weights
     shape: tuple[int, ...]  # of the logits as they are given
+
+    @property
+    def type(self) -> Any:
+        """What is computed in."""
+        return compute_kind(self.inputs[self.names[0]].dtype)
 
 
 def elements_of(case: Case) -> Elements | None:

@@ -16,7 +16,7 @@ import numpy as np
 from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
-from refloss.testing.mistakes import box_steps, element_steps, images, others, row_labels, softmax_steps, sums
+from refloss.testing.mistakes import blocks, box_steps, element_steps, images, others, row_labels, softmax_steps, sums
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
 from refloss.testing.mistakes.outcome import Wrong, combined, glance, magnitudes
@@ -36,7 +36,6 @@ LARGEST = 10**6  # input elements of a case on which mistakes are tried, and ele
 PLAIN = ("a wrong sign", "upstream gradient ignored", "upstream gradient applied twice")
 _IN_PART = 0.5  # what a mistake loses that shows in the gradient alone, though it would in the loss
 OF_ALL_ROWS = "the gradient is that of a mean over all rows (loss right)"
-LEAK = "ignored rows are included: their gradient is not 0"
 
 
 @np.errstate(all="ignore")
@@ -46,7 +45,8 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
     found = _together(cause._replace(tensors=(tensor.name,)) for tensor in wrong for cause in _read(asked, tensor))
     upstream = np.asarray(asked.case.grad_output)
     telling = upstream.ndim > 0 or abs(float(upstream)) not in (0.5, 1.0, 2.0)
-    plain = telling and any(cause.mistake in PLAIN and len(cause.tensors) == len(failing) for cause in found)
+    whole = {cause.mistake for cause in found if len(cause.tensors) == len(failing) and cause.factors is None}
+    plain = telling and whole and whole <= set(PLAIN)
     if not plain and sum(value.size for value in asked.case.inputs.values()) < LARGEST:
         found += [cause for cause in _guessed(asked, judged, failing) if cause is not None]
     loss_is_right = "loss" in judged and "loss" not in failing
@@ -58,8 +58,7 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
         if known is None or _rank(named) > _rank(known):
             best[named.mistake] = named
     ranked = sorted(best.values(), key=_rank, reverse=True)
-    whole = [cause for cause in ranked if len(cause.tensors) == len(failing)]
-    return tuple(whole or ranked)
+    return tuple([cause for cause in ranked if len(cause.tensors) == len(failing)] or ranked)
 
 
 def _rank(cause: Cause) -> tuple[int, float]:
@@ -199,7 +198,8 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
-    yield from _guarded(lambda: sums.in_16_bits(asked, every, only))
+    yield from _named(_guarded(lambda: blocks.elements_left_out(asked)), only)
+    yield from _named(_guarded(lambda: sums.in_16_bits(asked, every, only)), only)
     yield from _guarded(lambda: others.guesses(asked, only, of_rows=bool(every)))
 
 
@@ -223,17 +223,24 @@ def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
     for mistake, (prior, step) in (of_softmax | row_labels.STEPS).items():
         if only is not None and mistake not in only:
             continue
-        variants = [list(step(view)) for view in every]
-        # What shows in one side of two may not show in the other.
-        for i in range(max((len(each) for each in variants), default=0)):
-            wrong = [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
+        for wrong in _in_views([list(step(view)) for view in every]):
             yield Guess(
                 mistake,
                 prior,
                 combined(every, wrong),
                 magnitudes=magnitudes(every, wrong),
                 glance=functools.partial(glance, every, wrong),
+                is_certain=step not in (*softmax_steps.OF_SOME_NUMBER, *row_labels.OF_SOME_NUMBER),
             )
+
+
+def _in_views(variants: list[list[Wrong]]) -> Iterator[list[Wrong]]:
+    """One variant for each view: what shows in one side of two may not show in the other."""
+    for i in range(max((len(each) for each in variants), default=0)):
+        yield [each[min(i, len(each) - 1)] if each else Wrong() for each in variants]
+    for side, own in enumerate(variants if len(variants) > 1 else []):
+        for wrong in own:
+            yield [wrong if other == side else Wrong() for other in range(len(variants))]
 
 
 def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
@@ -247,7 +254,9 @@ def _of_elements(asked: Question, only: set[str] | None) -> Iterator[Guess]:
                     name.removeprefix("bound."): value for name, value in tensors.items() if name.startswith("bound.")
                 }
                 values = {name: value for name, value in tensors.items() if not name.startswith("bound.")}
-                yield Guess(mistake, POSSIBLE if step in element_steps.VAGUE else USUAL, values, limits)
+                prior = POSSIBLE if step in element_steps.VAGUE else USUAL
+                certain = step not in element_steps.OF_SOME_NUMBER
+                yield Guess(mistake, prior, values, limits, is_certain=certain)
 
 
 def _only_ignored_rows(every: list[View], judged: Mapping[str, Tensor], failing: tuple[str, ...]) -> Iterator[Cause]:
@@ -264,7 +273,7 @@ def _leaks(view: View, tensor: Tensor) -> Iterator[tuple[str, float]]:
     if not view.counted.any():
         if not np.isfinite(tensor.got).all():
             yield "all labels ignored gives a gradient of NaN instead of 0", USUAL
-            yield LEAK, SELDOM
+            yield row_labels.LEAK, SELDOM
         return
     touched = view.back(np.broadcast_to(~view.counted[:, None], view.logits.shape).astype(np.float64)) != 0
     ignored = (tensor.expected == 0) & touched
@@ -272,7 +281,7 @@ def _leaks(view: View, tensor: Tensor) -> Iterator[tuple[str, float]]:
         return
     rest = tensor.part(~ignored)
     if rest.is_right().all():
-        yield LEAK, COMMON - 0.1
+        yield row_labels.LEAK, COMMON - 0.1
         return
     interval = factors_that_fit(rest)
     if interval is not None and interval.low <= view.normaliser / len(view.counted) <= interval.high:

@@ -86,7 +86,7 @@ def _of_means(case: Case, tensor: str) -> Iterator[Factor]:
     if divisor is not None and divisor.right:
         right = f"{divisor.what} ({divisor.right:g})"
         yield Factor(divisor.right, "a sum for a mean", f"a sum for a mean over {right}", COMMON, True)
-        usual = "the rows that count" if labels is not None else "the elements"
+        usual = "the rows that count" if labels is not None else divisor.what
         for count, what in ((divisor.all, divisor.all_what), *_counts(case, tensor)):
             if count:
                 words = f"a mean over {what} ({count:g}) instead of {right}"
@@ -118,7 +118,9 @@ def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
     objects = [value for key, value in case.inputs.items() if key.startswith("labels.") and key.endswith("boxes")]
     if objects:
         counts.append((sum(len(boxes) for boxes in objects), "the number of objects"))
-    counts += [(math.prod(shape[:-1]), "the number of rows"), (math.prod(shape), "the number of elements")]
+    if labels is None or labels.values.size != math.prod(shape[:-1]):
+        counts.append((math.prod(shape[:-1]), "the number of rows"))
+    counts.append((math.prod(shape), "the number of elements"))
     counts += [(length, f"the length of axis {axis}") for axis, length in enumerate(shape) if axis]
     items = case.parameters.get("num_items_in_batch")
     return counts if items is None else [*counts, (float(items), "num_items_in_batch")]

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from refloss.testing.mistakes.elements import Formula, Step, Tensors
 
 
-def focal(given: Elements, alpha: Callable[[np.ndarray, float], np.ndarray] | None = None) -> Formula:
-    """The right formula, or one with another weight."""
+def focal(
+    given: Elements,
+    alpha: Callable[[np.ndarray, float], np.ndarray] | None = None,
+    plus: Callable[[np.ndarray], np.ndarray] = softplus,
+) -> Formula:
+    """The right formula, or one with another weight, or another log(1 + e^x)."""
     balance, gamma = float(given.parameters.get("alpha", 0.25)), float(given.parameters.get("gamma", 2.0))
 
     def formula(x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        cross = t * softplus(-x) + (1 - t) * softplus(x)
+        cross = t * plus(-x) + (1 - t) * plus(x)
         missed = sigmoid(x) * (1 - t) + sigmoid(-x) * t
         power = np.exp(gamma * np.log(np.where(missed == 0, 1, missed))) * (1.0 if gamma == 0 else missed != 0)
         if alpha is not None:
@@ -28,6 +32,13 @@ def focal(given: Elements, alpha: Callable[[np.ndarray, float], np.ndarray] | No
         return np.asarray(weight * power * cross)
 
     return formula
+
+
+def varifocal(given: Elements, plus: Callable[[np.ndarray], np.ndarray] = softplus) -> Formula:
+    """The right formula, or one with another log(1 + e^x); weights are held constant."""
+    balance, gamma = float(given.parameters.get("alpha", 0.75)), float(given.parameters.get("gamma", 2.0))
+    weight = np.where(given.t > 0, given.t, balance * np.exp(-gamma * softplus(-given.x.astype(complex)).real))
+    return lambda x, t: weight * (t * plus(-x) + (1 - t) * plus(x))
 
 
 def _alpha(weight: Callable[[np.ndarray, float], np.ndarray]) -> Step:
@@ -70,28 +81,7 @@ def _missed_is_not_p(given: Elements) -> Iterator[Tensors]:
     yield of_formula(given, formula)
 
 
-def _missed_by_difference(given: Elements) -> Iterator[Tensors]:
-    """1 − p_t in float32: it has no digits left, or is 0, where p_t is nearly 1."""
-    balance, gamma = float(given.parameters.get("alpha", 0.25)), float(given.parameters.get("gamma", 2.0))
-    x, t = given.x, given.t
-    p = sigmoid(x.astype(complex)).real
-    kept = (p * t + (1 - p) * (1 - t)).astype(np.float32).astype(np.float64)
-    missed = 1 - kept
-    cross = (t * softplus(-x.astype(complex)) + (1 - t) * softplus(x.astype(complex))).real
-    weight = balance * t + (1 - balance) * (1 - t) if balance >= 0 else np.ones(())
-    value, for_x, _ = derivatives(focal(given), given)
-    lost = missed == 0
-    if not lost.any():
-        return
-    # What is left of other elements has few digits.
-    digits = 2.0**-22 / np.maximum(missed, 2.0**-24) * (1 + gamma)
-    loose = {f"bound.{name}": digits * np.abs(wrong) for name, wrong in tensors(given, None, for_x).items()}
-    wrong_value = np.where(lost, weight * cross * (missed**gamma), value)
-    yield tensors(given, wrong_value, np.where(lost, 0.0, for_x)) | loose
-    yield tensors(given, None, np.where(lost, 0.0, for_x)) | loose
-
-
-def _infinite_power(given: Elements) -> Iterator[Tensors]:
+def infinite_power(given: Elements) -> Iterator[Tensors]:
     """0^(γ − 1)·0 for γ < 1, where float32 has lost 1 − p_t."""
     gamma = float(given.parameters.get("gamma", 2.0))
     if not 0 <= gamma < 1:
@@ -117,6 +107,5 @@ STEPS: dict[str, Step] = {
     "α is only on positives": _alpha(lambda t, a: a * t + (1 - t)),
     "the focal factor is held constant": _factor_held,
     "the missed probability is (1 − p) whatever the target": _missed_is_not_p,
-    "the missed probability is 1 − p": _missed_by_difference,
-    "γ < 1: the power (1 − p_t)^(γ − 1) is infinite": _infinite_power,
+    "γ < 1: the power (1 − p_t)^(γ − 1) is infinite": infinite_power,
 }

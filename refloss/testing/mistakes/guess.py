@@ -31,3 +31,4 @@ class Guess(NamedTuple):
     glance: Callable[[str, int], float | None] | None = None
     limits: Callable[[], Mapping[str, Any]] | None = None
     detail: str = ""  # the same with the numbers of a case
+    is_certain: bool = True  # whether it shows wherever it is tried, without a number that may be another

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.error_model.resampling import shared
 from refloss.roundoff import real
 from refloss.testing.mistakes.guess import USUAL, Guess
 from refloss.testing.mistakes.outcome import Wrong, combined
@@ -53,11 +54,11 @@ def _with_matrix(case: Case, view: View, matrix: Callable[[int, int], np.ndarray
     planes = real(case.inputs[view.tensor.removeprefix("grad.")])
     size = case.inputs["labels"].shape[-2:]
     down, across = (matrix(*pair) for pair in zip(planes.shape[-2:], size, strict=True))
-    pixels = down @ planes @ across.T
+    pixels = shared(down, planes, across.T)
     moved = np.moveaxis(pixels, 1, -1)
 
     def back(gradient: np.ndarray) -> np.ndarray:
-        return np.asarray(down.T @ np.moveaxis(gradient.reshape(moved.shape), -1, 1) @ across)
+        return shared(down.T, np.moveaxis(gradient.reshape(moved.shape), -1, 1), across)
 
     return replace(view, logits=moved.reshape(view.logits.shape), back=back)
 
@@ -82,12 +83,18 @@ def of_dice(case: Case) -> Iterator[Guess]:
 
 
 def _dice(
-    case: Case, x: np.ndarray, t: np.ndarray, added: tuple[float, float], *, whole: bool
+    case: Case,
+    x: np.ndarray,
+    t: np.ndarray,
+    added: tuple[float, float],
+    *,
+    whole: bool,
+    left: np.ndarray | float = 1.0,
 ) -> dict[str, np.ndarray]:
     p = 1 / (1 + np.exp(-x))
     axes = (0, 1) if whole else (1,)
-    top = 2 * (p * t).sum(axis=axes, keepdims=True) + added[0]
-    bottom = p.sum(axis=axes, keepdims=True) + t.sum(axis=axes, keepdims=True) + added[1]
+    top = 2 * (p * t * left).sum(axis=axes, keepdims=True) + added[0]
+    bottom = ((p + t) * left).sum(axis=axes, keepdims=True) + added[1]
     ratio = top / bottom
     boxes = float(case.parameters.get("num_boxes", 1.0))
     none = case.parameters.get("reduction") == "none"
@@ -101,3 +108,17 @@ def _dice(
         "grad.inputs": (c * (ratio - 2 * t) / bottom * p * (1 - p)).reshape(shape),
         "grad.targets": (c * (ratio - 2 * p) / bottom).reshape(shape),
     }
+
+
+def dice_of_first(case: Case, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Sums over the whole blocks of a mask, of so many elements; nothing where all are whole, or none is."""
+    x, t = real(case.inputs["inputs"]), real(case.inputs["targets"])
+    flat, targets = x.reshape(len(x), -1), t.reshape(len(x), -1)
+    whole = flat.shape[1] // size * size
+    if 0 < whole < flat.shape[1]:
+        left = np.arange(flat.shape[1]) < whole
+        wrong = _dice(case, flat, targets, (1.0, 1.0), whole=False, left=left)
+        yield wrong
+        # Or without a gradient there.
+        kept = left.reshape(x.shape[1:])
+        yield {name: np.where(kept, value, 0.0) if name != "loss" else value for name, value in wrong.items()}

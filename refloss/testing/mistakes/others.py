@@ -8,16 +8,18 @@ import numpy as np
 
 from refloss.error_model import bounds
 from refloss.messages import EXPECTED_ERRORS
+from refloss.roundoff import real
 from refloss.testing.mistakes import alterations, row_labels
+from refloss.testing.mistakes.alterations import Altered
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, UPSTREAM, USUAL, Guess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from refloss.cases.source import Case
-    from refloss.testing.mistakes.alterations import Altered
     from refloss.testing.verdict import Question
 
+UNCLAMPED = "num_boxes is not at least 1"
 ARGUMENT = 0.65  # ignored
 ARGUMENTS = {
     "ignore_index is ignored": "ignore_index is taken to be its default",
@@ -27,9 +29,21 @@ ARGUMENTS = {
 
 def guesses(asked: Question, only: set[str] | None = None, *, of_rows: bool = False) -> Iterator[Guess]:
     """Those of every function."""
-    for mistake, prior, detail, other in _other_cases(asked.case, of_rows=of_rows):
+    for mistake, prior, detail, other in _other_cases(asked, of_rows=of_rows):
         if only is None or mistake in only:
             yield from _answered(asked, mistake, prior, detail, other)
+    if only is None or UNCLAMPED in only:
+        yield from _unclamped(asked.case)
+
+
+def _unclamped(case: Case) -> Iterator[Guess]:
+    """Divided by less than 1: what is divided is told from the answers for 1 and 2."""
+    boxes = float(case.parameters.get("num_boxes", 1.0))
+    if not 0 < boxes < 1 or alterations.specification_of(case).mean != "objects":
+        return
+    one, two = (Altered(alterations.altered(case, num_boxes=count)).answer()[1] for count in (1.0, 2.0))
+    share = {name: 2 * (real(value) - real(two[name])) for name, value in one.items()}
+    yield Guess(UNCLAMPED, USUAL, {name: real(one[name]) + each * (1 / boxes - 1) for name, each in share.items()})
 
 
 def _answered(asked: Question, mistake: str, prior: float, detail: str, other: Altered) -> Iterator[Guess]:
@@ -50,14 +64,18 @@ def _answered(asked: Question, mistake: str, prior: float, detail: str, other: A
         scaled = {name: np.asarray(value) / (other.over if name == "loss" else 1.0) for name, value in known.items()}
         return scaled | dict.fromkeys(missing, 0.0)
 
-    yield Guess(mistake, prior, missing | wide, limits=limits, detail=detail)
+    # It may be the number of objects that is taken instead, or 1.
+    certain = mistake != "num_boxes is ignored"
+    yield Guess(mistake, prior, missing | wide, limits=limits, detail=detail, is_certain=certain)
 
 
-def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str, Altered]]:
+def _other_cases(asked: Question, *, of_rows: bool) -> Iterator[tuple[str, float, str, Altered]]:
+    case = asked.case
     guesses: list[tuple[str, float, str, Altered | None]] = [
         *((words, 0.9, "", other) for words, other in alterations.of_this_function(case)),
-        *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case).items()),
+        *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case)),
         *((words, USUAL, "", other) for words, other in alterations.configured(case).items()),
+        ("reduction is ignored", ARGUMENT, "", alterations.without_reduction(case, real(asked.expected["loss"]))),
     ]
     if np.ndim(case.grad_output) or not 1e-3 < abs(float(case.grad_output)) < 1e3:
         guesses.append(("upstream gradient ignored", UPSTREAM, "", alterations.without_upstream(case)))
@@ -65,6 +83,7 @@ def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str
         twice = alterations.activated_twice(case)
         guesses += [
             ("double softmax, or sigmoid: probabilities are taken as logits", USUAL, "", twice),
+            (row_labels.FIRST_UPSTREAM, COMMON, "", alterations.first_upstream(case)),
             (row_labels.INCLUDED, COMMON, "", alterations.leaking(case)),
         ]
     if case.function == "question_answering":
@@ -72,7 +91,7 @@ def _other_cases(case: Case, *, of_rows: bool) -> Iterator[tuple[str, float, str
             guesses.append((row_labels.INCLUDED, COMMON, "", alterations.leaking(case, side)))
             guesses.append((row_labels.COUNTED, COMMON, "", alterations.leaking(case, side, counted=True)))
     if "weight" in case.inputs and not of_rows and (count := alterations.divisor(case)) is not None:
-        words = f"a mean over {count.all_what} instead of the elements"
+        words = f"a mean over {count.all_what} instead of {count.what}"
         guesses.append((words, USUAL, "", alterations.over_everything(case)))
     if alterations.divisor(case) is None:
         right = "the number of objects" if alterations.specification_of(case).mean == "objects" else "num_boxes"

@@ -104,7 +104,8 @@ def glance(every: list[View], wrong: list[Wrong], tensor: str, place: int) -> fl
         if view.tensor == tensor and view.logits.size == view.given.size:
             index = list(np.unravel_index(place, view.given.shape))
             column = int(index.pop(view.axis))
-            row = int(np.ravel_multi_index(tuple(index), view.row_shape)) if index else 0
+            rows = np.delete(view.given.shape, view.axis)
+            row = int(np.ravel_multi_index(tuple(index), tuple(rows))) if index else 0
             slope = _slope(view, other, row, column)
             return slope and slope * float(coefficient(view, other)[row, 0])
     return None

@@ -10,6 +10,7 @@ from refloss.testing.diagnosis import FACTOR, Cause, factor_words
 from refloss.testing.mistakes import alterations
 from refloss.testing.mistakes.factors import named_factors
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL
+from refloss.testing.mistakes.others import UNCLAMPED
 from refloss.testing.mistakes.tensors import SAMPLE
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _no_objects(asked: Question, tensor: Tensor) -> Iterator[Cause]:
     none = objects and not sum(len(boxes) for boxes in objects)
     wrong = ~tensor.is_right()
     if none and np.isfinite(tensor.expected).all() and not np.isfinite(tensor.got[wrong]).any():
-        yield Cause("num_boxes is not at least 1", COMMON)
+        yield Cause(UNCLAMPED, COMMON)
 
 
 def _overflow(asked: Question, tensor: Tensor) -> Iterator[Cause]:

@@ -22,6 +22,8 @@ def refuted(asked: Question, wanted: Mapping[str, set[str]]) -> tuple[str, ...]:
     """Which of some mistakes would show in tensors of a case, whichever way they are made."""
     shows: dict[str, list[bool]] = {}
     for guess in guesses(asked, rows_of(asked), set(wanted)):
+        if not guess.is_certain:
+            continue
         names = [name for name in guess.tensors if name in wanted[guess.mistake] and name in asked.expected]
         if names:
             shows.setdefault(guess.mistake, []).append(any(_shows(asked, guess, name) for name in names))

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from refloss.testing.mistakes.rows import View
 
 CHUNKS = (2, 3, 4, 5, 8, 16)
+GRIDS = (65535, 65536, 32768, 32767, 16384, 8192, 4096, 2048, 1024)  # programs that rows are given to
 
 
 INCLUDED = "ignored rows are included"
 COUNTED = "ignored rows are included, in the count as well"
+LEAK = "ignored rows are included: their gradient is not 0"
+FIRST_UPSTREAM = "the first element of the upstream gradient is used for all rows"
 
 
 def leaking(view: View, *, counted_as_well: bool = False) -> Iterator[Wrong]:
@@ -44,6 +47,15 @@ def leaking(view: View, *, counted_as_well: bool = False) -> Iterator[Wrong]:
         undefined = np.where(view.poisoned & ~out, np.nan, 0.0)
         slopes = view.slopes_of(view.p, mass) + undefined[:, None]
         yield Wrong(losses=view.losses_of(view.log_p, mass) + undefined, slopes=slopes)
+
+
+def leaking_gradient(view: View) -> Iterator[Wrong]:
+    """The gradient of a row without a label, or for the class that its label stands for."""
+    if view.has_labels and not view.counted.all() and view.normaliser:
+        out = view.counted[:, None]
+        pushed = np.zeros(()) if view.is_log else view.p
+        yield Wrong(slopes=np.where(out, view.slopes, pushed))
+        yield Wrong(slopes=np.where(out, view.slopes, pushed - (np.arange(view.logits.shape[-1]) == 0)))
 
 
 def leaking_counted(view: View) -> Iterator[Wrong]:
@@ -81,7 +93,15 @@ def first_cotangent(view: View) -> Iterator[Wrong]:
 
 
 def _with_counted(view: View, counted: np.ndarray, labels: np.ndarray) -> Iterator[Wrong]:
-    """Other rows count, with labels that need not be classes."""
+    """Other rows count, with labels that need not be classes; those that are none may be taken for the first one."""
+    classes = view.logits.shape[-1]
+    known = (labels >= 0) & (labels < classes)
+    if classes and not known[counted].all():
+        yield from _counted_as(view, counted, np.where(known, labels, 0))
+    yield from _counted_as(view, counted, labels)
+
+
+def _counted_as(view: View, counted: np.ndarray, labels: np.ndarray) -> Iterator[Wrong]:
     target = (labels[:, None] == np.arange(view.logits.shape[-1])) & counted[:, None]
     smoothed = (1 - view.smoothing) * target + view.smoothing / max(view.logits.shape[-1], 1)
     mass = view.weight * smoothed * counted[:, None]
@@ -228,8 +248,20 @@ def undefined_entropy(view: View) -> Iterator[Wrong]:
         yield Wrong(losses=undefined, slopes=np.where(view.target == 0, np.nan, view.slopes))
 
 
+def beyond_grid(view: View) -> Iterator[Wrong]:
+    """Rows that no program takes have neither a loss nor a gradient, and count or do not."""
+    rows = np.arange(len(view.counted))
+    for size in GRIDS:
+        if len(rows) > size:
+            within = rows < size
+            losses, slopes = np.where(within, view.losses, 0.0), np.where(within[:, None], view.slopes, 0.0)
+            yield Wrong(losses=losses, slopes=slopes)
+            if view.reduction == "mean" and not view.of_items and view.has_labels:
+                yield Wrong(losses=losses, slopes=slopes, normaliser=float((view.target @ view.weight)[within].sum()))
+
+
 STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
-    "the first element of the upstream gradient is used for all rows": (COMMON, first_cotangent),
+    FIRST_UPSTREAM: (COMMON, first_cotangent),
     "ignore_index is cut to 32 bits": (POSSIBLE, ignored_in_32_bits),
     "ignore_index is taken to be its default": (POSSIBLE, default_ignored),
     "a mean of the means of chunks": (SELDOM, chunk_means),
@@ -244,7 +276,11 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "soft targets: log of max(t, ε)": (POSSIBLE, clamped_targets),
     "soft targets: t·log t is NaN where t is 0": (USUAL, undefined_entropy),
     "a mean over all rows instead of the rows that count": (USUAL, over_all_rows),
+    "rows beyond a grid are left out": (USUAL, beyond_grid),
     INCLUDED: (COMMON, leaking),
     COUNTED: (COMMON, leaking_counted),
+    LEAK: (COMMON, leaking_gradient),
     "label smoothing gives the other classes ε/(K − 1) instead of ε/K": (USUAL, over_others),
 }
+# What shows with some of their numbers alone: a case that does not show it says nothing against them.
+OF_SOME_NUMBER = (chunk_means, clamped_targets, beyond_grid)

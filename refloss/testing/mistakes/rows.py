@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from refloss.specification import Argument
 
 
+def compute_kind(dtype: Any) -> Any:
+    """The type that inputs of a type are computed in."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """Rows in float64, classes last.
@@ -60,6 +65,11 @@ class View:
     def has_labels(self) -> bool:
         """Whether there are classes, instead of distributions."""
         return self.labels is not None
+
+    @property
+    def kind(self) -> Any:
+        """The type that is computed in."""
+        return compute_kind(self.inputs[self.tensor.removeprefix("grad.")].dtype)
 
     @functools.cached_property
     def mass(self) -> np.ndarray:
@@ -190,7 +200,7 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         cotangent=_cotangents(case, target.shape if is_labels else moved.shape[:-1]),
         reduction=reduction,
         of_items=items is not None,
-        row_shape=moved.shape[:-1],
+        row_shape=target.shape if is_labels else moved.shape[:-1],
         back=back,
         there=lambda tensor: np.moveaxis(tensor, axis, -1).reshape(rows.shape),
         axis=axis,

@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 TINIEST = (2.0**-126, 2.0**-149, 1e-45, 1e-38, 1e-37, 1e-30, 1e-20, 1e-16, 1e-15, 1e-12, 1e-10, 1e-9, 1e-8, 2.0**-24)
 SMALL = (2.0**-23, 1e-7, 1e-6, 1e-5, 2.0**-14, 1e-4)
 LIMITS = (20.0, 30.0, 40.0, 50.0, 60.0, 64.0, 70.0, 80.0, 87.0, 88.0, 100.0, 103.0)
-FARTHEST = 87.0  # distances whose exponentials float32 holds
-LARGEST, SUBNORMAL = float(np.finfo(np.float32).max), 2.0**-126
+FARTHEST = {np.float32: 87.0, np.float64: 708.0}  # distances whose exponentials a type holds
 
 
 def from_shift(view: View, shift: np.ndarray) -> Iterator[Wrong]:
-    """Exponentials of x minus something other than the row's maximum, in float32."""
+    """Exponentials of x minus something other than the row's maximum."""
     highest = (view.maximum - shift)[np.isfinite(view.maximum - shift)]
-    if highest.max(initial=0.0) < FARTHEST - np.log(view.logits.shape[-1]) and highest.min(initial=0.0) > -FARTHEST:
+    farthest, held = FARTHEST[view.kind], np.finfo(view.kind)
+    if highest.max(initial=0.0) < farthest - np.log(view.logits.shape[-1]) and highest.min(initial=0.0) > -farthest:
         return
     distances = view.logits - shift
-    single = np.exp(distances.astype(np.float32)).astype(np.float64)
+    exponentials = np.exp(distances.astype(view.kind)).astype(np.float64)
     # As it is, with small numbers flushed to 0, and in float64.
-    for terms in (single, np.where(single < SUBNORMAL, 0.0, single), np.exp(distances)):
+    for terms in (exponentials, np.where(exponentials < held.tiny, 0.0, exponentials), np.exp(distances)):
         total = terms.sum(axis=-1, keepdims=True)
-        total = np.where(total > LARGEST, np.inf, total)
+        total = np.where(total > held.max, np.inf, total)
         lse = shift + np.log(total)
         log_p = view.logits - lse
         yield Wrong(log_p=log_p, p=terms / total)
@@ -106,6 +106,16 @@ def added_to_probability(view: View) -> Iterator[Wrong]:
             yield Wrong(log_p=log_p, slopes=_derived(view, view.mass * view.p / (view.p + tiny)))
 
 
+def rounded_probability(view: View) -> Iterator[Wrong]:
+    """log p, where p has become 0."""
+    held = np.finfo(view.kind)
+    if view.least > held.tiny:
+        return
+    p = (view.terms.astype(view.kind) / view.terms.sum(axis=-1, keepdims=True).astype(view.kind)).astype(np.float64)
+    for rounded in (p, np.where(p < held.tiny, 0.0, p)):
+        yield Wrong(log_p=np.log(rounded), p=view.p)
+
+
 def sizes(view: View, largest: int = 2**17) -> list[int]:
     """Sizes that blocks of classes may have."""
     classes = view.logits.shape[-1]
@@ -142,7 +152,8 @@ def lost_tail(view: View) -> Iterator[Wrong]:
         yield Wrong(lse=lse, cut=whole)
         yield Wrong(lse=lse, cut_p=whole)
         yield Wrong(lse=lse, p=view.p)
-        yield Wrong(cut=whole)
+        if whole & (whole - 1):  # or else it is the first block
+            yield Wrong(cut=whole)
         # The labels that it holds are not met either: their logits stay 0.
         if view.labels is not None and (view.labels >= whole).any():
             pushed = view.pushed
@@ -166,7 +177,11 @@ def tail_of_next_row(view: View) -> Iterator[Wrong]:
             starts = view.logits[:, :beyond]
             read = np.logaddexp.reduce(starts, axis=-1, keepdims=True)
             for following in (np.append(read[1:], [[-np.inf]], axis=0), np.roll(read, -1, axis=0)):
-                yield from _with_lse(np.logaddexp(view.lse, following), view)
+                infinite = following - view.maximum > FARTHEST[view.kind] + 1
+                if infinite.any():
+                    yield Wrong(lse=np.where(infinite, np.inf, np.logaddexp(view.lse, following)))
+                else:
+                    yield from _with_lse(np.logaddexp(view.lse, following), view)
 
 
 def padded_classes(view: View) -> Iterator[Wrong]:
@@ -272,6 +287,7 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "distances to the maximum are clamped": (POSSIBLE, clamped_distances),
     "the logarithm is of max(p, tiny): improbable targets are clamped": (USUAL, clamped_logarithm),
     "the logarithm is of p + ε": (USUAL, added_to_probability),
+    "the logarithm is of a rounded probability": (USUAL, rounded_probability),
     "blocks of classes: the running sum is not rescaled when the maximum grows": (USUAL, unscaled_blocks),
     "blocks of classes: the tail is left out": (USUAL, lost_tail),
     "blocks of classes: only the first block has a gradient": (USUAL, first_block_only),
@@ -283,3 +299,16 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "double softmax, or sigmoid: probabilities are taken as logits": (USUAL, twice),
     "double softmax: the derivative of the loss of probabilities": (USUAL, derived_twice),
 }
+# What shows with some of their numbers alone: a case that does not show it says nothing against them.
+OF_SOME_NUMBER = (
+    limited_maximum,
+    clamped_distances,
+    clamped_logarithm,
+    added_to_probability,
+    unscaled_blocks,
+    lost_tail,
+    first_block_only,
+    tail_of_next_row,
+    padded_classes,
+    foreign_shards,
+)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from refloss.messages import EXPECTED_ERRORS
-from refloss.roundoff import real, roundoff
+from refloss.error_model import bounds
+from refloss.roundoff import real
 from refloss.testing.diagnosis import Cause
+from refloss.testing.mistakes.blocks import losses_of
 from refloss.testing.mistakes.guess import POSSIBLE, SELDOM, Guess
 
 if TYPE_CHECKING:
@@ -20,14 +21,10 @@ if TYPE_CHECKING:
     from refloss.testing.verdict import Question
 
 CHAIN = "a running sum in one chain (naive float32)"
+SUMMED = "sums are accumulated in the 16-bit type"
+ROUNDED = "losses are rounded to 16 bits before they are added"
 _LEAST = 2**10  # terms below which no order of additions shows
 _KINDS = (ml_dtypes.bfloat16, np.float16)
-
-
-def chain_bound(asked: Question) -> float:
-    """How far off a sum of positive terms may be that is made in one chain: n·v of it."""
-    terms = max((value.size for value in asked.case.inputs.values()), default=0)
-    return terms * roundoff(asked.compute_dtype).inside * abs(float(asked.expected["loss"]))
 
 
 def one_chain(asked: Question, tensor: Tensor) -> Iterator[Cause]:
@@ -36,39 +33,42 @@ def one_chain(asked: Question, tensor: Tensor) -> Iterator[Cause]:
         return
     terms = sum(value.size for value in asked.case.inputs.values())
     error = abs(float(tensor.got - tensor.expected))
-    if terms >= _LEAST and error <= min(chain_bound(asked), 0.9 * abs(float(tensor.expected))):
+    if terms < _LEAST or error > 0.9 * abs(float(tensor.expected)):
+        return
+    if error <= float(bounds(asked.case, asked.result, asked.compute_dtype, summation="any")["loss"].part(0, 1)[0]):
         yield Cause(CHAIN, SELDOM / 2)
 
 
 def in_16_bits(asked: Question, every: list[View], only: set[str] | None = None) -> Iterator[Guess]:
     """Losses that are rounded to 16 bits, and their sum as well."""
-    names = "sums are accumulated in the 16-bit type", "losses are rounded to 16 bits before they are added"
-    if only is not None and not only & set(names):
+    if only is not None and not only & {SUMMED, ROUNDED}:
         return
     if np.ndim(asked.expected["loss"]):
         for kind in _KINDS:
-            yield Guess(names[1], POSSIBLE, {"loss": real(asked.expected["loss"].astype(kind))})
+            yield Guess(ROUNDED, POSSIBLE, {"loss": real(asked.expected["loss"].astype(kind))})
         return
-    losses = _losses(asked, every)
-    if losses is None or not 4 <= losses.size <= 2**20 or not np.isfinite(losses).all():
+    terms = _terms(asked, every)
+    if not terms or not all(np.isfinite(losses).all() and losses.size <= 2**20 for losses, _ in terms):
         return
-    total = float(losses.sum())
-    share = float(asked.expected["loss"]) / total if total else 0.0
-    with np.errstate(all="ignore"):
-        for kind in _KINDS:
-            rounded = losses.astype(kind)
-            epsilon = float(ml_dtypes.finfo(kind).eps)  # type: ignore[no-untyped-call]
-            once = np.asarray(real(rounded).sum() * share)
-            yield Guess(names[1], POSSIBLE, {"loss": once}, {"loss": epsilon * abs(once) / losses.size})
-            if losses.size <= 2**16:
-                chain = np.asarray(float(np.add.accumulate(rounded)[-1]) * share)
-                yield Guess(names[0], POSSIBLE, {"loss": chain}, {"loss": epsilon * abs(chain)})
+    for kind in _KINDS:
+        once = sum(real(losses.astype(kind)).sum() * share for losses, share in terms)
+        yield Guess(ROUNDED, POSSIBLE, {"loss": np.asarray(once)})
+        if all(losses.size <= 2**16 for losses, _ in terms):
+            chain = sum(_chain(losses.astype(kind)) * share for losses, share in terms)
+            yield Guess(SUMMED, POSSIBLE, {"loss": np.asarray(chain)})
+            # In another order it is another number.
+            about = float(ml_dtypes.finfo(kind).eps) * abs(float(chain))  # type: ignore[no-untyped-call]
+            yield Guess(SUMMED, SELDOM, {"loss": np.asarray(chain)}, {"loss": about})
 
 
-def _losses(asked: Question, every: list[View]) -> np.ndarray | None:
+def _chain(losses: np.ndarray) -> float:
+    return float(np.add.accumulate(losses)[-1]) if losses.size else 0.0
+
+
+def _terms(asked: Question, every: list[View]) -> list[tuple[np.ndarray, float]]:
+    """What is added up, and what the sum is multiplied by; several of both where a loss is made of parts."""
     if every:
-        return np.concatenate([view.losses[view.counted] * view.share for view in every]) if len(every) == 1 else None
-    try:
-        return real(asked.result.intermediates["losses"]).reshape(-1)
-    except (*EXPECTED_ERRORS, LookupError):
-        return None
+        return [(view.losses[view.counted], view.share / view.normaliser) for view in every if view.normaliser]
+    losses = losses_of(asked)
+    total = 0.0 if losses is None else float(losses.sum())
+    return [] if losses is None or not total else [(losses, float(asked.expected["loss"]) / total)]

@@ -75,7 +75,10 @@ class Tensor(NamedTuple):
         if not math.isfinite(value):
             return not math.isfinite(got) and math.isfinite(right)
         around = SLACK * bound + self.rounding * abs(value) + self.smallest
-        return abs(got - value) <= around and not abs(right - value) <= around
+        if not abs(got - value) <= around:
+            return False
+        # It is told from what is right if that is farther away, and if it would not pass itself.
+        return not (math.isfinite(right) and abs(right - value) <= max(float(self.allowed), 2 * abs(got - value)))
 
     def may_be(self, values: np.ndarray, bound: Any) -> bool:
         """Whether it would pass were these the right values, with a bound of their own."""

@@ -43,19 +43,6 @@ def clamped_logits(function: str) -> Kernel:
     return with_steps(honest, element=element)(function)
 
 
-def rounded_away(function: str) -> Kernel:
-    """What is missed of a probability is 1 minus the probability."""
-
-    def missed(self: Focal, x: np.ndarray, opposite: np.ndarray) -> np.ndarray:
-        p, t = sigmoid(x), np.where(x > 0, 1 - opposite, opposite)
-        return 1 - (p * t + (1 - p) * (1 - t))
-
-    def power(self: Focal, x: np.ndarray, lost: np.ndarray, gamma: float) -> np.ndarray:
-        return lost ** lost.dtype.type(gamma)
-
-    return with_steps(Focal, missed=missed, power=power)(function)
-
-
 def infinite_power(
     self: Focal, x: np.ndarray, t: np.ndarray, parameters: dict[str, Any], inputs: dict[str, Any]
 ) -> Any:
@@ -199,15 +186,6 @@ ELEMENT_MISTAKES = [
         "softplus overflows: log(1 + e^x) without |x|",
     ),
     Mistake("logits clamped", "xingyizhou/CenterNet#234", SIGMOIDS, clamped_logits, "logits are clamped"),
-    Mistake(
-        "1 − p",
-        "google-deepmind/optax#1346",
-        ("sigmoid_focal",),
-        rounded_away,
-        "the missed probability is 1 − p",
-        why="what is lost, 1e-8, is no float16",
-        dtypes=("float32", "bfloat16", "float64"),
-    ),
     Mistake(
         "γ − 1",
         "kornia/kornia#918",

@@ -49,7 +49,7 @@ HEAD_MISTAKES = [
     entry("bbox_loss_coefficient", 1.0, "huggingface/transformers#38559", (*DETR, *FOCAL)),
     entry("giou_loss_coefficient", 1.0, "huggingface/transformers#38559", (*DETR, *FOCAL)),
     entry("weight_loss_bbox", 1.0, "huggingface/transformers#38559", LAYERED),
-    entry("class_cost", 5.0, "huggingface/transformers#38559", (*DETR, *FOCAL)),
+    entry("class_cost", 1.0, "huggingface/transformers#38559", (*DETR, *FOCAL)),
     Mistake(
         "no auxiliary loss of layers",
         "huggingface/transformers#26087",
