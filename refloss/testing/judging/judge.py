@@ -34,9 +34,9 @@ COARSE = 2.0**-20  # the epsilon above which a gradient is judged unrounded
 
 def question(case: Case, compute_dtype: str | None = None, expected: Mapping[str, Any] | None = None) -> Question:
     """A case for a candidate that computes in a type, by default the case's own; expected as a golden file has it."""
-    if expected is None or not _coarse(case):
+    if expected is None or not _has_coarse(case):
         return question_of(case, evaluate(case), compute_dtype, expected)
-    result = evaluate(case, grad_dtype=np.float32)
+    result = evaluate(_widened(case))
     return _question(case, result, compute_dtype, expected, result.grads)
 
 
@@ -45,7 +45,7 @@ def question_of(
 ) -> Question:
     """The same of a result that is there."""
     coarse = any(FLOATS[value.dtype].eps > COARSE for value in result.grads.values() if value.dtype in FLOATS)
-    unrounded = evaluate(case, grad_dtype=np.float32).grads if coarse else {}
+    unrounded = evaluate(_widened(case)).grads if coarse else {}
     return _question(case, result, compute_dtype, expected, unrounded)
 
 
@@ -60,16 +60,20 @@ def _question(
     tensors = expected_tensors(result) if expected is None else expected
     arrays = {name.removeprefix("expected."): on_host(value, name) for name, value in tensors.items()}
     exact = {f"grad.{name}": on_host(value, name) for name, value in unrounded.items()}
-    # Gradients of targets have the types of targets, whatever is asked for.
-    finer = {name: value for name, value in exact.items() if not _is_coarse(value)}
-    kept = {name: value for name, value in finer.items() if name in arrays and _is_coarse(arrays[name])}
+    kept = {name: value for name, value in exact.items() if name in arrays and _is_coarse(arrays[name])}
     compute_dtype = compute_dtype or default_compute_dtype(case)
     return Question(case, result, arrays, bounds(case, result, compute_dtype), compute_dtype, kept)
 
 
-def _coarse(case: Case) -> bool:
+def _has_coarse(case: Case) -> bool:
     """Whether there may be gradients of 16 bits."""
     return any(_is_coarse(value) for value in case.inputs.values())
+
+
+def _widened(case: Case) -> Case:
+    """The same numbers, where they have 16 bits as float32: the gradients of all of them are then."""
+    inputs = {name: value.astype(np.float32) if _is_coarse(value) else value for name, value in case.inputs.items()}
+    return case._replace(inputs=inputs)
 
 
 def _is_coarse(array: np.ndarray) -> bool:
