@@ -46,7 +46,7 @@ KNOWN = {
             *("float32", "bfloat16", "sum", "none", "no-alpha", "elements-17554-bfloat16", "elements-66049"),
             *(
                 f"saturated-gamma-{gamma}"
-                for gamma in ("0.5", "1", "2", "5", "0.5-bfloat16", "1-bfloat16", "2-bfloat16")
+                for gamma in ("0.5", "1", "2", "5", "0.5-bfloat16", "1-bfloat16", "2-bfloat16", "5-bfloat16")
             ),
             *(f"options-{reduction}{dtype}" for reduction in ("mean", "sum", "none") for dtype in ("", "-bfloat16")),
         )

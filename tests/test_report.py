@@ -182,7 +182,9 @@ def test_a_mistake_is_one_whatever_the_function():
         Diagnosis("mse", "zero <everywhere>", mse[8:], 9),
         Diagnosis("l1", None, l1[1:], 4),
     )
-    text = report_page.render(Judgement(tuple(cases), diagnoses=diagnoses))
+    judgement = Judgement(tuple(cases))
+    vars(judgement)["diagnoses"] = diagnoses  # as if they had been found
+    text = report_page.render(judgement)
     mistakes, section = shown_mistakes(text)
     assert mistakes == [
         ("9", "upstream gradient ignored"),
