@@ -40,7 +40,7 @@ def elements_left_out(asked: Question) -> Iterator[Guess]:
             for name, value in asked.expected.items()
             if name.startswith("grad.") and value.size and value.size % losses.size == 0
         }
-        loss = real(asked.expected["loss"])
+        loss = real(asked.result.loss)
         if loss.ndim:
             tensors["loss"] = _cut(loss, losses.size, whole)
         elif total:
