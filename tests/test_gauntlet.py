@@ -7,12 +7,21 @@ import pytest
 from refloss.cases.source import DTYPES
 from refloss.testing import check_properties
 from refloss.testing.checks.metamorphic import PROPERTIES
-from refloss.testing.judging import judge
 from tests.gauntlet import table
 from tests.gauntlet.honest import HONEST
 from tests.gauntlet.mistakes import MISTAKES
 from tests.gauntlet.mistakes.mistake import TUTORIALS
-from tests.gauntlet.survey import asked, few, first_name, given, is_right, judgement, survives, verdict
+from tests.gauntlet.survey import (
+    asked,
+    first_name,
+    given,
+    is_right,
+    judgement,
+    name_of,
+    survives,
+    verdict,
+    without_causes,
+)
 from tests.questions import questions
 
 BY_NAME = {mistake.name: mistake for mistake in MISTAKES}
@@ -44,9 +53,9 @@ def test_there_are_as_many_mistakes_as_the_page_promises():
 
 
 @pytest.fixture
-def _without_explanations(monkeypatch):
-    monkeypatch.setattr(judge, "causes", lambda *_: (), raising=False)
-    monkeypatch.setattr(judge, "explain", lambda *_: None, raising=False)
+def _without_explanations():
+    with without_causes():
+        yield
 
 
 @pytest.mark.usefixtures("_without_explanations")
@@ -80,9 +89,7 @@ def test_nine_in_ten_have_their_name_first():
     names = {}
     for i, mistake in enumerate(GOLDEN):
         function = mistake.functions[i % len(mistake.functions)]
-        kernel, cases = mistake.kernel(function), given(mistake, function)
-        name = first_name(judgement(kernel, few(cases)))
-        names[mistake.name] = name or first_name(judgement(kernel, cases))
+        names[mistake.name] = name_of(mistake, function)
     wrong = {name: first for name, first in names.items() if not is_right(BY_NAME[name], first)}
     assert len(wrong) <= (1 - NINE_IN_TEN) * len(names), wrong
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, NamedTuple
+from unittest import mock
 
 from refloss.registry import FUNCTIONS
 from refloss.testing.checks.metamorphic import PROPERTIES, check_properties
+from refloss.testing.judging import judge as judge_module
 from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import Driver
 from refloss.testing.judging.judge import judge, question
@@ -14,7 +17,7 @@ from refloss.testing.verdict import Judgement
 from tests.questions import questions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from refloss.cases.source import Case
     from refloss.testing.verdict import CaseVerdict, Question
@@ -89,11 +92,24 @@ def broken_properties(kernel: Kernel, function: str) -> tuple[str, ...]:
 
 def found(mistake: Mistake, function: str) -> Found:
     """What the golden cases of a function say of a mistake."""
-    cases = given(mistake, function)
-    verdicts = judgement(mistake.kernel(function), cases)
-    failing = {case.id for case in verdicts.cases if case.passed is False}
-    dtypes = frozenset(dtype_of(each.case) for each in cases if each.case.id in failing)
-    return Found(function, len(failing), len(cases), dtypes, first_name(verdicts))
+    cases, kernel = given(mistake, function), mistake.kernel(function)
+    with without_causes():
+        failing = [each for each in cases if verdict(kernel, each).passed is False]
+    dtypes = frozenset(dtype_of(each.case) for each in failing)
+    return Found(function, len(failing), len(cases), dtypes, name_of(mistake, function))
+
+
+def name_of(mistake: Mistake, function: str) -> str | None:
+    """What the judge says first of small cases, or of all where none of these fails."""
+    cases, kernel = given(mistake, function), mistake.kernel(function)
+    return first_name(judgement(kernel, few(cases))) or first_name(judgement(kernel, cases))
+
+
+@contextlib.contextmanager
+def without_causes() -> Iterator[None]:
+    """Verdicts alone, which cost less."""
+    with mock.patch.object(judge_module, "causes", lambda *_: ()):
+        yield
 
 
 def survives(mistake: Mistake, function: str) -> list[str]:

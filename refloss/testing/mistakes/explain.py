@@ -116,7 +116,7 @@ def _bound(guess: Guess, tensor: Tensor, slack: float) -> np.ndarray:
         return np.asarray(known)
     if not tensor.got.ndim:
         value = float(values)
-        return np.asarray(2 * float(tensor.bound) + (slack / 8 * abs(value) if math.isfinite(value) else 0.0))
+        return np.asarray(float(tensor.bound) + (slack / 8 * abs(value) if math.isfinite(value) else 0.0))
     return 2 * tensor.bound + slack * np.abs(np.where(np.isfinite(values), values, 0.0))
 
 

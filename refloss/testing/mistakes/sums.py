@@ -43,9 +43,9 @@ def in_16_bits(asked: Question, every: list[View], only: set[str] | None = None)
     """Losses that are rounded to 16 bits, and their sum as well."""
     if only is not None and not only & {SUMMED, ROUNDED}:
         return
-    if np.ndim(asked.expected["loss"]):
+    if np.ndim(asked.result.loss):
         for kind in _KINDS:
-            yield Guess(ROUNDED, POSSIBLE, {"loss": real(asked.expected["loss"].astype(kind))})
+            yield Guess(ROUNDED, POSSIBLE, {"loss": real(np.asarray(asked.result.loss).astype(kind))})
         return
     terms = _terms(asked, every)
     if not terms or not all(np.isfinite(losses).all() and losses.size <= 2**20 for losses, _ in terms):
@@ -71,4 +71,4 @@ def _terms(asked: Question, every: list[View]) -> list[tuple[np.ndarray, float]]
         return [(view.losses[view.counted], view.share / view.normaliser) for view in every if view.normaliser]
     losses = losses_of(asked)
     total = 0.0 if losses is None else float(losses.sum())
-    return [] if losses is None or not total else [(losses, float(asked.expected["loss"]) / total)]
+    return [] if losses is None or not total else [(losses, float(asked.result.loss) / total)]

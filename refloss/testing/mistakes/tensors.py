@@ -74,11 +74,8 @@ class Tensor(NamedTuple):
         got, right = float(self.got), float(self.expected)
         if not math.isfinite(value):
             return not math.isfinite(got) and math.isfinite(right)
-        around = SLACK * bound + self.rounding * abs(value) + self.smallest
-        if not abs(got - value) <= around:
-            return False
-        # It is told from what is right if that is farther away, and if it would not pass itself.
-        return not (math.isfinite(right) and abs(right - value) <= max(float(self.allowed), 2 * abs(got - value)))
+        rounded = self.rounding * abs(value) + self.smallest
+        return abs(got - value) <= SLACK * bound + rounded and not abs(right - value) <= bound + rounded
 
     def may_be(self, values: np.ndarray, bound: Any) -> bool:
         """Whether it would pass were these the right values, with a bound of their own."""
