@@ -63,7 +63,9 @@ def assert_mutants_fail(asked: Question, expected: Outcome, allowed: Outcome) ->
                 assert wrong != WITHIN_ROUNDING or coarse, f"{mutant} {name}"
                 continue
             tensor = {name: wrong.astype(np.float64)}
-            if coarse and _is_between_honest(tensor[name], expected[name], allowed[name]):
+            # Of few rows alone, each computed in 16 bits, neighbours may be alike.
+            alike = coarse and (mutant, name) == ("rows shifted by one", "loss")
+            if alike and _is_between_honest(tensor[name], expected[name], allowed[name]):
                 continue
             assert disagreements(tensor, {name: expected[name]}, allowed), f"{mutant} {name} passes"
 
