@@ -19,18 +19,20 @@ import numba
 from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 
+from refloss import inside
 from refloss.disk_cache import DiskCache
 from refloss.origin import Origin, closure, origin, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What is only called from compiled code needs no way in from Python, and compiles a fifth faster without; Python must
-# not call it, unless CUDA is simulated: then kernels are Python.
+# Python must not call what is only called from compiled code, unless CUDA is simulated: then kernels are Python.
+_SIMULATED = getattr(config, "ENABLE_CUDASIM", False)
 _INSIDE: dict[str, Any] = {
     "error_model": "numpy",
-    "no_cpython_wrapper": not getattr(config, "ENABLE_CUDASIM", False),
+    "no_cpython_wrapper": not _SIMULATED,
     "no_cfunc_wrapper": True,
+    "pipeline_class": None if _SIMULATED else inside.Compiler,
 }
 
 # Held while something is made or named; at a fork as well, so that a child never finds either half done.

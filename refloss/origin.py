@@ -148,7 +148,7 @@ def _package_stamp() -> str | None:
 def _package_files() -> frozenset[str]:
     folders = (_PACKAGE / name for name in ("numerics", "kernels", "losses"))
     files = [path for folder in folders for path in folder.rglob("*.py")]
-    modules = [_PACKAGE / name for name in ("jit.py", "disk_cache.py", "origin.py")]
+    modules = [_PACKAGE / name for name in ("jit.py", "inside.py", "disk_cache.py", "origin.py")]
     return frozenset(map(str, files + modules)) if files else frozenset()
 
 
