@@ -20,12 +20,17 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.builders.wheel import WheelBuilder
 
 _AT_HAND = "native"
+# What only the command line and reports need.
+_OF_FACES = ("typer", "rich", "jinja2", "markupsafe")
 
 
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
     """What compiling kernels needs: what running them does. Source archives and editable installations do without."""
     required: list[str] = build.get_requires_for_build_wheel(config_settings)
-    return required + (WheelBuilder(str(Path.cwd())).metadata.core.dependencies if _levels() else [])
+    if _levels():
+        needed = WheelBuilder(str(Path.cwd())).metadata.core.dependencies
+        required += [each for each in needed if not each.startswith(_OF_FACES)]
+    return required
 
 
 class CompiledKernels(BuildHookInterface):

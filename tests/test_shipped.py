@@ -378,6 +378,7 @@ def test_only_a_wheel_with_kernels_needs_numba_while_it_is_built(backend, monkey
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("REFLOSS_LEVELS", raising=False)
     assert any(each.startswith("numba") for each in backend.get_requires_for_build_wheel())
+    assert not any(each.startswith("typer") for each in backend.get_requires_for_build_wheel())
     assert not any(each.startswith("numba") for each in backend.get_requires_for_build_editable())
     assert not any(each.startswith("numba") for each in backend.get_requires_for_build_sdist())
     monkeypatch.setenv("REFLOSS_LEVELS", "none")
