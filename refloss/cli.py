@@ -1,4 +1,4 @@
-"""The command line: refloss compute | golden | compare | check | list."""
+"""The command line: refloss compute | golden | compare | check | warm | list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 import refloss
-from refloss.commands import compute, golden, judging
+from refloss.commands import compute, golden, judging, warm
 from refloss.commands.progress import printing_console
 from refloss.definitions import definitions
 from refloss.messages import EXPECTED_ERRORS, printable, reason
@@ -34,6 +34,7 @@ app.add_typer(compute.app, name="compute")
 app.add_typer(golden.app, name="golden")
 app.command("compare")(judging.compare_folders)
 app.command("check")(judging.check_function)
+app.command("warm")(warm.warm)
 
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 
@@ -96,8 +97,11 @@ def list_functions(
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With --version: and which compiled kernels.")] = False,
 ) -> None:
     """The right loss and the right gradients of arrays in files."""
+    if verbose and not show:
+        raise ValueError("--verbose: says more with --version")
     if show:
-        print(f"refloss {refloss.__version__}")
+        print(f"refloss {refloss.__version__}", *(warm.kernels_in_words() if verbose else ()), sep="\n")
         raise typer.Exit

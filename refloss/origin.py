@@ -39,7 +39,7 @@ def parts(value: Any) -> tuple[str, ...]:
 
 def origin(function: FunctionType) -> Origin:
     """What a function's machine code depends on: the package, and all that it reaches outside of it."""
-    package = _package_stamp()
+    package = package_stamp()
     facts, files = [package or ""], set[str]()
     _reach(function, facts, files, set())
     hashes = [_file_hash(path) for path in sorted(files)]
@@ -136,7 +136,7 @@ def _instructions(code: CodeType) -> Iterator[str]:
 
 
 @functools.cache
-def _package_stamp() -> str | None:
+def package_stamp() -> str | None:
     """The contents of every file of the package that scalars, helpers and loops are in; None without such files."""
     if not _package_files():
         return None

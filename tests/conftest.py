@@ -9,8 +9,6 @@ import sys
 import pytest
 from hypothesis import settings
 
-from tests import ahead
-
 settings.register_profile("refloss", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("refloss")
 
@@ -30,7 +28,5 @@ def pytest_sessionstart(session):
     if is_worker or not has_workers or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return
     config.get_terminal_writer().line("compiling kernels, unless they are on disk")
-    commands = [[sys.executable, "-m", "tests.ahead", part] for part in ahead.PARTS]
     # What goes wrong there goes wrong in a test as well, which tells more.
-    for process in [subprocess.Popen(command, cwd=config.rootpath) for command in commands]:
-        process.wait()
+    subprocess.run([sys.executable, "-m", "refloss", "warm"], cwd=config.rootpath, check=False)

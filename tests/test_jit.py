@@ -17,7 +17,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from numba.core import caching, config
+from numba.core import caching, compiler, config
 from numba.core.dispatcher import Dispatcher
 
 import refloss.losses
@@ -284,8 +284,8 @@ def package(tmp_path, monkeypatch):
 
     def stamp():
         origin._package_files.cache_clear()
-        origin._package_stamp.cache_clear()
-        return origin._package_stamp()
+        origin.package_stamp.cache_clear()
+        return origin.package_stamp()
 
     yield tmp_path / "refloss", stamp
     monkeypatch.undo()
@@ -386,7 +386,7 @@ def test_a_file_that_cannot_be_taken_in_is_as_good_as_none(cached, monkeypatch):
     def fail(*_):
         raise ModuleNotFoundError("its module has gone")
 
-    monkeypatch.setattr(caching.CompileResultCacheImpl, "rebuild", fail)
+    monkeypatch.setattr(compiler.CompileResult, "_rebuild", fail)
     assert hits(cached()) == (2.0, 0)
 
 
