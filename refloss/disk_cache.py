@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite
 import numba
 
+from refloss.compilation import writing
 from refloss.origin import Origin
 
 try:
@@ -95,8 +96,9 @@ def _replace(path: Path, content: bytes) -> None:
     """Write a file that nobody sees before it is whole."""
     draft = path.with_name(f"{path.name}.tmp.{os.getpid()}.{threading.get_ident()}")
     try:
-        draft.write_bytes(content)
-        draft.replace(path)
+        with writing:
+            draft.write_bytes(content)
+            draft.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink()
