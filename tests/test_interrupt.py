@@ -72,7 +72,7 @@ CALL = f"""
 {INTERRUPT}
 import numpy as np
 import refloss
-from refloss import parallel
+from refloss import compilation, parallel
 from refloss.kernels.maps import exponentials
 
 def call():
@@ -97,7 +97,8 @@ def in_a_thread():
 try:
     in_a_thread() if sys.argv[1] == "thread" else call()
 except KeyboardInterrupt:
-    print("interrupted")
+    # Whoever compiles has hardly begun.
+    print("interrupted", *["at once"] * (moment == "typing" and compilation.is_running()))
 print(call())
 """
 
@@ -199,5 +200,6 @@ def test_a_call_is_interrupted_and_a_later_one_is_right(tmp_path: Path, moment: 
     # Once it is on disk, there is Ctrl-C while it is read.
     for each in (moment, "reading") if (moment, what) == ("typing", "exp") else (moment,):
         result = start(CALL, each, who, what, cache=tmp_path)
-        assert (result.returncode, result.stdout, result.stderr) == (0, f"interrupted\n{values.hex()}\n", "")
+        told = f"interrupted{' at once' * (each == 'typing')}\n{values.hex()}\n"
+        assert (result.returncode, result.stdout, result.stderr) == (0, told, "")
         assert len(kept(tmp_path)) == (2 if what == "nll" else 1)
