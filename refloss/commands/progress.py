@@ -59,7 +59,7 @@ def _lines(unit: str, _: Console) -> Iterator[Callable[[int, int], None]]:
             with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, closed, or None
                 print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
     thread.start()
     try:
         yield report
