@@ -46,6 +46,8 @@ def optimize(library):
     optimized(library)
 
 optimized = codegen.CPUCodeLibrary._optimize_final_module
+# Whoever is started in the background of a shell ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 moment = sys.argv.pop(1)
 if moment == "optimizing":
     codegen.CPUCodeLibrary._optimize_final_module = optimize
