@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 import refloss
+from refloss import compilation
 from refloss.commands import compute, golden, judging, warm
 from refloss.commands.progress import printing_console
 from refloss.definitions import definitions
@@ -41,9 +42,9 @@ _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 
 def main() -> None:
     """Run the command line; whatever is wrong with files, names or options is one line and exit status 2."""
-    compute.offer_functions()
-    golden.offer_functions()
     try:
+        compute.offer_functions()
+        golden.offer_functions()
         status = app(standalone_mode=False)
         _flush(sys.stdout)
     except _USAGE_ERROR as error:
@@ -61,6 +62,7 @@ def main() -> None:
             _flush(stream)
         except OSError:  # Python would try again when it ends, and tell of it
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    compilation.abandon(status)
     sys.exit(status)
 
 

@@ -27,6 +27,7 @@ import numba
 from llvmlite import binding
 
 from refloss import levels
+from refloss.compilation import writing
 from refloss.origin import Origin, package_stamp
 
 try:
@@ -203,8 +204,9 @@ def _replace(path: Path, content: bytes) -> None:
     """Write a file that nobody sees before it is whole."""
     draft = path.with_name(f"{path.name}.tmp.{os.getpid()}.{threading.get_ident()}")
     try:
-        draft.write_bytes(content)
-        draft.replace(path)
+        with writing:
+            draft.write_bytes(content)
+            draft.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink()

@@ -20,6 +20,7 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 
 from refloss import inside
+from refloss.compilation import aside
 from refloss.disk_cache import DiskCache
 from refloss.origin import Origin, closure, origin, parts
 
@@ -56,6 +57,7 @@ def kernel(function: Any, name: str = "") -> Any:
     if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return _refused
     dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher.compile = aside(dispatcher.compile)
     if source.complete:
         # Where no folder can be written to, a kernel is compiled anew in each process.
         with contextlib.suppress(RuntimeError, OSError):

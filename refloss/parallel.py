@@ -6,14 +6,13 @@ import contextlib
 import functools
 import itertools
 import os
-import threading
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss import subnormals
+from refloss import compilation, subnormals
 from refloss.arrays import integer
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def set_num_threads(count: int) -> None:
 
 @contextlib.contextmanager
 def progress(report: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Call report(rows done since the last call, rows in all) as the blocks of a loss are finished.
+    """Call report(rows done since the last call, rows in all) as a loss begins, and as its blocks are finished.
 
     The rows of a head that matches are its layers.
     """
@@ -54,12 +53,14 @@ def progress(report: Callable[[int, int], None] | None) -> Iterator[None]:
 def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scratch: Callable[[], Any]) -> None:
     """Call work(first, last, scratch()) for blocks that cover range(rows); the calling thread takes part."""
     report = _progress.get()
+    if report is not None:
+        report(0, rows)
     starts = itertools.count(0, block)
-    stop = threading.Event()
+    stop: list[bool] = []
 
     def worker() -> None:
         buffers = scratch()
-        while not stop.is_set() and (first := next(starts)) < rows:
+        while not stop and (first := next(starts)) < rows:
             last = min(first + block, rows)
             work(first, last, buffers)
             if report is not None:
@@ -71,17 +72,30 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
     if helpers < 1:
         worker()
         return
-    futures = _submitted(worker, helpers, threads - 1)
+    stops = (*compilation.stops.get(), stop)
+
+    def helper() -> None:
+        compilation.stops.set(stops)
+        worker()
+
+    futures = _submitted(helper, helpers, threads - 1)
     try:
         worker()
-    finally:
-        # Reached early on an exception such as KeyboardInterrupt: let the others finish their block and no more.
-        stop.set()
-        # Whoever has not woken up by now is not waited for.
-        started = [future for future in futures if not future.cancel()]
-        wait(started)
+        started = _awaited(futures)
+    except BaseException:
+        # Such as KeyboardInterrupt: let the others finish their block and no more.
+        stop.append(True)
+        _awaited(futures)
+        raise
     for future in started:
         future.result()
+
+
+def _awaited(futures: list[Future[None]]) -> list[Future[None]]:
+    """Those that have been started, when they are done: whoever has not woken up by now is not waited for."""
+    started = [future for future in futures if not future.cancel()]
+    wait(started)
+    return started
 
 
 def _submitted(worker: Callable[[], None], helpers: int, threads: int) -> list[Future[None]]:
@@ -93,19 +107,8 @@ def _submitted(worker: Callable[[], None], helpers: int, threads: int) -> list[F
         pool = _pool(threads)
         for _ in range(helpers):
             futures.append(Future())
-            pool.submit(_settle, futures[-1], worker)
+            pool.submit(compilation.settle, futures[-1], worker)
     return futures
-
-
-def _settle(future: Future[None], worker: Callable[[], None]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        worker()
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
 
 
 def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

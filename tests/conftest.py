@@ -9,8 +9,13 @@ import sys
 import pytest
 from hypothesis import settings
 
+from refloss.commands import progress
+
 settings.register_profile("refloss", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("refloss")
+
+# What a command says does not depend on how long kernels take.
+progress.PERIOD = 3600.0
 
 
 # They compile everything anew, in processes of their own: not to be waited for at the end.

@@ -1,30 +1,75 @@
-"""What a terminal shows: tables, and bars of long work."""
+"""What is shown of long work: tables, and how far it is."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from refloss import compilation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# Seconds between two lines where nothing can be drawn, in a log for example.
+PERIOD = 10.0
+
 
 @contextlib.contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, where that is a terminal; yields report(done, in all)."""
+    """What is done so far, on stderr, and whether a kernel is being compiled; yields report(done, in all).
+
+    It is a bar on a terminal, and elsewhere a line every ten seconds.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(unit, total=None)
-
-        def report(done: int, total: int) -> None:
-            bar.update(task, advance=done, total=total)
-
+    with (_bar if console.is_terminal else _lines)(unit, console) as report:
         yield report
+
+
+@contextlib.contextmanager
+def _bar(unit: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), _Compiling())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(unit, total=None)
+        yield lambda done, total: bar.update(task, advance=done, total=total)
+
+
+class _Compiling(ProgressColumn):
+    def render(self, _: Task) -> Text:
+        return Text(_compiling())
+
+
+@contextlib.contextmanager
+def _lines(unit: str, _: Console) -> Iterator[Callable[[int, int], None]]:
+    counts, counting, ended = [0, 0], threading.Lock(), threading.Event()
+
+    def report(done: int, total: int) -> None:
+        with counting:  # threads report as well
+            counts[:] = counts[0] + done, total
+
+    def tell() -> None:
+        while not ended.wait(PERIOD):
+            done, total = counts
+            words = f"{unit}: {done} of {total}" if total else unit, _compiling()
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, closed, or None
+                print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield report
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _compiling() -> str:
+    return "compiling kernels" if compilation.is_running() else ""
 
 
 def printing_console(width: int) -> Console:

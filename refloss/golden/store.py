@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     # What a file has beside inputs and right answers, such as bounds; a context, because it may be on disk.
     Beside = Callable[[Case, LossResult], AbstractContextManager[Mapping[str, Any]]]
+
+Item = TypeVar("Item")
 
 _BLOCK = 1 << 24
 _LARGE = 1 << 28  # bytes of an input, from which on its gradient need not be in memory
@@ -92,13 +94,19 @@ def write(
         names = [name for name in FUNCTIONS if only is None or name in only]
         cases = [case for name in names for case in fresh(name, seed, count)]
         facts = {"seed": seed, "cases_per_function": count}
-    entries = []
-    for case in cases:
-        entries.append(_write_case(folder, case, evaluate(case), beside))
-        if report is not None:
-            report(1, len(cases))
+    entries = [_write_case(folder, case, evaluate(case), beside) for case in counted(cases, report)]
     write_manifest(folder, entries, facts)
     return len(cases)
+
+
+def counted(items: Sequence[Item], report: Callable[[int, int], None] | None) -> Iterator[Item]:
+    """Items, with report(done since the last call, in all) before the first and after each."""
+    if report is not None:
+        report(0, len(items))
+    for item in items:
+        yield item
+        if report is not None:
+            report(1, len(items))
 
 
 def add(folder: Path, case: Case, result: LossResult, beside: Beside | None = None) -> None:
@@ -156,10 +164,8 @@ def _hash(path: Path) -> str:
 def check(folder: Path, report: Callable[[int, int], None] | None = None) -> Iterator[tuple[str, str | None]]:
     """For every case of a folder its id and what is wrong with it, None if recomputing it gives the same bits."""
     entries = read_manifest(folder)["cases"]
-    for entry in entries:
+    for entry in counted(entries, report):
         yield entry["id"], _fault(folder, entry)
-        if report is not None:
-            report(1, len(entries))
 
 
 def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.ndarray]]:

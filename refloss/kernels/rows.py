@@ -9,6 +9,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.numerics.formats import store, widen
+from refloss.numerics.memory import Memory
 from refloss.numerics.pairs import to_odd
 
 # Rows that are strided in memory are gathered in tiles of this size, so that each cache line is read once.
@@ -43,25 +44,6 @@ _FORMATS = {dtype: number for number, dtype in enumerate(map(np.dtype, ("f8", "f
 _ELEMENT_TYPES = {np.dtype(ml_dtypes.bfloat16): np.dtype(np.int16), np.dtype(np.float16): np.dtype(np.uint16)}
 
 
-class _Memory:
-    """The memory of an array as one vector of integers or floats that compiled code reads.
-
-    It is always presented as writable, so that a kernel is compiled once; what a kernel writes is a matter of its own.
-    """
-
-    def __init__(self, array: np.ndarray, typestr: str, address: int, length: int) -> None:
-        self.array = array
-        self.__array_interface__ = {"data": (address, False), "shape": (length,), "typestr": typestr, "version": 3}
-
-
-def as_writable(array: np.ndarray) -> np.ndarray:
-    """A contiguous array, presented as writable: for one that is read-only, kernels would be compiled once more."""
-    if array.flags.writeable or not (array.size and array.flags.c_contiguous):
-        return array
-    memory = _Memory(array, array.dtype.str, array.__array_interface__["data"][0], array.size)
-    return np.asarray(memory).reshape(array.shape)
-
-
 def element_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """How compiled code sees a float format: the 16-bit ones as integers (see numerics.formats)."""
     return _ELEMENT_TYPES.get(dtype, dtype)
@@ -75,7 +57,7 @@ def rows_of(array: np.ndarray, class_axis: int) -> Rows:
     below = sum(reach for reach in reaches if reach < 0) if array.size else 0
     length = sum(map(abs, reaches)) + 1 if array.size else 0
     address = array.__array_interface__["data"][0] + below * dtype.itemsize
-    memory = np.asarray(_Memory(array, dtype.str, address, length)) if array.size else np.empty(0, dtype)
+    memory = np.asarray(Memory(array, dtype.str, address, length)) if array.size else np.empty(0, dtype)
     shape, class_strides = list(array.shape), strides
     classes, class_stride = shape.pop(class_axis), class_strides.pop(class_axis)
     merged_shape, merged_strides = _merge_axes(shape, class_strides)

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from refloss.numerics.memory import as_writable
 from refloss.numerics.sums import DEPOSITS, LIMBS, UNITS, accumulated, deposit_all
 
 # A sum, or what divides one: a Fraction, or a float where it is not finite.
@@ -16,7 +17,7 @@ Exact = Fraction | float
 def exact_sum(values: np.ndarray) -> Exact:
     """The exact sum of float64 values; a float where one of them is not finite."""
     total, special = 0, 0.0
-    flat = np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
+    flat = as_writable(np.ascontiguousarray(values, dtype=np.float64).reshape(-1))
     for start in range(0, flat.size, DEPOSITS):
         limbs = np.zeros(LIMBS, dtype=np.int64)
         special += deposit_all(flat[start : start + DEPOSITS], limbs)

@@ -9,7 +9,8 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.boxes.loop import BoxLoop, Distances, Pairs, compiled
-from refloss.kernels.rows import any_rows_of, as_writable
+from refloss.kernels.rows import any_rows_of
+from refloss.numerics.memory import as_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,9 @@ import numpy as np
 
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.nll.loop import Task, Terms, nll_rows
-from refloss.kernels.rows import any_rows_of, as_writable
+from refloss.kernels.rows import any_rows_of
 from refloss.numerics.exact import Exact, as_pair, exact_sum, label_normaliser, quotient
+from refloss.numerics.memory import as_writable
 from refloss.numerics.ranges import near_one
 
 if TYPE_CHECKING:

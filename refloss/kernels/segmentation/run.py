@@ -10,7 +10,7 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.resample.loop import Axis, axis, inverse
-from refloss.kernels.rows import as_writable, elements_of
+from refloss.kernels.rows import elements_of
 from refloss.kernels.segmentation.loop import (
     Lanes,
     Output,
@@ -22,6 +22,7 @@ from refloss.kernels.segmentation.loop import (
     widen_lines,
 )
 from refloss.numerics.exact import Exact, as_pair, exact
+from refloss.numerics.memory import as_writable
 from refloss.numerics.settled import PRECISIONS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
-from refloss.kernels.rows import any_rows_of, as_writable, rows_of, tile_buffer, tile_rows
+from refloss.kernels.rows import any_rows_of, rows_of, tile_buffer, tile_rows
 from refloss.kernels.softmax.columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
 from refloss.kernels.softmax.loop import (
     NO_PARAMETERS,
@@ -25,6 +25,7 @@ from refloss.kernels.softmax.loop import (
 )
 from refloss.kernels.softmax.refine import APART, PAGE
 from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, label_normaliser, quotient
+from refloss.numerics.memory import as_writable
 from refloss.numerics.ranges import near_one
 from refloss.numerics.sums import MAX_TERMS
 

@@ -18,7 +18,7 @@ from refloss.cases.source import DTYPES, Case
 from refloss.error_model import COMPUTE_DTYPES
 from refloss.files import nested
 from refloss.golden.corpus import cases_of
-from refloss.golden.store import add, evaluate
+from refloss.golden.store import add, counted, evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.called import called, changed_since, on_host
@@ -251,11 +251,9 @@ class Judging:
     def judgement(self, cases: Iterable[Case], report: Callable[[int, int], None] | None = None) -> Judgement:
         """The verdicts on some cases; names of gradients and components that none of them has are an error."""
         start, chosen, verdicts = time.perf_counter(), list(cases), []
-        for case in chosen:
+        for case in counted(chosen, report):
             before = time.perf_counter()
             verdicts.append(replace(self._verdict(case), seconds=time.perf_counter() - before))
-            if report is not None:
-                report(1, len(chosen))
         self._only.check()
         seconds = time.perf_counter() - start
         by_id = {case.id: case for case in chosen}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refloss.files import load_tensors
 from refloss.golden.manifest import read_manifest
-from refloss.golden.store import read_case
+from refloss.golden.store import counted, read_case
 from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.judge import question
@@ -44,7 +44,7 @@ def judge_folders(
     Args:
         golden, candidate: folders.
         compute_dtype: what the candidate computes in; float32 if not given, or float64 for cases that are.
-        report: called with 1 and the number of cases after each.
+        report: called with how many more are done, 0 at first and then 1, and the number of cases.
         functions: those whose cases are judged; all if not given.
         cases: ids, or patterns of ids; all if not given.
         grads, components: names to judge; all if not given, none of an empty list.
@@ -58,12 +58,10 @@ def judge_folders(
     if not candidate.is_dir():
         raise ValueError(f"{candidate}: {'not a folder' if candidate.exists() else 'no such folder'}")
     verdicts = []
-    for entry in entries:
+    for entry in counted(entries, report):
         before = time.perf_counter()
         verdict = _judge_case(golden, candidate, entry, compute_dtype, only)
         verdicts.append(replace(verdict, seconds=time.perf_counter() - before))
-        if report is not None:
-            report(1, len(entries))
     only.check()
     facts = {"subject": f"{candidate} against {golden}", "corpus": corpus_id(manifest)}
     by_id = {entry["id"]: entry for entry in entries}
