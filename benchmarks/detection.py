@@ -43,11 +43,11 @@ class Scene(NamedTuple):
 
 
 SCENES = {
-    "DETR": Scene("ForObjectDetection", 16, 300, 91, None, 4.0),
-    "Deformable DETR": Scene("DeformableDetrForObjectDetection", 16, 300, 90, None, 4.0),
-    "DETR with masks": Scene("ForSegmentation", 4, 100, 91, ((100, 125), (400, 500)), 2.0),
-    "RT-DETR": Scene("RTDetrForObjectDetection", 16, 300, 80, None, 4.0),
-    "D-FINE": Scene("DFineForObjectDetection", 16, 300, 80, None, 4.0),
+    "DETR": Scene("ForObjectDetection", 16, 300, 91, None, 6.0),
+    "Deformable DETR": Scene("DeformableDetrForObjectDetection", 16, 300, 90, None, 6.0),
+    "DETR with masks": Scene("ForSegmentation", 4, 100, 91, ((100, 125), (400, 500)), 5.0),
+    "RT-DETR": Scene("RTDetrForObjectDetection", 16, 300, 80, None, 10.0),
+    "D-FINE": Scene("DFineForObjectDetection", 16, 300, 80, None, 6.0),
 }
 LAYERED = ("RTDetrForObjectDetection", "DFineForObjectDetection")
 

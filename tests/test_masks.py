@@ -70,6 +70,17 @@ def test_losses_and_gradients_are_those_of_the_definition(dtype, size):
                 assert ulp_errors(gradient, pairs(true[2]), dtype).max() <= 0.501
 
 
+@pytest.mark.parametrize("by", [BOTH, (0.3, 1e6)], ids=["plain", "again"])
+def test_targets_of_0_and_1_are_those_whatever_their_type(by):
+    """Some elements of the second kind are computed again, from the targets of their pixels."""
+    generator = np.random.default_rng(1)
+    x = (3 * generator.standard_normal((9, 11))).astype(np.float32)
+    t = (generator.random((30, 40)) < 0.3).astype(np.uint8)
+    whole, fractions = compared(x, t, by), compared(x, t.astype(np.float64), by)
+    assert whole[:2] == fractions[:2]
+    assert whole[2].tobytes() == fractions[2].tobytes()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_logits_without_a_share_are_not_looked_at(value):
     """A pixel that lies on the middle one of five logits."""

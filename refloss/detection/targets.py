@@ -82,6 +82,9 @@ def _masks(image: Any, name: str, count: int) -> np.ndarray:
 
 def check_boxes(boxes: np.ndarray, name: str) -> None:
     """Raise unless every box (centre and size) has corners in order, as transformers does; NaN has none."""
+    # Of nearly all boxes this is the proof, in a tenth of the time.
+    if np.isfinite(boxes).all() and (boxes[..., 2:] >= 0).all():
+        return
     half = 0.5 * boxes[..., 2:].astype(np.float64)
     centers = boxes[..., :2].astype(np.float64)
     with np.errstate(invalid="ignore"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -209,12 +208,22 @@ def masks() -> Term:
 
 
 def _matched_masks(scene: Scene) -> np.ndarray:
-    """[M, H, W] the target of each pair, padded with 0 to the largest of all images."""
+    """[M, H, W] the target of each pair, padded with 0 to the largest of all images; uint8 where all are 0 or 1."""
     shape = np.array([mask.shape[1:] for mask in scene.targets.masks], np.int64).reshape(-1, 2).max(axis=0, initial=0)
-    kinds: set[Any] = {mask.dtype for mask in scene.targets.masks}
-    whole = all(kind.kind in "biu" for kind in kinds)
-    result = np.zeros((len(scene.matching.image), *shape), np.uint8 if whole else np.float64)
-    for pair, (image, number) in enumerate(zip(scene.matching.image, scene.matching.object, strict=True)):
-        mask = scene.targets.masks[image][number]
-        result[pair, : mask.shape[0], : mask.shape[1]] = mask
+    chosen = [
+        scene.targets.masks[image][number]
+        for image, number in zip(scene.matching.image, scene.matching.object, strict=True)
+    ]
+    result = np.zeros((len(chosen), *shape), np.uint8)
+    if not all(_put_whole(mask, result[pair]) for pair, mask in enumerate(chosen)):
+        result = np.zeros(result.shape)
+        for pair, mask in enumerate(chosen):
+            result[pair, : mask.shape[0], : mask.shape[1]] = mask
     return result
+
+
+def _put_whole(mask: np.ndarray, place: np.ndarray) -> bool:
+    """Copy a mask whose elements are 0 or 1, if it is one."""
+    ones = mask if mask.dtype.kind in "biu" else mask == 1
+    place[: mask.shape[0], : mask.shape[1]] = ones
+    return ones is mask or np.count_nonzero(ones) == np.count_nonzero(mask)

@@ -67,11 +67,18 @@ class MaskLoop(jit.Description):
     accurate_slope: Callable[..., Any]
 
 
+class Targets(NamedTuple):
+    """Targets [P, H, W] for a kernel that is compiled once for both kinds, of which one is empty."""
+
+    whole: np.ndarray  # uint8
+    fractions: np.ndarray  # float64
+
+
 class Masks(NamedTuple):
     """Masks of height × width, P pairs of one with a target [P, H, W] of a larger size."""
 
     rows: np.ndarray  # [P] planes
-    targets: np.ndarray  # [P, H, W] uint8 or float64
+    targets: Any  # [P, H, W] uint8 or float64; on the CPU Targets
     target_totals: np.ndarray  # [P, 2] sums of the targets, pairs
     vertical: Axis
     horizontal: Axis
@@ -96,6 +103,7 @@ class Scratch(NamedTuple):
     slopes: np.ndarray  # [H, W] derivative of the focal loss
     flatness: np.ndarray  # [H, W] p·(1 − p)
     row: np.ndarray  # [W], as those that follow
+    target: np.ndarray
     losses: np.ndarray
     missed: np.ndarray
     probability: np.ndarray
@@ -106,10 +114,31 @@ class Scratch(NamedTuple):
 def new_scratch(height: int, width: int, shape: tuple[int, int]) -> Scratch:
     """Buffers for planes of height × width that become as large as shape."""
     # Spread over a page of 512, of which processors take the same places for one.
-    rows = np.empty((6, -(-shape[1] // 512) * 512 + 88))[:, : shape[1]]
+    rows = np.empty((7, -(-shape[1] // 512) * 512 + 88))[:, : shape[1]]
     line, bounds, source = np.empty((3, width + 24))[:, :width]
     wide, again = np.empty((2, 2, height, shape[1]))
     return Scratch(line, bounds, source, wide, again, np.empty(shape), np.empty(shape), *rows)
+
+
+@jit.helper
+def _target_line(targets, p, y, line):
+    """Line y of target p as float64."""
+    if targets.whole.size > 0:
+        source = targets.whole[p, y]
+        for i in range(line.size):
+            line[i] = source[i]
+    else:
+        line[:] = targets.fractions[p, y]
+
+
+@jit.helper
+def _target_plane(masks, p):
+    """Target p as float64."""
+    height, width = masks.vertical.first.size, masks.horizontal.first.size
+    plane = np.empty(height * width)
+    for y in range(height):
+        _target_line(masks.targets, p, y, plane[y * width : (y + 1) * width])
+    return plane
 
 
 @jit.once
@@ -120,8 +149,7 @@ def _gradient_of_pair(loop: MaskLoop) -> Any:
     @functools.partial(jit.helper, name=loop.name)
     def combine(slopes, flatness, targets, of_focal, constant, factor, roundings, row, bounds):
         for i in range(row.size):
-            target = np.float64(targets[i])
-            row[i], bounds[i] = slope_of(slopes[i], flatness[i], target, of_focal, constant, factor, roundings)
+            row[i], bounds[i] = slope_of(slopes[i], flatness[i], targets[i], of_focal, constant, factor, roundings)
 
     @functools.partial(jit.helper, name=loop.name)
     def spread(masks, p, constant, factor, roundings, scratch):
@@ -131,8 +159,9 @@ def _gradient_of_pair(loop: MaskLoop) -> Any:
         bounds[:] = 0.0
         # Where a mask is not finite, its gradient is what it is.
         factors = masks.of_focal[0], constant, factor, roundings if abs(constant) < np.inf else np.inf
-        for y in range(masks.targets.shape[1]):
-            combine(scratch.slopes[y], scratch.flatness[y], masks.targets[p, y], *factors, scratch.row, scratch.missed)
+        for y in range(masks.vertical.first.size):
+            _target_line(masks.targets, p, y, scratch.target)
+            combine(scratch.slopes[y], scratch.flatness[y], scratch.target, *factors, scratch.row, scratch.missed)
             spread_line(scratch.row, masks.vertical, y, values)
             spread_line(scratch.missed, masks.vertical, y, bounds)
 
@@ -140,33 +169,34 @@ def _gradient_of_pair(loop: MaskLoop) -> Any:
     def fill_shares(high, low, targets, scale, p, p_low, missed, missed_low):
         for x in range(p.size):
             logit = multiply((high[x], low[x]), scale)
-            (p[x], p_low[x]), (missed[x], missed_low[x]) = share_of(logit, np.float64(targets[x]))
+            (p[x], p_low[x]), (missed[x], missed_low[x]) = share_of(logit, targets[x])
 
     @functools.partial(jit.helper, name=loop.name)
-    def add_up(wide, masks, p, scratch):
+    def add_up(wide, masks, p, targets, scratch):
         """D and what is missed, from probabilities that are good to pairs."""
         sums, logits, vertical = np.zeros((2, LIMBS), np.int64), (scratch.high, scratch.low), masks.vertical
         parts = scratch.row, scratch.losses, scratch.missed, scratch.probability
-        for y in range(masks.targets.shape[1]):
+        width = scratch.row.size
+        for y in range(vertical.first.size):
             i, j = vertical.first[y], vertical.second[y]
             lines = wide[0, i], wide[1, i], wide[0, j], wide[1, j]
             between_lines(*lines, vertical.near[y], vertical.far[y], *logits)
-            fill_shares(*logits, masks.targets[p, y], masks.scale, *parts)
+            fill_shares(*logits, targets[y * width : (y + 1) * width], masks.scale, *parts)
             for k, part in enumerate(parts):
                 add_exactly(part, sums[k // 2])
         bottom, missed = whole(limbs_pair(sums[0]), masks.target_totals[p]), limbs_pair(sums[1])
         return bottom[0], bottom[1], missed[0], missed[1]
 
     @functools.partial(jit.helper, name=loop.name)
-    def settle(masks, p, sums, roundings, i, line, bounds, known, scratch):
+    def settle(masks, p, targets, sums, roundings, i, line, bounds, known, scratch):
         """Elements of line i that float64 leaves open; known are sums that are good to pairs, if any has asked."""
-        wide, targets = scratch.again, masks.targets[p].reshape(-1)
+        wide = scratch.again
         for j in range(line.size):
             if is_finished(line[j], bounds[j], masks):
                 continue
             value, done = element_of(wide[0], wide[1], targets, masks, sums, roundings, i, j)
             if not done:
-                known = add_up(wide, masks, p, scratch) if known[0] == 0.0 else known
+                known = add_up(wide, masks, p, targets, scratch) if known[0] == 0.0 else known
                 value, _ = element_of(wide[0], wide[1], targets, masks, known, 0.0, i, j)
             line[j] = value
         return known
@@ -174,7 +204,7 @@ def _gradient_of_pair(loop: MaskLoop) -> Any:
     @functools.partial(jit.helper, name=loop.name)
     def narrow(planes, gradient, masks, p, sums, roundings, scratch):
         line, bounds, first = scratch.line, scratch.bounds, masks.rows[p] * masks.height
-        known, widened = (0.0, 0.0, 0.0, 0.0), False
+        known, targets = (0.0, 0.0, 0.0, 0.0), np.empty(0)
         for i in range(masks.height):
             narrowed_line(scratch.wide[0, i], masks.horizontal, line)
             narrowed_line(scratch.wide[1, i], masks.horizontal, bounds)
@@ -183,10 +213,10 @@ def _gradient_of_pair(loop: MaskLoop) -> Any:
                 line[j] = scaled_total(line[j], masks.scale)
                 all_settled &= is_finished(line[j], bounds[j], masks)
             if not all_settled:
-                if not widened:
+                if targets.size == 0:
                     widen_plane(planes, masks.rows[p], masks.horizontal, scratch.source, scratch.again)
-                    widened = True
-                known = settle(masks, p, sums, roundings, i, line, bounds, known, scratch)
+                    targets = _target_plane(masks, p)
+                known = settle(masks, p, targets, sums, roundings, i, line, bounds, known, scratch)
             save(line, gradient, (first + i) * line.size)
 
     @functools.partial(jit.helper, name=loop.name)
@@ -207,7 +237,7 @@ def mask_pairs(loop: MaskLoop) -> Any:
     @functools.partial(jit.helper, name=loop.name)
     def fill_pixels(x, targets, losses, slopes, flatness, missed, probability):
         for i in range(x.size):
-            losses[i], slopes[i], flatness[i], missed[i], probability[i] = pixel(x[i], np.float64(targets[i]))
+            losses[i], slopes[i], flatness[i], missed[i], probability[i] = pixel(x[i], targets[i])
 
     def pairs(planes, gradient, masks, scratch, focal, dice, limbs, with_gradient, first, last):
         """Masks rows[p], resampled, against targets[p]: focal losses into limbs, dice losses, and a gradient."""
@@ -217,16 +247,16 @@ def mask_pairs(loop: MaskLoop) -> Any:
             sums[:] = 0
             widen_plane(planes, masks.rows[p], masks.horizontal, scratch.line, scratch.wide)
             special, coarse, fine = 0.0, 0, 0
-            for y in range(masks.targets.shape[1]):
+            for y in range(masks.vertical.first.size):
                 resampled_line(scratch.wide, masks.vertical, y, masks.scale, row)
-                target = masks.targets[p, y]
-                fill_pixels(row, target, losses, scratch.slopes[y], scratch.flatness[y], missed, probability)
+                _target_line(masks.targets, p, y, scratch.target)
+                fill_pixels(row, scratch.target, losses, scratch.slopes[y], scratch.flatness[y], missed, probability)
                 special += add_exactly(losses, limbs[p])
                 special += add_exactly(missed, sums)
                 more_coarse, more_fine = unit_sum(probability)
                 coarse += more_coarse
                 fine += more_fine
-            total = grid_total(coarse, fine, masks.targets[p].size)
+            total = grid_total(coarse, fine, masks.vertical.first.size * row.size)
             target_total = masks.target_totals[p, 0], masks.target_totals[p, 1]
             lost = limbs_pair(sums)
             dice[p], constant, factor = dice_of(total, target_total, lost, masks.of_dice, special)

@@ -17,6 +17,7 @@ from refloss.kernels.masks.loop import (
     Masks,
     Row,
     Scratch,
+    Targets,
     dice_masks,
     mask_pairs,
     new_row,
@@ -80,7 +81,11 @@ def _compare(loop: MaskLoop, planes: np.ndarray, gradient: np.ndarray | None, ma
     size = masks.targets.shape[1], masks.targets.shape[2]
     source = elements_of(planes)
     destination = source if gradient is None else elements_of(gradient)
-    count = len(masks.rows)
+    count, nothing = len(masks.rows), (0, *masks.targets.shape[1:])
+    targets = Targets(np.empty(nothing, np.uint8), masks.targets)
+    if masks.targets.dtype == np.uint8:
+        targets = Targets(masks.targets, np.empty(nothing))
+    masks = masks._replace(targets=targets)
     focal, dice = np.empty(count), np.empty(count)
     limbs = np.zeros((count, LIMBS), np.int64)
     kernel, with_gradient = mask_pairs(loop), gradient is not None
@@ -97,7 +102,7 @@ def _totals(targets: np.ndarray) -> np.ndarray:
     """The sum of each target, a pair."""
     totals = np.zeros((len(targets), 2))
     if targets.dtype == np.uint8:
-        totals[:, 0] = targets.sum(axis=(1, 2), dtype=np.int64)
+        totals[:, 0] = [np.count_nonzero(target) for target in targets]
     else:
         for p, target in enumerate(targets):
             totals[p] = as_pair(exact_sum(target))

@@ -16,7 +16,7 @@ from refloss.numerics.sums import LIMBS, accumulated
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BLOCK_ELEMENTS = 1 << 15
+BLOCK_ELEMENTS = 1 << 16
 Pair = tuple[float, float]
 
 
@@ -68,14 +68,17 @@ def _run(
     source = elements_of(logits)
     destination = source if gradient is None else elements_of(gradient)
     kernel, scalars = compiled(loop), (positives, focus, coefficient, gradient is not None)
-    totals: list[int] = []
+    sums: list[np.ndarray] = []
     special: list[float] = []
 
-    def work(first: int, last: int, limbs: np.ndarray) -> None:
-        limbs[:] = 0
-        special.append(kernel(source, destination, classes, *scalars, limbs, first, last))
-        totals.append(accumulated(limbs))
+    def limbs() -> np.ndarray:
+        """A thread's accumulator."""
+        sums.append(np.zeros(LIMBS, np.int64))
+        return sums[-1]
+
+    def work(first: int, last: int, of_thread: np.ndarray) -> None:
+        special.append(kernel(source, destination, classes, *scalars, of_thread, first, last))
 
     block = max(1, BLOCK_ELEMENTS // max(1, classes))
-    parallel.run_blocks(work, positives.labels.size, block, lambda: np.empty(LIMBS, np.int64))
-    return joined_sum(totals, special)
+    parallel.run_blocks(work, positives.labels.size, block, limbs)
+    return joined_sum([accumulated(of_thread) for of_thread in sums], special)
