@@ -18,7 +18,7 @@ UNIT_ROUNDOFF = 2.0**-53
 LEAST = Fraction(1, 2**1074)
 LEAST_NORMAL = Fraction(1, 2**1022)
 # What exponential.py has besides real numbers; the inequalities are below.
-LIMITS = {"OVERFLOW", "UNDERFLOW", "TINY", "RAISED", "LOWER"}
+LIMITS = {"OVERFLOW", "UNDERFLOW", "LEAST_NORMAL", "TINY", "RAISED", "LOWER"}
 
 
 def power(exponent):
@@ -122,6 +122,7 @@ def test_exponential_leaves_the_range_of_float64_within_its_cutoffs():
     overflow, underflow = exponential.OVERFLOW, exponential.UNDERFLOW
     assert mpmath.exp(overflow) > mpmath.mpf(2) ** 1024
     assert mpmath.exp(underflow) < mpmath.mpf(2) ** -1075
+    assert mpmath.exp(exponential.LEAST_NORMAL) > mpmath.mpf(2) ** -1022
     steps = [round(cutoff * exponential.LOG2_E) for cutoff in (underflow, overflow)]
     assert steps == [-1076, 1024]
     # e^r ≥ 2^-1/2 has the exponent −1, and n is at most 0 where RAISED is used.

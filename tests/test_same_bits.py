@@ -226,3 +226,26 @@ def test_classes_that_tie_can_be_permuted(dtype):
     result = refloss.cross_entropy(logits, target).grads["logits"]
     permuted = refloss.cross_entropy(logits[:, order], target[:, order]).grads["logits"]
     assert permuted.tobytes() == np.ascontiguousarray(result[:, order]).tobytes()
+
+
+ROWS = {
+    "usual": lambda x: 3 * x,
+    "tiny magnitudes beside large ones": lambda x: x * 10.0 ** np.linspace(-20, 2, x.shape[1]),
+    "the largest is tiny": lambda x: np.where(np.arange(x.shape[1]) == 7, 1e-30, -np.abs(x)),
+    "exponentials that are subnormal, or 0": lambda x: 300 * x,
+    "classes without a logit": lambda x: np.where(x > 1, -np.inf, x),
+}
+
+
+@pytest.mark.parametrize("cotangent", [1.0, -1e-3, 3e-37, 1e37])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_a_narrow_format_takes_shortcuts_only_to_the_same_bits(dtype, rows, cotangent):
+    x = ROWS[rows](np.random.default_rng(3).standard_normal((5, 300))).astype(dtype)
+    labels = np.arange(5)
+    narrow = refloss.cross_entropy(x, labels, reduction="sum", grad_output=cotangent)
+    wide = refloss.cross_entropy(x.astype(np.float64), labels, reduction="sum", grad_output=cotangent)
+    assert np.array_equal(narrow.loss, wide.loss)
+    assert np.array_equal(narrow.intermediates["lse"], wide.intermediates["lse"])
+    with np.errstate(over="ignore", under="ignore"):
+        assert narrow.grads["logits"].tobytes() == wide.grads["logits"].astype(dtype).tobytes()

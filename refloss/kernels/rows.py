@@ -15,6 +15,8 @@ from refloss.numerics.pairs import to_odd
 # Rows that are strided in memory are gathered in tiles of this size, so that each cache line is read once.
 TILE_BYTES = 1 << 18
 TILE_ROWS = 32
+# Bytes of an element of any rows in a tile, which is float64.
+_WIDE = 8
 
 
 class Rows(NamedTuple):
@@ -97,11 +99,12 @@ def _merge_axes(shape: list[int], strides: list[int]) -> tuple[list[int], list[i
     return merged_shape, merged_strides
 
 
-def tile_rows(rows: Rows) -> int:
+def tile_rows(rows: Rows | AnyRows) -> int:
     """How many rows to work on together: one, where a row is contiguous."""
     if rows.class_stride == 1:
         return 1
-    return max(1, min(TILE_ROWS, TILE_BYTES // max(1, rows.classes * rows.memory.itemsize)))
+    itemsize = _WIDE if isinstance(rows, AnyRows) else rows.memory.itemsize
+    return max(1, min(TILE_ROWS, TILE_BYTES // max(1, rows.classes * itemsize)))
 
 
 def tile_buffer(rows: Rows, tile: int) -> np.ndarray:
@@ -246,6 +249,34 @@ def save_rows(block, rows, first, count):
         return
     for k in range(count):
         save_strided(block[k * size : (k + 1) * size], rows, row_offset(rows, first + k), rows.class_stride)
+
+
+@jit.helper
+def load_tile(rows, first, count, tile):
+    """Rows first ... first + count of any format as float64 into the rows of a tile, which may be longer."""
+    if rows.class_stride == 1:
+        for k in range(count):
+            load_strided(rows, row_offset(rows, first + k), 1, tile[k][: rows.classes])
+        return
+    lane = np.empty(count)
+    for c in range(rows.classes):
+        load(rows, first, lane, c * rows.class_stride)
+        for k in range(count):
+            tile[k, c] = lane[k]
+
+
+@jit.helper
+def save_tile(tile, rows, first, count):
+    """Rows of a tile, rounded, to rows first ... first + count of any format."""
+    if rows.class_stride == 1:
+        for k in range(count):
+            save_strided(tile[k][: rows.classes], rows, row_offset(rows, first + k), 1)
+        return
+    lane = np.empty(count)
+    for c in range(rows.classes):
+        for k in range(count):
+            lane[k] = tile[k, c]
+        save(lane, rows, first, c * rows.class_stride)
 
 
 @jit.helper

@@ -53,6 +53,8 @@ SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
 # 0, and −1076 ≤ n ≤ 1024 is within the reach of scale.
 OVERFLOW = 710.0
 UNDERFLOW = -746.0
+# Down to here e^x is a normal number: e^−708 > 2^-1022.
+LEAST_NORMAL = -708.0
 # For y below it log(1 + y) is the pair y − y²/2: the next term, y³/3, is below 2^-121 of it, and pairs hold 2^-106. Far
 # above what is subnormal, where log_pair's halving of y would lose a bit.
 TINY = 2.0**-60
@@ -132,9 +134,8 @@ def _exp_reduced(high, low):
     exact = fma(-n, LN2_HIGH, high)
     rest = fma(-n, LN2_LOW, low)
     r = exact + rest
-    lost = (exact - r) + rest
     leading = 1.0 + r
-    tail = ((1.0 - leading) + r) + lost
+    tail = ((1.0 - leading) + exact) + rest
     return leading, fma(r * r, _exp_series(r), tail), float64_bits(shifted) - float64_bits(ROUND_TO_INTEGER)
 
 
@@ -166,6 +167,13 @@ def exp_below(high, low):
     low = 0.0 if vanishes else low
     leading, tail, n = _exp_reduced(high, low)
     return float64_from_bits(float64_bits(leading + tail) + ((n + RAISED) << 52)) * LOWER
+
+
+@jit.scalar
+def exp_normal(x):
+    """e^x for LEAST_NORMAL ≤ x ≤ 0."""
+    leading, tail, n = _exp_reduced(x, 0.0)
+    return float64_from_bits(float64_bits(leading + tail) + (n << 52))
 
 
 @jit.scalar

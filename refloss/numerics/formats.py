@@ -19,6 +19,7 @@ from numba.extending import intrinsic, overload
 
 from refloss import jit
 from refloss.numerics.bits import (
+    ROUND_TO_INTEGER,
     SIGN_BIT,
     float32_bits,
     float32_from_bits,
@@ -30,6 +31,8 @@ from refloss.numerics.pairs import to_odd
 EXPONENT_BITS = 0x7FF << 52
 INFINITY_BITS = EXPONENT_BITS
 MAGNITUDE = 2**63 - 1
+# Adding it rounds a float64 below 2^-14 to multiples of 2^-24.
+FLOAT16_MAGIC = ROUND_TO_INTEGER * 2.0**-24
 # NaN of every format is this one: quiet, positive, without a payload, as numpy.nan is.
 NAN_BITS = 0x7FF8 << 48
 
@@ -132,6 +135,57 @@ def store(array, index, value):
     array[index] = as_element(array, value)
 
 
+@jit.scalar
+def _tame_bfloat16(value):
+    # What is dropped carries into the last bit that stays if it is above half of it, or half and that bit is odd.
+    bits = float64_bits(value)
+    rounded = (bits + (2**44 - 1) + ((bits >> 45) & 1)) & -(2**45)
+    return np.int16(float32_bits(np.float32(float64_from_bits(rounded))) >> 16)
+
+
+@jit.scalar
+def _tame_float16(value):
+    # A subnormal float16 is a number of units of 2^-24.
+    units = float64_bits(abs(value) + FLOAT16_MAGIC) - float64_bits(FLOAT16_MAGIC)
+    return np.uint16(units | ((float64_bits(value) >> 48) & 0x8000))
+
+
+def is_tame(array, least, largest):
+    """Whether numbers whose magnitudes, or 0, are within bounds may be stored with store_tame."""
+    raise TypeError("compiled code only")
+
+
+@overload(is_tame, jit_options={"forceinline": True})
+def _is_tame(array, least, largest):
+    if array.dtype == types.int16:
+        return lambda array, least, largest: least >= 2.0**-126 and largest < 2.0**127
+    if array.dtype == types.uint16:
+        return lambda array, least, largest: largest < 2.0**-14
+    return lambda array, least, largest: largest < np.inf
+
+
+def as_tame(array, value):
+    """A tame float64 rounded to the format of an array, with fewer instructions than as_element."""
+    raise TypeError("compiled code only")
+
+
+@overload(as_tame, jit_options={"forceinline": True})
+def _as_tame(array, value):
+    if array.dtype == types.int16:
+        return lambda array, value: _tame_bfloat16(value)
+    if array.dtype == types.uint16:
+        return lambda array, value: _tame_float16(value)
+    if array.dtype == types.float32:
+        return lambda array, value: np.float32(value)
+    return lambda array, value: value
+
+
+@jit.scalar
+def store_tame(array, index, value):
+    """Round a tame float64 into an element of an array of any format."""
+    array[index] = as_tame(array, value)
+
+
 def pair_for(array, pair):
     """The float64 that rounds to an array's format as a normalised pair does."""
     raise TypeError("compiled code only")
@@ -206,6 +260,19 @@ def magnitude_bits(typing_context: Any, element: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.bitcast(arguments[0], context.get_value_type(integer))
         return builder.and_(bits, bits.type((1 << (bits.type.width - 1)) - 1))
+
+    return integer(element), generate
+
+
+@intrinsic
+def below_magnitude(typing_context: Any, element: Any) -> Any:
+    """The bits of an element without its sign, less one, and above all others for 0."""
+    integer = _integer(element)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], context.get_value_type(integer))
+        mask = bits.type((1 << (bits.type.width - 1)) - 1)
+        return builder.and_(builder.sub(builder.and_(bits, mask), bits.type(1)), mask)
 
     return integer(element), generate
 

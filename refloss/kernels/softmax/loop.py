@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import gather, row, scatter
-from refloss.kernels.softmax.refine import is_close, is_near, new_lines, refine, wants_pairs
+from refloss.kernels.rows import gather, load_tile, row, save_tile, scatter
+from refloss.kernels.softmax.refine import is_close, is_near, kept, new_lines, refine, wants_pairs
 from refloss.kernels.softmax.split import (
     difference,
+    extent_excluding,
     find,
-    highest_excluding,
     slope_of_split,
     split_softmax,
     store_difference,
     store_scaled,
 )
-from refloss.numerics.formats import store, store_pair, widen
+from refloss.numerics.formats import store, store_pair
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded, scaled, two_sum
 from refloss.numerics.sums import row_sum
 
@@ -112,7 +112,18 @@ class Output(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """One thread's buffers: a tile for each array whose rows are strided, and float64 rows."""
+    """One thread's buffers of hard labels: a tile for each array whose rows are strided, and a float64 row."""
+
+    logits: np.ndarray
+    gradient: np.ndarray
+    exponentials: np.ndarray
+
+
+class SoftScratch(NamedTuple):
+    """One thread's buffers of soft targets: a tile of float64 rows for each array, and more such rows.
+
+    All rows are float64, whatever the arrays hold, so that what comes of them is compiled once.
+    """
 
     logits: np.ndarray
     gradient: np.ndarray
@@ -135,7 +146,7 @@ def coefficient_of(terms, index):
 def _distance_sum(x, maximum, weight, products):
     """Σ weight_j·(maximum − x_j), a pair."""
     for i in range(x.size):
-        products[i] = weight[i] * (maximum - widen(x[i]))
+        products[i] = weight[i] * (maximum - x[i])
     return row_sum(products)
 
 
@@ -186,7 +197,7 @@ def label_rows(loop: SoftmaxLoop) -> Any:
     """The kernel for rows with class labels, without smoothing."""
     describe = loop.label
 
-    def rows(logits, gradient, labels, terms, output, scratch, first, last, tile, with_gradient):
+    def rows(logits, gradient, labels, terms, output, scratch, first, last, tile, headroom, with_gradient):
         """Rows first ... last."""
         for start in range(first, last, tile):
             count = min(tile, last - start)
@@ -196,7 +207,10 @@ def label_rows(loop: SoftmaxLoop) -> Any:
                 label = labels[index]
                 ignored = label == terms.ignore_index
                 x = row(logits, index, scratch.logits, k)
-                split = split_softmax(x, -1 if ignored else label, scratch.exponentials)
+                g = row(gradient, index, scratch.gradient, k)
+                coming = row(logits, min(index + 1, last - 1), scratch.logits, min(k + 1, count - 1))
+                chosen = -1 if ignored else label
+                split, extent = split_softmax(x, chosen, headroom, scratch.exponentials, coming, g)
                 output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
                 output.nll[index] = 0.0 if ignored else rounded(split.nll)
                 loss, pushed, pulled = pair(0.0 if ignored else np.nan), pair(0.0), pair(0.0)
@@ -205,12 +219,12 @@ def label_rows(loop: SoftmaxLoop) -> Any:
                 output.loss[index] = rounded(loss)
                 if not with_gradient:
                     continue
-                g = row(gradient, index, scratch.gradient, k)
                 if ignored or not split.defined:
                     _fill(g, 0.0 if ignored else np.nan)
                 else:
                     coefficient = coefficient_of(terms, index)
-                    store_scaled(scratch.exponentials, scaled(coefficient, scaled(pushed, split.term)), g)
+                    factor = scaled(coefficient, scaled(pushed, split.term))
+                    store_scaled(scratch.exponentials, extent, factor, g)
                     store_pair(g, label, negate(scaled(coefficient, pulled)))
             if with_gradient:
                 scatter(scratch.gradient, gradient, start, count)
@@ -219,14 +233,14 @@ def label_rows(loop: SoftmaxLoop) -> Any:
 
 
 @jit.helper
-def _smoothed_gradient(split, label, x, pushed, terms, coefficient, exponentials, gradient):
+def _smoothed_gradient(split, label, x, pushed, terms, coefficient, exponentials, gradient, wide):
     total, label_mass = smoothed_masses(label, terms)
     others, lost = others_of_label(label, terms)
     excess = add(pushed, negate(total))
     factor = multiply(pushed, split.term)
-    close, near = store_difference(exponentials, factor, terms.weight, terms.uniform, coefficient, gradient)
+    close, near = store_difference(exponentials, factor, terms.weight, terms.uniform, coefficient, gradient, wide)
     slope, beside = slope_of_split(split, pushed, label_mass, others, excess)
-    store_pair(gradient, label, scaled(coefficient, slope))
+    gradient[label] = kept(scaled(coefficient, slope), wide)
     close += 1 if lost or is_close(slope[0], beside) else 0
     near += 1 if is_near(slope[0], beside) else 0
     if wants_pairs(close, near, x.size, split.total):
@@ -235,7 +249,7 @@ def _smoothed_gradient(split, label, x, pushed, terms, coefficient, exponentials
         for i in range(x.size):
             mass[i], mass_low[i] = multiply(terms.uniform, pair(terms.weight[i]))
         mass[label], mass_low[label] = label_mass
-        refine(x, split, excess, coefficient, mass, mass_low, gradient)
+        refine(x, split, excess, coefficient, mass, mass_low, gradient, wide)
 
 
 @jit.once
@@ -243,17 +257,17 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
     """The kernel for rows with class labels and label smoothing."""
     describe = soft_scalar(loop)
 
-    def rows(logits, gradient, labels, terms, output, scratch, first, last, tile, with_gradient):
+    def rows(logits, gradient, labels, terms, output, scratch, first, last, tile, headroom, with_gradient):
         """Rows first ... last."""
         for start in range(first, last, tile):
             count = min(tile, last - start)
-            gather(logits, start, count, scratch.logits)
+            load_tile(logits, start, count, scratch.logits)
             for k in range(count):
                 index = start + k
                 label = labels[index]
                 ignored = label == terms.ignore_index
-                x = row(logits, index, scratch.logits, k)
-                split = split_softmax(x, -1 if ignored else label, scratch.exponentials)
+                x, g = scratch.logits[k][: logits.classes], scratch.gradient[k][: logits.classes]
+                split, _ = split_softmax(x, -1 if ignored else label, headroom, scratch.exponentials, x, g)
                 output.lse[index] = rounded(add(pair(split.maximum), split.log_total))
                 output.nll[index] = 0.0 if ignored else rounded(split.nll)
                 loss, pushed = pair(0.0 if ignored else np.nan), pair(0.0)
@@ -265,14 +279,15 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
                 output.loss[index] = rounded(loss)
                 if not with_gradient:
                     continue
-                g = row(gradient, index, scratch.gradient, k)
                 if ignored or not split.defined:
-                    _fill(g, 0.0 if ignored else np.nan)
+                    g[:] = 0.0 if ignored else np.nan
                 else:
                     coefficient = coefficient_of(terms, index)
-                    _smoothed_gradient(split, label, x, pushed, terms, coefficient, scratch.exponentials, g)
+                    _smoothed_gradient(
+                        split, label, x, pushed, terms, coefficient, scratch.exponentials, g, gradient.format == 0
+                    )
             if with_gradient:
-                scatter(scratch.gradient, gradient, start, count)
+                save_tile(scratch.gradient, gradient, start, count)
 
     return jit.kernel(rows, loop.name)
 
@@ -295,12 +310,12 @@ def _masses_of_probabilities(split, top, x, target, terms, scratch):
     """The masses of all classes but a sure one, Q, Σ q_j·(lse − x_j), and that without weights and smoothing; pairs."""
     mass, mass_low = scratch.mass, scratch.mass_low
     for i in range(target.size):
-        mass[i], mass_low[i] = widen(target[i]), 0.0
+        mass[i], mass_low[i] = target[i], 0.0
     plain = pair(0.0)
     if terms.weighted or terms.smooth:
         plain = _likelihood(split, row_sum(mass), x, mass, scratch.products)
         for i in range(target.size):
-            mass[i], mass_low[i] = target_mass(widen(target[i]), terms.weight[i], terms)
+            mass[i], mass_low[i] = target_mass(target[i], terms.weight[i], terms)
     own = pair(0.0)
     if split.share[0] > 0.5:
         own = (mass[top], mass_low[top])
@@ -314,40 +329,40 @@ def _masses_of_probabilities(split, top, x, target, terms, scratch):
 
 
 @jit.helper
-def _differences(x, maximum, exponentials, factor, mass, mass_low, coefficient, gradient):
+def _differences(x, maximum, exponentials, factor, mass, mass_low, coefficient, gradient, wide):
     """The gradients of all classes but the largest: how many of them are close to 0, and near it."""
     close, near = 0, 0
     for i in range(x.size):
         slope = difference(exponentials[i], factor, (mass[i], mass_low[i]))
-        below = widen(x[i]) < maximum
+        below = x[i] < maximum
         close += 1 if below and is_close(slope[0], mass[i]) else 0
         near += 1 if below and is_near(slope[0], mass[i]) else 0
-        store_pair(gradient, i, scaled(coefficient, slope))
+        gradient[i] = kept(scaled(coefficient, slope), wide)
     return close, near
 
 
 @jit.helper
-def _probability_gradient(split, x, others, total, pushed, coefficient, scratch, gradient):
+def _probability_gradient(split, x, others, total, pushed, coefficient, scratch, gradient, wide):
     mass, mass_low = scratch.mass, scratch.mass_low
     excess, factor = add(pushed, negate(total)), multiply(pushed, split.term)
     exponentials = scratch.exponentials
-    close, near = _differences(x, split.maximum, exponentials, factor, mass, mass_low, coefficient, gradient)
+    close, near = _differences(x, split.maximum, exponentials, factor, mass, mass_low, coefficient, gradient, wide)
     for i in range(x.size):
         # The class that was split off, and any that is its equal: the order of classes must not show.
-        if widen(x[i]) == split.maximum:
+        if x[i] == split.maximum:
             slope, beside = slope_of_split(split, pushed, (mass[i], mass_low[i]), others, excess)
             close += 1 if is_close(slope[0], beside) else 0
             near += 1 if is_near(slope[0], beside) else 0
-            store_pair(gradient, i, scaled(coefficient, slope))
+            gradient[i] = kept(scaled(coefficient, slope), wide)
     if wants_pairs(close, near, x.size, split.total):
-        refine(x, split, excess, coefficient, mass, mass_low, gradient)
+        refine(x, split, excess, coefficient, mass, mass_low, gradient, wide)
 
 
 @jit.helper
-def _target_gradient(split, x, terms, coefficient, gradient):
+def _target_gradient(split, x, terms, coefficient, gradient, wide):
     factor = scaled(coefficient, terms.keep)
     for i in range(x.size):
-        store_pair(gradient, i, target_slope(factor, terms.weight[i], split, widen(x[i])))
+        gradient[i] = kept(target_slope(factor, terms.weight[i], split, x[i]), wide)
 
 
 @jit.once
@@ -361,18 +376,20 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
         loss, pushed = describe(split, mass, likelihood, terms.parameters)
         return rounded(loss), rounded(plain), others, mass, pushed
 
-    def rows(logits, gradient, targets, target_gradient, terms, output, scratch, first, last, tile, with_gradient):
+    def rows(arrays, terms, output, scratch, first, last, tile, headroom, with_gradient):
         """Rows first ... last."""
+        logits, gradient, targets, target_gradient = arrays
         for start in range(first, last, tile):
             count = min(tile, last - start)
-            gather(logits, start, count, scratch.logits)
-            gather(targets, start, count, scratch.target)
+            load_tile(logits, start, count, scratch.logits)
+            load_tile(targets, start, count, scratch.target)
             for k in range(count):
                 index = start + k
-                x = row(logits, index, scratch.logits, k)
-                target = row(targets, index, scratch.target, k)
-                top = find(x, highest_excluding(x, -1)[0])
-                split = split_softmax(x, top, scratch.exponentials)
+                x, g = scratch.logits[k][: logits.classes], scratch.gradient[k][: logits.classes]
+                target = scratch.target[k][: logits.classes]
+                target_g = scratch.target_gradient[k][: logits.classes]
+                top = find(x, extent_excluding(x, -1, headroom).reference)
+                split, _ = split_softmax(x, top, headroom, scratch.exponentials, x, g)
                 loss, nll, others, mass, pushed = np.nan, np.nan, pair(0.0), pair(0.0), pair(0.0)
                 if split.defined:
                     loss, nll, others, mass, pushed = of_row(split, top, x, target, terms, scratch)
@@ -381,17 +398,15 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
                 output.loss[index] = loss
                 if not with_gradient:
                     continue
-                g = row(gradient, index, scratch.gradient, k)
-                target_g = row(target_gradient, index, scratch.target_gradient, k)
                 coefficient = coefficient_of(terms, index)
                 if split.defined:
-                    _probability_gradient(split, x, others, mass, pushed, coefficient, scratch, g)
-                    _target_gradient(split, x, terms, coefficient, target_g)
+                    _probability_gradient(split, x, others, mass, pushed, coefficient, scratch, g, gradient.format == 0)
+                    _target_gradient(split, x, terms, coefficient, target_g, target_gradient.format == 0)
                 else:
-                    _fill(g, np.nan)
-                    _fill(target_g, np.nan)
+                    g[:] = np.nan
+                    target_g[:] = np.nan
             if with_gradient:
-                scatter(scratch.gradient, gradient, start, count)
-                scatter(scratch.target_gradient, target_gradient, start, count)
+                save_tile(scratch.gradient, gradient, start, count)
+                save_tile(scratch.target_gradient, target_gradient, start, count)
 
     return jit.kernel(rows, loop.name)

@@ -20,8 +20,7 @@ from refloss import jit
 from refloss.numerics.accurate import exp_accurate
 from refloss.numerics.bits import float64_bits, float64_from_bits
 from refloss.numerics.exponential import UNDERFLOW
-from refloss.numerics.formats import store_pair, widen
-from refloss.numerics.pairs import add, divide, multiply, negate, scaled, two_sum
+from refloss.numerics.pairs import add, divide, multiply, negate, scaled, to_odd, two_sum
 from refloss.numerics.sums import long_sum
 
 # A row in which an element has less than this share of q_j left is computed again. p_j has a relative error of 2^-53
@@ -56,6 +55,12 @@ def accurate_term(logit, maximum):
     vanishes = not high > UNDERFLOW
     term = exp_accurate(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
     return 0.0 if vanishes else term[0], 0.0 if vanishes else term[1]
+
+
+@jit.scalar
+def kept(value, wide):
+    """A normalised pair as float64: rounded, or to odd where a rounding to a narrower format follows."""
+    return value[0] if wide else to_odd(value)
 
 
 @jit.scalar
@@ -147,29 +152,29 @@ def _all_differences(j, high, low, mass, mass_low, left, left_low):
 
 
 @jit.helper
-def _refine_deep(x, high, low, whole, excess, coefficient, mass, mass_low, deep, gradient):
+def _refine_deep(x, high, low, whole, excess, coefficient, mass, mass_low, deep, gradient, wide):
     """Elements that want the sum of differences: one for each logit with its mass."""
     lines = new_lines(2, x.size)
     for j in range(x.size):
         if not deep[j]:
             continue
         left, largest = _all_differences(j, high, low, mass, mass_low, lines[0], lines[1])
-        value = scaled(coefficient, deep_slope(left, largest, (high[j], low[j]), whole, excess))
+        value = kept(scaled(coefficient, deep_slope(left, largest, (high[j], low[j]), whole, excess)), wide)
         for i in range(j, x.size):
             if deep[i] and x[i] == x[j] and mass[i] == mass[j] and mass_low[i] == mass_low[j]:
                 deep[i] = False
-                store_pair(gradient, i, value)
+                gradient[i] = value
 
 
 @jit.helper
 def _accurate_terms(x, maximum, high, low):
     for i in range(x.size):
-        high[i], low[i] = accurate_term(widen(x[i]), maximum)
+        high[i], low[i] = accurate_term(x[i], maximum)
 
 
 @jit.helper
-def refine(x, split, excess, coefficient, mass, mass_low, gradient):
-    """Compute a row's gradient again, from its masses; what is pushed is Q and an excess."""
+def refine(x, split, excess, coefficient, mass, mass_low, gradient, wide):
+    """Compute a row's gradient again, from its masses; what is pushed is Q and an excess. All rows are float64."""
     lines = new_lines(2, x.size)
     high, low = lines[0], lines[1]
     _accurate_terms(x, split.maximum, high, low)
@@ -179,6 +184,6 @@ def refine(x, split, excess, coefficient, mass, mass_low, gradient):
     for i in range(x.size):
         value, deep[i] = accurate_slope((high[i], low[i]), whole, total, excess, (mass[i], mass_low[i]))
         any_deep |= deep[i]
-        store_pair(gradient, i, scaled(coefficient, value))
+        gradient[i] = kept(scaled(coefficient, value), wide)
     if any_deep:
-        _refine_deep(x, high, low, whole, excess, coefficient, mass, mass_low, deep, gradient)
+        _refine_deep(x, high, low, whole, excess, coefficient, mass, mass_low, deep, gradient, wide)

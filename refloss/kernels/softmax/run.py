@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from refloss import parallel
@@ -17,6 +18,7 @@ from refloss.kernels.softmax.loop import (
     Answer,
     Output,
     Scratch,
+    SoftScratch,
     Task,
     Terms,
     label_rows,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 # Elements a thread takes at a time: some tenths of a millisecond of work, so that Python's part does not show.
 BLOCK_ELEMENTS = 1 << 17
+# More of them, because a block's first row is not fetched in advance, if they leave enough blocks to share.
+LARGEST_BLOCK_ELEMENTS = 1 << 19
+BLOCKS = 64
 
 
 def softmax_loss(task: Task, backend: str) -> Answer:
@@ -93,47 +98,66 @@ def _terms(task: Task, classes: int, normaliser: Exact) -> Terms:
 
 
 def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
-    in_columns = task.has_labels and not terms.smooth and task.logits.shape[task.class_axis] <= MAX_CLASSES
-    (_run_columns if in_columns else _run_rows)(task, terms, output, count)
+    if terms.smooth or not task.has_labels:
+        _run_soft(task, terms, output, count)
+    elif task.logits.shape[task.class_axis] <= MAX_CLASSES:
+        _run_columns(task, terms, output, count)
+    else:
+        _run_rows(task, terms, output, count)
 
 
 def _run_rows(task: Task, terms: Terms, output: Output, count: int) -> None:
     logits = rows_of(task.logits, task.class_axis)
     # Without a gradient to write, a kernel still wants an argument of its type.
     gradient = logits if task.gradient is None else rows_of(task.gradient, task.class_axis)
-    by_label, with_gradient = task.has_labels, task.gradient is not None
-    arrays = [logits, gradient]
-    if not by_label:
-        target = rows_of(task.target, task.class_axis)
-        arrays += [target, target if task.target_gradient is None else rows_of(task.target_gradient, task.class_axis)]
-    tile = max(tile_rows(rows) for rows in arrays)
+    tile = max(tile_rows(logits), tile_rows(gradient))
+    kernel, headroom, with_gradient = label_rows(task.loop), _headroom(task), task.gradient is not None
 
     def scratch() -> Scratch:
-        tiles = [tile_buffer(rows, tile) for rows in arrays]
-        classes = logits.classes
-        lines = np.empty((4, (classes // PAGE + 1) * PAGE + APART))[:, :classes]
-        return Scratch(
-            logits=tiles[0],
-            gradient=tiles[1],
-            target=tiles[-2],
-            target_gradient=tiles[-1],
-            exponentials=lines[0],
-            products=lines[1],
-            mass=lines[2],
-            mass_low=lines[3],
-        )
-
-    if by_label:
-        kernel = (smoothed_rows if terms.smooth else label_rows)(task.loop)
-        arguments: tuple[Any, ...] = (logits, gradient, task.target, terms, output)
-    else:
-        kernel, arguments = probability_rows(task.loop), (*arrays, terms, output)
+        return Scratch(tile_buffer(logits, tile), tile_buffer(gradient, tile), np.empty(logits.classes))
 
     def work(first: int, last: int, buffers: Scratch) -> None:
-        kernel(*arguments, buffers, first, last, tile, with_gradient)
+        kernel(logits, gradient, task.target, terms, output, buffers, first, last, tile, headroom, with_gradient)
 
-    block = max(1, BLOCK_ELEMENTS // max(1, logits.classes * tile)) * tile
-    parallel.run_blocks(work, count, block, scratch)
+    parallel.run_blocks(work, count, _block(count, logits.classes, tile), scratch)
+
+
+def _run_soft(task: Task, terms: Terms, output: Output, count: int) -> None:
+    """Rows of soft targets: class probabilities, or labels with smoothing."""
+    logits = any_rows_of(task.logits, task.class_axis)
+    gradient = logits if task.gradient is None else any_rows_of(task.gradient, task.class_axis)
+    headroom, with_gradient = _headroom(task), task.gradient is not None
+    arrays = [logits, gradient]
+    if task.has_labels:
+        kernel, arguments = smoothed_rows(task.loop), (*arrays, task.target, terms, output)
+    else:
+        target = any_rows_of(task.target, task.class_axis)
+        target_gradient = task.target_gradient
+        arrays += [target, target if target_gradient is None else any_rows_of(target_gradient, task.class_axis)]
+        kernel, arguments = probability_rows(task.loop), (tuple(arrays), terms, output)
+    tile = max(map(tile_rows, arrays))
+
+    def scratch() -> SoftScratch:
+        width = (logits.classes // PAGE + 1) * PAGE + APART
+        lines = np.empty((len(arrays) * tile + 4, width))
+        tiles = [lines[k * tile : (k + 1) * tile] for k in range(len(arrays))]
+        return SoftScratch(tiles[0], tiles[1], tiles[-2], tiles[-1], *(line[: logits.classes] for line in lines[-4:]))
+
+    def work(first: int, last: int, buffers: SoftScratch) -> None:
+        kernel(*arguments, buffers, first, last, tile, headroom, with_gradient)
+
+    parallel.run_blocks(work, count, _block(count, logits.classes, tile), scratch)
+
+
+def _headroom(task: Task) -> float:
+    """2^(53 − p) for logits that have p bits."""
+    return float(2.0 ** (52 - ml_dtypes.finfo(task.logits.dtype).nmant))
+
+
+def _block(count: int, classes: int, tile: int) -> int:
+    """How many rows a thread takes at a time."""
+    elements = min(max(BLOCK_ELEMENTS, count * classes // BLOCKS), LARGEST_BLOCK_ELEMENTS)
+    return max(1, elements // max(1, classes * tile)) * tile
 
 
 def _run_columns(task: Task, terms: Terms, output: Output, count: int) -> None:

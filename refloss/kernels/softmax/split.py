@@ -22,18 +22,21 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.softmax.refine import is_close, is_near
+from refloss.kernels.softmax.refine import is_close, is_near, kept
 from refloss.numerics.bits import fma
-from refloss.numerics.exponential import TINY, exp_difference, exp_pair, log_pair, scale
+from refloss.numerics.exponential import LEAST_NORMAL, TINY, exp_difference, exp_normal, exp_pair, log_pair, scale
+from refloss.numerics.fetch import fetch
 from refloss.numerics.formats import (
     before_storing,
+    below_magnitude,
     from_ordinal,
     infinity_bits,
+    is_tame,
     lowest_ordinal,
     magnitude_bits,
     ordinal,
     store,
-    store_pair,
+    store_tame,
     widen,
 )
 from refloss.numerics.pairs import (
@@ -53,6 +56,8 @@ from refloss.numerics.sums import grid_bits, grid_total
 # A logit farther than this from the other side's largest leaves 0 of the smaller side, also of a sum of MAX_TERMS
 # exponentials: 2^26·e^−800 < 2^-1075.
 FAR = 800.0
+# Exponentials that are computed between two rounds of fetching: some lines of memory at a time are on their way.
+CHUNK = 256
 
 
 class Split(NamedTuple):
@@ -68,6 +73,15 @@ class Split(NamedTuple):
     rest: tuple[float, float]  # 1 − share
 
 
+class Extent(NamedTuple):
+    """The largest of a row's logits but for one, and what is known of the others."""
+
+    reference: float
+    sound: bool  # no NaN, no +inf in the whole row
+    plain: bool  # differences from the reference are float64, their exponentials normal numbers
+    span: float  # from the smallest to the largest
+
+
 @jit.scalar
 def scan(x, highest, largest):
     """The highest ordinal and the largest magnitude of x, starting from given ones."""
@@ -79,15 +93,37 @@ def scan(x, highest, largest):
     return highest, largest
 
 
+@jit.scalar
+def _scan_ends(x, highest, lowest, least):
+    """The highest and the lowest ordinal of x, and the bits of the least magnitude but 0, less one."""
+    for i in range(x.size):
+        here = ordinal(x[i])
+        highest = here if here > highest else highest
+        lowest = here if here < lowest else lowest
+        size = below_magnitude(x[i])
+        least = size if size < least else least
+    return highest, lowest, least
+
+
 @jit.helper
-def highest_excluding(x, excluded):
-    """The largest element but for one index, and whether no element at all is NaN or +inf."""
-    start = lowest_ordinal(x)
-    highest, largest = scan(x[: max(excluded, 0)], start, infinity_bits(x))
-    highest, largest = scan(x[excluded + 1 :], highest, largest)
-    overall, largest = scan(x[max(excluded, 0) : excluded + 1], highest, largest)
-    sound = largest == infinity_bits(x) and overall < infinity_bits(x)
-    return widen(from_ordinal(highest, x)), sound
+def extent_excluding(x, excluded, headroom):
+    """The extent of a row but for one class; headroom is 2^(53 − p) for logits that have p bits.
+
+    The unit in the last place of the least magnitude, more than 2^-p of it, is one of every difference, and below 2^53
+    of them are a float64.
+    """
+    highest, lowest, least = lowest_ordinal(x), infinity_bits(x), infinity_bits(x)
+    start, stop = 0, max(excluded, 0)
+    for _ in range(2):
+        highest, lowest, least = _scan_ends(x[start:stop], highest, lowest, least)
+        start, stop = excluded + 1, x.size
+    overall, largest = scan(x[max(excluded, 0) : excluded + 1], highest, infinity_bits(x))
+    # A NaN is above +inf or below −inf.
+    sound = largest == infinity_bits(x) and overall < infinity_bits(x) and lowest >= lowest_ordinal(x)
+    reference = widen(from_ordinal(highest, x))
+    span = reference - widen(from_ordinal(lowest, x))
+    plain = span <= min(-LEAST_NORMAL, widen(from_ordinal(least, x)) * headroom)
+    return Extent(reference, sound, plain, span)
 
 
 @jit.helper
@@ -113,18 +149,46 @@ def _exponentials(x, reference, terms):
     return coarse, fine
 
 
+@jit.scalar
+def _plain_exponentials(x, reference, terms):
+    """The same for a row whose extent is plain."""
+    coarse = 0
+    fine = 0
+    for i in range(x.size):
+        term = exp_normal(widen(x[i]) - reference)
+        terms[i] = term
+        coarse_bits, fine_bits = grid_bits(term)
+        coarse += coarse_bits
+        fine += fine_bits
+    return coarse, fine
+
+
 @jit.helper
-def exponentials_excluding(x, excluded, reference, terms):
-    """Σ e^(x_j − reference) over all j but one, as a pair; the terms are kept, 0 at the one."""
-    if reference == -np.inf:
+def exponentials_excluding(x, excluded, extent, terms, coming, gradient):
+    """Σ e^(x_j − reference) over all j but one, as a pair; the terms are kept, 0 at the one.
+
+    What is read and written next, the coming row and the gradient, is fetched meanwhile.
+    """
+    if extent.reference == -np.inf:
         terms[:] = 0.0
         return 0.0, 0.0
-    before, after = max(excluded, 0), excluded + 1
-    coarse, fine = _exponentials(x[:before], reference, terms[:before])
-    more_coarse, more_fine = _exponentials(x[after:], reference, terms[after:])
-    if excluded >= 0:
-        terms[excluded] = 0.0
-    return grid_total(coarse + more_coarse, fine + more_fine, x.size - (after - before))
+    coarse, fine, start = 0, 0, 0
+    while start < x.size:
+        if start == excluded:
+            terms[start] = 0.0
+            start += 1
+            continue
+        stop = min(start + CHUNK, excluded if start < excluded else x.size)
+        fetch(coming, start, stop, False)
+        fetch(gradient, start, stop, True)
+        if extent.plain:
+            bits = _plain_exponentials(x[start:stop], extent.reference, terms[start:stop])
+        else:
+            bits = _exponentials(x[start:stop], extent.reference, terms[start:stop])
+        coarse += bits[0]
+        fine += bits[1]
+        start = stop
+    return grid_total(coarse, fine, x.size - (1 if excluded >= 0 else 0))
 
 
 @jit.scalar
@@ -173,14 +237,15 @@ def split_class(logit, reference, others):
 
 
 @jit.helper
-def split_softmax(x, k, terms):
+def split_softmax(x, k, headroom, terms, coming, gradient):
     """The softmax of a row, split into class k (or none, for k = -1) and the rest; terms receives the exponentials."""
-    reference, sound = highest_excluding(x, k)
+    extent = extent_excluding(x, k, headroom)
     logit = widen(x[k]) if k >= 0 else -np.inf
-    maximum = max(reference, logit)
-    if not sound or maximum == -np.inf:
-        return undefined_split(sound, maximum)
-    return split_class(logit, reference, exponentials_excluding(x, k, reference, terms))
+    maximum = max(extent.reference, logit)
+    if not extent.sound or maximum == -np.inf:
+        return undefined_split(extent.sound, maximum), extent
+    others = exponentials_excluding(x, k, extent, terms, coming, gradient)
+    return split_class(logit, extent.reference, others), extent
 
 
 @jit.scalar
@@ -206,26 +271,36 @@ def slope_of_split(split, pushed, mass, others, excess):
     return slope, max(abs(push[0]), abs(pull[0])) if sure else abs(mass[0])
 
 
-@jit.scalar
-def store_scaled(terms, factor, gradient):
+@jit.helper
+def store_scaled(terms, extent, factor, gradient):
     """gradient_j = factor·terms_j, rounded once; factor is normalised.
 
     A term between 0 and 1 is no rational number, so that its multiples keep away from ties; 1 may be on one.
     """
     at_one = before_storing(gradient, factor)
+    # Half of what is least, for what roundings take from it.
+    least = 0.5 * abs(factor[0]) * exp_normal(-extent.span) if extent.plain else 0.0
+    if is_tame(gradient, least, abs(factor[0])):
+        for i in range(terms.size):
+            value = times(terms[i], factor)
+            store_tame(gradient, i, at_one if terms[i] == 1.0 else value)
+        return
     for i in range(terms.size):
         value = times(terms[i], factor)
         store(gradient, i, at_one if terms[i] == 1.0 else value)
 
 
 @jit.scalar
-def store_difference(terms, factor, weight, uniform, coefficient, gradient):
-    """gradient_j = coefficient·(factor·terms_j − uniform·weight_j); how many of them are close to 0, and near it."""
+def store_difference(terms, factor, weight, uniform, coefficient, gradient, wide):
+    """gradient_j = coefficient·(factor·terms_j − uniform·weight_j); how many of them are close to 0, and near it.
+
+    The gradient is in float64, to be rounded once more if it is not to be wide.
+    """
     close, near = 0, 0
     for i in range(terms.size):
         subtracted = multiply(uniform, pair(weight[i]))
         value = difference(terms[i], factor, subtracted)
         close += 1 if is_close(value[0], subtracted[0]) else 0
         near += 1 if is_near(value[0], subtracted[0]) else 0
-        store_pair(gradient, i, scaled(coefficient, value))
+        gradient[i] = kept(scaled(coefficient, value), wide)
     return close, near
