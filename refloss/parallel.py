@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import os
-import threading
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -55,18 +54,18 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
     """Call work(first, last, scratch()) for blocks that cover range(rows); the calling thread takes part."""
     report = _progress.get()
     starts = itertools.count(0, block)
-    stop = threading.Event()
+    stops: list[bool] = []
 
     def worker() -> None:
         buffers = scratch()
-        while not stop.is_set() and (first := next(starts)) < rows:
+        while not stops and (first := next(starts)) < rows:
             last = min(first + block, rows)
             work(first, last, buffers)
             if report is not None:
                 report(last - first, rows)
 
     # Read once: another thread may set it meanwhile.
-    threads = get_num_threads()
+    threads = get_num_threads() if rows > block else 1
     helpers = min(threads, -(-rows // block)) - 1
     if helpers < 1:
         worker()
@@ -76,7 +75,7 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
         worker()
     finally:
         # Reached early on an exception such as KeyboardInterrupt: let the others finish their block and no more.
-        stop.set()
+        stops.append(True)
         # Whoever has not woken up by now is not waited for.
         started = [future for future in futures if not future.cancel()]
         wait(started)
