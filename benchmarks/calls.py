@@ -82,7 +82,7 @@ def row_calls() -> dict[str, Call]:
 
 
 def head_calls() -> dict[str, Call]:
-    """Heads that match: one layer, or two and the encoder's."""
+    """Heads that match, without auxiliary losses."""
     boxes, config = _boxes(IMAGES, QUERIES), configuration(LABELS)
     config.auxiliary_loss = False
     labels = [{"class_labels": _labels(LABELS, OBJECTS), "boxes": _boxes(OBJECTS)} for _ in range(IMAGES)]

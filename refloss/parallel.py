@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import os
+import threading
 from concurrent.futures import Future, wait
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -54,11 +55,11 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
     """Call work(first, last, scratch()) for blocks that cover range(rows); the calling thread takes part."""
     report = _progress.get()
     starts = itertools.count(0, block)
-    stops: list[bool] = []
+    stop = threading.Event()
 
     def worker() -> None:
         buffers = scratch()
-        while not stops and (first := next(starts)) < rows:
+        while not stop.is_set() and (first := next(starts)) < rows:
             last = min(first + block, rows)
             work(first, last, buffers)
             if report is not None:
@@ -75,7 +76,7 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
         worker()
     finally:
         # Reached early on an exception such as KeyboardInterrupt: let the others finish their block and no more.
-        stops.append(True)
+        stop.set()
         # Whoever has not woken up by now is not waited for.
         started = [future for future in futures if not future.cancel()]
         wait(started)
