@@ -111,12 +111,12 @@ def _from_dlpack(value: Any, kind: int, name: str) -> np.ndarray:
 def float_array(value: Any, name: str) -> np.ndarray:
     """An input of a float dtype, in any layout whose strides are whole elements; lists of numbers become float64."""
     array = as_array(value, name)
-    if isinstance(value, list | tuple | int | float) and array.dtype.kind in "iu":
+    if array.dtype.kind in "iu" and isinstance(value, list | tuple | int | float):
         array = array.astype(np.float64)
     if array.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype}; expected {_FLOAT_NAMES}")
-    whole = all(stride % array.itemsize == 0 for stride in array.strides)
-    if whole and array.flags.aligned:
+    flags = array.flags
+    if flags.aligned and (flags.c_contiguous or all(stride % array.itemsize == 0 for stride in array.strides)):
         return array
     if isinstance(array, device.Resident):
         raise ValueError(f"{name} has strides {array.strides}; expected whole elements for an array on a GPU")
@@ -147,7 +147,8 @@ def index_array(value: Any, name: str) -> np.ndarray:
     """Indices as int64; without any, of whatever dtype of numbers."""
     array = as_array(value, name)
     array = array if array.size == 0 and is_real(array) else integer_array(array, name)
-    check_range(array, _INT64.min, _INT64.max, name)
+    if array.dtype == np.uint64:
+        check_range(array, _INT64.min, _INT64.max, name)
     return array.astype(np.int64)
 
 
@@ -175,7 +176,12 @@ def check_labels(
     position: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple,
 ) -> None:
     """Raise unless every label is a class or ignore_index; position maps an index to the caller's own."""
-    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    # What is below 0 is far above all classes there.
+    unsigned = labels.view(np.uint64) if labels.dtype == np.int64 else labels.astype(np.uint64)
+    outside = unsigned >= classes
+    if not np.count_nonzero(outside):
+        return
+    wrong = outside & (labels != ignore_index)
     if not np.any(wrong):
         return
     index = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -239,7 +245,7 @@ def number(value: Any, name: str, *, finite: bool = False, positive: bool = Fals
 
 
 def _as_float(value: Any, name: str) -> float:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
@@ -261,6 +267,8 @@ def flag(value: Any, name: str) -> bool:
 
 def cotangent(grad_output: Any, shape: tuple[int, ...]) -> np.ndarray:
     """grad_output as float64: one element, or one for each element of the loss."""
+    if isinstance(grad_output, float):
+        return np.array([grad_output], np.float64)
     array = as_array(grad_output, "grad_output")
     if not is_real(array):
         raise TypeError(f"grad_output has dtype {array.dtype}; expected real numbers")

@@ -15,6 +15,8 @@ import numpy as np
 # DLPack's device types: CUDA's own memory, and memory that CUDA manages between the GPU and the host.
 _CUDA_DEVICES = (2, 13)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# What is asked after first: most arguments are of these.
+_ON_HOST = (np.ndarray, float, int, str, np.generic)
 _LAYOUT_FUNCTIONS = (np.moveaxis, np.broadcast_to, np.may_share_memory, np.shape, np.ndim, np.size, np.reshape)
 
 
@@ -100,7 +102,7 @@ def resident_of(array: Any) -> Resident | None:
 
 def is_on_gpu(value: Any) -> bool:
     """Whether an argument, or a part of it, lives on a GPU."""
-    if value is None or isinstance(value, np.ndarray | np.generic | int | float | str):
+    if value is None or isinstance(value, _ON_HOST):
         return False
     if isinstance(value, Mapping):
         return any(is_on_gpu(part) for part in value.values())

@@ -76,11 +76,13 @@ def once(make: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(make)
     def get(*arguments: Any) -> Any:
-        if arguments not in made:
+        found = made.get(arguments)
+        if found is None:
             with _making:
                 if arguments not in made:
                     made[arguments] = make(*arguments)
-        return made[arguments]
+                found = made[arguments]
+        return found
 
     return get
 

@@ -67,7 +67,7 @@ def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scr
                 report(last - first, rows)
 
     # Read once: another thread may set it meanwhile.
-    threads = get_num_threads()
+    threads = get_num_threads() if rows > block else 1
     helpers = min(threads, -(-rows // block)) - 1
     if helpers < 1:
         worker()

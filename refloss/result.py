@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
 
 def one_nan(value: Any) -> Any:
     """A value in which every NaN has the same bits: which ones an operation on the host yields, processors choose."""
-    if not isinstance(value, np.ndarray | np.floating) or value.dtype.kind not in "fV":
+    if isinstance(value, np.floating):
+        return value.dtype.type(np.nan) if math.isnan(value) else value
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fV":
         return value
     undefined = np.isnan(value)
-    if not undefined.any():
-        return value
-    nan = value.dtype.type(np.nan)
-    return np.where(undefined, nan, value) if isinstance(value, np.ndarray) else nan
+    return np.where(undefined, value.dtype.type(np.nan), value) if np.count_nonzero(undefined) else value
 
 
 class Intermediates(MutableMapping[str, Any]):
@@ -52,15 +52,18 @@ class Intermediates(MutableMapping[str, Any]):
 
     def renamed(self, prefix: str = "", suffix: str = "") -> Intermediates:
         """The same with a prefix or a suffix to every name; what is computed later is computed once for both."""
-        later = {f"{prefix}{name}{suffix}": functools.partial(self.__getitem__, name) for name in self.later}
-        return Intermediates({f"{prefix}{name}{suffix}": value for name, value in self._computed.items()}, **later)
+        renamed = Intermediates()
+        renamed._computed = {f"{prefix}{name}{suffix}": value for name, value in self._computed.items()}
+        renamed.later = {f"{prefix}{name}{suffix}": functools.partial(self.__getitem__, name) for name in self.later}
+        return renamed
 
     def include(self, others: Intermediates) -> None:
         """Take over the values of others, computed or not."""
         for name in others.later:
             self._computed.pop(name, None)
-        for name, value in others._computed.items():
-            self[name] = value
+        for name in others._computed:
+            self.later.pop(name, None)
+        self._computed.update(others._computed)
         self.later.update(others.later)
         self._lost = (self._lost | others._lost).difference(self)
 
@@ -69,7 +72,8 @@ class Intermediates(MutableMapping[str, Any]):
         if isinstance(values, Intermediates):
             self.include(values)
             values = ()
-        super().update(values, **named)
+        for name, value in dict(values, **named).items():
+            self[name] = value
 
     def copy(self) -> Intermediates:
         """A copy; both compute for themselves what is computed later, from the same inputs."""

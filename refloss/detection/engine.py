@@ -8,6 +8,8 @@ a layer's inputs; no two terms write to the same element.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -312,7 +314,7 @@ def _cotangents(grad_output: Any, weights: dict[str, float], weighted: bool) -> 
 def _total(components: dict[str, Any], weights: dict[str, float]) -> np.float64:
     """Σ weight·component, rounded once."""
     parts = [(weight, float(components[name])) for name, weight in weights.items() if weight != 0.0]
-    if not all(np.isfinite(part).all() for part in parts):
+    if not all(map(math.isfinite, itertools.chain.from_iterable(parts))):
         with np.errstate(invalid="ignore"):
             return np.float64(sum(np.float64(weight) * value for weight, value in parts))
     return np.float64(rounded(sum((Fraction(weight) * Fraction(value) for weight, value in parts), Fraction(0))))

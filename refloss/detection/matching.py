@@ -43,7 +43,9 @@ class Matching(NamedTuple):
 
     def table(self) -> np.ndarray:
         """[M, 3]: image, query, object."""
-        return np.stack([self.image, self.query, self.object], axis=1)
+        table = np.empty((len(self.image), 3), np.int64)
+        table[:, 0], table[:, 1], table[:, 2] = self
+        return table
 
 
 def check_matcher(matcher: Matcher) -> Matcher:

@@ -59,8 +59,9 @@ def _image(image: Any, name: str, classes: int) -> tuple[np.ndarray, np.ndarray]
     boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
     if boxes.shape != (labels.size, 4):
         raise ValueError(f"{box_name} has shape {boxes.shape}; expected ({labels.size}, 4), a box for each class label")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
+    outside = labels.view(np.uint64) >= classes  # what is below 0 is far above all classes there
+    if np.count_nonzero(outside):
+        wrong = np.flatnonzero(outside)
         raise ValueError(f"{label_name}[{wrong[0]}] = {labels[wrong[0]]} is outside [0, {classes})")
     wide = boxes.astype(np.float64)
     check_boxes(wide, box_name)
@@ -88,9 +89,9 @@ def check_boxes(boxes: np.ndarray, name: str) -> None:
     half = 0.5 * boxes[..., 2:].astype(np.float64)
     centers = boxes[..., :2].astype(np.float64)
     with np.errstate(invalid="ignore"):
-        sound = (centers + half >= centers - half).all(axis=-1)
-    if sound.all():
+        sound = centers + half >= centers - half
+    if np.count_nonzero(sound) == sound.size:
         return
-    index = tuple(int(i) for i in np.argwhere(~sound)[0])
+    index = tuple(int(i) for i in np.argwhere(~sound.all(axis=-1))[0])
     shown = f"{name}[{', '.join(str(i) for i in index)}]"
     raise ValueError(f"{shown} = {boxes[index].tolist()} is no box: its width or height is negative or undefined")

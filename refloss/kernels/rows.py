@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -43,6 +44,7 @@ class AnyRows(NamedTuple):
 
 
 _FORMATS = {dtype: number for number, dtype in enumerate(map(np.dtype, ("f8", "f4", ml_dtypes.bfloat16, "f2")))}
+_BYTES = np.dtype(np.uint8)
 _ELEMENT_TYPES = {np.dtype(ml_dtypes.bfloat16): np.dtype(np.int16), np.dtype(np.float16): np.dtype(np.uint16)}
 
 
@@ -51,21 +53,29 @@ def element_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return _ELEMENT_TYPES.get(dtype, dtype)
 
 
-def rows_of(array: np.ndarray, class_axis: int) -> Rows:
-    """The rows of an array along an axis, without a copy; strides must be multiples of the element."""
-    dtype = element_type(array.dtype)
-    strides = [stride // dtype.itemsize for stride in array.strides]
-    reaches = [(size - 1) * stride for size, stride in zip(array.shape, strides, strict=True)]
-    below = sum(reach for reach in reaches if reach < 0) if array.size else 0
-    length = sum(map(abs, reaches)) + 1 if array.size else 0
-    address = array.__array_interface__["data"][0] + below * dtype.itemsize
-    memory = np.asarray(Memory(array, dtype.str, address, length)) if array.size else np.empty(0, dtype)
-    shape, class_strides = list(array.shape), strides
-    classes, class_stride = shape.pop(class_axis), class_strides.pop(class_axis)
-    merged_shape, merged_strides = _merge_axes(shape, class_strides)
-    return Rows(
-        memory,
-        -below,
+class _Layout(NamedTuple):
+    """Where the rows of an array are in its memory, which has a length; fields are those of Rows, in their order."""
+
+    length: int
+    origin: int
+    shape: np.ndarray
+    strides: np.ndarray
+    classes: int
+    class_stride: int
+
+
+@functools.lru_cache(maxsize=512)
+def _layout(shape: tuple[int, ...], byte_strides: tuple[int, ...], itemsize: int, class_axis: int) -> _Layout:
+    """A layout is kept, as the next call has the same one: its arrays are not written to."""
+    strides = [stride // itemsize for stride in byte_strides]
+    reaches = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
+    is_empty = 0 in shape
+    sizes = list(shape)
+    classes, class_stride = sizes.pop(class_axis), strides.pop(class_axis)
+    merged_shape, merged_strides = _merge_axes(sizes, strides)
+    return _Layout(
+        0 if is_empty else sum(map(abs, reaches)) + 1,
+        0 if is_empty else -sum(reach for reach in reaches if reach < 0),
         np.array(merged_shape, dtype=np.int64),
         np.array(merged_strides, dtype=np.int64),
         classes,
@@ -73,15 +83,35 @@ def rows_of(array: np.ndarray, class_axis: int) -> Rows:
     )
 
 
+def _memory_of(array: np.ndarray, layout: _Layout, dtype: np.dtype[Any]) -> np.ndarray:
+    """The memory that an array lies in, as a vector of one type or of bytes."""
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable and type(array) is np.ndarray:
+        return array.reshape(-1).view(dtype)
+    if not layout.length:
+        return np.empty(0, dtype)
+    address = array.__array_interface__["data"][0] - layout.origin * array.itemsize
+    return np.asarray(Memory(array, dtype.str, address, layout.length * array.itemsize // dtype.itemsize))
+
+
+def rows_of(array: np.ndarray, class_axis: int) -> Rows:
+    """The rows of an array along an axis, without a copy; strides must be multiples of the element."""
+    layout = _layout(array.shape, array.strides, array.itemsize, class_axis)
+    return Rows(_memory_of(array, layout, element_type(array.dtype)), *layout[1:])
+
+
 def any_rows_of(array: np.ndarray, class_axis: int) -> AnyRows:
     """The rows of an array along an axis, for kernels that take any format."""
-    rows = rows_of(array, class_axis)
-    return AnyRows(rows.memory.view(np.uint8), _FORMATS[array.dtype], *rows[1:])
+    layout = _layout(array.shape, array.strides, array.itemsize, class_axis)
+    return AnyRows(_memory_of(array, layout, _BYTES), _FORMATS[array.dtype], *layout[1:])
 
 
-def elements_of(array: np.ndarray) -> AnyRows:
-    """Every axis of an array as one of its rows' axes: the rows are its elements."""
-    return any_rows_of(array[..., None], array.ndim)
+def elements_of(array: np.ndarray, shape: tuple[int, ...] | None = None) -> AnyRows:
+    """Every axis of an array as one of its rows' axes: the rows are its elements. One without axes takes any shape."""
+    if shape is None or array.ndim:
+        return any_rows_of(array[..., None], array.ndim)
+    layout = _layout((*shape, 1), (0,) * (len(shape) + 1), array.itemsize, len(shape))
+    return AnyRows(_memory_of(array, layout, _BYTES), _FORMATS[array.dtype], *layout[1:])
 
 
 def _merge_axes(shape: list[int], strides: list[int]) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 
@@ -43,11 +44,14 @@ def as_pair(value: Exact) -> tuple[float, float]:
     high = rounded(value)
     if not math.isfinite(high):
         return high, 0.0
-    return high, float(Fraction(value) - Fraction(high))
+    # What is left, rounded once. Without fractions, which would look for common divisors.
+    (a, b), (c, d) = value.as_integer_ratio(), high.as_integer_ratio()
+    return high, (a * d - b * c) / (b * d)
 
 
+@functools.lru_cache(maxsize=256)
 def exact(value: float) -> Exact:
-    """A float64 as an exact number, where it is finite."""
+    """A float64 as an exact number, where it is finite; kept, as most of them are 1 or a coefficient."""
     return Fraction(value) if math.isfinite(value) else value
 
 
@@ -60,7 +64,7 @@ def product(a: Exact, b: Exact) -> Exact:
 
 def ratio(total: Exact, normaliser: Exact) -> Exact:
     """A quotient of exact numbers; by the float rules where one is not finite or 0 divides."""
-    if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0:
+    if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser:
         return total / normaliser
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.float64(rounded(total)) / np.float64(rounded(normaliser)))
@@ -83,6 +87,6 @@ def total(values: np.ndarray, normaliser: float = 1.0) -> np.float64:
 
 def label_normaliser(labels: np.ndarray, weight: np.ndarray | None, ignore_index: int) -> Exact:
     """The number of labels that count, or the sum of their weights; NaN for 0, so that no gradient passes for right."""
-    counted = labels[labels != ignore_index]
-    whole = Fraction(counted.size) if weight is None else exact_sum(weight[counted])
-    return whole if whole != 0 else float("nan")
+    counted = labels != ignore_index
+    whole = Fraction(int(np.count_nonzero(counted))) if weight is None else exact_sum(weight[labels[counted]])
+    return whole or float("nan")

@@ -20,12 +20,14 @@ def near_one(weight: np.ndarray, normaliser: Exact) -> tuple[np.ndarray, Exact, 
 
     0, unless the largest weight is far from 1, and where the least of them or the normaliser would be lost.
     """
-    sizes = np.abs(weight[weight != 0])
-    if not isinstance(normaliser, Fraction) or not normaliser or not sizes.size or not np.isfinite(sizes).all():
+    sizes = np.abs(weight)
+    size = float(sizes.max(initial=0.0))
+    largest = math.frexp(size)[1]
+    if not math.isfinite(size) or abs(largest) <= _FAR or not isinstance(normaliser, Fraction) or not normaliser:
         return weight, normaliser, 0
-    largest, least = (math.frexp(size)[1] for size in (sizes.max(), sizes.min()))
+    least = math.frexp(sizes[sizes > 0].min())[1]
     of_normaliser = normaliser.numerator.bit_length() - normaliser.denominator.bit_length()
     exponent = max(of_normaliser - _MOST, min(of_normaliser + _MOST, largest))
-    if abs(largest) <= _FAR or least - exponent < -_MOST:
+    if least - exponent < -_MOST:
         return weight, normaliser, 0
     return np.ldexp(weight, -exponent), normaliser / Fraction(2) ** exponent, exponent

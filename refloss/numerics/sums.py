@@ -303,6 +303,6 @@ def limbs_pair(limbs):
 def accumulated(limbs: np.ndarray) -> int:
     """What an accumulator holds, in units of 2^-1074."""
     total = 0
-    for limb in reversed(limbs.tolist()):
-        total = (total << LIMB_BITS) + limb
+    for index in limbs.nonzero()[0].tolist():
+        total += int(limbs[index]) << (LIMB_BITS * index)
     return total

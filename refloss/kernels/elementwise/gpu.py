@@ -100,8 +100,8 @@ def _kernel(loop: Loop) -> Any:
     return kernel
 
 
-def _elements(array: np.ndarray) -> Any:
-    return runtime.rows_on_device(array, array.ndim)
+def _elements(array: np.ndarray, shape: tuple[int, ...]) -> Any:
+    return runtime.rows_on_device(np.broadcast_to(array, shape, subok=True), len(shape))
 
 
 def run(this: Pass) -> Exact:
@@ -109,7 +109,8 @@ def run(this: Pass) -> Exact:
     task = this.task
     written = [None if buffer is None else runtime.Gradient(buffer) for buffer in this.buffers]
     stand_in = np.empty(task.input.shape[:0])
-    outputs = Outputs(*(_elements(stand_in if buffer is None else buffer.array) for buffer in written))
+    arrays = (stand_in if buffer is None else buffer.array for buffer in written)
+    outputs = Outputs(*(_elements(array, array.shape) for array in arrays))
     totals, count = new_totals(), task.input.size
     inputs = task.inputs(_elements)
     blocks = runtime.grid(count, _BLOCK)

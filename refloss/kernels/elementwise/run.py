@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
-from refloss.kernels.elementwise.loop import NO_PARAMETERS, Outputs, Pass, Scalars, Task, compiled
+from refloss.kernels.elementwise.loop import NO_PARAMETERS, Pass, Scalars, Task, compiled
 from refloss.kernels.rows import elements_of
 from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, joined_sum, quotient
 from refloss.numerics.sums import LIMBS, accumulated
@@ -22,13 +23,16 @@ BLOCK_ELEMENTS = 1 << 18
 # Coefficients beyond these might overflow, or lose digits, before a derivative makes up for it. Within them, products
 # with derivatives from 2^-300 to 2^400 are finite, and their low parts, down to 2^-106 of them, normal numbers.
 _SMALLEST, _LARGEST = Fraction(1, 2**600), Fraction(2**600)
+# Stands in for what is not written.
+_NOWHERE = elements_of(np.empty(()))
+Pair = tuple[float, float]
 
 
 def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
     """Run a task: the reduced loss; gradients are written into the task's buffers."""
     run = _device(backend)
     normaliser = _normaliser(task)
-    scalars = _scalars(task, _inverse(normaliser))
+    scalars = _scalars(task, normaliser)
     rows = np.empty(task.input.shape) if task.reduction == "none" else None
     # A weight's gradient is relative to the mean, where the mean depends on the weights: it needs a pass of its own.
     by_weights = task.weight is not None and task.reduction == "mean" and task.divisor is None
@@ -43,20 +47,29 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
     return loss
 
 
-def _scalars(task: Task, inverse: Exact) -> Scalars:
-    exponent = 0
-    if isinstance(inverse, Fraction) and not _SMALLEST < abs(inverse) < _LARGEST:
-        exponent = round(math.log2(abs(inverse.numerator)) - math.log2(inverse.denominator))
-        inverse /= Fraction(2) ** exponent
+def _scalars(task: Task, normaliser: Exact) -> Scalars:
+    cotangent = None if task.weight is not None or task.cotangent.ndim else task.cotangent.item()
+    inverse, exponent, coefficient = _quotients(normaliser, cotangent, task.loop.steepness)
     return Scalars(
         task.parameters or NO_PARAMETERS,
         task.loop.steepness,
-        as_pair(inverse),
+        inverse,
         exponent,
         (0.0, 0.0),
         task.weight is not None,
-        as_pair(_coefficient(task, inverse) if exponent == 0 else Fraction(0)),
+        coefficient,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _quotients(normaliser: Exact, cotangent: float | None, steepness: float) -> tuple[Pair, int, Pair]:
+    """1/normaliser over a power of two, the exponent of that, and all that derivatives are multiplied by, or 0."""
+    inverse, exponent = _inverse(normaliser), 0
+    if isinstance(inverse, Fraction) and not _SMALLEST < abs(inverse) < _LARGEST:
+        exponent = round(math.log2(abs(inverse.numerator)) - math.log2(inverse.denominator))
+        inverse /= Fraction(2) ** exponent
+    coefficient = Fraction(0) if exponent else _coefficient(cotangent, inverse, steepness)
+    return as_pair(inverse), exponent, as_pair(coefficient)
 
 
 def _device(backend: str) -> Callable[[Pass], Exact]:
@@ -83,22 +96,18 @@ def _inverse(normaliser: Exact) -> Exact:
     return 1 / normaliser
 
 
-def _coefficient(task: Task, inverse: Exact) -> Fraction:
-    """Cotangent over normaliser, where that is one number of ordinary size; else 0."""
-    if task.weight is not None or task.cotangent.ndim or isinstance(inverse, float):
+def _coefficient(cotangent: float | None, inverse: Exact, steepness: float) -> Fraction:
+    """Steepness times cotangent over normaliser, where that is one number of ordinary size; else 0."""
+    if cotangent is None or isinstance(inverse, float) or not math.isfinite(cotangent):
         return Fraction(0)
-    cotangent = float(task.cotangent)
-    if not math.isfinite(cotangent):
-        return Fraction(0)
-    coefficient = Fraction(cotangent) * inverse * Fraction(task.loop.steepness)
+    coefficient = Fraction(cotangent) * inverse * Fraction(steepness)
     return coefficient if _SMALLEST < abs(coefficient) < _LARGEST else Fraction(0)
 
 
 def _run(this: Pass) -> Exact:
     task = this.task
-    inputs = task.inputs(elements_of)
-    stand_in = np.empty(task.input.shape[:0])
-    outputs = Outputs(*(elements_of(stand_in if buffer is None else buffer) for buffer in this.buffers))
+    inputs = tuple(map(tuple, task.inputs(elements_of)))
+    outputs = tuple([tuple(_NOWHERE if buffer is None else elements_of(buffer)) for buffer in this.buffers])
     loop, wanted = compiled(task.loop), this.wanted
     totals: list[int] = []
     special: list[float] = []

@@ -14,6 +14,7 @@ outputs, plane by plane, so that threads cannot change it.
 
 from __future__ import annotations
 
+import functools
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -42,8 +43,9 @@ class Axis(NamedTuple):
         return int((self.starts[2:] - self.starts[:-2]).max(initial=int(self.starts[1] - self.starts[0])))
 
 
+@functools.lru_cache(maxsize=16)
 def axis(size: int, resized: int) -> Axis:
-    """Where resized outputs lie among size elements, from integers, without rounding."""
+    """Where resized outputs lie among size elements, from integers, without rounding; kept for the next image."""
     outputs, unit = np.arange(resized, dtype=np.int64), max(2 * resized, 1)
     numerator = np.clip((2 * outputs + 1) * size - resized, 0, max(size - 1, 0) * unit)
     first, far = numerator // unit, numerator % unit

@@ -8,12 +8,14 @@ scalars are those of kernels.softmax, and sums do not depend on order, so the bi
 from __future__ import annotations
 
 import functools
+import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, load_rows, save, save_rows
+from refloss.kernels.rows import AnyRows, load, load_rows, save, save_rows
+from refloss.kernels.softmax.loop import Output, Terms
 from refloss.kernels.softmax.split import scan, split_class
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import exp_difference
@@ -51,7 +53,24 @@ class Lanes(NamedTuple):
     label_gradients: np.ndarray  # [2, COLUMNS], pairs
 
 
-def new_lanes(classes: int) -> Lanes:
+class _Kept(threading.local):
+    """What a thread keeps for its next call: to allocate so many would take longer than a small loss."""
+
+    lanes: Lanes | None = None
+
+
+_kept = _Kept()
+
+
+def lanes_of_thread(classes: int) -> Lanes:
+    """This thread's buffers for rows of some classes; nothing in them outlasts a block of rows."""
+    lanes = _kept.lanes
+    if lanes is None or lanes.block.size != ROWS * classes:
+        lanes = _kept.lanes = _new_lanes(classes)
+    return lanes
+
+
+def _new_lanes(classes: int) -> Lanes:
     """Buffers for rows of some classes."""
 
     def floats(*lead: int) -> np.ndarray:
@@ -249,8 +268,11 @@ def label_columns(loop: SoftmaxLoop) -> Any:
     """The kernel for rows with few classes and class labels, without smoothing."""
     split_all = _split_all(loop)
 
-    def columns(logits, gradient, labels, terms, output, lanes, first, last, with_gradient):
+    def columns(arrays, labels, terms_parts, output_parts, lanes_parts, first, last, with_gradient):
         """Rows first ... last."""
+        # Plain tuples come into compiled code in a fraction of the time of named ones.
+        logits, gradient = AnyRows(*arrays[0]), AnyRows(*arrays[1])
+        terms, output, lanes = Terms(*terms_parts), Output(*output_parts), Lanes(*lanes_parts)
         width = lanes.terms.shape[0]
         by_rows = logits.class_stride == 1 and logits.classes >= ROW_CLASSES
         step = ROWS if by_rows else COLUMNS

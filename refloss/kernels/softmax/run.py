@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.rows import any_rows_of, rows_of, tile_buffer, tile_rows
-from refloss.kernels.softmax.columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, new_lanes
+from refloss.kernels.softmax.columns import COLUMNS, MAX_CLASSES, Lanes, label_columns, lanes_of_thread
 from refloss.kernels.softmax.loop import (
     NO_PARAMETERS,
     Answer,
@@ -39,6 +40,7 @@ BLOCK_ELEMENTS = 1 << 17
 # More of them, because a block's first row is not fetched in advance, if they leave enough blocks to share.
 LARGEST_BLOCK_ELEMENTS = 1 << 19
 BLOCKS = 64
+Pair = tuple[float, float]
 
 
 def softmax_loss(task: Task, backend: str) -> Answer:
@@ -48,7 +50,6 @@ def softmax_loss(task: Task, backend: str) -> Answer:
         raise ValueError(f"logits has {classes} classes; expected at most {MAX_TERMS}")
     count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
     output = Output(np.empty(count), np.empty(count), np.empty(count))
-    task = task._replace(target=as_writable(task.target) if task.has_labels else task.target)
     normaliser, exponent = _normaliser(task, count), 0
     if task.weight is not None:
         weight, normaliser, exponent = near_one(task.weight, normaliser)
@@ -80,21 +81,28 @@ def _normaliser(task: Task, count: int) -> Exact:
 
 def _terms(task: Task, classes: int, normaliser: Exact) -> Terms:
     weight = np.ones(classes) if task.weight is None else task.weight
-    smoothing = Fraction(task.label_smoothing)
+    keep, uniform = _shares(task.label_smoothing, classes)
     # A label without smoothing asks for the weight of its own class only.
-    needs_total = smoothing > 0 or not task.has_labels
+    needs_total = task.label_smoothing > 0.0 or not task.has_labels
     return Terms(
         parameters=task.parameters or NO_PARAMETERS,
         weight=as_writable(weight),
         weight_total=as_pair(exact_sum(weight)) if needs_total else (0.0, 0.0),
-        keep=as_pair(1 - smoothing),
-        uniform=as_pair(smoothing / max(classes, 1)),
+        keep=keep,
+        uniform=uniform,
         smooth=task.label_smoothing > 0.0,
         weighted=task.weight is not None,
         cotangent=as_writable(task.cotangent),
         normaliser=as_pair(normaliser),
         ignore_index=task.ignore_index,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _shares(label_smoothing: float, classes: int) -> tuple[Pair, Pair]:
+    """1 − ε and ε/C."""
+    smoothing = Fraction(label_smoothing)
+    return as_pair(1 - smoothing), as_pair(smoothing / max(classes, 1))
 
 
 def _run(task: Task, terms: Terms, output: Output, count: int) -> None:
@@ -112,12 +120,13 @@ def _run_rows(task: Task, terms: Terms, output: Output, count: int) -> None:
     gradient = logits if task.gradient is None else rows_of(task.gradient, task.class_axis)
     tile = max(tile_rows(logits), tile_rows(gradient))
     kernel, headroom, with_gradient = label_rows(task.loop), _headroom(task), task.gradient is not None
+    labels = as_writable(task.target)
 
     def scratch() -> Scratch:
         return Scratch(tile_buffer(logits, tile), tile_buffer(gradient, tile), np.empty(logits.classes))
 
     def work(first: int, last: int, buffers: Scratch) -> None:
-        kernel(logits, gradient, task.target, terms, output, buffers, first, last, tile, headroom, with_gradient)
+        kernel(logits, gradient, labels, terms, output, buffers, first, last, tile, headroom, with_gradient)
 
     parallel.run_blocks(work, count, _block(count, logits.classes, tile), scratch)
 
@@ -129,7 +138,7 @@ def _run_soft(task: Task, terms: Terms, output: Output, count: int) -> None:
     headroom, with_gradient = _headroom(task), task.gradient is not None
     arrays = [logits, gradient]
     if task.has_labels:
-        kernel, arguments = smoothed_rows(task.loop), (*arrays, task.target, terms, output)
+        kernel, arguments = smoothed_rows(task.loop), (*arrays, as_writable(task.target), terms, output)
     else:
         target = any_rows_of(task.target, task.class_axis)
         target_gradient = task.target_gradient
@@ -164,9 +173,10 @@ def _run_columns(task: Task, terms: Terms, output: Output, count: int) -> None:
     logits = any_rows_of(task.logits, task.class_axis)
     gradient = logits if task.gradient is None else any_rows_of(task.gradient, task.class_axis)
     kernel, with_gradient = label_columns(task.loop), task.gradient is not None
+    arguments = (tuple(logits), tuple(gradient)), as_writable(task.target), tuple(terms), tuple(output)
 
     def work(first: int, last: int, lanes: Lanes) -> None:
-        kernel(logits, gradient, task.target, terms, output, lanes, first, last, with_gradient)
+        kernel(*arguments, tuple(lanes), first, last, with_gradient)
 
     block = max(1, BLOCK_ELEMENTS // (COLUMNS * max(1, logits.classes))) * COLUMNS
-    parallel.run_blocks(work, count, block, lambda: new_lanes(logits.classes))
+    parallel.run_blocks(work, count, block, lambda: lanes_of_thread(logits.classes))
