@@ -48,6 +48,9 @@ def test_a_mask_may_be_of_any_type():
         for own in arguments["labels"]:
             own["masks"] = own["masks"].astype(dtype)
         assert bits(call("segmentation", arguments)) == whole
-    # In one image fractions, which no byte holds.
-    arguments["labels"][1]["masks"] = arguments["labels"][1]["masks"] / 2
-    assert bits(call("segmentation", arguments)) != whole
+    # In one image fractions, which a byte would make 0.
+    masks = arguments["labels"][1]["masks"]
+    arguments["labels"][1]["masks"] = masks / 2
+    halves = bits(call("segmentation", arguments))
+    arguments["labels"][1]["masks"] = masks * 0
+    assert bits(call("segmentation", arguments)) != halves

@@ -18,7 +18,7 @@ from refloss.kernels.softmax.split import scan
 from refloss.numerics.exponential import logistic
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 
-ROWS = 128
+ROWS = 256
 # Sums of a vector of rows begin at different offsets from a page.
 LANES = (8, ROWS + 8)
 

@@ -18,7 +18,7 @@ from refloss.kernels.distillation.loop import (
 )
 from refloss.kernels.rows import any_rows_of
 
-BLOCK_ROWS = 16 * ROWS
+BLOCK_ROWS = 8 * ROWS
 _HIGHEST_ROWS = 32
 
 
