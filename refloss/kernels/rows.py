@@ -16,8 +16,6 @@ from refloss.numerics.pairs import to_odd
 # Rows that are strided in memory are gathered in tiles of this size, so that each cache line is read once.
 TILE_BYTES = 1 << 18
 TILE_ROWS = 32
-# Bytes of an element of any rows in a tile, which is float64.
-_WIDE = 8
 
 
 class Rows(NamedTuple):
@@ -133,7 +131,8 @@ def tile_rows(rows: Rows | AnyRows) -> int:
     """How many rows to work on together: one, where a row is contiguous."""
     if rows.class_stride == 1:
         return 1
-    itemsize = _WIDE if isinstance(rows, AnyRows) else rows.memory.itemsize
+    # Any rows become float64 in a tile, but as many of them as of float32 are worth more than the cache that they take.
+    itemsize = 4 if isinstance(rows, AnyRows) else rows.memory.itemsize
     return max(1, min(TILE_ROWS, TILE_BYTES // max(1, rows.classes * itemsize)))
 
 
@@ -284,29 +283,39 @@ def save_rows(block, rows, first, count):
 @jit.helper
 def load_tile(rows, first, count, tile):
     """Rows first ... first + count of any format as float64 into the rows of a tile, which may be longer."""
-    if rows.class_stride == 1:
-        for k in range(count):
-            load_strided(rows, row_offset(rows, first + k), 1, tile[k][: rows.classes])
-        return
-    lane = np.empty(count)
-    for c in range(rows.classes):
-        load(rows, first, lane, c * rows.class_stride)
-        for k in range(count):
-            tile[k, c] = lane[k]
+    stride = rows.strides[rows.shape.size - 1]
+    lane, done = np.empty(count), 0
+    while done < count:
+        start = row_offset(rows, first + done)
+        if rows.class_stride == 1:
+            load_strided(rows, start, 1, tile[done][: rows.classes])
+            done += 1
+            continue
+        part = lane[: min(_run(rows, first + done), count - done)]
+        for c in range(rows.classes):
+            load_strided(rows, start + c * rows.class_stride, stride, part)
+            for k in range(part.size):
+                tile[done + k, c] = part[k]
+        done += part.size
 
 
 @jit.helper
 def save_tile(tile, rows, first, count):
     """Rows of a tile, rounded, to rows first ... first + count of any format."""
-    if rows.class_stride == 1:
-        for k in range(count):
-            save_strided(tile[k][: rows.classes], rows, row_offset(rows, first + k), 1)
-        return
-    lane = np.empty(count)
-    for c in range(rows.classes):
-        for k in range(count):
-            lane[k] = tile[k, c]
-        save(lane, rows, first, c * rows.class_stride)
+    stride = rows.strides[rows.shape.size - 1]
+    lane, done = np.empty(count), 0
+    while done < count:
+        start = row_offset(rows, first + done)
+        if rows.class_stride == 1:
+            save_strided(tile[done][: rows.classes], rows, start, 1)
+            done += 1
+            continue
+        part = lane[: min(_run(rows, first + done), count - done)]
+        for c in range(rows.classes):
+            for k in range(part.size):
+                part[k] = tile[done + k, c]
+            save_strided(part, rows, start + c * rows.class_stride, stride)
+        done += part.size
 
 
 @jit.helper
