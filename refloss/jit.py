@@ -56,7 +56,7 @@ def kernel(function: Any, name: str = "") -> Any:
     source = _named(function, name)
     if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return _refused
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     dispatcher.compile = aside(dispatcher.compile)
     if source.complete:
         # Where no folder can be written to, a kernel is compiled anew in each process.
