@@ -227,6 +227,29 @@ def lowest_ordinal(typing_context: Any, array: Any) -> Any:
     return _constant_of(array, -_infinity_bits(array.dtype) - 1)
 
 
+@intrinsic
+def vector_of(typing_context: Any, memory: Any, element: Any) -> Any:
+    """A vector of bytes as one of elements, unchecked: for .view, Numba compiles what its error messages need."""
+    vector = types.Array(element.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source = context.make_array(memory)(context, builder, arguments[0])
+        result = context.make_array(vector)(context, builder)
+        size = source.nitems.type(element.dtype.bitwidth // 8)
+        # The vector owns nothing: whoever calls the kernel holds its memory.
+        context.populate_array(
+            result,
+            data=builder.bitcast(source.data, context.get_data_type(element.dtype).as_pointer()),
+            shape=[builder.udiv(source.nitems, size)],
+            strides=[size],
+            itemsize=size,
+            meminfo=None,
+        )
+        return result._getvalue()
+
+    return vector(memory, element), generate
+
+
 @jit.scalar
 def read(array, index):
     """An element of an array of any format, as float64."""

@@ -275,7 +275,9 @@ def deposit_all(values, limbs):
     block = np.empty(_BLOCK)
     for start in range(0, values.size, _BLOCK):
         part = block[: min(_BLOCK, values.size - start)]
-        part[:] = values[start : start + part.size]
+        # A slice assignment compiles its error messages as well.
+        for i in range(part.size):
+            part[i] = values[start + i]
         special += add_exactly(part, limbs)
     return special
 

@@ -120,14 +120,14 @@ def _is_constant(rows):
 
 
 @jit.helper
-def _load_constants(inputs, rows):
+def _load_constants(inputs, first, rows):
     """Fill the rows of what is the same for every element, once."""
     if _is_constant(inputs.weight):
-        load(inputs.weight, 0, rows.weight)
+        load(inputs.weight, first, rows.weight)
     if _is_constant(inputs.factor):
-        load(inputs.factor, 0, rows.factor)
+        load(inputs.factor, first, rows.factor)
     if _is_constant(inputs.cotangent):
-        load(inputs.cotangent, 0, rows.cotangent)
+        load(inputs.cotangent, first, rows.cotangent)
 
 
 @jit.helper
@@ -415,7 +415,7 @@ def compiled(loop: Loop) -> Any:
         """Write what is wanted of elements first ... last and add to the limbs; the sum of what is not finite."""
         special = 0.0
         buffers, close = _new_rows(), np.empty(BLOCK, np.int64)
-        _load_constants(inputs, _first(buffers, BLOCK))
+        _load_constants(inputs, first, _first(buffers, BLOCK))
         for start in range(first, last, BLOCK):
             rows = _first(buffers, min(BLOCK, last - start))
             _load_all(inputs, start, rows)
