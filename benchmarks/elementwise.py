@@ -1,4 +1,4 @@
-"""Elementwise losses and semantic segmentation: time against PyTorch.
+"""Elementwise losses and semantic segmentation: time against PyTorch, NumPy and what memory allows.
 
 Run as `python -m benchmarks.elementwise [--write]`.
 """
@@ -16,6 +16,7 @@ from benchmarks.competitors import TORCH, torch_tensor
 from benchmarks.language import PAGES
 from benchmarks.measure import Timing, in_fresh_process, interleaved, machine
 from benchmarks.report import Aim, Table, console, publish, wants_write
+from refloss.parallel import run_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +37,16 @@ ONE, BOTH = "refloss, input's gradient", "refloss, both gradients"
 TORCH_BOTH = "torch eager, both gradients"
 PEERS = {TORCH: ONE, TORCH_BOTH: BOTH}
 AIM = 2.0
+# Into an array that is there already: no page of it has to be fetched.
+ONE_OUT = "refloss, input's gradient, out="
+FLOOR, NUMPY = "memory floor: two reads, one write", "NumPy, plain float32"
+FLOOR_AIM, NUMPY_AIM = 0.5, 1.0
+FLOOR_COLUMNS = (
+    *("loss", "pages", "refloss, ms", "out=, ms", f"{NUMPY}, ms", f"{FLOOR}, ms"),
+    *("floor / out=", "aim", "holds", "NumPy / refloss", "aim", "holds"),
+)
+# What a thread takes of the floor at a time.
+FLOOR_ELEMENTS = 1 << 18
 COLUMNS = ("loss", "implementation", "ms", "quartiles apart", "time / refloss for the same", "aim", "holds")
 # Float32 sums in PyTorch and bfloat16 results are this far off at most.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-2, 2e-2
@@ -121,6 +132,76 @@ def segmentation_calls() -> dict[str, Call]:
     return {ONE: refloss_call(refloss.semantic_segmentation, x, y), TORCH: torch_call(torch_segmentation, x, y)}
 
 
+def plain_mse(x: np.ndarray, t: np.ndarray) -> tuple[Any, Any]:
+    """The mean and its gradient as NumPy has them."""
+    difference = x - t
+    return np.mean(difference * difference), difference * np.float32(2 / x.size)
+
+
+def plain_l1(x: np.ndarray, t: np.ndarray) -> tuple[Any, Any]:
+    """The same of the absolute difference."""
+    difference = x - t
+    return np.mean(np.abs(difference)), np.sign(difference) * np.float32(1 / x.size)
+
+
+def plain_huber(x: np.ndarray, t: np.ndarray) -> tuple[Any, Any]:
+    """The same with δ = 1: with q the difference, but no further than δ, q·(d − q/2)."""
+    difference = x - t
+    near = np.clip(difference, -1, 1)
+    return np.mean(near * (difference - np.float32(0.5) * near)), near * np.float32(1 / x.size)
+
+
+SIMPLE: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "mse": (refloss.mse, plain_mse),
+    "l1": (refloss.l1, plain_l1),
+    "huber": (refloss.huber, plain_huber),
+}
+
+
+def simple_calls(name: str) -> dict[str, Callable[[], Any]]:
+    """A loss of differences by refloss and NumPy, and a difference in blocks: the least that any gradient costs."""
+    ours, theirs = SIMPLE[name]
+    x, t = mse_inputs()
+    out, difference = np.zeros_like(x), np.zeros_like(x)
+
+    def subtract(first: int, last: int, _: object) -> None:
+        np.subtract(x[first:last], t[first:last], out=difference[first:last])
+
+    return {
+        ONE: refloss_call(ours, x, t, grad="input"),
+        ONE_OUT: refloss_call(ours, x, t, grad="input", out=out),
+        NUMPY: lambda: theirs(x, t),
+        FLOOR: lambda: run_blocks(subtract, x.size, FLOOR_ELEMENTS, lambda: None),
+    }
+
+
+def simple_times(name: str) -> dict[str, Timing]:
+    """Their timings, once NumPy and refloss are known to agree."""
+    calls = simple_calls(name)
+    (loss, gradient), (other, candidate) = calls[ONE](), calls[NUMPY]()
+    distance = np.abs(candidate - gradient).max() / np.abs(gradient).max()
+    if abs(other - loss) > LOSS_TOLERANCE * loss or distance > GRADIENT_TOLERANCE:
+        raise ValueError(f"{name}: loss {other} and {loss}, gradients {distance} of the largest apart")
+    return interleaved(calls)
+
+
+def floors() -> tuple[Table, list[Aim]]:
+    """What simple losses cost above what memory allows, and beside plain NumPy, with pages of one size for all."""
+    rows: list[tuple[str, ...]] = []
+    aims: list[Aim] = []
+    for name in SIMPLE:
+        for pages, environment in PAGES.items():
+            with console.status(f"{name}, {pages} pages, out="):
+                timings = in_fresh_process(simple_times, name, environment=environment)
+            ours, into, plain, floor = (timings[of].median for of in (ONE, ONE_OUT, NUMPY, FLOOR))
+            of_floor, of_numpy = Aim(floor / into, FLOOR_AIM, "of the floor"), Aim(plain / ours, NUMPY_AIM, "× refloss")
+            aims += [of_floor, of_numpy]
+            milliseconds = (f"{seconds * 1e3:.1f}" for seconds in (ours, into, plain, floor))
+            ratios = (f"{floor / into:.2f}", *of_floor.cells(), f"{plain / ours:.2f}", *of_numpy.cells())
+            rows.append((name, pages, *milliseconds, *ratios))
+    return Table("Above the memory floor, the same pages for all", FLOOR_COLUMNS, rows), aims
+
+
 CASES: Mapping[str, Callable[[], dict[str, Call]]] = {
     **{
         f"{name}, {dtype}": partial(elementwise_calls, name, dtype)
@@ -186,9 +267,11 @@ def main() -> None:
     write = wants_write(__doc__)
     table, aims = comparison()
     pages = same_pages()
+    simple, of_simple = floors()
+    aims += of_simple
     held = sum(aim.holds() for aim in aims)
-    conclusion = f"{held} of {len(aims)} aims hold, with pages as each library asks for them."
-    publish("elementwise", machine(("refloss", "numpy", "numba", "torch")), (table, pages), conclusion, write)
+    conclusion = f"{held} of {len(aims)} aims hold, the first table's with pages as each library asks for them."
+    publish("elementwise", machine(("refloss", "numpy", "numba", "torch")), (table, pages, simple), conclusion, write)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Losses of corresponding elements: correct rounding against mpmath, derivatives, layouts, edges."""
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -459,3 +460,12 @@ def test_float64_gradients_of_hard_targets_are_within_two_ulp(weighted):
     assert ulp_errors(result.grads["logits"], each, "float64").max() <= 1.5
     result = refloss.bce_with_logits(x, t.astype(float), grad_output=-1.7)
     assert ulp_errors(result.grads["logits"], alike, "float64").max() <= 1.5
+
+
+@pytest.mark.parametrize("exponents", [(0, 40, 90, -90, 0), (900, -900, 0, 1000, -1000), (-1070, 5, -1070, 500, 500)])
+def test_a_sum_is_exact_whatever_the_blocks_before_were_like(exponents):
+    # The grids of a block are those of the block before it, as far as they fit.
+    generator = np.random.default_rng(1)
+    blocks = [np.ldexp(generator.integers(1, 2**30, 2048).astype(float), exponent - 30) for exponent in exponents]
+    x = np.concatenate([*blocks, *blocks[::-1], blocks[0][:100]])
+    assert refloss.l1(x, np.zeros_like(x), reduction="sum").loss == float(sum(map(Fraction, x.tolist())))

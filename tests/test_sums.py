@@ -240,3 +240,33 @@ def test_add_exactly_adds_to_what_is_there():
     for values in ([1.0, 2.0**-1074], [], [-1.0], [2.0**1000]):
         assert _add_exactly(np.array(values, float), limbs) == 0.0
     assert Fraction(sums.accumulated(limbs), sums.UNITS) == Fraction(2) ** 1000 + Fraction(2) ** -1074
+
+
+@numba.njit
+def _add_short(values, exponent, limbs):
+    magics = sums.short_magics(exponent)
+    coarse, fine, left = 0, 0, 0
+    for value in values:
+        of_coarse, of_fine, rest = sums.short_counts(value, magics)
+        coarse += of_coarse
+        fine += of_fine
+        left |= sums.magnitude_bits(rest)
+    sums.deposit_short(coarse, fine, exponent, limbs)
+    return left != 0
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("exponent", [-900, 0, 7, 900])
+def test_a_short_sum_is_exact_up_to_its_largest_counts(exponent, sign):
+    largest = np.nextafter(2.0**exponent, 0.0)
+    values = np.full(2**12, sign * largest)
+    values[::3] = np.ldexp(np.random.default_rng(0).integers(-(2**50), 2**50, len(values[::3])), exponent - 100)
+    limbs = np.zeros(sums.LIMBS, np.int64)
+    assert not _add_short(values, exponent, limbs)
+    assert Fraction(sums.accumulated(limbs), sums.UNITS) == sum(map(Fraction, values.tolist()))
+
+
+def test_a_short_sum_says_what_its_grids_leave():
+    limbs = np.zeros(sums.LIMBS, np.int64)
+    assert _add_short(np.array([1.0, 2.0**-101]), 1, limbs)
+    assert not _add_short(np.array([1.0, 2.0**-99]), 1, limbs)

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from refloss import jit
-from refloss.numerics.formats import store, widen
+from refloss.numerics.formats import store, vector_of, widen
 from refloss.numerics.memory import Memory
 from refloss.numerics.pairs import to_odd
 
@@ -181,13 +181,13 @@ def _load_strided(memory, offset, stride, row):
 def load_strided(rows, offset, stride, row):
     """Elements of any rows' memory, offset + i·stride, as float64 into a row."""
     if rows.format == 0:
-        _load_strided(rows.memory.view(np.float64), offset, stride, row)
+        _load_strided(vector_of(rows.memory, np.float64), offset, stride, row)
     elif rows.format == 1:
-        _load_strided(rows.memory.view(np.float32), offset, stride, row)
+        _load_strided(vector_of(rows.memory, np.float32), offset, stride, row)
     elif rows.format == 2:
-        _load_strided(rows.memory.view(np.int16), offset, stride, row)
+        _load_strided(vector_of(rows.memory, np.int16), offset, stride, row)
     else:
-        _load_strided(rows.memory.view(np.uint16), offset, stride, row)
+        _load_strided(vector_of(rows.memory, np.uint16), offset, stride, row)
 
 
 @jit.helper
@@ -205,13 +205,13 @@ def _save_strided(row, memory, offset, stride):
 def save_strided(row, rows, offset, stride):
     """A row of float64, rounded, to elements of any rows' memory, offset + i·stride."""
     if rows.format == 0:
-        _save_strided(row, rows.memory.view(np.float64), offset, stride)
+        _save_strided(row, vector_of(rows.memory, np.float64), offset, stride)
     elif rows.format == 1:
-        _save_strided(row, rows.memory.view(np.float32), offset, stride)
+        _save_strided(row, vector_of(rows.memory, np.float32), offset, stride)
     elif rows.format == 2:
-        _save_strided(row, rows.memory.view(np.int16), offset, stride)
+        _save_strided(row, vector_of(rows.memory, np.int16), offset, stride)
     else:
-        _save_strided(row, rows.memory.view(np.uint16), offset, stride)
+        _save_strided(row, vector_of(rows.memory, np.uint16), offset, stride)
 
 
 @jit.helper
@@ -263,7 +263,7 @@ def load_rows(rows, first, count, block):
     """Rows first ... first + count of any format, one after the other, as float64."""
     size = rows.classes
     if _is_block(rows):
-        load_strided(rows, row_offset(rows, first), 1, block[: count * size])
+        load_strided(rows, row_offset(rows, first), rows.class_stride, block[: count * size])
         return
     for k in range(count):
         load_strided(rows, row_offset(rows, first + k), rows.class_stride, block[k * size : (k + 1) * size])
@@ -274,7 +274,7 @@ def save_rows(block, rows, first, count):
     """Rows of float64, one after the other, rounded, to rows first ... first + count of any format."""
     size = rows.classes
     if _is_block(rows):
-        save_strided(block[: count * size], rows, row_offset(rows, first), 1)
+        save_strided(block[: count * size], rows, row_offset(rows, first), rows.class_stride)
         return
     for k in range(count):
         save_strided(block[k * size : (k + 1) * size], rows, row_offset(rows, first + k), rows.class_stride)

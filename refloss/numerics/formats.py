@@ -294,6 +294,55 @@ def lowest_ordinal(typing_context: Any, array: Any) -> Any:
     return _constant_of(array, -_infinity_bits(array.dtype) - 1)
 
 
+@intrinsic
+def vector_of(typing_context: Any, memory: Any, element: Any) -> Any:
+    """A vector of bytes as one of elements, unchecked: for .view, Numba compiles what its error messages need."""
+    vector = types.Array(element.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source = context.make_array(memory)(context, builder, arguments[0])
+        result = context.make_array(vector)(context, builder)
+        size = source.nitems.type(element.dtype.bitwidth // 8)
+        # The vector owns nothing: whoever calls the kernel holds its memory.
+        context.populate_array(
+            result,
+            data=builder.bitcast(source.data, context.get_data_type(element.dtype).as_pointer()),
+            shape=[builder.udiv(source.nitems, size)],
+            strides=[size],
+            itemsize=size,
+            meminfo=None,
+        )
+        return result._getvalue()
+
+    return vector(memory, element), generate
+
+
+def _without_owner(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = array.meminfo.type(None)
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        members: Any = kind
+        parts = (builder.extract_value(value, index) for index in range(len(members)))
+        owned = [_without_owner(context, builder, *member) for member in zip(members, parts, strict=True)]
+        return context.make_tuple(builder, kind, owned)
+    return value
+
+
+@intrinsic
+def uncounted(typing_context: Any, value: Any) -> Any:
+    """An array, or a tuple of such, whose references are not counted: what owns its memory must be used afterwards.
+
+    Atomic counts, a dozen for each of the rows that a block reads or writes, cost as much as the block's arithmetic.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _without_owner(context, builder, value, arguments[0])
+
+    return value(value), generate
+
+
 @jit.scalar
 def read(array, index):
     """An element of an array of any format, as float64."""

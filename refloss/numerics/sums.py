@@ -33,6 +33,9 @@ UNITS = 2**1074
 # Within these exponents magic constants are normal numbers (900 + 17 ≤ 1023, −900 − 56 ≥ −1022), and the finest units
 # are float64 (−900 − 108 ≥ −1074).
 GRID_EXPONENTS = 900
+# A short row has at most 2^12 terms, which fit two grids: multiples of 2^-50, at most 2^50 of them a term and 2^62 in
+# all, and of 2^-100.
+SHORT_MAGICS = ROUND_TO_INTEGER * 2.0**-50, ROUND_TO_INTEGER * 2.0**-100
 # limb_parts gives a limb less than 2^32 (the two halves of the middle one have no bit in common), and 2^29·2^32 = 2^61
 # fits into int64.
 DEPOSITS = 2**29
@@ -268,6 +271,28 @@ def add_exactly(values, limbs):
     return 0.0
 
 
+@jit.scalar
+def short_magics(exponent):
+    """The constants of the two grids for a short row of terms below 2^exponent; |exponent| ≤ 900."""
+    coarse, fine = float64_bits(SHORT_MAGICS[0]), float64_bits(SHORT_MAGICS[1])
+    return float64_from_bits(coarse + (exponent << 52)), float64_from_bits(fine + (exponent << 52))
+
+
+@jit.scalar
+def short_counts(term, magics):
+    """Counts of a term on both grids of a short row, and what is left of it."""
+    coarse, rest = grid_step(term, magics[0])
+    fine, rest = grid_step(rest, magics[1])
+    return coarse - float64_bits(magics[0]), fine - float64_bits(magics[1]), rest
+
+
+@jit.helper
+def deposit_short(coarse, fine, exponent, limbs):
+    """Add a short row to the accumulator, from the sums of its counts."""
+    _deposit_units(abs(coarse), coarse < 0, 1074 + exponent - 50, limbs)
+    _deposit_units(abs(fine), fine < 0, 1074 + exponent - 100, limbs)
+
+
 @jit.kernel
 def deposit_all(values, limbs):
     """Add any number of float64 values, at most DEPOSITS, to the accumulator; the sum of those that are not finite."""
@@ -275,7 +300,9 @@ def deposit_all(values, limbs):
     block = np.empty(_BLOCK)
     for start in range(0, values.size, _BLOCK):
         part = block[: min(_BLOCK, values.size - start)]
-        part[:] = values[start : start + part.size]
+        # A slice assignment compiles its error messages as well.
+        for i in range(part.size):
+            part[i] = values[start + i]
         special += add_exactly(part, limbs)
     return special
 

@@ -16,11 +16,13 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.rows import AnyRows, load, save, save_pairs
-from refloss.numerics.bits import float64_bits
+from refloss.numerics.bits import float64_bits, float64_from_bits
+from refloss.numerics.formats import magnitude_bits, uncounted
 from refloss.numerics.pairs import add, negate, normalised, pair, scaled, scaled_to_odd
 from refloss.numerics.products import far_product, significand
-from refloss.numerics.sums import add_exactly
+from refloss.numerics.sums import add_exactly, deposit_short, exponent_of, short_counts, short_magics
 
+# Few enough terms for a short sum.
 BLOCK = 2048
 # Rows begin at different offsets from a page: where they do not, a load waits for a store to another row.
 _PITCH = BLOCK + 40
@@ -31,6 +33,9 @@ NO_PARAMETERS = (0.0,)
 _NEAR, _FAR = 2.0**-900, 2.0**1000
 # What the errors of two pairs, of 2^-100 each, leave of a difference that is 0.
 _NOTHING = 2.0**-96
+# How many powers of two above the largest value of a block the grids of the next ones reach, and what their exponents
+# may be.
+_MARGIN, _GRIDS = 2, 800
 
 
 class Inputs(NamedTuple):
@@ -84,6 +89,15 @@ class Scalars(NamedTuple):
     coefficient: Pair  # steepness·cotangent/normaliser, where that is all that multiplies the derivatives; or 0
 
 
+class Counted(NamedTuple):
+    """A block's values on the two grids of a short sum, as if all were below the power of two that belongs to them."""
+
+    coarse: int
+    fine: int
+    largest: float
+    whole: bool  # whether the grids leave nothing of them, and they are the values
+
+
 class Rows(NamedTuple):
     """One thread's float64 rows: what is read, the values and their slopes, whose low parts are rows of their own."""
 
@@ -129,14 +143,14 @@ def _is_constant(rows):
 
 
 @jit.helper
-def _load_constants(inputs, rows):
+def _load_constants(inputs, first, rows):
     """Fill the rows of what is the same for every element, once."""
     if _is_constant(inputs.weight):
-        load(inputs.weight, 0, rows.weight)
+        load(inputs.weight, first, rows.weight)
     if _is_constant(inputs.factor):
-        load(inputs.factor, 0, rows.factor)
+        load(inputs.factor, first, rows.factor)
     if _is_constant(inputs.cotangent):
-        load(inputs.cotangent, 0, rows.cotangent)
+        load(inputs.cotangent, first, rows.cotangent)
 
 
 @jit.helper
@@ -196,6 +210,17 @@ def _are_exact(low):
     return some << 1 == 0
 
 
+@jit.helper
+def _add_values(values, counted, exponent, limbs):
+    """Add a block's values to the accumulator; the sum of what is not finite, and the exponent of the next block."""
+    if counted.whole and exponent_of(counted.largest) <= exponent:
+        deposit_short(counted.coarse, counted.fine, exponent, limbs)
+        return 0.0, exponent
+    # The next blocks are likely to be as this one.
+    nearer = exponent_of(counted.largest) + _MARGIN
+    return add_exactly(values, limbs), nearer if abs(nearer) <= _GRIDS else exponent
+
+
 @jit.scalar
 def _is_power_of_two(coefficient):
     return coefficient[1] == 0.0 and significand(coefficient[0])[0] in (1.0, -1.0)
@@ -225,7 +250,7 @@ def _save_gradient(high, low, weight, cotangent, scalars, buffer, first):
             _shift(high, scalars.coefficient[0])
         else:
             _apply_constant(high, low, scalars.coefficient, buffer.format != 0)
-        save(high, buffer, first)
+        save(high, buffer, first, 0)
     else:
         _apply(high, low, weight, cotangent, scalars.steepness, scalars)
         save_pairs(high, low, buffer, first)
@@ -329,49 +354,40 @@ def _never(*_):
     return False, False, False
 
 
-class _Filling(NamedTuple):
-    """What is computed of a block: all else is left out of the machine code."""
+def _filler(loop: Loop, everything: bool) -> Any:
+    """What fills a block's rows: values and input's derivatives alone, or the values' low parts and target's as well.
 
-    name: str
-    pairs: bool
-    for_input: bool
-    for_target: bool
-
-
-_VALUES = _Filling("values", pairs=False, for_input=False, for_target=False)
-_INPUT = _Filling("input", pairs=False, for_input=True, for_target=False)
-_ALL = _Filling("all", pairs=True, for_input=True, for_target=True)
-
-
-def _filler(loop: Loop, filling: _Filling) -> Any:
-    """What fills a block's rows; the close elements are computed again, those of a block at once."""
+    What is left out is not in the machine code. The close elements are computed again, those of a block at once.
+    """
     loss, is_close, watched = loop.loss, loop.is_close or _never, loop.is_close is not None
-    name, pairs, with_input, with_target = filling
 
-    @functools.partial(jit.helper, name=f"{loop.name}_{name}")
-    def fill(rows, close, parameters):
-        some = 0
+    @functools.partial(jit.helper, name=f"{loop.name}_{'all' if everything else 'input'}")
+    def fill(rows, close, parameters, exponent):
+        some, coarse, fine, left, largest = 0, 0, 0, 0, 0
+        magics = short_magics(exponent)
         for i in range(rows.values.size):
             x, t, factor = rows.x[i], rows.t[i], rows.factor[i]
             value, for_input, for_target = loss(x, t, factor, parameters)
             high, low = normalised(value)
             rows.values[i] = high
-            if pairs:
+            bits = magnitude_bits(high)
+            largest = bits if bits > largest else largest
+            of_coarse, of_fine, rest = short_counts(high, magics)
+            coarse += of_coarse
+            fine += of_fine
+            left |= magnitude_bits(rest)
+            rows.for_input[i], rows.for_input_low[i] = for_input
+            if everything:
                 rows.values_low[i] = low
-            if with_input:
-                rows.for_input[i], rows.for_input_low[i] = for_input
-            if with_target:
                 rows.for_target[i], rows.for_target_low[i] = for_target
             if watched:
                 which = is_close(x, t, factor, parameters, high, for_input[0], for_target[0])
-                code = 1 if which[0] else 0
-                if with_input:
-                    code |= 2 if which[1] else 0
-                if with_target:
+                code = (1 if which[0] else 0) | (2 if which[1] else 0)
+                if everything:
                     code |= 4 if which[2] else 0
                 close[i] = code
                 some |= code
-        return some != 0
+        return Counted(coarse, fine, float64_from_bits(largest), (left | some) == 0), some != 0
 
     return fill
 
@@ -407,30 +423,29 @@ def _leave(rows, close, parameters):
 @jit.once
 def compiled(loop: Loop) -> Any:
     """The loop on the CPU."""
-    fill_values, fill_input, fill_all = _filler(loop, _VALUES), _filler(loop, _INPUT), _filler(loop, _ALL)
-    refine = _refiner(loop)
+    fill_input, fill_all, refine = _filler(loop, False), _filler(loop, True), _refiner(loop)
 
     @functools.partial(jit.helper, name=loop.name)
-    def fill(rows, close, wanted, scalars):
+    def fill(rows, close, wanted, scalars, exponent):
         if wanted.target_gradient or wanted.whole_total or wanted.weight_gradient or scalars.weighted:
-            some = fill_all(rows, close, scalars.parameters)
-        elif wanted.input_gradient:
-            some = fill_input(rows, close, scalars.parameters)
+            counted, some = fill_all(rows, close, scalars.parameters, exponent)
         else:
-            some = fill_values(rows, close, scalars.parameters)
+            counted, some = fill_input(rows, close, scalars.parameters, exponent)
         if some:
             refine(rows, close, scalars.parameters)
+        return counted
 
     def compute_elements(rows_in, rows_out, wanted, scalars, limbs, first, last):
         """Write what is wanted of elements first ... last and add to the limbs; the sum of what is not finite."""
         inputs, outputs = _named(rows_in, rows_out)
-        special = 0.0
+        special, exponent = 0.0, 0
         buffers, close = _new_rows(), np.empty(BLOCK, np.int64)
-        _load_constants(inputs, _first(buffers, BLOCK))
+        inputs, outputs = uncounted(inputs), uncounted(outputs)
+        _load_constants(inputs, first, _first(uncounted(buffers), min(BLOCK, last - first)))
         for start in range(first, last, BLOCK):
-            rows = _first(buffers, min(BLOCK, last - start))
+            rows = _first(uncounted(buffers), min(BLOCK, last - start))
             _load_all(inputs, start, rows)
-            fill(rows, close, wanted, scalars)
+            counted = fill(rows, close, wanted, scalars, exponent)
             weight, cotangent = rows.weight, rows.cotangent
             if wanted.input_gradient:
                 high, low = rows.for_input, rows.for_input_low
@@ -446,8 +461,11 @@ def compiled(loop: Loop) -> Any:
                 save_pairs(rows.values, rows.values_low, outputs.loss, start)
             if wanted.whole_total:
                 special += add_exactly(rows.values_low, limbs)
-            if wanted.total:
+            if scalars.weighted and wanted.total:
                 special += add_exactly(rows.values, limbs)
+            elif wanted.total:
+                of_block, exponent = _add_values(rows.values, counted, exponent, limbs)
+                special += of_block
         return special
 
     return jit.kernel(compute_elements, loop.name)
