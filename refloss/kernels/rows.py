@@ -141,6 +141,13 @@ def tile_buffer(rows: Rows, tile: int) -> np.ndarray:
     return np.empty((0 if rows.class_stride == 1 else tile, rows.classes), rows.memory.dtype)
 
 
+@jit.scalar
+def copy(source, destination):
+    """A vector into another one; the assignment of slices compiles its error messages, which takes seconds."""
+    for i in range(destination.size):
+        destination[i] = source[i]
+
+
 @jit.helper
 def row_offset(rows, row):
     """Where a row begins in memory."""

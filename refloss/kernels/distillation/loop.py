@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, load_rows, load_strided, row_offset, save, save_strided
+from refloss.kernels.rows import copy, load, load_rows, load_strided, row_offset, save, save_strided
 from refloss.kernels.softmax.split import scan
 from refloss.numerics.exponential import logistic
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
@@ -196,7 +196,7 @@ def _divergences(loop: DistillationLoop) -> Any:
                 row = np.empty(logits.classes)
                 load_strided(logits, row_offset(logits, start + k), logits.class_stride, row)
                 values[k] = plain(row, teacher.logits[:, start + k], teacher.probabilities[:, start + k])
-                x[: row.size, k] = row
+                copy(row, x[: row.size, k])
                 lanes.totals[k], lanes.inverses[k], lanes.limits[k] = 0.0, 1.0, 0.0
 
     return divergences

@@ -24,7 +24,7 @@ from refloss.kernels.resample.loop import (
     spread_line,
     widen_plane,
 )
-from refloss.kernels.rows import AnyRows, load, save
+from refloss.kernels.rows import AnyRows, copy, load, save
 from refloss.numerics.pairs import multiply, rounded
 from refloss.numerics.settled import Precision, is_settled, settled
 from refloss.numerics.sums import LIMBS, add_exactly, grid_total, limbs_pair, unit_sum
@@ -124,11 +124,9 @@ def new_scratch(height: int, width: int, shape: tuple[int, int]) -> Scratch:
 def _target_line(targets, p, y, line):
     """Line y of target p as float64."""
     if targets.whole.size > 0:
-        source = targets.whole[p, y]
-        for i in range(line.size):
-            line[i] = source[i]
+        copy(targets.whole[p, y], line)
     else:
-        line[:] = targets.fractions[p, y]
+        copy(targets.fractions[p, y], line)
 
 
 @jit.helper
@@ -341,7 +339,7 @@ def dice_masks(loop: DiceLoop) -> Any:
         special += add_exactly(row.missed, sums[1])
         add_exactly(row.p_low, sums[0])
         add_exactly(row.missed_low, sums[1])
-        row.p[:] = row.t
+        copy(row.t, row.p)
         return special + add_exactly(row.p, sums[2])
 
     def masks(inputs, targets, cotangents, gradient, target_gradient, losses, row, first, last):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load, load_rows
+from refloss.kernels.rows import copy, load, load_rows
 from refloss.kernels.softmax.split import scan
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 
@@ -130,7 +130,7 @@ def match_costs(loop: MatchingLoop) -> Any:
                         focal_costs(x, weights.alpha, weights.gamma, of_class)
                 b = scratch.boxes
                 add_box_costs(b[0], b[1], b[2], b[3], box_of(objects.boxes, n), weights, of_class)
-                costs[n, query : query + count] = of_class
+                copy(of_class, costs[n, query : query + count])
             start += count
 
     return jit.kernel(costs_of, loop.name)

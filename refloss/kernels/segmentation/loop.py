@@ -19,7 +19,7 @@ import numpy as np
 
 from refloss import jit
 from refloss.kernels.resample.loop import Axis, between_lines, narrowed_line, widen_line, with_share
-from refloss.kernels.rows import load, save
+from refloss.kernels.rows import copy, load, save
 from refloss.kernels.segmentation.refine import finished, is_finished, is_larger
 from refloss.kernels.softmax.split import split_class
 from refloss.numerics.bits import fma
@@ -182,7 +182,7 @@ def _sum_exponentials(lanes, count, scale):
     coarse, fine = lanes.coarse[:count], lanes.fine[:count]
     other[:] = -np.inf
     other_low[:] = 0.0
-    overflow[:] = lanes.own[:count]
+    copy(lanes.own, overflow)
     coarse[:] = 0
     fine[:] = 0
     for c in range(lanes.high.shape[0]):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import AnyRows, load, load_rows, save, save_rows
+from refloss.kernels.rows import AnyRows, copy, load, load_rows, save, save_rows
 from refloss.kernels.softmax.loop import Output, Terms
 from refloss.kernels.softmax.split import scan, split_class
 from refloss.numerics.bits import fma
@@ -170,7 +170,7 @@ def _split_all(loop: SoftmaxLoop) -> Any:
 def _round_pairs(lanes, count, wide):
     """What is known as a pair as it is to be stored, in float64 or in a narrower format."""
     if wide:
-        lanes.at_one[:count] = lanes.factors[0, :count]
+        copy(lanes.factors[0], lanes.at_one[:count])
         return
     factors, label_gradients = lanes.factors, lanes.label_gradients
     for k in range(count):
@@ -229,7 +229,7 @@ def _load_rows(logits, lanes, start, count, width):
     load_rows(logits, start, count, lanes.block)
     for k in range(count):
         x = terms[k * width : (k + 1) * width]
-        x[: logits.classes] = lanes.block[k * logits.classes : (k + 1) * logits.classes]
+        copy(lanes.block[k * logits.classes :], x[: logits.classes])
         x[logits.classes :] = -np.inf
         label = lanes.labels[k]
         if label >= 0:
