@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 
 # Python must not call what is only called from compiled code, unless CUDA is simulated: then kernels are Python.
 _SIMULATED = getattr(config, "ENABLE_CUDASIM", False)
-_INSIDE: dict[str, Any] = {
-    "error_model": "numpy",
+_LOOP: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+_INSIDE = _LOOP | {
     "no_cpython_wrapper": not _SIMULATED,
-    "no_cfunc_wrapper": True,
     "pipeline_class": None if _SIMULATED else inside.Compiler,
 }
 
@@ -58,7 +57,7 @@ def kernel(function: Any, name: str = "") -> Any:
     source = _named(function, name)
     if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return _refused
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    dispatcher: Any = numba.njit(nogil=True, **_LOOP)(function)
     dispatcher.compile = aside(_without_collecting(dispatcher.compile))
     if source.complete:
         # Where no folder can be written to, a kernel is compiled anew in each process.
