@@ -8,7 +8,6 @@ import numpy as np
 
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
-from refloss.kernels.matching.assignment import assign
 from refloss.kernels.matching.loop import (
     LABEL_MAPS,
     MatchingLoop,
@@ -39,15 +38,6 @@ def objects_of(
         with np.errstate(invalid="ignore", divide="ignore"):
             maps = maps / maps.sum(axis=1, keepdims=True)
     return Objects(offsets, labels, boxes, maps)
-
-
-def assignment(costs: np.ndarray, offsets: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, query and object of each pair that the assignment of least cost of [Q, N] has."""
-    table = np.empty((3, min(costs.shape[1] * groups, costs.shape[0] * (len(offsets) - 1))), np.int64)
-    count = assign(np.ascontiguousarray(costs.T), offsets, groups, table)
-    if count < 0:
-        raise ValueError("costs of matching are so large that none of their sums is finite")
-    return table[0, :count], table[1, :count], table[2, :count]
 
 
 def margin(costs: np.ndarray, queries: np.ndarray, objects: np.ndarray) -> float:
