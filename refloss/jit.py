@@ -68,6 +68,8 @@ def kernel(function: Any, name: str = "") -> Any:
 
 def _for_any_integer(dispatcher: Any) -> Any:
     """Have a function compiled for integers, and not once more for each that a caller has written down."""
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return dispatcher
     template = dispatcher.get_call_template
 
     def get_call_template(arguments: Any, keywords: Any) -> Any:
