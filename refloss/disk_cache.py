@@ -178,8 +178,8 @@ def _reduced(compiled: Any) -> tuple[Any, ...]:
     """What a process needs that calls a kernel from Python.
 
     Numba keeps bitcode as well, for whoever links the function into another one, and the types of all variables, in
-    words. Nobody does: of the bitcode only the names count, of what Python looks up. Without it a file is half as
-    large, and is loaded in half the time.
+    words. Nobody does: of the bitcode only the names count, of what Python looks up. Without it a file is less than
+    half as large.
     """
     (name, kind, (code, _)), description, *middle, _, init, environments = compiled._reduce()
     looked_up = (
@@ -189,8 +189,8 @@ def _reduced(compiled: Any) -> tuple[Any, ...]:
     )
     defined = {function.name for function in compiled.library.get_defined_functions()} & set(looked_up)
     names = "\n".join(f'define void @"{each}"() {{ unreachable }}' for each in sorted(defined))
-    stub = binding.parse_assembly(names).as_bitcode()
-    return (name, kind, (code, stub)), description, *middle, "", init, environments
+    only_names = binding.parse_assembly(names).as_bitcode()
+    return (name, kind, (code, only_names)), description, *middle, "", init, environments
 
 
 def _rebuilt(target_context: Any, reduced: tuple[Any, ...]) -> Any:
