@@ -40,7 +40,7 @@ PARTLY_ROUNDED_AWAY = {
 
 @pytest.fixture(autouse=True)
 def _without_explanations(monkeypatch):
-    monkeypatch.setattr(judge, "causes", lambda asked, judged, failing: ())
+    monkeypatch.setattr(judge, "_causes", lambda asked, tensors, candidate: ())
 
 
 def tensors(asked):

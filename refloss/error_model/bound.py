@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Elements that are taken at once: a dozen of float64 temporaries of as many stay below 10 MB.
 BLOCK = 1 << 16
+# As many elements are kept once they are computed: many candidates are judged by the bounds of a small tensor.
+KEPT = 1 << 12
 
 
 class Bound:
@@ -44,6 +46,13 @@ class Bound:
 
     def part(self, first: int, last: int) -> np.ndarray:
         """Elements first to last, the last one excluded, in C order; float64, never NaN."""
+        return self._kept[first:last] if self.size <= KEPT else self._computed(first, last)
+
+    @functools.cached_property
+    def _kept(self) -> np.ndarray:
+        return self._computed(0, self.size)
+
+    def _computed(self, first: int, last: int) -> np.ndarray:
         with np.errstate(all="ignore"):  # what is infinite or undefined has no bound, and is compared as it is
             return np.broadcast_to(without_nan(self._of_part(first, last)), (last - first,))
 
@@ -69,7 +78,8 @@ def whole(values: Any, shape: tuple[int, ...] | None = None, lost: float = 0.0) 
 
 def without_nan(values: Any) -> np.ndarray:
     """Infinitely many times nothing is nothing: an element without terms, where no label counts."""
-    return np.asarray(np.nan_to_num(real(values), nan=0.0, posinf=np.inf))
+    numbers = real(values)
+    return np.where(np.isnan(numbers), 0.0, numbers)
 
 
 def blocks(size: int, length: int = BLOCK) -> Iterator[tuple[int, int]]:

@@ -53,6 +53,10 @@ def errors(given: Elements) -> Errors:
     with np.errstate(all="ignore"):
         error = np.abs(given.got - given.right)
         same = (given.got == given.right) | (np.isnan(given.got) & np.isnan(given.right))
-        error = np.where(same, 0.0, np.nan_to_num(error, nan=np.inf, posinf=np.inf))
-        ratio = np.where(same, 0.0, np.nan_to_num(error / given.allowed, nan=np.inf, posinf=np.inf))
+        error = np.where(same, 0.0, _or_infinite(error))
+        ratio = np.where(same, 0.0, _or_infinite(error / given.allowed))
         return Errors(error / given.ulp, given.allowed / given.ulp, ratio)
+
+
+def _or_infinite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(values), np.inf, values)

@@ -132,13 +132,18 @@ class Spreading:
 
     def _keep_worst(self, given: Elements, off: Errors) -> None:
         count = min(MOST, off.ratio.size)
-        for place in np.argpartition(-off.ratio, count - 1)[:count] if count else ():
-            flat = self._first + int(place)
-            index = tuple(int(i) for i in np.unravel_index(flat, self._shape))
-            numbers = (given.got, given.right, given.allowed, off.error, off.ratio)
-            element = Element(index, *(float(array[place]) for array in numbers))
+        if not count:
+            return
+        places = np.argpartition(-off.ratio, count - 1)[:count]
+        flat = self._first + places
+        axes = np.unravel_index(flat, self._shape) if self._shape else ()
+        numbers = (given.got, given.right, given.allowed, off.error, off.ratio)
+        columns = zip(*(array[places].tolist() for array in numbers), strict=True)
+        indices = zip(*(axis.tolist() for axis in axes), strict=True) if self._shape else [()]
+        for place, index, values in zip(flat.tolist(), indices, columns, strict=True):
+            element = Element(index, *values)
             (heapq.heappush if len(self._worst) < MOST else heapq.heappushpop)(
-                self._worst, (element.ratio, -flat, element)
+                self._worst, (element.ratio, -place, element)
             )
 
     def spread(self, grid: Grid | None = None) -> Spread:

@@ -21,11 +21,12 @@ from refloss.testing.spread import Gridding, Spreading, class_last
 from refloss.testing.verdict import CaseVerdict, Question, TensorVerdict, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
     from refloss.testing.diagnosis import Cause
+    from refloss.testing.spacing import Errors
     from refloss.testing.spread import Element
 
 BLOCK = 2**16  # elements of a tensor that are looked at in one go
@@ -187,9 +188,10 @@ def _unrounded(rounded: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 
 def _judge_values(asked: Question, name: str, got: np.ndarray) -> TensorVerdict:
-    spreading, finite = Spreading(got.shape), True
+    spreading, finite, off = Spreading(got.shape), True, None
     for given in blocks(asked, name, got):
-        spreading.add(given, errors(given))
+        off = errors(given)
+        spreading.add(given, off)
         finite = finite and not np.any(np.isfinite(given.right) & ~np.isfinite(given.got))
     spread = spreading.spread()
     worst = spread.worst[0] if spread.worst else None
@@ -201,7 +203,9 @@ def _judge_values(asked: Question, name: str, got: np.ndarray) -> TensorVerdict:
     if got.ndim:
         message = f"{spread.above} of {spread.size} elements, the worst {message}"
     fault = "too far off" if finite else "not finite"
-    return verdict(passed=False, fault=fault, message=message, spread=spreading.spread(_grid(asked, name, got)))
+    # Of several blocks, errors are computed again: nothing as large as the tensor is kept.
+    every = [off] if off and got.size <= BLOCK else map(errors, blocks(asked, name, got))
+    return verdict(passed=False, fault=fault, message=message, spread=spreading.spread(_grid(asked, got.shape, every)))
 
 
 def _causes(asked: Question, tensors: list[TensorVerdict], candidate: Mapping[str, Any]) -> tuple[Cause, ...]:
@@ -222,12 +226,12 @@ def _tensor(asked: Question, name: str, got: np.ndarray) -> Tensor:
     return tensor_of(name, Elements(*(np.concatenate(part).reshape(shape) for part in parts)), got.dtype)
 
 
-def _grid(asked: Question, name: str, got: np.ndarray) -> Any:
+def _grid(asked: Question, shape: tuple[int, ...], every: Iterable[Errors]) -> Any:
     specification = FUNCTIONS[asked.case.function].specification
     first = specification.arguments[specification.differentiable[0]]
-    gridding = Gridding(got.shape, class_last(got.shape, first.class_axis))
-    for given in blocks(asked, name, got):
-        gridding.add(errors(given).ratio)
+    gridding = Gridding(shape, class_last(shape, first.class_axis))
+    for off in every:
+        gridding.add(off.ratio)
     return gridding.grid()
 
 
