@@ -5,7 +5,6 @@ import functools
 import numpy as np
 
 from refloss.cases.source import Case
-from refloss.error_model.bound import whole
 from refloss.golden.corpus import corpus
 from refloss.testing.judging.judge import question
 from refloss.testing.verdict import Question
@@ -18,7 +17,7 @@ def questions(function: str) -> tuple[Question, ...]:
 
 
 class Remembered:
-    """question, for whoever asks of many kernels what of one: the last answers are kept, with bounds as numbers."""
+    """question, for whoever asks of many kernels what of one: the last answers are kept."""
 
     def __init__(self, many: int = 2000) -> None:
         self.many = many
@@ -33,7 +32,5 @@ class Remembered:
         if key not in self.known:
             if len(self.known) >= self.many:
                 self.known.pop(next(iter(self.known)))
-            asked = question(case, compute_dtype)
-            bounds = {name: whole(bound) for name, bound in asked.bounds.items()}
-            self.known[key] = asked._replace(bounds=bounds)
+            self.known[key] = question(case, compute_dtype)
         return self.known[key]
