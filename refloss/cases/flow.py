@@ -37,7 +37,6 @@ def pocket_tts(function: str) -> list[Case]:
 def _of_arguments(case: Callable[..., Case], step: Step, alone: Step) -> list[Case]:
     """What may be given in several ways."""
     return [
-        case("evaluation", step, 0.75, training=False),
         case("columns", _as_columns(step), 3.0, flow_loss_num_samples=2),
         case("one-draw", alone, -0.1, lsd_diagonal_weight=0.5, lsd_distill_probability=0.7),
         case("diagonal-alone", step, 1.0, lsd_diagonal_weight=1.0),
@@ -53,6 +52,7 @@ def _of_numbers(case: Callable[..., Case], step: Step) -> list[Case]:
     return [
         case("skipped", _without_distillation(step), 2.0),
         case("options", step, 1 / 3, **options),
+        case("evaluation", step, 0.75, training=False),
         case("sure-ends", step | {"eos_logits": 40.0 * step["eos_logits"]}, 100.0, eos_loss_weight=2.0),
         case("weights-at-their-optimum", _at_the_optimum(step), 64.0),
         case("far-weights", step | {"log_variance": 20.0 * step["log_variance"]}, 0.25),
@@ -115,13 +115,13 @@ def _nearly_hit(step: Step) -> Step:
 
 
 def _at_the_optimum(step: Step) -> Step:
-    """Log-variances within 2^-6 of where their derivatives are 0."""
+    """Log-variances next to where their derivatives are 0."""
     mean = ((step["velocity"] - _wanted(step)) ** 2).sum(axis=-1) / step["velocity"].shape[-1]
     w = np.zeros(len(mean))
     for _ in range(40):
         # Newton's method for mean·e^w = 1: exponentials are the same on every machine, logarithms of NumPy are not.
         w -= np.clip(1.0 - exponentials(-w) / mean, -1.0, 1.0)
-    return {**step, "log_variance": w + 2.0**-6}
+    return {**step, "log_variance": w + 2.0**-6 * (1.0 + np.arange(len(w)))}
 
 
 def _opposite(step: Step) -> Step:
@@ -158,7 +158,7 @@ def draw_flow(draws: Draws) -> Drawn:
     targets, noise = draws.logits(frames, size), draws.logits(rows, size)
     wanted = np.tile(targets, (samples, 1)).astype(np.float64) - noise.astype(np.float64)
     near = draws.maybe() and not draws.limits.exact
-    positions = draws.row_shape(1, 2)
+    positions = tuple(max(size, 1) for size in draws.row_shape(1, 2))
     tensors = {
         "velocity": draws.near(wanted) if near else draws.logits(rows, size),
         "targets": targets,
