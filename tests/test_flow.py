@@ -12,9 +12,13 @@ from refloss.golden import corpus
 from refloss.heads.pocket_tts import DISTILLATION
 from refloss.kernels.flow import run as launch
 from tests import flow_truth
+from tests.gauntlet.flow import PocketTts
+from tests.gauntlet.kernels import with_steps
+from tests.gauntlet.survey import first_name, judgement
 from tests.mpfr import flow
 from tests.mpfr.measure import KINDS, measured
 from tests.mpfr.rounding import PRECISION
+from tests.questions import questions
 from tests.test_mpfr_truth import assert_equal
 from tests.test_same_bits import bits, layouts
 
@@ -194,6 +198,23 @@ def test_no_frames_and_no_positions():
     assert found.components["eos"] == compute().components["eos"]
     assert found.grads["targets"].shape == (0, 5)
     assert np.isnan(compute(STEP | {name: value[:0] for name, value in ends.items()}).loss)
+
+
+def swapped(_, values, term):
+    return values[term.end].reshape(-1, 1), values[term.start].reshape(-1, 1)
+
+
+def inverted(self, values, labels, c):
+    return PocketTts.ends(self, values, labels == 0, c)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [({"times": swapped}, "start and end times"), ({"ends": inverted}, "labels of the end of speech are inverted")],
+)
+def test_what_is_taken_for_something_else_is_named(step, words):
+    kernel = with_steps(PocketTts, **step)("pocket_tts")
+    assert words in first_name(judgement(kernel, questions("pocket_tts")))
 
 
 BAD = [

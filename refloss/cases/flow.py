@@ -178,3 +178,13 @@ def draw_flow(draws: Draws) -> Drawn:
             "jump_log_variance": numbers(draws.logits(rows, near=True)),
         }
     return Drawn(tensors, parameters)
+
+
+def mistaken(case: Case) -> dict[str, Step]:
+    """Arguments that are taken for each other, or for their contrary."""
+    inputs = case.inputs
+    wrong = {"labels of the end of speech are inverted": {"eos_labels": inputs["eos_labels"] == 0}}
+    if "start_times" in inputs:
+        swapped = {"start_times": inputs["end_times"], "end_times": inputs["start_times"]}
+        wrong["start and end times are swapped"] = swapped
+    return wrong

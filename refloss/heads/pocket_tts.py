@@ -82,6 +82,7 @@ def _values(shape: str, *, optional: bool = False) -> Argument:
         cases=cases.pocket_tts,
         bounds=flow_error_model.pocket_tts,
         draw=cases.draw_flow,
+        mistakes=cases.mistaken,
         components=COMPONENTS,
     )
 )

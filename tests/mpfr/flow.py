@@ -37,8 +37,9 @@ class Truth(NamedTuple):
     grads: dict[str, list[Real]]
 
 
-def row(x: list[Real], y: list[Real], z: list[Real], start: Real, end: Real, w: Real) -> tuple[Real, list[list[Real]]]:
+def row(arrays: list[list[Real]], start: Real, end: Real, w: Real) -> tuple[Real, list[list[Real]]]:
     """|x + (end − start)·y − z|²·e^w/D − w, and its derivatives."""
+    x, y, z = arrays
     step, factor = end - start, exp(w) / len(x)
     r = [a + step * b - c for a, b, c in zip(x, y, z, strict=True)]
     weighted = gmpy2.fsum([each * each for each in r]) * factor
@@ -85,8 +86,8 @@ def _term(
     for i in range(count):
         at = (i, i, i % frames)
         arrays = [values[name][size * k : size * (k + 1)] for name, k in zip(names[:3], at, strict=True)]
-        times = (values[names[3]][i], values[names[4]][i]) if names[3] else (ZERO, mpfr(1))
-        value, slopes = row(*arrays, *times, values[names[5]][i])
+        start, end = (values[names[3]][i], values[names[4]][i]) if names[3] else (ZERO, mpfr(1))
+        value, slopes = row(arrays, start, end, values[names[5]][i])
         found.append(value)
         for name, slope, k in zip(names, slopes, (*at, i, i, i), strict=True):
             for j, each in enumerate(slope if name else []):
@@ -100,9 +101,8 @@ def compare(step: Step) -> Iterator[Comparison]:
     with gmpy2.context(precision=PRECISION):
         true = truth(step)
         for format_name, dtype in DTYPES.items():
-            result: Any = refloss.pocket_tts(
-                **step.inputs, **step.parameters, grad_output=step.cotangent, grad_dtype=dtype
-            )
+            keywords: dict[str, Any] = {**step.inputs, **step.parameters, "grad_dtype": dtype}
+            result = refloss.pocket_tts(**keywords, grad_output=step.cotangent)
             for name, got in result.grads.items():
                 yield Comparison(name, format_name, got, exact(true.grads[name], got.shape), _describing(step, name))
         yield Comparison("loss", "float64", np.asarray([result.loss]), exact([true.loss], (1,)), lambda _: "")

@@ -136,7 +136,7 @@ def slope_factor(factor, exponent, coefficient):
     return doubled, exponent
 
 
-@jit.scalar
+@jit.helper
 def times_slope(value, factor, exponent):
     """value·factor·2^exponent of two pairs, for a last rounding."""
     if exponent == 0 or value[0] == 0.0 or factor[0] == 0.0:
