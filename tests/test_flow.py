@@ -6,6 +6,7 @@ import gmpy2
 import mpmath
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import refloss
 from refloss.golden import corpus
@@ -19,6 +20,7 @@ from tests.mpfr import flow
 from tests.mpfr.measure import KINDS, measured
 from tests.mpfr.rounding import PRECISION
 from tests.questions import questions
+from tests.test_cli import run  # noqa: F401
 from tests.test_mpfr_truth import assert_equal
 from tests.test_same_bits import bits, layouts
 
@@ -198,6 +200,16 @@ def test_no_frames_and_no_positions():
     assert found.components["eos"] == compute().components["eos"]
     assert found.grads["targets"].shape == (0, 5)
     assert np.isnan(compute(STEP | {name: value[:0] for name, value in ends.items()}).loss)
+
+
+def test_on_the_command_line_training_can_be_denied(tmp_path, run):  # noqa: F811
+    file = tmp_path / "step.safetensors"
+    save_file(STEP, file)
+    for options, keywords in (((), {}), (("--no-training",), {"training": False}), (("--training",), {})):
+        status, out, err = run("compute", "pocket_tts", str(file), *options)
+        assert (status, err) == (0, "")
+        assert f"loss        {float(compute(**keywords).loss)!r}" in out
+        assert "flow_distill" in out
 
 
 def swapped(_, values, term):
