@@ -14,6 +14,7 @@ import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, IGNORED, Array
 from conformance.heads import HEADS, Part, attributes, parts
+from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -95,13 +96,14 @@ def _intermediates(call: Call) -> dict[str, torch.Tensor]:
 
 
 def elementwise_intermediates(call: Call) -> dict[str, torch.Tensor]:
-    """The loss of every element, and what a logit stands for."""
-    if call.case.loss == "nll":
-        return {}
-    values, *others = (call.arguments[name] for name in call.case.inputs)
-    options = {name: value for name, value in call.arguments.items() if name not in list(call.case.inputs)[:2]}
-    result = {"losses": TORCH_FUNCTIONS[call.case.loss](values, others[0], **{**options, "reduction": "none"})}
-    return result | ({"probabilities": values.sigmoid()} if call.case.loss == "bce_with_logits" else {})
+    """The loss of every element, or of every row, and what a logit stands for: those that a result has."""
+    told = FUNCTIONS[call.case.loss].specification.intermediates
+    first, *others = call.arguments  # the first is not everywhere named as in refloss
+    values = call.arguments[first]
+    options = {name: call.arguments[name] for name in others} | {"reduction": "none"}
+    losses = TORCH_FUNCTIONS[call.case.loss](values, **options)
+    found = {"losses": losses, "nll": losses, "probabilities": values.sigmoid()}
+    return {name: value for name, value in found.items() if name in told}
 
 
 def cross_entropy_intermediates(call: Call) -> dict[str, torch.Tensor]:

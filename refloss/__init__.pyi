@@ -9,6 +9,7 @@ from refloss.heads.grounding_dino_object_detection import grounding_dino_object_
 from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as lw_detr_object_detection
 from refloss.heads.masked_lm import masked_lm as masked_lm
 from refloss.heads.object_detection import object_detection as object_detection
+from refloss.heads.pocket_tts import pocket_tts as pocket_tts
 from refloss.heads.question_answering import question_answering as question_answering
 from refloss.heads.rt_detr_object_detection import rt_detr_object_detection as rt_detr_object_detection
 from refloss.heads.segmentation import segmentation as segmentation
@@ -59,6 +60,7 @@ __all__ = [
     "mse",
     "nll",
     "object_detection",
+    "pocket_tts",
     "question_answering",
     "rt_detr_object_detection",
     "segmentation",

@@ -18,6 +18,7 @@ from refloss.testing.mistakes.alterations import labels
 
 # Without these an answer is that of another problem, if there is one at all: shapes say them as well.
 STRUCTURAL = {"vocab_size", "num_labels", "config", "auxiliary_loss", "two_stage", "max_num_bins", "use_focal_loss"}
+STRUCTURAL |= {"flow_loss_num_samples"}
 # What the configurations of transformers have where nobody says otherwise.
 USUAL = {
     "class_cost": 1.0,

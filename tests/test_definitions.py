@@ -151,7 +151,7 @@ def test_of_a_configuration_is_read_what_is_told(told, name):
     """By its case with everything; a case with less reads less."""
     known = {each["name"]: each for each in told[name]["parameters"]}["config"]["keys"]
     if not FUNCTIONS[name].specification.parameters["config"].on_command_line:
-        source = inspect.getsource(inspect.unwrap(getattr(refloss, name)))
+        source = inspect.getsource(inspect.getmodule(inspect.unwrap(getattr(refloss, name))))
         assert (
             set(re.findall(r'configuration\.read\(config, "(\w+)"', source)) == set(known) <= {*told[name]["signature"]}
         )

@@ -53,6 +53,7 @@ OF = {
     "sequence_classification": {*OF_SOFTMAX, "renamed ignore_index"},
     "semantic_segmentation": {*OF_SOFTMAX, "renamed ignore_index"},
     "question_answering": OF_SOFTMAX,
+    "pocket_tts": OF_ALL - {"losses not negative"},
 }
 
 

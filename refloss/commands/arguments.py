@@ -39,10 +39,14 @@ def command(
 
     With a context, Click's is among the arguments.
     """
+    known = inspect.signature(function.call).parameters
     parameters = [
         _SOURCE,
         *(option(array, Path, f"File of {array}.") for array in (*function.required, *function.optional)),
-        *(option(key, *_kind(key, kind)) for key, kind in function.parameters.items()),
+        *(
+            option(key, *_kind(key, kind), denied=known[key].default is True)
+            for key, kind in function.parameters.items()
+        ),
         option("grad_output", str, "The loss's cotangent: a number, a file, or a mapping of components as JSON; or 1."),
         *others,
     ]
@@ -59,9 +63,10 @@ def command(
     return call
 
 
-def option(name: str, kind: Any, help_text: str) -> inspect.Parameter:
-    """An option that may be left out."""
-    annotation = Annotated[Optional[kind], typer.Option(_flag(name), help=help_text)]  # noqa: UP045
+def option(name: str, kind: Any, help_text: str, *, denied: bool = False) -> inspect.Parameter:
+    """An option that may be left out; one that is true then has another to deny it."""
+    flag = f"{_flag(name)}/{_flag(f'no_{name}')}" if denied else _flag(name)
+    annotation = Annotated[Optional[kind], typer.Option(flag, help=help_text)]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

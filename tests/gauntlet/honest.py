@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
+from tests.gauntlet.flow import PocketTts
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 
@@ -42,4 +43,5 @@ HONEST: dict[str, type[Kernel]] = {
     "dice": Dice,
     "iou": Iou,
     "giou": Giou,
+    "pocket_tts": PocketTts,
 }

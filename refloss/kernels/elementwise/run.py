@@ -47,6 +47,11 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
     return loss
 
 
+def exact_total(task: Task, backend: str) -> Exact:
+    """The sum of the elements' values before they are rounded to float64; nothing is written."""
+    return _device(backend)(Pass(task, _scalars(task, Fraction(1)), None, gradients=False, whole=True))
+
+
 def _scalars(task: Task, normaliser: Exact) -> Scalars:
     cotangent = None if task.weight is not None or task.cotangent.ndim else task.cotangent.item()
     inverse, exponent, coefficient = _quotients(normaliser, cotangent, task.loop.steepness)

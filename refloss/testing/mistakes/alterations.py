@@ -47,7 +47,7 @@ class Altered(NamedTuple):
             result = evaluate(self.case)
             tensors = {
                 "loss": np.asarray(result.loss) / self.over,
-                **{f"component.{name}": np.asarray(value) for name, value in result.components.items()},
+                **{f"component.{name}": np.asarray(value) / self.over for name, value in result.components.items()},
                 **{f"grad.{name}": value for name, value in result.grads.items()},
             }
         return result, tensors

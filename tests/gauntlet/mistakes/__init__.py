@@ -8,6 +8,7 @@ function that a mistake applies to some cases must have it, in each dtype: a ker
 from __future__ import annotations
 
 from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
+from tests.gauntlet.mistakes.flow import FLOW_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
 from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
@@ -22,4 +23,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *ELEMENT_MISTAKES,
     *REGION_MISTAKES,
     *HEAD_MISTAKES,
+    *FLOW_MISTAKES,
 )

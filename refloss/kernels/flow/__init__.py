@@ -1,0 +1,1 @@
+"""Terms of flow matching and self-distillation: weighted squared lengths of rows' residuals."""
