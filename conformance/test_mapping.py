@@ -21,7 +21,6 @@ MISSING = {
     "ParakeetForTDT",
     "PocketTTSForConditionalGeneration",
     "GradiumPhononTTSForConditionalGeneration",
-    "RfDetrForInstanceSegmentation",
 }
 
 

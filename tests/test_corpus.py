@@ -20,6 +20,9 @@ from refloss.testing.mistakes.alterations import labels
 STRUCTURAL = {"vocab_size", "num_labels", "config", "auxiliary_loss", "two_stage", "max_num_bins", "use_focal_loss"}
 # What the configurations of transformers have where nobody says otherwise.
 USUAL = {
+    "mask_class_loss_coefficient": 5.0,
+    "mask_dice_loss_coefficient": 5.0,
+    "mask_point_sample_ratio": 16,
     "class_cost": 1.0,
     "bbox_cost": 5.0,
     "giou_cost": 2.0,

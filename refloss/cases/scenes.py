@@ -129,6 +129,11 @@ class _Scene:
         self.logits, self.masks = self.logits * _SATURATED, self.masks * _SATURATED
         return self
 
+    def with_sure_masks(self) -> _Scene:
+        """The same, of masks whose logits are far from 0."""
+        self.masks = self.masks * _SATURATED
+        return self
+
     def inputs(self, dtype: Any, *, masks: bool, text: bool, layers: bool, encoder: bool) -> dict[str, np.ndarray]:
         """The arguments by name; lists are taken apart."""
         keys = ("class_labels", "boxes", *(("masks",) if masks else ()))
@@ -337,8 +342,40 @@ def layered_cases(function: str, *, seed: int, deciding: int, corners: bool = Fa
     ]
 
 
-def grouped_cases(function: str, *, seed: int) -> list[Case]:
-    """The cases of a head whose queries are matched in groups."""
+# Of masks at points; and other values than the usual ones.
+_POINT_CONFIG: dict[str, Any] = {
+    "mask_class_loss_coefficient": 5.0,
+    "mask_dice_loss_coefficient": 2.0,
+    "mask_point_sample_ratio": 2,
+}
+_POINT_OPTIONS: dict[str, Any] = {
+    "mask_class_loss_coefficient": 3.5,
+    "mask_dice_loss_coefficient": 9.0,
+    "mask_point_sample_ratio": 3,
+}
+_PAIRS = 12  # at most
+
+
+def short_points(source: Source, *shape: int) -> np.ndarray:
+    """Points [..., 2] whose places among pixels no type rounds."""
+    return (np.round(source.uniform(*shape, 2) * 1024) / 1024).astype(np.float32)
+
+
+def _points(seed: int, layers: int, kind: str) -> dict[str, np.ndarray]:
+    """Points of every layer for masks of 4 × 5 pixels: those that are looked at, or what they are chosen from."""
+    source = Source(seed)
+    given = {"matcher_points": short_points(source, layers, 7)}
+    if kind == "final":
+        return given | {"points": short_points(source, layers, _PAIRS, 9)}
+    candidates, random = short_points(source, layers, _PAIRS, 21), short_points(source, layers, _PAIRS, 3)
+    return given | {"candidate_points": candidates, "random_points": random}
+
+
+def grouped_cases(function: str, *, seed: int, masks: bool = False, deciding: int | None = None) -> list[Case]:
+    """The cases of a head whose queries are matched in groups; with masks at points if it has them.
+
+    deciding is the seed of a scene in which each cost decides some match, in every format.
+    """
     scene = _Scene(seed, _CLASSES)
 
     def case(
@@ -349,17 +386,35 @@ def grouped_cases(function: str, *, seed: int) -> list[Case]:
         *,
         layers: bool = True,
         num_boxes: float | None = None,
+        points: str = "final",
         **config: Any,
     ) -> Case:
-        inputs = shown.inputs(dtype, masks=False, text=False, layers=layers, encoder=False)
+        inputs = shown.inputs(dtype, masks=masks, text=False, layers=layers, encoder=False)
         inputs["enc_outputs_class"] = (shown.logits[0] * 0.5).astype(dtype)
         inputs["enc_outputs_coord"] = shown.boxes[1].astype(dtype)
-        common = {"auxiliary_loss": layers, "group_detr": 2, "class_loss_coefficient": 1.5} | config
-        parameters: dict[str, Any] = {"config": CONFIG | common}
+        common = {"auxiliary_loss": layers, "group_detr": 2, "class_loss_coefficient": 1.5}
+        if masks:
+            of_layers = Source(seed + 10).normal(_LAYERS, *shown.masks.shape) * 3.0
+            if layers:
+                inputs["outputs_masks"] = of_layers.astype(dtype)
+            inputs["enc_outputs_masks"] = (of_layers[0] * 0.5).astype(dtype)
+            inputs |= {} if points == "seed" else _points(seed + 11, _LAYERS + 1 if layers else 2, points)
+            common |= _POINT_CONFIG
+        parameters: dict[str, Any] = {"config": CONFIG | common | config}
         if num_boxes is not None:
             parameters["num_boxes"] = num_boxes
+        if points == "seed":
+            parameters["seed"] = 12
         return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
 
+    options = dict(num_boxes=2.5, class_loss_coefficient=2.5, group_detr=3, **_OPTIONS)
+    with_points = [
+        case("candidates", points="candidates"),
+        *in_every_format([case("seed", dtype=np.float64, points="seed", layers=False, **_POINT_OPTIONS)]),
+        case("sure-masks", _Scene(seed + 5, _CLASSES).with_sure_masks(), layers=False),
+    ]
+    if masks:
+        options |= {**_POINT_OPTIONS, "points": "candidates", "mask_point_sample_ratio": 2}
     return [
         *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
         case("last-layer", layers=False),
@@ -370,18 +425,9 @@ def grouped_cases(function: str, *, seed: int) -> list[Case]:
         case("more-objects-than-queries", _Scene(seed + 3, _CLASSES, (4, 1))),
         case("num-boxes", num_boxes=2.5),
         case("other-focus", focal_alpha=0.75),
+        *(with_points if masks else []),
         *in_every_format(
-            [
-                case(
-                    "options",
-                    _Scene(seed + 4, _CLASSES),
-                    np.float64,
-                    num_boxes=2.5,
-                    **_OPTIONS,
-                    class_loss_coefficient=2.5,
-                    group_detr=3,
-                ),
-            ]
+            [case("options", _Scene(seed + 4 if deciding is None else deciding, _CLASSES), np.float64, **options)]
         ),
         case(
             f"classes-{_MANY_CLASSES}",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.configuration import read
+from refloss.detection.point_error_model import mask_bounds
 from refloss.error_model import softmax
 from refloss.error_model.boxes import OF_LOSS, pair_bounds
 from refloss.error_model.focal import Dice, Elements, focal_elements
@@ -41,6 +42,10 @@ class Head:
     def read(self, name: str, default: Any = 0.0) -> Any:
         """A value of the configuration."""
         return read(self.config, name, default=default)
+
+    def masks(self) -> list[np.ndarray]:
+        """What the objects of each image look like."""
+        return [real(of_image["masks"]) for of_image in self.inputs["labels"]]
 
     def cotangent(self, component: str, layer: MatchedLayer) -> float:
         """The magnitude of the cotangent of a component, before it is divided by num_boxes."""
@@ -74,7 +79,9 @@ class Layer:
             limits["cardinality_error"] = self.off * self.boxes.shape[1]
         self.table, self.num_boxes = self.record.of_boxes
         limits |= self.of_boxes()
-        if "pred_masks" in self.record.inputs:
+        if f"points{self.record.suffix}" in self.head.result.intermediates:
+            limits |= mask_bounds(self)
+        elif "pred_masks" in self.record.inputs:
             limits |= self._masks()
         return limits
 
@@ -179,7 +186,7 @@ class Layer:
 
     def _target_masks(self, count: int) -> np.ndarray:
         """The masks of all pairs, padded to one size."""
-        masks = [real(of_image["masks"]) for of_image in self.head.inputs["labels"]]
+        masks = self.head.masks()
         target = np.zeros((count, *np.max([mask.shape[1:] for mask in masks], axis=0)))
         for p, (image, _, chosen) in enumerate(self.table):
             mask = masks[image][chosen]
