@@ -19,6 +19,7 @@ class Counts(NamedTuple):
     candidates: int
     random: int
     pairs: int
+    images: int | None = None  # of which each is matched at points of its own
 
 
 def of_rf_detr(arguments: dict[str, Any]) -> list[Counts]:
@@ -38,6 +39,16 @@ def _of_masks(masks: torch.Tensor, ratio: int, pairs: int) -> Counts:
     return Counts(images * queries * 4 // ratio, 3 * points, points - int(0.75 * points), pairs)
 
 
+def of_mask2former(arguments: dict[str, Any]) -> list[Counts]:
+    """Of the last layer, and the auxiliary ones."""
+    config, objects = arguments["config"], sum(len(labels) for labels in arguments["class_labels"])
+    whole = config.train_num_points
+    random = whole - int(config.importance_sample_ratio * whole)
+    layers = 1 + len(arguments.get("auxiliary_masks_queries_logits", ()))
+    images = len(arguments["class_labels"])
+    return [Counts(whole, int(whole * config.oversample_ratio), random, objects, images) for _ in range(layers)]
+
+
 def draws(counts: Sequence[Counts], dtype: torch.dtype, seed: int = 0) -> dict[str, list[torch.Tensor]]:
     """Points of all layers, as an argument each; they are numbers of float32."""
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +57,9 @@ def draws(counts: Sequence[Counts], dtype: torch.dtype, seed: int = 0) -> dict[s
         return torch.rand(*shape, 2, generator=generator).to(dtype)
 
     return {
-        "matcher_points": [points(each.matcher) for each in counts],
+        "matcher_points": [
+            points(each.matcher) if each.images is None else points(each.images, each.matcher) for each in counts
+        ],
         "candidate_points": [points(each.pairs, each.candidates) for each in counts],
         "random_points": [points(each.pairs, each.random) for each in counts],
     }
@@ -56,8 +69,10 @@ def rand(arguments: dict[str, Any]) -> Callable[..., torch.Tensor]:
     """In the place of torch.rand: the same points, in the order in which transformers asks for them."""
 
     def asked() -> Iterator[torch.Tensor]:
-        for layer in zip(*(arguments[name] for name in NAMES), strict=True):
-            yield from layer
+        for matcher, candidates, random in zip(*(arguments[name] for name in NAMES), strict=True):
+            yield from matcher[None] if matcher.ndim == 2 else matcher
+            yield candidates
+            yield random
 
     given = asked()
 

@@ -7,6 +7,7 @@ from refloss.heads.deformable_detr_segmentation import deformable_detr_segmentat
 from refloss.heads.deimv2_object_detection import deimv2_object_detection as deimv2_object_detection
 from refloss.heads.grounding_dino_object_detection import grounding_dino_object_detection as grounding_dino_object_detection
 from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as lw_detr_object_detection
+from refloss.heads.mask2former import mask2former as mask2former
 from refloss.heads.masked_lm import masked_lm as masked_lm
 from refloss.heads.object_detection import object_detection as object_detection
 from refloss.heads.question_answering import question_answering as question_answering
@@ -56,6 +57,7 @@ __all__ = [
     "kl_div",
     "l1",
     "lw_detr_object_detection",
+    "mask2former",
     "masked_lm",
     "mse",
     "nll",

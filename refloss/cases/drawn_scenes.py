@@ -121,6 +121,33 @@ def rf_detr(draws: Draws) -> Drawn:
     return Drawn(inputs, {**parameters, "config": config, **draws.options(seed=(1, 12))})
 
 
+def mask2former(draws: Draws) -> Drawn:
+    """Classes and masks of the last layer and of others, and points that somebody gives, or a seed."""
+    scene = _Scene(draws)
+    _show_masks(draws, scene.labels)
+    shape, size = (scene.images, scene.queries), (draws.size(1, 3), draws.size(1, 3))
+    inputs: dict[str, Any] = {
+        "masks_queries_logits": draws.logits(*shape, *size),
+        "class_queries_logits": draws.logits(*shape, scene.classes + 1),
+        "mask_labels": [image["masks"] for image in scene.labels],
+        "class_labels": [image["class_labels"] for image in scene.labels],
+    }
+    layers = draws.size(0, 2)
+    if layers:
+        inputs["auxiliary_masks_queries_logits"] = draws.logits(layers, *shape, *size)
+        inputs["auxiliary_class_queries_logits"] = draws.logits(layers, *shape, scene.classes + 1)
+    given = _points(draws, layers + 1, max(1, sum(scene.counts)), 6)
+    if "matcher_points" in given:
+        sets = np.broadcast_to(
+            given["matcher_points"][:, None], (layers + 1, scene.images, *given["matcher_points"].shape[1:])
+        )
+        given["matcher_points"] = sets.copy()
+    config = {"num_labels": scene.classes, "no_object_weight": 0.125, "class_weight": 2.0, "mask_weight": 5.0}
+    config |= {"dice_weight": 5.0, "train_num_points": 2, "oversample_ratio": 3.0, "importance_sample_ratio": 0.75}
+    choices = {"class_weight": (0.5,), "mask_weight": (0.0, 1.5), "dice_weight": (0.0, 2.5)}
+    return Drawn(inputs | given, _parameters(draws, config, **choices) | draws.options(seed=(1, 12)))
+
+
 def _points(draws: Draws, layers: int, pairs: int, candidates: int) -> dict[str, np.ndarray]:
     """Some of the arguments for points, which all formats have."""
 

@@ -371,6 +371,80 @@ def _points(seed: int, layers: int, kind: str) -> dict[str, np.ndarray]:
     return given | {"candidate_points": candidates, "random_points": random}
 
 
+_MASK_CONFIG: dict[str, Any] = {
+    "num_labels": _CLASSES,
+    "no_object_weight": 0.125,
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 4.0,
+    "train_num_points": 10,
+    "oversample_ratio": 3.0,
+    "importance_sample_ratio": 0.75,
+}
+_MASK_OPTIONS: dict[str, Any] = {
+    "no_object_weight": 0.375,
+    "class_weight": 9.0,
+    "mask_weight": 1.5,
+    "dice_weight": 2.5,
+    "train_num_points": 13,
+    "oversample_ratio": 2.0,
+    "importance_sample_ratio": 0.5,
+}
+
+
+def mask_cases(function: str, *, seed: int, deciding: int) -> list[Case]:
+    """Cases of a head that predicts classes and masks alone.
+
+    deciding is the seed of a scene in which each cost decides some match, in every format.
+    """
+    scene = _Scene(seed, _CLASSES + 1)
+
+    def case(
+        name: str,
+        shown: _Scene = scene,
+        dtype: Any = np.float32,
+        grad_output: float = -1.5,
+        *,
+        layers: bool = True,
+        num_boxes: float | None = None,
+        points: str = "final",
+        **config: Any,
+    ) -> Case:
+        inputs = {"masks_queries_logits": shown.masks, "class_queries_logits": shown.logits[-1]}
+        if layers:
+            shape = (_LAYERS - 1, *shown.masks.shape)
+            inputs["auxiliary_masks_queries_logits"] = Source(seed + 10).normal(*shape) * 3.0
+            inputs["auxiliary_class_queries_logits"] = shown.logits[:-1]
+        inputs = {key: value.astype(dtype) for key, value in inputs.items()}
+        for i, image in enumerate(shown.labels):
+            inputs |= {f"mask_labels.{i}": image["masks"], f"class_labels.{i}": image["class_labels"]}
+        if points != "seed":
+            given = _points(seed + 11, _LAYERS if layers else 1, points)
+            images = len(shown.labels)
+            inputs |= given | {"matcher_points": short_points(Source(seed + 12), _LAYERS if layers else 1, images, 7)}
+        parameters: dict[str, Any] = {"config": _MASK_CONFIG | config}
+        parameters |= {"seed": 12} if points == "seed" else {}
+        parameters |= {} if num_boxes is None else {"num_boxes": num_boxes}
+        return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
+
+    soft = _Scene(seed + 1, _CLASSES + 1)
+    for k, image in enumerate(soft.labels):
+        image["masks"] = Source(seed + 13 + k).uniform(*image["masks"].shape).astype(np.float32)
+    weights = {name: _MASK_OPTIONS[name] for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight")}
+    options = case("options", _Scene(deciding, _CLASSES + 1), np.float64, num_boxes=2.5, points="candidates", **weights)
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        case("last-layer", layers=False),
+        case("soft-masks", soft, grad_output=0.75),
+        case("no-objects", _Scene(seed + 2, _CLASSES + 1, (0, 0))),
+        case("more-objects-than-queries", _Scene(seed + 3, _CLASSES + 1, (8, 1))),
+        case("num-boxes", num_boxes=2.5),
+        case("candidates", points="candidates", layers=False),
+        case("sure-masks", _Scene(seed + 5, _CLASSES + 1).with_sure_masks(), layers=False),
+        *in_every_format([options, case("seed", dtype=np.float64, points="seed", layers=False, **_MASK_OPTIONS)]),
+    ]
+
+
 def grouped_cases(function: str, *, seed: int, masks: bool = False, deciding: int | None = None) -> list[Case]:
     """The cases of a head whose queries are matched in groups; with masks at points if it has them.
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refloss.detection.engine import Outcome, Scene, Term
+from refloss.detection.engine import Layer, Outcome, Scene, Term
 from refloss.detection.matching import MoreCosts
 from refloss.detection.points import Points
 from refloss.detection.targets import Targets
@@ -30,7 +30,14 @@ class Kind(NamedTuple):
     padded: bool  # to the largest of all images, for the losses
 
 
-def mask_costs(points: Points, layer: int, planes: np.ndarray, weights: CostWeights, *, bilinear: bool) -> MoreCosts:
+def with_points(layer: Layer, number: int, points: Points, kind: Kind, weights: CostWeights) -> Layer:
+    """The layer, whose masks cost something and have losses."""
+    planes = layer.tensors["pred_masks"].value
+    costs = _mask_costs(points, number, planes, weights, bilinear=kind.bilinear)
+    return layer._replace(terms=(*layer.terms, _masks(points, number, kind)), costs=costs)
+
+
+def _mask_costs(points: Points, layer: int, planes: np.ndarray, weights: CostWeights, *, bilinear: bool) -> MoreCosts:
     """What masks [B, Q, h, w] cost with each object of their image."""
     queries = planes.shape[1]
 
@@ -48,7 +55,7 @@ def mask_costs(points: Points, layer: int, planes: np.ndarray, weights: CostWeig
     return costs
 
 
-def masks(points: Points, layer: int, kind: Kind) -> Term:
+def _masks(points: Points, layer: int, kind: Kind) -> Term:
     """Cross-entropy, a mean over points, and dice loss of matched masks; sums over num_boxes."""
 
     def compute(scene: Scene, cotangents: Mapping[str, Exact]) -> Outcome:
@@ -79,7 +86,8 @@ def _matched_targets(scene: Scene, chosen: np.ndarray, kind: Kind) -> np.ndarray
     """[2, M, P] the targets of all pairs at their points, pairs."""
     result, matching = np.empty((2, *chosen.shape[:2])), scene.matching
     sizes = [mask.shape[1:] for mask in scene.targets.masks]
-    largest = (max(height for height, _ in sizes), max(width for _, width in sizes)) if kind.padded else None
+    height, width = map(max, zip((0, 0), *sizes, strict=True))
+    largest = (height, width) if kind.padded else None
     for image, masks_of_image in enumerate(scene.targets.masks):
         pairs = np.flatnonzero(matching.image == image)
         result[:, pairs] = _targets(

@@ -165,20 +165,8 @@ def _with_points(inputs: Inputs, layers: list[Layer], config: Any, seed: Any, gi
     names = ["pred_masks", *("outputs_masks" for _ in layers[2:]), "enc_outputs_masks"]
     layers = [inputs.with_masks(layer, name) for layer, name in zip(layers, names, strict=True)]
     points = Points([_plan(layer, ratio) for layer in layers], seed, given)
-    of_entropy, of_dice = (detr.coefficient(config, name) for name in _WEIGHTS.values())
-    return [
-        layer._replace(
-            terms=(point_terms.masks(points, number, KIND),),
-            costs=point_terms.mask_costs(
-                points,
-                number,
-                layer.tensors["pred_masks"].value,
-                CostWeights(of_entropy, of_dice),
-                bilinear=KIND.bilinear,
-            ),
-        )
-        for number, layer in enumerate(layers)
-    ]
+    weights = CostWeights(*(detr.coefficient(config, name) for name in _WEIGHTS.values()))
+    return [point_terms.with_points(layer, number, points, KIND, weights) for number, layer in enumerate(layers)]
 
 
 def _plan(layer: Layer, ratio: int) -> Plan:
