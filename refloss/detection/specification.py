@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from refloss.detection.bounds import head_bounds
 from refloss.specification import Argument, MatchingHead, Parameter, Part, configured
+
+if TYPE_CHECKING:
+    from refloss.cases.source import Case
 
 LAYERS = ("outputs_class", "outputs_coord")
 PROPOSALS = (*LAYERS, "enc_topk_logits", "enc_topk_bboxes")
@@ -44,6 +49,19 @@ RT_DETR = (
 OF_EDGES = ("max_num_bins", "reg_scale", "up", "weight_loss_fgl", "weight_loss_ddf")
 
 
+def mistaken_points(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """What points are taken for: the other way round, or between the centres of a mask's corner pixels."""
+    points = {name: case.inputs[name] for name in POINTS if name in case.inputs}
+    masks = next(case.inputs[name] for name in ("pred_masks", "masks_queries_logits") if name in case.inputs)
+    size = np.array(masks.shape[:-3:-1])
+    return {
+        "y of points before x": {name: value[..., ::-1] for name, value in points.items()},
+        "points between the centres of corners": {
+            name: ((value * (size - 1) + 0.5) / size).astype(value.dtype) for name, value in points.items()
+        },
+    }
+
+
 def matching_head(
     *,
     masks: bool = False,
@@ -69,6 +87,7 @@ def matching_head(
     if points:
         parameters["seed"] = Parameter(int, (1, 12))
         intermediates += ("points", "matcher_points")
+        facts["mistakes"] = mistaken_points
     return MatchingHead(
         arguments=arguments, parameters=parameters, bounds=head_bounds, intermediates=intermediates, **facts
     )

@@ -15,7 +15,7 @@ from refloss.detection.inputs import Inputs, required
 from refloss.detection.matching import Matcher
 from refloss.detection.point_terms import Kind
 from refloss.detection.points import Given, Plan, Points
-from refloss.detection.specification import POINTS
+from refloss.detection.specification import POINTS, mistaken_points
 from refloss.detection.targets import read_masks
 from refloss.kernels.points.loop import CostWeights
 from refloss.loss import loss
@@ -65,6 +65,7 @@ def _arguments() -> dict[str, Argument]:
         cases=partial(scenes.mask_cases, seed=160, deciding=164),
         draw=drawn_scenes.mask2former,
         bounds=head_bounds,
+        mistakes=mistaken_points,
     )
 )
 def mask2former(

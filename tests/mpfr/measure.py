@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes
+from tests.mpfr import boxes, detection, elements, language, masks, points, rows, scenes
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -67,6 +67,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         head: {kind: _of_samples(draw, detection.compare) for kind, draw in scenes.Scenes(head).kinds().items()}
         for head in scenes.HEADS
     },
+    "mask2former": {kind: _of_samples(draw, points.compare) for kind, draw in points.KINDS.items()},
     "semantic_segmentation": {
         kind: _of_samples(draw, masks.semantic_segmentation) for kind, draw in masks.IMAGES.items()
     },

@@ -11,6 +11,7 @@ from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
 from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
+from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
@@ -22,4 +23,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *ELEMENT_MISTAKES,
     *REGION_MISTAKES,
     *HEAD_MISTAKES,
+    *POINT_MISTAKES,
 )
