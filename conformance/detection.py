@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 import refloss
+from conformance import points
 from conformance.call import array
 from conformance.error_model import with_rounding
 from conformance.reference import formula_precision, outcome_of
@@ -71,7 +72,15 @@ def prepared(key: str, inputs: Mapping[str, Array], config: Mapping[str, Any], d
     differentiable = tuple(name for name in FUNCTIONS[KEYS[key]].differentiable if name in arguments)
     for name in differentiable:
         arguments[name].requires_grad_()
-    return Run(key, arguments | {"config": SimpleNamespace(**config)}, differentiable)
+    arguments["config"] = SimpleNamespace(**config)
+    if "points" in FUNCTIONS[KEYS[key]].specification.arguments:
+        # transformers takes none, and masks of one size.
+        smallest = np.min([image["masks"].shape[1:] for image in arguments["labels"]], axis=0)
+        for image in arguments["labels"]:
+            image["masks"] = image["masks"][:, : smallest[0], : smallest[1]]
+        arguments = {name: value for name, value in arguments.items() if name not in (*points.NAMES, "points")}
+        arguments |= points.draws(points.of_rf_detr(arguments), dtype)
+    return Run(key, arguments, differentiable)
 
 
 def _tensor(value: Array, dtype: torch.dtype) -> torch.Tensor:
@@ -105,11 +114,13 @@ def run_transformers(run: Run, cotangents: Mapping[str, float] | float) -> tuple
         solved.append((linear_sum_assignment(costs), array(torch.as_tensor(costs))))
         return solved[-1][0]
 
-    modules = ("for_object_detection", "deformable_detr", "grounding_dino", "rt_detr", "lw_detr")
+    modules = ("for_object_detection", "deformable_detr", "grounding_dino", "rt_detr", "lw_detr", "rf_detr")
     arguments = dict(run.arguments) | {"device": "cpu", "config": copy.copy(run.arguments["config"])}
     patches = {f"transformers.loss.loss_{module}.linear_sum_assignment": solve for module in modules}
     # DEIMv2 leaves the order of pairs that equally many layers made to a sort that is not stable.
     patches["torch.argsort"] = functools.partial(torch.argsort, stable=True)
+    if points.NAMES[0] in arguments:
+        patches["torch.rand"] = points.rand(arguments)
     with _all_patched(patches):
         mapping: Mapping[str, Any] = LOSS_MAPPING
         loss, components, _ = mapping[run.key](**arguments)

@@ -7,10 +7,12 @@ from refloss.heads.deformable_detr_segmentation import deformable_detr_segmentat
 from refloss.heads.deimv2_object_detection import deimv2_object_detection as deimv2_object_detection
 from refloss.heads.grounding_dino_object_detection import grounding_dino_object_detection as grounding_dino_object_detection
 from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as lw_detr_object_detection
+from refloss.heads.mask2former import mask2former as mask2former
 from refloss.heads.masked_lm import masked_lm as masked_lm
 from refloss.heads.object_detection import object_detection as object_detection
 from refloss.heads.pocket_tts import pocket_tts as pocket_tts
 from refloss.heads.question_answering import question_answering as question_answering
+from refloss.heads.rf_detr_instance_segmentation import rf_detr_instance_segmentation as rf_detr_instance_segmentation
 from refloss.heads.rt_detr_object_detection import rt_detr_object_detection as rt_detr_object_detection
 from refloss.heads.segmentation import segmentation as segmentation
 from refloss.heads.semantic_segmentation import semantic_segmentation as semantic_segmentation
@@ -56,12 +58,14 @@ __all__ = [
     "kl_div",
     "l1",
     "lw_detr_object_detection",
+    "mask2former",
     "masked_lm",
     "mse",
     "nll",
     "object_detection",
     "pocket_tts",
     "question_answering",
+    "rf_detr_instance_segmentation",
     "rt_detr_object_detection",
     "segmentation",
     "semantic_segmentation",

@@ -35,6 +35,7 @@ Role = Literal[
     "masks",
     "objects",  # a list of a mapping for each image
     "mask",  # what counts, bool
+    "points",  # [..., 2], x and y in [0, 1]
 ]
 # Kinds of numbers that an array may hold.
 Numbers = Literal["float", "integer", "bool"]

@@ -21,6 +21,16 @@ STRUCTURAL = {"vocab_size", "num_labels", "config", "auxiliary_loss", "two_stage
 STRUCTURAL |= {"flow_loss_num_samples"}
 # What the configurations of transformers have where nobody says otherwise.
 USUAL = {
+    "no_object_weight": 0.1,
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 5.0,
+    "train_num_points": 12544,
+    "oversample_ratio": 3.0,
+    "importance_sample_ratio": 0.75,
+    "mask_class_loss_coefficient": 5.0,
+    "mask_dice_loss_coefficient": 5.0,
+    "mask_point_sample_ratio": 16,
     "class_cost": 1.0,
     "bbox_cost": 5.0,
     "giou_cost": 2.0,

@@ -156,7 +156,7 @@ def test_of_a_configuration_is_read_what_is_told(told, name):
             set(re.findall(r'configuration\.read\(config, "(\w+)"', source)) == set(known) <= {*told[name]["signature"]}
         )
         return
-    cases = [case for case in corpus.cases_of(name) if case.parameters["config"].get("auxiliary_loss")]
+    cases = [case for case in corpus.cases_of(name) if case.parameters["config"].get("auxiliary_loss", True)]
     case = max(cases, key=lambda case: len(case.inputs))
     config = Read(case.parameters["config"] | {"use_focal_loss": True})
     assert configuration.read(config, "num_labels") == config["num_labels"]

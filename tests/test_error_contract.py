@@ -470,10 +470,12 @@ def test_no_images(function):
     arguments = arguments_of(function)
     by_image = not function.startswith(("rt", "d_fine", "deimv2"))
     for name, value in arguments.items():
-        if name in ("outputs_class", "outputs_coord") and by_image:
+        if name in ("outputs_class", "outputs_coord", "outputs_masks") and by_image:
             arguments[name] = value[:, :0]
         elif name == META:
             arguments[name] = value | {"dn_positive_idx": []}
+        elif FUNCTIONS[function].specification.named("points").count(name):
+            arguments[name] = value  # of layers
         elif name == "text_mask":
             arguments[name] = value if value.ndim < 3 else value[:0]
         elif isinstance(value, list | np.ndarray) and np.ndim(value if isinstance(value, np.ndarray) else [0]):

@@ -47,10 +47,8 @@ def detr(draws: Draws, *, extra: int = 0, masks: bool = False) -> Drawn:
     """Predictions of the last layer and of all of them; extra is the number of classes for no object."""
     scene = _Scene(draws)
     tensors = _predictions(draws, scene, scene.classes + extra)
-    for image in scene.labels if masks else []:
-        of_image = draws.uniform(len(image["boxes"]), draws.side(4), draws.side(4))
-        image["masks"] = of_image.astype(np.float32) if draws.maybe() else of_image < 0.5
     if masks:
+        _show_masks(draws, scene.labels)
         shape = (scene.images, scene.queries, draws.size(1, 3), draws.size(1, 3))
         tensors["pred_masks"] = draws.logits(*shape)
     config = _detr_config(scene, tensors)
@@ -104,6 +102,76 @@ def lw_detr(draws: Draws) -> Drawn:
     tensors["enc_outputs_coord"] = draws.cast(draws.boxes(*shape))
     config = _detr_config(scene, tensors) | {"group_detr": 1, "class_loss_coefficient": 1.5}
     return Drawn(tensors, _parameters(draws, config, group_detr=(2, 3), focal_alpha=(0.25, 0.75), **_COSTS))
+
+
+def rf_detr(draws: Draws) -> Drawn:
+    """The same with masks of all layers, and points that somebody gives, or a seed."""
+    inputs, parameters, _ = lw_detr(draws)
+    _show_masks(draws, inputs["labels"])
+    size = (draws.size(1, 3), draws.size(1, 3))
+    names = {"logits": "pred_masks", "outputs_class": "outputs_masks", "enc_outputs_class": "enc_outputs_masks"}
+    for name, masks in names.items():
+        if name in inputs:
+            inputs[masks] = draws.logits(*inputs[name].shape[:-1], *size)
+    layers = len(inputs["outputs_class"]) + 1 if "outputs_class" in inputs else 2
+    pairs = max(1, sum(len(image["boxes"]) for image in inputs["labels"])) * 3
+    inputs |= _points(draws, layers, pairs, 3 * max(size))
+    config = parameters["config"] | {"mask_point_sample_ratio": 16}
+    config |= {"mask_class_loss_coefficient": 5.0, "mask_dice_loss_coefficient": 2.0}
+    return Drawn(inputs, {**parameters, "config": config, **draws.options(seed=(1, 12))})
+
+
+def mask2former(draws: Draws) -> Drawn:
+    """Classes and masks of the last layer and of others, and points that somebody gives, or a seed."""
+    scene = _Scene(draws)
+    _show_masks(draws, scene.labels)
+    shape, size = (scene.images, scene.queries), (draws.size(1, 3), draws.size(1, 3))
+    inputs: dict[str, Any] = {
+        "masks_queries_logits": draws.logits(*shape, *size),
+        "class_queries_logits": draws.logits(*shape, scene.classes + 1),
+        "mask_labels": [image["masks"] for image in scene.labels],
+        "class_labels": [image["class_labels"] for image in scene.labels],
+    }
+    layers = draws.size(0, 2)
+    if layers:
+        inputs["auxiliary_masks_queries_logits"] = draws.logits(layers, *shape, *size)
+        inputs["auxiliary_class_queries_logits"] = draws.logits(layers, *shape, scene.classes + 1)
+    given = _points(draws, layers + 1, max(1, sum(scene.counts)), 6)
+    if "matcher_points" in given:
+        sets = np.broadcast_to(
+            given["matcher_points"][:, None], (layers + 1, scene.images, *given["matcher_points"].shape[1:])
+        )
+        given["matcher_points"] = sets.copy()
+    config = {"num_labels": scene.classes, "no_object_weight": 0.125, "class_weight": 2.0, "mask_weight": 5.0}
+    config |= {"dice_weight": 5.0, "train_num_points": 2, "oversample_ratio": 3.0, "importance_sample_ratio": 0.75}
+    choices = {"class_weight": (0.5,), "mask_weight": (0.0, 1.5), "dice_weight": (0.0, 2.5)}
+    return Drawn(inputs | given, _parameters(draws, config, **choices) | draws.options(seed=(1, 12)))
+
+
+def _points(draws: Draws, layers: int, pairs: int, candidates: int) -> dict[str, np.ndarray]:
+    """Some of the arguments for points, which all formats have."""
+
+    def points(*shape: int) -> np.ndarray:
+        return (np.round(draws.uniform(*shape, 2) * 256) / 256).astype(np.float32)
+
+    kind = draws.one_of("seed", "final", "candidates")
+    if kind == "seed":
+        return {}
+    given = {"matcher_points": points(layers, draws.size(1, 4))}
+    if kind == "final":
+        return given | {"points": points(layers, pairs, draws.size(1, 4))}
+    # Masks of up to three lines have as many points, of which one is random.
+    return given | {
+        "candidate_points": points(layers, pairs, candidates),
+        "random_points": points(layers, pairs, 1),
+    }
+
+
+def _show_masks(draws: Draws, labels: list[dict[str, np.ndarray]]) -> None:
+    """Add a mask to every object."""
+    for image in labels:
+        of_image = draws.uniform(len(image["boxes"]), draws.side(4), draws.side(4))
+        image["masks"] = of_image.astype(np.float32) if draws.maybe() else of_image < 0.5
 
 
 def rt_detr(draws: Draws, *, corners: bool = False, union: bool = False) -> Drawn:

@@ -129,6 +129,11 @@ class _Scene:
         self.logits, self.masks = self.logits * _SATURATED, self.masks * _SATURATED
         return self
 
+    def with_sure_masks(self) -> _Scene:
+        """The same, of masks whose logits are far from 0."""
+        self.masks = self.masks * _SATURATED
+        return self
+
     def inputs(self, dtype: Any, *, masks: bool, text: bool, layers: bool, encoder: bool) -> dict[str, np.ndarray]:
         """The arguments by name; lists are taken apart."""
         keys = ("class_labels", "boxes", *(("masks",) if masks else ()))
@@ -337,8 +342,114 @@ def layered_cases(function: str, *, seed: int, deciding: int, corners: bool = Fa
     ]
 
 
-def grouped_cases(function: str, *, seed: int) -> list[Case]:
-    """The cases of a head whose queries are matched in groups."""
+# Of masks at points; and other values than the usual ones.
+_POINT_CONFIG: dict[str, Any] = {
+    "mask_class_loss_coefficient": 5.0,
+    "mask_dice_loss_coefficient": 2.0,
+    "mask_point_sample_ratio": 2,
+}
+_POINT_OPTIONS: dict[str, Any] = {
+    "mask_class_loss_coefficient": 3.5,
+    "mask_dice_loss_coefficient": 9.0,
+    "mask_point_sample_ratio": 3,
+}
+_PAIRS = 12  # at most
+
+
+def short_points(source: Source, *shape: int) -> np.ndarray:
+    """Points [..., 2] whose places among pixels no type rounds."""
+    return (np.round(source.uniform(*shape, 2) * 1024) / 1024).astype(np.float32)
+
+
+def _points(seed: int, layers: int, kind: str) -> dict[str, np.ndarray]:
+    """Points of every layer for masks of 4 × 5 pixels: those that are looked at, or what they are chosen from."""
+    source = Source(seed)
+    given = {"matcher_points": short_points(source, layers, 7)}
+    if kind == "final":
+        return given | {"points": short_points(source, layers, _PAIRS, 9)}
+    candidates, random = short_points(source, layers, _PAIRS, 21), short_points(source, layers, _PAIRS, 3)
+    return given | {"candidate_points": candidates, "random_points": random}
+
+
+_MASK_CONFIG: dict[str, Any] = {
+    "num_labels": _CLASSES,
+    "no_object_weight": 0.125,
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 4.0,
+    "train_num_points": 10,
+    "oversample_ratio": 3.0,
+    "importance_sample_ratio": 0.75,
+}
+_MASK_OPTIONS: dict[str, Any] = {
+    "no_object_weight": 0.375,
+    "class_weight": 9.0,
+    "mask_weight": 1.5,
+    "dice_weight": 2.5,
+    "train_num_points": 13,
+    "oversample_ratio": 2.0,
+    "importance_sample_ratio": 0.5,
+}
+
+
+def mask_cases(function: str, *, seed: int, deciding: int) -> list[Case]:
+    """Cases of a head that predicts classes and masks alone.
+
+    deciding is the seed of a scene in which each cost decides some match, in every format.
+    """
+    scene = _Scene(seed, _CLASSES + 1)
+
+    def case(
+        name: str,
+        shown: _Scene = scene,
+        dtype: Any = np.float32,
+        grad_output: float = -1.5,
+        *,
+        layers: bool = True,
+        num_boxes: float | None = None,
+        points: str = "final",
+        **config: Any,
+    ) -> Case:
+        inputs = {"masks_queries_logits": shown.masks, "class_queries_logits": shown.logits[-1]}
+        if layers:
+            shape = (_LAYERS - 1, *shown.masks.shape)
+            inputs["auxiliary_masks_queries_logits"] = Source(seed + 10).normal(*shape) * 3.0
+            inputs["auxiliary_class_queries_logits"] = shown.logits[:-1]
+        inputs = {key: value.astype(dtype) for key, value in inputs.items()}
+        for i, image in enumerate(shown.labels):
+            inputs |= {f"mask_labels.{i}": image["masks"], f"class_labels.{i}": image["class_labels"]}
+        if points != "seed":
+            given = _points(seed + 11, _LAYERS if layers else 1, points)
+            images = len(shown.labels)
+            inputs |= given | {"matcher_points": short_points(Source(seed + 12), _LAYERS if layers else 1, images, 7)}
+        parameters: dict[str, Any] = {"config": _MASK_CONFIG | config}
+        parameters |= {"seed": 12} if points == "seed" else {}
+        parameters |= {} if num_boxes is None else {"num_boxes": num_boxes}
+        return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
+
+    soft = _Scene(seed + 1, _CLASSES + 1)
+    for k, image in enumerate(soft.labels):
+        image["masks"] = Source(seed + 13 + k).uniform(*image["masks"].shape).astype(np.float32)
+    weights = {name: _MASK_OPTIONS[name] for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight")}
+    options = case("options", _Scene(deciding, _CLASSES + 1), np.float64, num_boxes=2.5, points="candidates", **weights)
+    return [
+        *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
+        case("last-layer", layers=False),
+        case("soft-masks", soft, grad_output=0.75),
+        case("no-objects", _Scene(seed + 2, _CLASSES + 1, (0, 0))),
+        case("more-objects-than-queries", _Scene(seed + 3, _CLASSES + 1, (8, 1))),
+        case("num-boxes", num_boxes=2.5),
+        case("candidates", points="candidates", layers=False),
+        case("sure-masks", _Scene(seed + 5, _CLASSES + 1).with_sure_masks(), layers=False),
+        *in_every_format([options, case("seed", dtype=np.float64, points="seed", layers=False, **_MASK_OPTIONS)]),
+    ]
+
+
+def grouped_cases(function: str, *, seed: int, masks: bool = False, deciding: int | None = None) -> list[Case]:
+    """The cases of a head whose queries are matched in groups; with masks at points if it has them.
+
+    deciding is the seed of a scene in which each cost decides some match, in every format.
+    """
     scene = _Scene(seed, _CLASSES)
 
     def case(
@@ -349,17 +460,35 @@ def grouped_cases(function: str, *, seed: int) -> list[Case]:
         *,
         layers: bool = True,
         num_boxes: float | None = None,
+        points: str = "final",
         **config: Any,
     ) -> Case:
-        inputs = shown.inputs(dtype, masks=False, text=False, layers=layers, encoder=False)
+        inputs = shown.inputs(dtype, masks=masks, text=False, layers=layers, encoder=False)
         inputs["enc_outputs_class"] = (shown.logits[0] * 0.5).astype(dtype)
         inputs["enc_outputs_coord"] = shown.boxes[1].astype(dtype)
-        common = {"auxiliary_loss": layers, "group_detr": 2, "class_loss_coefficient": 1.5} | config
-        parameters: dict[str, Any] = {"config": CONFIG | common}
+        common = {"auxiliary_loss": layers, "group_detr": 2, "class_loss_coefficient": 1.5}
+        if masks:
+            of_layers = Source(seed + 10).normal(_LAYERS, *shown.masks.shape) * 3.0
+            if layers:
+                inputs["outputs_masks"] = of_layers.astype(dtype)
+            inputs["enc_outputs_masks"] = (of_layers[0] * 0.5).astype(dtype)
+            inputs |= {} if points == "seed" else _points(seed + 11, _LAYERS + 1 if layers else 2, points)
+            common |= _POINT_CONFIG
+        parameters: dict[str, Any] = {"config": CONFIG | common | config}
         if num_boxes is not None:
             parameters["num_boxes"] = num_boxes
+        if points == "seed":
+            parameters["seed"] = 12
         return Case(f"{function}-{name}", function, inputs, parameters, grad_output)
 
+    options = dict(num_boxes=2.5, class_loss_coefficient=2.5, group_detr=3, **_OPTIONS)
+    with_points = [
+        case("candidates", points="candidates"),
+        *in_every_format([case("seed", dtype=np.float64, points="seed", layers=False, **_POINT_OPTIONS)]),
+        case("sure-masks", _Scene(seed + 5, _CLASSES).with_sure_masks(), layers=False),
+    ]
+    if masks:
+        options |= {**_POINT_OPTIONS, "points": "candidates", "mask_point_sample_ratio": 2}
     return [
         *(case(name, dtype=dtype) for name, dtype in DTYPES.items()),
         case("last-layer", layers=False),
@@ -370,18 +499,9 @@ def grouped_cases(function: str, *, seed: int) -> list[Case]:
         case("more-objects-than-queries", _Scene(seed + 3, _CLASSES, (4, 1))),
         case("num-boxes", num_boxes=2.5),
         case("other-focus", focal_alpha=0.75),
+        *(with_points if masks else []),
         *in_every_format(
-            [
-                case(
-                    "options",
-                    _Scene(seed + 4, _CLASSES),
-                    np.float64,
-                    num_boxes=2.5,
-                    **_OPTIONS,
-                    class_loss_coefficient=2.5,
-                    group_detr=3,
-                ),
-            ]
+            [case("options", _Scene(seed + 4 if deciding is None else deciding, _CLASSES), np.float64, **options)]
         ),
         case(
             f"classes-{_MANY_CLASSES}",

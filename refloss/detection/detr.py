@@ -85,12 +85,28 @@ def last_layer(inputs: Inputs) -> Layer:
     return inputs.layer("", "logits", "pred_boxes")
 
 
+def encoder_layer(inputs: Inputs, logits: Any, boxes: Any, sizes: dict[str, int]) -> Layer:
+    """The encoder's proposals, as many as there are; the size of their axis is noted."""
+    given = {"enc_outputs_class": logits, "enc_outputs_coord": boxes}
+    for name, value in given.items():
+        required(value, name, "they are matched as well")
+    shape = {"B": sizes["B"], "C": sizes["C"], "4": 4}
+    shape["P"] = inputs.add("enc_outputs_class", logits, "B", "P", "C", shape=shape).shape[1]
+    inputs.add("enc_outputs_coord", boxes, "B", "P", "4", shape=shape)
+    return inputs.layer("_enc", *given)
+
+
+def add_masks(inputs: Inputs, name: str, masks: Any, *axes: str, shape: dict[str, int]) -> None:
+    """Take masks, which have pixels; axes are those before height and width."""
+    array = inputs.add(name, masks, *axes, "h", "w", shape=shape)
+    if 0 in array.shape[-2:]:
+        raise ValueError(f"{name} has shape {array.shape}; expected masks with pixels")
+
+
 def mask_layer(inputs: Inputs, pred_masks: Any, sizes: dict[str, int]) -> Layer:
     """The layer of logits, pred_boxes and pred_masks."""
-    array = inputs.add("pred_masks", pred_masks, "B", "Q", "h", "w", shape={"B": sizes["B"], "Q": sizes["Q"]})
-    if 0 in array.shape[2:]:
-        raise ValueError(f"pred_masks has shape {array.shape}; expected masks with pixels")
-    return inputs.layer("", "logits", "pred_boxes", others=("pred_masks",), terms=(terms.masks(),))
+    add_masks(inputs, "pred_masks", pred_masks, "B", "Q", shape={"B": sizes["B"], "Q": sizes["Q"]})
+    return inputs.layer("", "logits", "pred_boxes", masks="pred_masks", terms=(terms.masks(),))
 
 
 def focal_terms(config: Any) -> tuple[Term, ...]:

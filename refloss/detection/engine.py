@@ -56,6 +56,7 @@ class Layer(NamedTuple):
     terms: tuple[Term, ...] = ()  # beside those of every layer
     matching: Matching | None = None  # where nothing is to be matched: denoising queries know their objects
     repeats: int = 1  # how often it shows every object, which num_boxes is multiplied by
+    costs: pairing.MoreCosts | None = None  # what a query and an object cost beside their classes and boxes
 
 
 class Scene(NamedTuple):
@@ -166,7 +167,8 @@ def run(head: Head, layers: list[Layer], targets: Targets, inputs: Inputs, optio
     suffixes = [layer.suffix for layer in layers if layer.matching is None]
     given = pairing.given_matchings(options.assignment, suffixes, () if head.union is None else (UNION,))
     for layer in layers:
-        check_boxes(layer.tensors["pred_boxes"].value, layer.names["pred_boxes"])
+        if "pred_boxes" in layer.tensors:
+            check_boxes(layer.tensors["pred_boxes"].value, layer.names["pred_boxes"])
     num_boxes = normaliser(options.num_boxes, targets, head.matcher.groups)
     for layer in layers:
         arrays.number(num_boxes * layer.repeats, f"num_boxes times {layer.repeats} groups", finite=True)
@@ -221,8 +223,10 @@ def _assign(
     run: _Run, layer: Layer, matching: Matching | None, lse: np.ndarray | None, intermediates: Intermediates
 ) -> Matching:
     """The matching of least cost unless there is one already, and how it came about."""
-    logits, boxes = layer.tensors["logits"].value, layer.tensors["pred_boxes"].value
-    cost = functools.partial(pairing.costs, run.head.matcher, logits, boxes, run.targets, lse, run.backend)
+    logits, boxes = layer.tensors["logits"].value, layer.tensors.get("pred_boxes")
+    predicted = None if boxes is None else boxes.value
+    matcher, more = run.head.matcher, layer.costs
+    cost = functools.partial(pairing.costs, matcher, logits, predicted, run.targets, lse, run.backend, more)
     groups = run.head.matcher.groups
     if matching is None:
         intermediates["cost_matrix"] = cost()

@@ -61,21 +61,34 @@ class Inputs:
         self,
         suffix: str,
         logits: str,
-        boxes: str,
+        boxes: str = "",
         *,
+        masks: str = "",
         others: tuple[str, ...] = (),
         index: Any = None,
         counts: bool = True,
         terms: tuple[Term, ...] = (),
     ) -> Layer:
-        """A layer of inputs, or of their parts at an index."""
-        sources = {"logits": logits, "pred_boxes": boxes, **{name: name for name in others}}
+        """A layer of inputs, or of their parts at an index; of what it has no name for, it has none."""
+        sources = {"logits": logits, "pred_boxes": boxes, "pred_masks": masks, **{name: name for name in others}}
+        sources = {key: name for key, name in sources.items() if name}
         tensors = {key: self.tensors[name] for key, name in sources.items()}
         names = dict(sources)
         if index is not None:
             tensors = {key: tensor.part(index) for key, tensor in tensors.items()}
             names = {key: f"{name}[{_shown(index)}]" for key, name in sources.items()}
-        return Layer(suffix, tensors, names, sources, ... if index is None else index, counts, terms)
+        where = ... if index is None else index
+        return Layer(suffix, tensors, names, sources, where, counts, terms)
+
+    def with_masks(self, layer: Layer, name: str) -> Layer:
+        """A layer with its part of an input that holds masks."""
+        masks, indexed = self.tensors[name], layer.index is not ...
+        shown = f"{name}[{_shown(layer.index)}]" if indexed else name
+        return layer._replace(
+            tensors={**layer.tensors, "pred_masks": masks.part(layer.index) if indexed else masks},
+            names={**layer.names, "pred_masks": shown},
+            inputs={**layer.inputs, "pred_masks": name},
+        )
 
 
 def _shown(index: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.configuration import read
+from refloss.detection.point_error_model import mask_bounds
 from refloss.error_model import softmax
 from refloss.error_model.boxes import OF_LOSS, pair_bounds
 from refloss.error_model.focal import Dice, Elements, focal_elements
@@ -42,6 +43,17 @@ class Head:
         """A value of the configuration."""
         return read(self.config, name, default=default)
 
+    def masks(self) -> list[np.ndarray]:
+        """What the objects of each image look like."""
+        images = len(self.inputs["labels" if "labels" in self.inputs else "mask_labels"])
+        return [self.shown(image, "masks") for image in range(images)]
+
+    def shown(self, image: int, key: str) -> np.ndarray:
+        """What an image's objects are, which may be a list of its own."""
+        if "labels" in self.inputs:
+            return real(self.inputs["labels"][image][key])
+        return real(self.inputs["mask_labels" if key == "masks" else key][image])
+
     def cotangent(self, component: str, layer: MatchedLayer) -> float:
         """The magnitude of the cotangent of a component, before it is divided by num_boxes."""
         weight = abs(layer.weights[component])
@@ -57,7 +69,8 @@ class Layer:
     def __init__(self, head: Head, record: MatchedLayer) -> None:
         self.head, self.record, self.unit = head, record, head.unit
         self.off = STEPS * head.unit.between
-        self.logits, self.boxes = (self.input(name) for name in ("logits", "pred_boxes"))
+        self.logits = self.input("logits")
+        self.boxes = self.input("pred_boxes") if "pred_boxes" in record.inputs else np.empty(0)
         if head.specification.clamps:
             self.boxes = np.clip(self.boxes, 0, 1)
         self.table, self.num_boxes = record.pairs
@@ -73,8 +86,11 @@ class Layer:
         if "cardinality_error" in self.record.weights:
             limits["cardinality_error"] = self.off * self.boxes.shape[1]
         self.table, self.num_boxes = self.record.of_boxes
-        limits |= self.of_boxes()
-        if "pred_masks" in self.record.inputs:
+        if "pred_boxes" in self.record.inputs:
+            limits |= self.of_boxes()
+        if f"points{self.record.suffix}" in self.head.result.intermediates:
+            limits |= mask_bounds(self)
+        elif "pred_masks" in self.record.inputs:
             limits |= self._masks()
         return limits
 
@@ -92,7 +108,7 @@ class Layer:
 
     def targets(self, key: str) -> np.ndarray:
         """What the object of every pair is."""
-        values = [real(self.head.inputs["labels"][image][key])[chosen] for image, _, chosen in self.table]
+        values = [self.head.shown(image, key)[chosen] for image, _, chosen in self.table]
         return np.array(values, float).reshape(len(values), *(() if key == "class_labels" else (4,)))
 
     def target_classes(self, background: int) -> np.ndarray:
@@ -127,11 +143,14 @@ class Layer:
 
     def _softmax(self) -> dict[str, Any]:
         count = self.logits.shape[-1] - 1
-        weight = np.append(np.ones(count), self.head.read("eos_coefficient"))
-        cotangent = self.head.cotangent("loss_ce", self.record)
+        component, key = ("loss_ce", "eos_coefficient")
+        if component not in self.record.weights:
+            component, key = "loss_cross_entropy", "no_object_weight"
+        weight = np.append(np.ones(count), self.head.read(key))
+        cotangent = self.head.cotangent(component, self.record)
         rows = softmax.Rows(self.logits, self.target_classes(count), cotangent, weight=weight)
         limits = softmax.row_bounds(rows, self.unit)
-        return {"loss_ce": np.asarray(limits["loss"]), "logits": np.asarray(limits["grad.logits"])}
+        return {component: np.asarray(limits["loss"]), "logits": np.asarray(limits["grad.logits"])}
 
     def _target_tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """Targets and what counts, for every class or token."""
@@ -179,7 +198,7 @@ class Layer:
 
     def _target_masks(self, count: int) -> np.ndarray:
         """The masks of all pairs, padded to one size."""
-        masks = [real(of_image["masks"]) for of_image in self.head.inputs["labels"]]
+        masks = self.head.masks()
         target = np.zeros((count, *np.max([mask.shape[1:] for mask in masks], axis=0)))
         for p, (image, _, chosen) in enumerate(self.table):
             mask = masks[image][chosen]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from refloss.losses.parts.softmax import softmax_rows
 from refloss.options import Options
 
 KEY = "assignment"
+# [Q, N] what queries and objects cost beside, from the objects and the backend.
+MoreCosts = Callable[[Targets, str], np.ndarray]
 _KINDS = {"softmax": SOFTMAX, "focal": FOCAL, "label_maps": LABEL_MAPS}
 
 
@@ -32,6 +34,7 @@ class Matcher(NamedTuple):
     gamma: float = 2.0
     maps: tuple[np.ndarray, ...] = ()  # [K, C] of each image, for "label_maps"
     groups: int = 1  # parts of the queries that are matched each on its own
+    more: bool = False  # whether something else decides as well
 
 
 class Matching(NamedTuple):
@@ -50,15 +53,23 @@ class Matching(NamedTuple):
 
 def check_matcher(matcher: Matcher) -> Matcher:
     """Raise, as transformers does, where nothing would decide."""
-    if matcher.of_class == 0 and matcher.of_bbox == 0 and matcher.of_giou == 0:
+    if matcher.of_class == 0 and matcher.of_bbox == 0 and matcher.of_giou == 0 and not matcher.more:
         raise ValueError("config: class_cost, bbox_cost and giou_cost are all 0; nothing would decide the matching")
     return matcher
 
 
 def costs(
-    matcher: Matcher, logits: np.ndarray, boxes: np.ndarray, targets: Targets, lse: np.ndarray | None, backend: str
+    matcher: Matcher,
+    logits: np.ndarray,
+    boxes: np.ndarray | None,
+    targets: Targets,
+    lse: np.ndarray | None,
+    backend: str,
+    more: MoreCosts | None = None,
 ) -> np.ndarray:
     """[Q, N]: each object against the queries of its own image; lse [B, Q] is computed if a softmax lacks it."""
+    # Without boxes, one for all.
+    boxes = np.ones((*logits.shape[:2], 4), logits.dtype) if boxes is None else boxes
     # What transformers puts in place of NaN and infinities: the largest number of the type that costs have there.
     largest = float(np.finfo(np.float64 if np.float64 in (logits.dtype, boxes.dtype) else np.float32).max)
     if lse is None:
@@ -71,8 +82,14 @@ def costs(
             lse = np.asarray(rows.intermediates["lse"])
     objects = run.objects_of(targets.offsets, targets.labels, targets.boxes, matcher.maps)
     of_class, of_bbox, of_giou = matcher.of_class, matcher.of_bbox, matcher.of_giou
-    weights = Weights(_KINDS[matcher.kind], of_class, of_bbox, of_giou, matcher.alpha, matcher.gamma, largest)
-    return run.costs(LOOP, logits, boxes, lse.reshape(-1), objects, weights, backend)
+    unknown = largest if more is None else np.inf
+    weights = Weights(_KINDS[matcher.kind], of_class, of_bbox, of_giou, matcher.alpha, matcher.gamma, unknown)
+    found = run.costs(LOOP, logits, boxes, lse.reshape(-1), objects, weights, backend)
+    if more is None:
+        return found
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = found + more(targets, backend)
+    return np.where(np.isfinite(found), found, largest)
 
 
 def match(cost: np.ndarray, targets: Targets, groups: int = 1) -> Matching:

@@ -31,11 +31,34 @@ def read_targets(labels: Any, images: int, classes: Sequence[int], *, with_masks
     if len(labels) != images:
         raise ValueError(f"labels has {len(labels)} entries; expected one for each of {images} images")
     read = [_image(image, f"labels[{i}]", classes[i]) for i, image in enumerate(labels)]
-    masks = [_masks(labels[i], f"labels[{i}]", len(read[i][0])) for i in range(images)] if with_masks else []
+    masks = []
+    if with_masks:
+        of_images = [_item(image, "masks", f"labels[{i}]") for i, image in enumerate(labels)]
+        masks = [_masks(each, f'labels[{i}]["masks"]', len(read[i][0])) for i, each in enumerate(of_images)]
     return Targets(
         offsets=np.cumsum([0, *(len(image) for image, _ in read)], dtype=np.int64),
         labels=np.concatenate([np.empty(0, np.int64), *(image for image, _ in read)]),
         boxes=np.concatenate([np.empty((0, 4)), *(boxes for _, boxes in read)]),
+        masks=masks,
+    )
+
+
+def read_masks(mask_labels: Any, class_labels: Any, images: int, classes: int) -> Targets:
+    """The caller's two lists with an entry for each image, checked; a box is as good as another one."""
+    given = {"mask_labels": mask_labels, "class_labels": class_labels}
+    for name, value in given.items():
+        if isinstance(value, Mapping | str) or not isinstance(value, Sequence):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a list with an array for each image")
+        if len(value) != images:
+            raise ValueError(f"{name} has {len(value)} entries; expected one for each of {images} images")
+    labels = [_labels(of_image, f"class_labels[{i}]") for i, of_image in enumerate(class_labels)]
+    for i, of_image in enumerate(labels):
+        _check_labels(of_image, f"class_labels[{i}]", classes)
+    masks = [_masks(of_image, f"mask_labels[{i}]", len(labels[i])) for i, of_image in enumerate(mask_labels)]
+    return Targets(
+        offsets=np.cumsum([0, *map(len, labels)], dtype=np.int64),
+        labels=np.concatenate([np.empty(0, np.int64), *labels]),
+        boxes=np.ones((sum(map(len, labels)), 4)),
         masks=masks,
     )
 
@@ -49,27 +72,35 @@ def _item(image: Any, key: str, name: str) -> Any:
         raise ValueError(f"{name} has no {key!r}") from None
 
 
+def _labels(values: Any, name: str) -> np.ndarray:
+    labels = arrays.index_array(values, name)
+    if labels.ndim != 1:
+        raise ValueError(f"{name} has shape {labels.shape}; expected [n]")
+    return labels
+
+
+def _check_labels(labels: np.ndarray, name: str, classes: int) -> None:
+    outside = labels.view(np.uint64) >= classes  # what is below 0 is far above all classes there
+    if np.count_nonzero(outside):
+        wrong = np.flatnonzero(outside)
+        raise ValueError(f"{name}[{wrong[0]}] = {labels[wrong[0]]} is outside [0, {classes})")
+
+
 def _image(image: Any, name: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
     label_name, box_name = f'{name}["class_labels"]', f'{name}["boxes"]'
-    labels = arrays.index_array(_item(image, "class_labels", name), label_name)
-    if labels.ndim != 1:
-        raise ValueError(f"{label_name} has shape {labels.shape}; expected [n]")
+    labels = _labels(_item(image, "class_labels", name), label_name)
     boxes = arrays.float_array(_item(image, "boxes", name), box_name)
     # A list without boxes has lost its second axis.
     boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
     if boxes.shape != (labels.size, 4):
         raise ValueError(f"{box_name} has shape {boxes.shape}; expected ({labels.size}, 4), a box for each class label")
-    outside = labels.view(np.uint64) >= classes  # what is below 0 is far above all classes there
-    if np.count_nonzero(outside):
-        wrong = np.flatnonzero(outside)
-        raise ValueError(f"{label_name}[{wrong[0]}] = {labels[wrong[0]]} is outside [0, {classes})")
+    _check_labels(labels, label_name, classes)
     wide = boxes.astype(np.float64)
     check_boxes(wide, box_name)
     return labels, wide
 
 
-def _masks(image: Any, name: str, count: int) -> np.ndarray:
-    name, masks = f'{name}["masks"]', _item(image, "masks", name)
+def _masks(masks: Any, name: str, count: int) -> np.ndarray:
     array = arrays.as_array(masks, name)
     # A list without masks has lost two axes.
     array = array.reshape(0, 0, 0) if array.shape == (0,) else array

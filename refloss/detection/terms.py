@@ -34,7 +34,7 @@ def labels_of_queries(scene: Scene, background: int) -> np.ndarray:
     return labels
 
 
-def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
+def softmax_classes(num_labels: int, no_object_weight: float, component: str = "loss_ce") -> Term:
     """Cross-entropy over the classes and one for no object, which has a weight of its own; a weighted mean.
 
     The matching decides about few queries: all are told that they see no object first, and some are then corrected.
@@ -52,10 +52,10 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
         )
 
     def before(layer: Layer, pairs: int, cotangents: Mapping[str, Exact], backend: str) -> Background:
-        logits = layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
+        logits = layer.tensors["logits"].wanted(cotangents[component] != 0.0)
         no_object = np.full(logits.value.shape[:2], num_labels)
         normaliser = pairs + (no_object.size - pairs) * no_object_weight
-        cotangent = quotient(cotangents["loss_ce"], exact(normaliser))
+        cotangent = quotient(cotangents[component], exact(normaliser))
         result = rows(logits, no_object, cotangent, backend)
         return Background(np.asarray(result.loss), result.intermediates["lse"], normaliser)
 
@@ -63,19 +63,19 @@ def softmax_classes(num_labels: int, no_object_weight: float) -> Term:
         background = scene.background
         assert background is not None
         matched_queries = (scene.matching.image, scene.matching.query)
-        logits = scene.layer.tensors["logits"].wanted(cotangents["loss_ce"] != 0.0)
+        logits = scene.layer.tensors["logits"].wanted(cotangents[component] != 0.0)
         matched_logits = Tensor(
             logits.value[matched_queries], None if logits.gradient is None else logits.gradient[matched_queries]
         )
-        cotangent = quotient(cotangents["loss_ce"], exact(background.normaliser))
+        cotangent = quotient(cotangents[component], exact(background.normaliser))
         result = rows(matched_logits, scene.targets.labels[scene.objects], cotangent, scene.backend)
         if logits.gradient is not None:
             logits.gradient[matched_queries] = matched_logits.gradient
         background.losses[matched_queries] = result.loss
         loss = total(background.losses, background.normaliser)
-        return Outcome({"loss_ce": loss}, Intermediates({"lse": background.lse}))
+        return Outcome({component: loss}, Intermediates({"lse": background.lse}))
 
-    return Term(("loss_ce",), compute, before)
+    return Term((component,), compute, before)
 
 
 def focal_classes(num_labels: int, alpha: float) -> Term:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,8 +9,8 @@ from refloss import arrays
 from refloss.cases import drawn_scenes, scenes
 from refloss.configuration import read
 from refloss.detection import detr, engine, terms
-from refloss.detection.engine import Head, Layer, Options
-from refloss.detection.inputs import Inputs, required
+from refloss.detection.engine import Head, Options
+from refloss.detection.inputs import Inputs
 from refloss.detection.specification import DETR, ENCODER_OUTPUTS, LAYERS, matching_head
 from refloss.detection.targets import read_targets
 from refloss.kernels.one_class.loop import Focus
@@ -85,7 +84,7 @@ def lw_detr_object_detection(
     inputs, classes = Inputs(grad=grad, grad_dtype=grad_dtype), detr.class_count(config)
     sizes = detr.add_predictions(inputs, logits, pred_boxes, minimum=classes)
     layers = [detr.last_layer(inputs), *detr.auxiliary_layers(inputs, config, outputs_class, outputs_coord, sizes)]
-    layers.append(_encoder_layer(inputs, enc_outputs_class, enc_outputs_coord, sizes))
+    layers.append(detr.encoder_layer(inputs, enc_outputs_class, enc_outputs_coord, sizes))
     groups = arrays.integer(read(config, "group_detr"), "config.group_detr", low=1)
     alpha = detr.coefficient(config, "focal_alpha")
     head = Head(
@@ -99,14 +98,3 @@ def lw_detr_object_detection(
     )
     targets = read_targets(labels, sizes["B"], [classes] * sizes["B"])
     return engine.run(head, layers, targets, inputs, Options(grad_output, assignment, num_boxes, backend))
-
-
-def _encoder_layer(inputs: Inputs, logits: Any, boxes: Any, sizes: Mapping[str, int]) -> Layer:
-    """The encoder's proposals."""
-    given = {"enc_outputs_class": logits, "enc_outputs_coord": boxes}
-    for name, value in given.items():
-        required(value, name, "they are matched as well")
-    shape = {"B": sizes["B"], "C": sizes["C"], "4": 4}
-    shape["P"] = inputs.add("enc_outputs_class", logits, "B", "P", "C", shape=shape).shape[1]
-    inputs.add("enc_outputs_coord", boxes, "B", "P", "4", shape=shape)
-    return inputs.layer("_enc", *given)

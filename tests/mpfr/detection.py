@@ -10,7 +10,7 @@ import numpy as np
 from gmpy2 import exp, mpfr
 
 import refloss
-from tests.mpfr import definitions
+from tests.mpfr import definitions, points
 from tests.mpfr.boxes import corners, overlap
 from tests.mpfr.definitions import ONE, ZERO, Softmax, sigmoid, sign, soft_target
 from tests.mpfr.masks import Resampling, dice_of
@@ -43,6 +43,7 @@ class _Layer(NamedTuple):
     num_boxes: Real
     box_pairs: list[tuple[int, int, int]]
     box_num_boxes: Real
+    points: np.ndarray | None = None  # [M, P, 2] that masks are looked at in
 
     def part(self, what: str) -> tuple[np.ndarray, np.ndarray]:
         """Its part of an input and of the gradient, as views."""
@@ -99,10 +100,13 @@ def _compare(scene: Scene) -> Iterator[Comparison]:
             real(recorded.pairs.num_boxes),
             [(int(i), int(q), int(n)) for i, q, n in recorded.of_boxes.table],
             real(recorded.of_boxes.num_boxes),
+            result.intermediates.get(f"points{recorded.suffix}"),
         )
         total += _class_loss(layer) + _box_loss(layer)
-        if "loss_mask" in layer.weights:
+        if "loss_mask" in layer.weights and layer.points is None:
             total += _mask_loss(layer)
+        if layer.points is not None:
+            total += _point_loss(layer, layer.points)
         if "loss_fgl" in layer.weights:
             total += _edge_loss(layer)
     for format_name, of_format in results.items():
@@ -188,7 +192,7 @@ def _sigmoid_classes(layer: _Layer) -> tuple[Callable[[tuple[int, ...], Real], t
                     meant[image, query, config["num_labels"]] = (image, query, -1)
         return lambda place, x: _focal(x, ONE if place in meant else ZERO, alpha), None
     quality = {place: layer.iou(*pair) for place, pair in meant.items()}
-    if head == "lw_detr_object_detection":
+    if head in ("lw_detr_object_detection", "rf_detr_instance_segmentation"):
         alpha = real(config["focal_alpha"])
         return lambda place, x: _iou_aware(x, quality.get(place), alpha), None
     gamma = real(config["focal_loss_gamma"])
@@ -272,6 +276,21 @@ def _mask_loss(layer: _Layer) -> Real:
         slopes[image, query] += np.array(back, object).reshape(planes.shape[2:])
         total += real(layer.weights["loss_mask"]) * gmpy2.fsum([value for value, _ in focal]) / pixels
         total += real(layer.weights["loss_dice"]) * of_mask.loss
+    return total / layer.num_boxes
+
+
+def _point_loss(layer: _Layer, chosen: np.ndarray) -> Real:
+    """Cross-entropy, a mean over points, and dice loss of masks at points, against the nearest pixels."""
+    planes, slopes = layer.part("pred_masks")
+    labels = layer.scene.arguments["labels"]
+    names = ("loss_mask_ce", "loss_mask_dice")
+    of_entropy, of_dice = (layer.coefficient(name) / layer.num_boxes for name in names)
+    total = ZERO
+    for (image, query, number), of_pair in zip(layer.pairs, chosen, strict=True):
+        t = [points.nearest(labels[image]["masks"][number], point) for point in of_pair]
+        found = points.loss_of(planes[image, query], of_pair, t, of_entropy, of_dice)
+        slopes[image, query] += found.gradient
+        total += real(layer.weights[names[0]]) * found.entropy + real(layer.weights[names[1]]) * found.dice
     return total / layer.num_boxes
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, detection, elements, flow, language, masks, rows, scenes
+from tests.mpfr import boxes, detection, elements, flow, language, masks, points, rows, scenes
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -68,6 +68,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         for head in scenes.HEADS
     },
     "pocket_tts": {kind: _of_samples(draw, flow.compare) for kind, draw in flow.KINDS.items()},
+    "mask2former": {kind: _of_samples(draw, points.compare) for kind, draw in points.KINDS.items()},
     "semantic_segmentation": {
         kind: _of_samples(draw, masks.semantic_segmentation) for kind, draw in masks.IMAGES.items()
     },

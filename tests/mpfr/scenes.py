@@ -15,7 +15,8 @@ from tests.mpfr.elements import COTANGENTS
 
 CLASSES, LAYERS, BINS = 11, 3, 8
 SOFTMAX = ("object_detection", "segmentation")
-MASKED = ("segmentation", "deformable_detr_segmentation")
+AT_POINTS = ("rf_detr_instance_segmentation",)
+MASKED = ("segmentation", "deformable_detr_segmentation", *AT_POINTS)
 FOLLOWERS = ("rt_detr_object_detection", "d_fine_object_detection", "deimv2_object_detection")
 LOCAL = FOLLOWERS[1:]
 HEADS = (
@@ -25,7 +26,9 @@ HEADS = (
     "grounding_dino_object_detection",
     *FOLLOWERS,
     "lw_detr_object_detection",
+    "rf_detr_instance_segmentation",
 )
+GROUPED = ("lw_detr_object_detection", "rf_detr_instance_segmentation")
 Draw = Callable[[np.random.Generator, int], Iterator[Scene]]
 
 
@@ -46,11 +49,13 @@ class Scenes:
         }
         if self.head in LOCAL:
             kinds["near the teacher"] = self.near_the_teacher
+        if self.head in AT_POINTS:
+            kinds["balanced masks"] = self.balanced_masks
         return kinds
 
     def _queries(self, size: int, parts: int) -> int:
         """Of a scene with two images."""
-        many = LAYERS + 1 + (self.head in FOLLOWERS or self.head.startswith(("lw", "grounding")))
+        many = LAYERS + 1 + (self.head in FOLLOWERS or self.head.startswith(("lw", "rf", "grounding")))
         each = many * (CLASSES + 4) + (LAYERS * (4 * (BINS + 1) + 4) if self.head in LOCAL else 0)
         each += 20 if self.head in MASKED else 0
         return max(6, size // parts // (2 * each))
@@ -95,10 +100,13 @@ class Scenes:
             "max_num_bins": BINS,
             "group_detr": 2,
             "class_loss_coefficient": 1.5,
+            "mask_class_loss_coefficient": 2.5,
+            "mask_dice_loss_coefficient": 5.0,
+            "mask_point_sample_ratio": 2,
             "two_stage": True,
         }
         proposals = {
-            "lw_detr_object_detection": ("enc_outputs_class", "enc_outputs_coord"),
+            **dict.fromkeys(GROUPED, ("enc_outputs_class", "enc_outputs_coord")),
             "grounding_dino_object_detection": ("encoder_logits", "encoder_pred_boxes"),
             **dict.fromkeys(FOLLOWERS, ("enc_topk_logits", "enc_topk_bboxes")),
         }
@@ -112,6 +120,10 @@ class Scenes:
             arguments["pred_masks"] = logits(images, queries, 4, 5)
             for own, count in zip(labels, counts, strict=True):
                 own["masks"] = generator.random((count, 8, 7)) < 0.4
+        if self.head in AT_POINTS:
+            arguments["outputs_masks"] = logits(LAYERS, images, queries, 4, 5)
+            arguments["enc_outputs_masks"] = logits(images, queries, 4, 5)
+            arguments["seed"] = int(generator.integers(2**32))
         if self.head == "grounding_dino_object_detection":
             maps = (generator.random((images, 5, classes)) < 0.4).astype(np.float32)
             maps[..., 0] = 1
@@ -153,6 +165,18 @@ class Scenes:
         """Predictions in other formats than float32."""
         for k, dtype in enumerate((ml_dtypes.bfloat16, np.float16, np.float64)):
             yield self._scene(generator, self._queries(size, 3), COTANGENTS[k], dtype)
+
+    def balanced_masks(self, generator: np.random.Generator, size: int) -> Iterator[Scene]:
+        """Logits of 0 and points that mirror each other, which leave nothing; some that are no short numbers."""
+        mirrored = np.array([[0.375, 0.5], [0.625, 0.5], [0.3, 0.5], [0.7, 0.5], [0.3, 0.5], [0.125, 1 / 3]])
+        for scale in (0.0, 1e-6):
+            scene = self._scene(generator, self._queries(size, 2), 0.7, scale=scale)
+            masks = [own["masks"] for own in scene.arguments["labels"]]
+            for own in masks:
+                own[:, :, :4], own[:, :, 4:] = True, False
+            pairs = 2 * sum(map(len, masks))
+            scene.arguments["points"] = np.broadcast_to(mirrored, (LAYERS + 1, pairs, *mirrored.shape))
+            yield scene
 
     def near_the_teacher(self, generator: np.random.Generator, size: int) -> Iterator[Scene]:
         """Edges close to those of the last layer, or shifted by a constant."""

@@ -165,10 +165,10 @@ def divided_by(case: Case, count: float) -> Altered:
 
 def over_everything(case: Case, tensor: str | None = None) -> Altered | None:
     """The mean over all rows instead of those that count; box losses over all queries instead of the objects."""
-    mean = specification_of(case).mean
+    specification = specification_of(case)
+    mean = specification.mean
     if mean in ("num_boxes", "objects"):
-        rows = case.inputs.get("inputs", case.inputs.get("logits"))
-        assert rows is not None
+        rows = case.inputs[specification.named("logits", "boxes")[0]]
         count = math.prod(rows.shape[:-1]) if mean == "objects" else rows.shape[0]
         return Altered(altered(case, num_boxes=float(count)))
     count = divisor(case, tensor)

@@ -115,9 +115,9 @@ def _counts(case: Case, tensor: str) -> list[tuple[float, str]]:
         counts.append((shape[0], "the batch size"))
     if labels is not None:
         counts += [(labels.counted, "the number of rows that count"), (labels.values.size, "all rows")]
-    objects = [value for key, value in case.inputs.items() if key.startswith("labels.") and key.endswith("boxes")]
+    objects = [value for key, value in case.inputs.items() if "class_labels" in key.split(".")]
     if objects:
-        counts.append((sum(len(boxes) for boxes in objects), "the number of objects"))
+        counts.append((sum(len(own) for own in objects), "the number of objects"))
     if labels is None or labels.values.size != math.prod(shape[:-1]):
         counts.append((math.prod(shape[:-1]), "the number of rows"))
     counts.append((math.prod(shape), "the number of elements"))

@@ -12,6 +12,7 @@ from tests.gauntlet.mistakes.flow import FLOW_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
 from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
+from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
@@ -24,4 +25,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *REGION_MISTAKES,
     *HEAD_MISTAKES,
     *FLOW_MISTAKES,
+    *POINT_MISTAKES,
 )
