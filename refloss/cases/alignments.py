@@ -148,14 +148,14 @@ def _drawn(draws: Draws, blank: str) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Logits [N, T, C], labels [N, U], lengths, and options; every target has an alignment."""
     count, classes = draws.rows(), draws.classes()
     most = draws.size(0, 3) if classes > 1 else 0
-    frames = 2 * most + draws.size(0, 3)
+    frames = 2 * most + draws.size(1, 3)
     blank_class = draws.size(0, min(classes, 8) - 1)
     labels = (draws.uniform(count, most) * (classes - 1)).astype(np.int64)
     labels += labels >= blank_class
     of_targets = (draws.uniform(count) * (most + 1)).astype(np.int64)
     of_inputs = np.minimum(2 * of_targets + (draws.uniform(count) * 4).astype(np.int64), frames)
     logits = draws.logits(count, frames, classes) if count * frames else np.zeros((count, frames, classes), draws.dtype)
-    logits = np.clip(logits, -_LARGEST, _LARGEST).astype(draws.dtype)
+    logits = draws.cast(np.clip(logits.astype(np.float64), -_LARGEST, _LARGEST))
     if draws.limits.extreme and draws.maybe():
         logits[np.arange(frames) >= of_inputs[:, None]] = draws.one_of(np.nan, np.inf, -np.inf)
     return logits, labels, of_inputs, of_targets, {blank: blank_class}

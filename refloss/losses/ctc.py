@@ -115,6 +115,7 @@ def ctc(
     if x.ndim not in (2, 3):
         raise ValueError(f"log_probs has shape {x.shape}; expected [T, N, C] or [T, C]")
     arrays.choice(reduction, "reduction", alignments.REDUCTIONS)
+    blank_class = alignments.blank_class(blank, "blank", x.shape[-1])
     count = x.shape[1] if x.ndim == 3 else 1
     labels = arrays.integer_array(targets, "targets")
     of_inputs = alignments.lengths(input_lengths, "input_lengths", count, x.shape[0])
@@ -128,7 +129,7 @@ def ctc(
         _in_one_row(labels, of_targets, x.shape[-1]),
         of_inputs,
         of_targets,
-        alignments.blank_class(blank, "blank", x.shape[-1]),
+        blank_class,
         x.shape[1:-1],
     )
     options = Options(grad_output, grad, grad_dtype, out, backend)

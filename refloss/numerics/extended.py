@@ -51,6 +51,7 @@ def from_pair(value):
     """A non-negative finite pair, or NaN."""
     high, exponent = significand(value[0])
     vanishes = value[0] == 0.0
+    high = high if value[0] == value[0] else value[0]
     return normalised((0.0 if vanishes else high, 0.0 if vanishes else scale(value[1], -exponent)), exponent)
 
 

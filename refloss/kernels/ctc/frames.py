@@ -31,8 +31,8 @@ LANES = 32
 CLOSE = 2.0**-12
 # p and γ beyond it are those of a sure label.
 SURE = 1.0 - 2.0**-8
-# What pairs leave of a difference that is 0: a recursion of 2^15 frames is good to 2^-86.
-NOISE = 2.0**-84
+# What a frame adds, at most, to the relative error of a share: two exponentials, products and sums in pairs.
+_NOISE = 2.0**-98
 
 
 class Chosen(NamedTuple):
@@ -152,17 +152,22 @@ def of_labels(emitted, row, count):
 
 
 @jit.scalar
-def _without_noise(value, size):
-    """A pair without what may be the error of terms of a size."""
-    noise = NOISE * size
+def noise_of(frames):
+    """The relative error of a share after so many frames: what it leaves of a difference that is 0."""
+    return _NOISE * (frames + 8)
+
+
+@jit.scalar
+def _without_noise(value, noise):
+    """A pair without what may be an error."""
     return 0.0 if abs(value[0]) <= noise else value[0], 0.0 if abs(value[1]) <= noise else value[1]
 
 
 @jit.scalar
-def difference(emitted, inverse, gamma):
+def difference(emitted, inverse, gamma, noise):
     """p − γ of a label, and p; inverse is 1/S."""
     p = pairs.multiply(as_pair(emitted), inverse)
-    return _without_noise(pairs.add(p, pairs.negate(gamma)), max(p[0], gamma[0])), p[0]
+    return _without_noise(pairs.add(p, pairs.negate(gamma)), noise * max(p[0], gamma[0])), p[0]
 
 
 @jit.scalar
@@ -172,7 +177,7 @@ def is_close(value, p, others):
 
 
 @jit.helper
-def sure_difference(chosen, count, sure, others, is_softmax):
+def sure_difference(chosen, count, sure, others, is_softmax, noise):
     """The same for a label that is sure; what the others have is there."""
     total = pairs.negate(others) if is_softmax else exp_less_one((chosen.logits[sure], 0.0))
     size = abs(total[0])
@@ -181,4 +186,4 @@ def sure_difference(chosen, count, sure, others, is_softmax):
             pushed = (-chosen.high[d], -chosen.low[d]) if is_softmax else (chosen.gamma[d], chosen.gamma_low[d])
             total = pairs.add(total, pushed)
             size += abs(pushed[0])
-    return _without_noise(total, size)
+    return _without_noise(total, noise * size)

@@ -176,6 +176,7 @@ def _advance(previous, emitted, paths, n, first, last, following):
         set_number(following, i, value)
     if cuda.threadIdx.x == 0:
         for i in range(MARGIN):
+            set_number(following, i, ZERO)
             set_number(following, last + MARGIN + i, ZERO)
     cuda.syncthreads()
 
@@ -201,7 +202,7 @@ def _return(behind, emitted, paths, n, alpha, first, last, omega, shares):
 @gpu_function
 def _differences(paths, n, is_softmax, emitted, totals, chosen, shares, special):
     """As loop._differences; every thread knows whether a label is not known well enough."""
-    inverse, others = (1.0, 0.0), (0.0, 0.0)
+    inverse, others, noise = (1.0, 0.0), (0.0, 0.0), frames.noise_of(paths.frames[n])
     if is_softmax:
         inverse = pairs.divide((1.0, 0.0), (totals[1], totals[2]))
         others = pairs.multiply((totals[3], totals[4]), inverse)
@@ -211,7 +212,7 @@ def _differences(paths, n, is_softmax, emitted, totals, chosen, shares, special)
     for d in range(cuda.threadIdx.x, paths.distinct[n], cuda.blockDim.x):
         gamma = of_label(shares[0], shares[1], paths.order[n], paths.starts[n, d], paths.starts[n, d + 1])
         chosen.gamma[d], chosen.gamma_low[d] = gamma
-        (chosen.high[d], chosen.low[d]), p = frames.difference(number(emitted, d), inverse, gamma)
+        (chosen.high[d], chosen.low[d]), p = frames.difference(number(emitted, d), inverse, gamma, noise)
         if p > frames.SURE and gamma[0] > frames.SURE:
             special[0] = d
         elif frames.is_close(chosen.high[d], p, others[0]):
@@ -219,7 +220,7 @@ def _differences(paths, n, is_softmax, emitted, totals, chosen, shares, special)
     cuda.syncthreads()
     sure = int(special[0])
     if sure >= 0 and cuda.threadIdx.x == 0:
-        value = frames.sure_difference(chosen, paths.distinct[n], sure, others, is_softmax)
+        value = frames.sure_difference(chosen, paths.distinct[n], sure, others, is_softmax, noise)
         chosen.high[sure], chosen.low[sure] = value
         if frames.is_close(value[0], 1.0, others[0]):
             special[1] = 1.0
@@ -278,7 +279,7 @@ def _forward(rows, paths, terms, n, space, block):
         previous, following = _row(space.alphas, block, t), _row(space.alphas, block, t + 1)
         _advance(previous, emitted, paths, n, first, last, following)
     total = ONE if states == 1 else ZERO
-    if count > 0:
+    if count > 0 and states <= 2 * count + 1:
         alpha = _row(space.alphas, block, count)
         total = add(number(alpha, states + MARGIN - 1), number(alpha, states + MARGIN - 2))
     if undefined or norm[0] != norm[0]:

@@ -89,6 +89,7 @@ class Sequence(NamedTuple):
     starts: np.ndarray
     order: np.ndarray
     is_softmax: bool
+    noise: float
 
 
 @jit.scalar
@@ -254,8 +255,10 @@ def _all_forward(sequence, block, scratch):
                 norm = multiply(norm, from_pair((scratch.totals[start + k, 0], scratch.totals[start + k, 1])))
     if poisoned or norm[0] != norm[0]:
         return (np.nan, 0.0, 0), norm
+    if sequence.states > 2 * sequence.frames + 1:
+        return ZERO, norm
     if sequence.frames == 0:
-        return ONE if sequence.states == 1 else ZERO, norm
+        return ONE, norm
     last, row = (end - 1) % block + 1, sequence.states + MARGIN - 1
     alpha = _row(scratch.alphas, last)
     return add(number(alpha, row), number(alpha, row - 1)), norm
@@ -273,13 +276,13 @@ def _differences(sequence, k, t, scratch, shares):
         gamma = of_label(shares[0], shares[1], sequence.order, sequence.starts[d], sequence.starts[d + 1])
         chosen.gamma[d], chosen.gamma_low[d] = gamma
         emitted = (scratch.emitted.high[k, d], scratch.emitted.low[k, d], scratch.emitted.exponent[k, d])
-        (chosen.high[d], chosen.low[d]), p = frames.difference(emitted, inverse, gamma)
+        (chosen.high[d], chosen.low[d]), p = frames.difference(emitted, inverse, gamma, sequence.noise)
         if p > frames.SURE and gamma[0] > frames.SURE:
             sure = d
         else:
             close |= frames.is_close(chosen.high[d], p, others[0])
     if sure >= 0:
-        value = frames.sure_difference(chosen, sequence.distinct, sure, others, sequence.is_softmax)
+        value = frames.sure_difference(chosen, sequence.distinct, sure, others, sequence.is_softmax, sequence.noise)
         chosen.high[sure], chosen.low[sure] = value
         close |= frames.is_close(value[0], 1.0, others[0])
     return close
@@ -400,6 +403,7 @@ def ctc_sequences(rows, gradient, paths, terms, scratch, nll, first, last):
             paths.starts[n],
             paths.order[n],
             terms.is_softmax,
+            frames.noise_of(paths.frames[n]),
         )
         block = scratch.emitted.high.shape[0]
         _loss_and_gradient(sequence, terms.length, block, scratch, terms, n, nll, gradient)

@@ -69,9 +69,14 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
     parallel.run_blocks(work, len(nll), 1, lambda: _scratch(task, paths))
 
 
+def _block(frames: int) -> int:
+    """How many frames are worked on together: as many as there are blocks."""
+    return max(1, math.isqrt(frames))
+
+
 def _scratch(task: Task, paths: Paths) -> Scratch:
     frames, states = int(paths.frames.max(initial=0)), paths.slots.shape[1]
-    block = max(1, math.isqrt(frames))
+    block = _block(frames)
     blocks, size, labels = -(-frames // block) + 1, states + 2 * MARGIN, paths.labels.shape[1]
     classes = -(-task.logits.shape[-1] // LANES) * LANES
     return Scratch(
