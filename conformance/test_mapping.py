@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[1]
 EXTRA = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["test"]
 PINS = dict(requirement.split("==") for requirement in EXTRA if "==" in requirement)
 MISSING = {
-    "ForCTC",
     "ParakeetForRNNT",
     "ParakeetForTDT",
     "PocketTTSForConditionalGeneration",

@@ -38,7 +38,9 @@ def ctc(case: Case, result: LossResult, unit: Roundoff) -> Mapping[str, Bound]:
     x = real(case.inputs["log_probs"])
     given = x if x.ndim == 3 else x[:, None]
     lengths = np.reshape(case.inputs["target_lengths"], -1)
-    bound = _bounds(case, result, unit, given.transpose(1, 0, 2), np.reshape(case.inputs["input_lengths"], -1), lengths)
+    frames, right = np.reshape(case.inputs["input_lengths"], -1), _right(result, "log_probs")
+    right = right.reshape(given.shape).transpose(1, 0, 2)
+    bound = _bounds(case, result, unit, given.transpose(1, 0, 2), right, frames, lengths)
     of_gradient = bound["gradient"].transpose(1, 0, 2).reshape(x.shape)
     return {
         "loss": whole(bound["loss"].reshape(np.shape(result.loss))),
@@ -52,7 +54,8 @@ def ctc_of_logits(case: Case, result: LossResult, unit: Roundoff) -> Mapping[str
     labels, blank = case.inputs["labels"], case.parameters["blank_token_id"]
     counts = (labels != case.parameters.get("ignore_index", -100)) & (labels != blank)
     x, frames = real(case.inputs["logits"]), case.inputs["logit_lengths"]
-    bound = _bounds(case, result, unit, x, frames, counts.sum(axis=1), is_softmax=True)
+    right = _right(result, "logits")
+    bound = _bounds(case, result, unit, x, right, frames, counts.sum(axis=1), is_softmax=True)
     return {
         "loss": whole(bound["loss"]),
         "grad.logits": whole(bound["gradient"]),
@@ -65,6 +68,7 @@ def _bounds(
     result: LossResult,
     unit: Roundoff,
     x: np.ndarray,
+    right: np.ndarray,
     frames: np.ndarray,
     labels: np.ndarray,
     *,
@@ -81,21 +85,20 @@ def _bounds(
         off = off + np.where(length, of_frame, 0.0).sum(axis=1) + (unit.between + unit.inside) * size
     over = np.maximum(labels, 1) * count if reduction == "mean" else np.ones(count)
     c = np.broadcast_to(np.abs(real(case.grad_output)), count) / over
-    p, right = np.exp(log_p), real(next(iter(result.grads.values())))
-    right = right.reshape(x.shape) if right.shape == x.shape else _moved(right, x.shape)
-    factor, steps = c[:, None, None], STEPS * unit.between
+    p, factor, steps = np.exp(log_p), c[:, None, None], STEPS * unit.between
     gamma = p + np.where(factor > 0.0, np.abs(right) / factor, 0.0)
     each = (steps + np.expm1(2.0 * off))[:, None, None] * gamma + (steps + np.expm1(of_element)) * p + unit.tiny
     gradient = np.where(length[:, :, None], factor * each + unit.tiny, 0.0)
     known = np.isfinite(nll)
     of_nll = np.where(known, off + unit.tiny, 0.0)
-    total = of_nll if reduction == "none" else (of_nll / over + (steps + unit.sum(count)) * nll / over).sum()
+    added = (steps + unit.sum(count)) * np.where(known, nll, 0.0)
+    total = of_nll if reduction == "none" else ((of_nll + added) / over).sum()
     return {"loss": np.asarray(total), "nll": of_nll, "gradient": np.where(known[:, None, None], gradient, 0.0)}
 
 
-def _moved(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """That of [T, N, C] or [T, C] with sequences first."""
-    return np.asarray(gradient.reshape(shape[1], shape[0], shape[2]).transpose(1, 0, 2))
+def _right(result: LossResult, name: str) -> np.ndarray:
+    """The right gradient."""
+    return real(result.grads[name])
 
 
 def _softmax(x: np.ndarray, unit: Roundoff) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
