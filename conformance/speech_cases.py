@@ -22,7 +22,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _ctc(
-    name: str, log_probs: Array, targets: Array, frames: Any, lengths: Any, grad_output: Any = -3.5, **options: Any
+    name: str, log_probs: Array, targets: Any, frames: Any, lengths: Any, grad_output: Any = -3.5, **options: Any
 ) -> Case:
     inputs = {
         "log_probs": log_probs,

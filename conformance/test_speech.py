@@ -76,7 +76,8 @@ def test_the_gradient_of_log_probs_is_that_of_logits_in_front_of_them() -> None:
     """Torch's −γ is nowhere: autograd of log_softmax subtracts nothing from e^lp − γ, whose sum is 0."""
     logits = torch.randn(7, 1, 4, dtype=torch.float64, requires_grad=True)
     log_probs = logits.log_softmax(-1)
-    loss = functional.ctc_loss(log_probs, torch.tensor([[1, 2]]), (7,), (2,), reduction="sum")
+    lengths = torch.tensor([7]), torch.tensor([2])
+    loss = functional.ctc_loss(log_probs, torch.tensor([[1, 2]]), *lengths, reduction="sum")
     (of_logits,) = torch.autograd.grad(loss, logits)
     ours = refloss.ctc(log_probs.detach(), [[1, 2]], [7], [2], reduction="sum").grads["log_probs"]
     np.testing.assert_allclose(ours, of_logits.numpy(), rtol=1e-12, atol=1e-14)
@@ -85,7 +86,7 @@ def test_the_gradient_of_log_probs_is_that_of_logits_in_front_of_them() -> None:
 def test_torch_forgets_the_last_blank_behind_a_label_that_is_blank() -> None:
     """Of three alignments, one ends in the blank behind it; every one of them emits blank in the last frame."""
     log_probs = torch.full((2, 1, 2), -np.log(2.0), dtype=torch.float64, requires_grad=True)
-    loss = functional.ctc_loss(log_probs, torch.tensor([[0]]), (2,), (1,), reduction="sum")
+    loss = functional.ctc_loss(log_probs, torch.tensor([[0]]), torch.tensor([2]), torch.tensor([1]), reduction="sum")
     (theirs,) = torch.autograd.grad(loss, log_probs)
     ours = refloss.ctc(log_probs.detach(), [[0]], [2], [1], reduction="sum")
     assert ours.loss == pytest.approx(loss.item(), rel=1e-15)
