@@ -22,6 +22,7 @@ CASTS_TO_FLOAT32 = (
     "ForConditionalGeneration",
     "CsmForConditionalGeneration",
     "ForTokenClassification",
+    "ForCTC",
 )
 
 _FUNCTIONAL = f"{functional.__name__}."

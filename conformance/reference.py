@@ -21,13 +21,22 @@ if TYPE_CHECKING:
 
 Outcome = dict[str, Array]
 UNSHIFTED = ("ForMaskedLM", "ForTokenClassification")
+OF_ALIGNMENTS = ("ctc", "ForCTC")
 OF_CLASSES = ("log_probabilities", "probabilities")
 
 
 @contextmanager
 def formula_precision() -> Iterator[None]:
-    """transformers rounds logits to float32; for its formula in float64, Tensor.float gives float64 here."""
-    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+    """transformers rounds logits to float32; for its formula in float64, what rounds gives float64 here."""
+    log_softmax = torch.nn.functional.log_softmax
+
+    def in_double(values: torch.Tensor, dim: int, **_: Any) -> torch.Tensor:
+        return log_softmax(values.double(), dim)
+
+    with (
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+        mock.patch.object(torch.nn.functional, "log_softmax", in_double),
+    ):
         yield
 
 
@@ -90,9 +99,22 @@ def transformers_loss(call: Call, config: Any = None) -> torch.Tensor:
 def _intermediates(call: Call) -> dict[str, torch.Tensor]:
     if call.case.loss == CROSS_ENTROPY:
         return cross_entropy_intermediates(call)
+    if call.case.loss in OF_ALIGNMENTS:
+        return _alignment_intermediates(call)
     if call.case.loss in TORCH_FUNCTIONS:
         return elementwise_intermediates(call)
     return _head_intermediates(call) if call.case.loss in HEADS else token_intermediates(call)
+
+
+def _alignment_intermediates(call: Call) -> dict[str, torch.Tensor]:
+    """The loss of every sequence."""
+    arguments = call.arguments
+    call.arguments = arguments | {"reduction": "none"}
+    try:
+        nll = _torch_loss(call) if call.case.loss in TORCH_FUNCTIONS else transformers_loss(call)
+    finally:
+        call.arguments = arguments
+    return {"nll": nll}
 
 
 def elementwise_intermediates(call: Call) -> dict[str, torch.Tensor]:

@@ -61,7 +61,11 @@ def _called(drawn: Drawn, loss: str) -> Case:
 
 
 CASES = tuple(cases())
-RUNS = [(case, dtype) for case, dtype in product(CASES, (torch.float32, torch.bfloat16))]
+RUNS = [
+    (case, dtype)
+    for case, dtype in product(CASES, (torch.float32, torch.bfloat16))
+    if case.loss != "ctc" or dtype == torch.float32  # torch has no other
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=identifier)

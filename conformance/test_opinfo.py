@@ -118,6 +118,9 @@ def test_samples_are_all_there() -> None:
         assert len({case.id for case in cases}) == len(cases) >= 4, loss
         assert {loss, *(case.loss for case in cases)} == {loss}
     assert all((loss, dtype) in SAMPLES for loss in TORCH_FUNCTIONS for dtype in DTYPES[:2])
+    assert {*SAMPLES, "ctc"} == TORCH_FUNCTIONS.keys()  # of which test_speech has those of ctc
+    for loss, dtype in ((loss, dtype) for loss in SAMPLES for dtype in DTYPES):
+        assert sum(case.loss == loss and run == dtype for case, run in RUNS) == SAMPLES[loss]
 
 
 ELEMENTWISE = [loss for loss in OPERATORS if isinstance(FUNCTIONS[loss].specification, Elementwise)]

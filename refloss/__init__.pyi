@@ -1,6 +1,7 @@
 # Written by python -m tests.tables.
 from refloss import testing as testing
 from refloss.heads.causal_lm import causal_lm as causal_lm
+from refloss.heads.ctc_of_logits import ctc_of_logits as ctc_of_logits
 from refloss.heads.d_fine_object_detection import d_fine_object_detection as d_fine_object_detection
 from refloss.heads.deformable_detr_object_detection import deformable_detr_object_detection as deformable_detr_object_detection
 from refloss.heads.deformable_detr_segmentation import deformable_detr_segmentation as deformable_detr_segmentation
@@ -21,6 +22,7 @@ from refloss.heads.token_classification import token_classification as token_cla
 from refloss.losses.bce import bce as bce
 from refloss.losses.bce_with_logits import bce_with_logits as bce_with_logits
 from refloss.losses.cross_entropy import cross_entropy as cross_entropy
+from refloss.losses.ctc import ctc as ctc
 from refloss.losses.dice import dice as dice
 from refloss.losses.giou import giou as giou
 from refloss.losses.huber import huber as huber
@@ -45,6 +47,8 @@ __all__ = [
     "bce_with_logits",
     "causal_lm",
     "cross_entropy",
+    "ctc",
+    "ctc_of_logits",
     "d_fine_object_detection",
     "deformable_detr_object_detection",
     "deformable_detr_segmentation",

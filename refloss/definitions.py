@@ -152,7 +152,9 @@ def _outputs(specification: Specification) -> dict[str, Any]:
     if "none" in getattr(specification.parameters.get("reduction"), "values", ()):
         first = specification.required[0]
         unreduced = shapes(specification, first)
-        if specification.per == "row":
+        if specification.losses:
+            unreduced = [shape.split() for shape in specification.losses.split("|")]
+        elif specification.per == "row":
             unreduced = [_loss_of_rows(specification, shape) for shape in unreduced]
     return {
         "loss": {"dtype": "float64", "shapes_without_reduction": unreduced},

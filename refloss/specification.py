@@ -36,6 +36,7 @@ Role = Literal[
     "objects",  # a list of a mapping for each image
     "mask",  # what counts, bool
     "points",  # [..., 2], x and y in [0, 1]
+    "sequence",  # labels of sequences, or how long each is
 ]
 # Kinds of numbers that an array may hold.
 Numbers = Literal["float", "integer", "bool"]
@@ -49,7 +50,7 @@ Identity = Literal[
     "logarithm of the target",  # the target times a linear function of its logarithm
 ]
 # What "mean" divides a sum by, or a loss that has no such word.
-Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects"]
+Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects", "sequences"]
 
 
 class Part(NamedTuple):
@@ -144,6 +145,11 @@ def boxes() -> Argument:
     return Argument("boxes", differentiable=True)
 
 
+def sequence(shape: str) -> Argument:
+    """Integers of sequences: their labels, or how long they are."""
+    return Argument("sequence", batched=False, shape=shape, numbers=("integer",))
+
+
 def classes(of: str, *, ignored: int = -100) -> Argument:
     """Classes of the rows of an argument, or distributions over its classes, which have a gradient."""
     return Argument("classes", differentiable=True, of=of, ignored=ignored)
@@ -236,6 +242,7 @@ class Specification:
         mean: what "mean", or the only reduction, divides the sum by.
         positive: whether no loss is negative.
         per: what has a loss of its own before reduction.
+        losses: the shape of losses that are not reduced, as the names of its axes, if `per` does not say it.
         axes: the fewest axes of arrays of corresponding elements.
         divisor: of a case, what its mean divides by, or None where that is no one number; if `mean` does not say it.
         padded: axes along which rows that are ignored may be added.
@@ -262,6 +269,7 @@ class Specification:
     mean: Mean = "elements"
     positive: bool = True
     per: Literal["element", "row"] = "element"
+    losses: str = ""
     axes: int = 0
     divisor: Callable[[Case], float | None] | None = None
     padded: tuple[int, ...] = ()

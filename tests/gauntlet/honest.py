@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.gauntlet.alignments import Ctc
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
 from tests.gauntlet.regions import Dice, Giou, Iou
@@ -21,6 +22,7 @@ DISTANCES = ("mse", "l1", "huber", "smooth_l1")
 SIGMOIDS = ("bce_with_logits", "sigmoid_focal", "varifocal")
 ELEMENTS = (*DISTANCES, "bce", "kl_div", *SIGMOIDS)
 BOXES = ("iou", "giou")
+ALIGNMENTS = ("ctc", "ctc_of_logits")
 REDUCED = ("cross_entropy", "nll", *ELEMENTS, "dice", *BOXES)
 
 # Heads that match objects, which have no kernel of their own here.
@@ -44,4 +46,5 @@ HONEST: dict[str, type[Kernel]] = {
     "iou": Iou,
     "giou": Giou,
     "pocket_tts": PocketTts,
+    **dict.fromkeys(ALIGNMENTS, Ctc),
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.gauntlet.honest import (
+    ALIGNMENTS,
     DETR,
     ELEMENTS,
     FOCAL,
@@ -41,6 +42,7 @@ GROUPS: dict[tuple[str, ...], str] = {
     (*DETR, *FOCAL): "DETRs",
     (*DETR, *FOCAL, *LAYERED): "heads that match",
     LAYERED: "RT-DETRs",
+    ALIGNMENTS: "alignments",
 }
 
 HEADING = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, detection, elements, flow, language, masks, points, rows, scenes
+from tests.mpfr import alignments, boxes, detection, elements, flow, language, masks, points, rows, scenes
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -60,6 +60,8 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         for name, call in language.HEADS.items()
     },
     "sequence_classification": _sequence_kinds(),
+    "ctc": {kind: _of_samples(draw, alignments.ctc) for kind, draw in alignments.LOG_PROBABILITIES.items()},
+    "ctc_of_logits": {kind: _of_samples(draw, alignments.ctc_of_logits) for kind, draw in alignments.LOGITS.items()},
     "iou": _box_kinds("iou"),
     "giou": _box_kinds("giou"),
     "dice": {kind: _of_samples(draw, masks.dice) for kind, draw in masks.DICE.items()},

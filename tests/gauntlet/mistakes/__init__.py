@@ -7,6 +7,7 @@ function that a mistake applies to some cases must have it, in each dtype: a ker
 
 from __future__ import annotations
 
+from tests.gauntlet.mistakes.alignments import ALIGNMENT_MISTAKES
 from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.flow import FLOW_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
@@ -23,6 +24,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *UPSTREAM_MISTAKES,
     *ELEMENT_MISTAKES,
     *REGION_MISTAKES,
+    *ALIGNMENT_MISTAKES,
     *HEAD_MISTAKES,
     *FLOW_MISTAKES,
     *POINT_MISTAKES,

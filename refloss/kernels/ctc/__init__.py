@@ -1,0 +1,1 @@
+"""Connectionist temporal classification: sums over all alignments of a sequence."""

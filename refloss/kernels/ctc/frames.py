@@ -1,0 +1,189 @@
+"""One frame's logits: what it emits, and its gradient, the same for every backend.
+
+With e_k = e^(x_k − m), m the largest logit, and S their sum, p_k = e_k/S. Labels of the sequence have pairs; what the
+other classes have together is a sum of float64 exponentials, good to 2^-54, since no alignment has a part in it: −log p
+of all alignments is no less than it. Where a difference p − γ leaves too little beside the error of that sum, it is
+taken again in pairs.
+
+Log-probabilities are taken as they are: m = 0 and S = 1.
+
+A label that is sure, p and γ next to 1, gets Σ (γ_j − p_j) over all other classes, or e^x − 1 + Σ γ_j, which cancel
+nothing that the sum itself does not cancel.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.rows import row_offset
+from refloss.numerics import pairs
+from refloss.numerics.accurate import exp_less_one
+from refloss.numerics.exponential import exp, exp_difference
+from refloss.numerics.extended import as_pair, plus, probability
+from refloss.numerics.formats import vector_of, widen
+
+# Sums over classes are as many sums, of every so many-th class, whatever computes them.
+LANES = 32
+# Of a difference that is less than this share of the other classes' part in it, too little is known.
+CLOSE = 2.0**-12
+# p and γ beyond it are those of a sure label.
+SURE = 1.0 - 2.0**-8
+# What a frame adds, at most, to the relative error of a share: two exponentials, products and sums in pairs.
+_NOISE = 2.0**-98
+
+
+class Chosen(NamedTuple):
+    """What a frame has for each of a sequence's labels, arrays of as many."""
+
+    logits: np.ndarray
+    high: np.ndarray  # p − γ, pairs
+    low: np.ndarray
+    gamma: np.ndarray
+    gamma_low: np.ndarray
+
+
+@jit.helper
+def _at(memory, offset, stride, labels, count, values):
+    for d in range(count):
+        values[d] = widen(memory[offset + labels[d] * stride])
+
+
+@jit.helper
+def at_labels(rows, frame, labels, count, values):
+    """The elements of a row of any format at some classes, as float64."""
+    offset, stride = row_offset(rows, frame), rows.class_stride
+    if rows.format == 0:
+        _at(vector_of(rows.memory, np.float64), offset, stride, labels, count, values)
+    elif rows.format == 1:
+        _at(vector_of(rows.memory, np.float32), offset, stride, labels, count, values)
+    elif rows.format == 2:
+        _at(vector_of(rows.memory, np.int16), offset, stride, labels, count, values)
+    else:
+        _at(vector_of(rows.memory, np.uint16), offset, stride, labels, count, values)
+
+
+@jit.helper
+def largest(row):
+    """The largest element; NaN if one is NaN."""
+    top, undefined = np.full(LANES, -np.inf), 0
+    for start in range(0, row.size, LANES):
+        for lane in range(LANES):
+            x = row[start + lane]
+            top[lane] = x if x > top[lane] else top[lane]
+    for i in range(row.size):
+        undefined |= 1 if row[i] != row[i] else 0
+    result = top[0]
+    for lane in range(1, LANES):
+        result = max(result, top[lane])
+    return np.nan if undefined else result
+
+
+@jit.helper
+def exponentials(row, maximum):
+    """e^(x − m) in place of x, in float64."""
+    for i in range(row.size):
+        row[i] = exp_difference(row[i], maximum)
+
+
+@jit.scalar
+def plain_exponential(x):
+    """e^x; NaN is handed on."""
+    return exp(x) if x == x else x
+
+
+@jit.helper
+def plain_exponentials(row):
+    """e^x in place of x."""
+    for i in range(row.size):
+        row[i] = plain_exponential(row[i])
+
+
+@jit.scalar
+def lanes_total(high, low):
+    """The sum of what lanes have."""
+    total = (high[0], low[0])
+    for lane in range(1, LANES):
+        total = pairs.fast_two_sum(*plus(total, (high[lane], low[lane])))
+    return total
+
+
+@jit.helper
+def total_of(row):
+    """The sum of non-negative numbers, a pair."""
+    high, low = np.zeros(LANES), np.zeros(LANES)
+    for start in range(0, row.size, LANES):
+        for lane in range(LANES):
+            high[lane], low[lane] = plus((high[lane], low[lane]), (row[start + lane], 0.0))
+    return lanes_total(high, low)
+
+
+@jit.scalar
+def with_term(total, x, maximum):
+    """A sum and e^(x − m), pairs."""
+    return pairs.fast_two_sum(*plus(total, as_pair(probability(x, (maximum, 0.0)))))
+
+
+@jit.helper
+def accurate_total(row, maximum):
+    """Σ e^(x − m) in pairs, of logits."""
+    high, low = np.zeros(LANES), np.zeros(LANES)
+    for start in range(0, row.size, LANES):
+        for lane in range(LANES):
+            high[lane], low[lane] = with_term((high[lane], low[lane]), row[start + lane], maximum)
+    return lanes_total(high, low)
+
+
+@jit.scalar
+def with_number(total, value):
+    """A sum, a pair, and a number."""
+    return pairs.fast_two_sum(*plus(total, as_pair(value)))
+
+
+@jit.helper
+def of_labels(emitted, row, count):
+    """What a frame emits for all labels of a sequence together, a pair."""
+    total = (0.0, 0.0)
+    for d in range(count):
+        total = with_number(total, (emitted.high[row, d], emitted.low[row, d], emitted.exponent[row, d]))
+    return total
+
+
+@jit.scalar
+def noise_of(frames):
+    """The relative error of a share after so many frames: what it leaves of a difference that is 0."""
+    return _NOISE * (frames + 8)
+
+
+@jit.scalar
+def _without_noise(value, noise):
+    """A pair without what may be an error."""
+    return 0.0 if abs(value[0]) <= noise else value[0], 0.0 if abs(value[1]) <= noise else value[1]
+
+
+@jit.scalar
+def difference(emitted, inverse, gamma, noise):
+    """p − γ of a label, and p; inverse is 1/S."""
+    p = pairs.multiply(as_pair(emitted), inverse)
+    return _without_noise(pairs.add(p, pairs.negate(gamma)), noise * max(p[0], gamma[0])), p[0]
+
+
+@jit.scalar
+def is_close(value, p, others):
+    """Whether too little of a difference is known; others is the part of the classes that are no labels."""
+    return abs(value) < CLOSE * others * p
+
+
+@jit.helper
+def sure_difference(chosen, count, sure, others, is_softmax, noise):
+    """The same for a label that is sure; what the others have is there."""
+    total = pairs.negate(others) if is_softmax else exp_less_one((chosen.logits[sure], 0.0))
+    size = abs(total[0])
+    for d in range(count):
+        if d != sure:
+            pushed = (-chosen.high[d], -chosen.low[d]) if is_softmax else (chosen.gamma[d], chosen.gamma_low[d])
+            total = pairs.add(total, pushed)
+            size += abs(pushed[0])
+    return _without_noise(total, noise * size)
