@@ -100,8 +100,8 @@ def exp_less_one(x):
 
 
 @jit.scalar
-def exp_accurate(high, low):
-    """e^(high + low) for −746 ≤ high ≤ 709, as a pair with a relative error below 2^-101.
+def exp_significand(high, low):
+    """e^(high + low) for |high| below 2^50 as a pair (0.7 to 1.42) and a power of two; a relative error below 2^-101.
 
     The argument less its multiple of ln 2 is halved _HALVINGS times; e^s − 1, not e^s, is doubled as often, so that its
     errors stay small beside 1. No table and no branch: it vectorises.
@@ -114,7 +114,13 @@ def exp_accurate(high, low):
     excess = exp_less_one(r)
     top, rest = fast_two_sum(1.0, excess[0])
     top, rest = fast_two_sum(top, rest + excess[1])
-    exponent = float64_bits(shifted) - float64_bits(ROUND_TO_INTEGER)
+    return top, rest, float64_bits(shifted) - float64_bits(ROUND_TO_INTEGER)
+
+
+@jit.scalar
+def exp_accurate(high, low):
+    """e^(high + low) for −746 ≤ high ≤ 709, as a pair with a relative error below 2^-101."""
+    top, rest, exponent = exp_significand(high, low)
     return scale(top, exponent), scale(rest, exponent)
 
 
