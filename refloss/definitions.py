@@ -34,7 +34,11 @@ _DTYPES = {
     "bool": ["bool"],
 }
 # What arrays of a role hold, where it is not floats.
-_NUMBERS = {"labels": ("integer",), "classes": ("integer", "float"), "mask": ("bool", "integer", "float")}
+_NUMBERS = {
+    **dict.fromkeys(("labels", "sequences", "lengths"), ("integer",)),
+    "classes": ("integer", "float"),
+    "mask": ("bool", "integer", "float"),
+}
 
 Shape = list[str]
 

@@ -29,6 +29,8 @@ Role = Literal[
     "probabilities",  # in [0, 1]
     "labels",  # classes, or ignore_index
     "classes",  # labels, or a distribution over the classes
+    "sequences",  # labels in the order in which they are to come
+    "lengths",  # how many of something there are
     "weight",  # of each element
     "class weight",
     "boxes",  # [..., 4]
@@ -48,7 +50,7 @@ Identity = Literal[
     "logarithm of the target",  # the target times a linear function of its logarithm
 ]
 # What "mean" divides a sum by, or a loss that has no such word.
-Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects"]
+Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects", "sequences"]
 
 
 class Part(NamedTuple):

@@ -1,0 +1,433 @@
+"""The lattice of a transducer: what a node weighs, and what it needs of its neighbours. CPU and GPU share it.
+
+A sample has T frames and U labels; a node (t, u), t < T and u ≤ U, stands for t frames read and u labels written. Its
+row of logits gives p(blank) = b, p(label u + 1) = y and r = 1 − b − y, that of all others. Arc i may be a blank, which
+leads to (t + d_i, u) for d_i > 0, or the next label, to (t + d_i, u + 1). Of n arcs of several durations arc i has the
+probability q_i, and each is multiplied by s = e^−σ; an RNN-T has one blank of duration 1 and one label of duration 0,
+without q and s. A path ends with a blank that arrives at (T, U). Let β be the probability of ending from a node:
+
+    X = Σ q_i·β(t + d_i, u) over d_i > 0,    Y = Σ q_i·β(t + d_i, u + 1),    β = s·(b·X + y·Y)
+
+with β(T, U) = 1 and β = 0 elsewhere outside, and α that of coming to a node. All are sums of positive terms. P = β(0, 0),
+and m = α·β/P is how often a path passes a node.
+
+1 − P is such a sum as well. γ = 1 − β satisfies γ = s·(b·X' + y·Y' + r) + (1 − s), where X' and Y' have γ in place of
+β, 0 at (T, U) and 1 elsewhere outside, so that a loss next to 0 keeps its digits: −log P = −log1p(−γ(0, 0)).
+
+Gradients. Of −log P, for a logit with p_k of neither blank nor label, m·p_k. At the other two, of the blank b,
+
+    m·b − α·s·b·X/P = (α·s/P)·b·(y·(Y − X) − r·X)
+    m·y − α·s·y·Y/P = (α·s/P)·y·(b·(X − Y) − r·Y)
+
+because b + y + r = 1: where the model is sure, m and an arc's share are next to each other, and X and r·X are not. If
+the label is the blank, their sum is −(α·s/P)·b·r·(X + Y). Of the logit of duration i, with W_i = b·β(t + d_i, u) +
+y·β(t + d_i, u + 1),
+
+    (α·s/P)·q_i·(Σ_j q_j·W_j − W_i) = (α·s/P)·q_i·Σ_j q_j·(W_j − W_i)
+
+of which the right side serves where the left one cancels: for a sure duration, whose q_i is next to 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.numerics import pairs
+from refloss.numerics.accurate import exp_accurate, exp_less_one, log1p_accurate
+from refloss.numerics.exponential import UNDERFLOW, exp_pair, scale
+from refloss.numerics.extended import (
+    LEAST,
+    ONE,
+    ZERO,
+    add,
+    aligned,
+    as_pair,
+    exponential,
+    from_pair,
+    logarithm,
+    multiply,
+    normalised,
+    ratio,
+)
+from refloss.numerics.pairs import negate, rounded, scaled, two_sum
+from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_step
+
+# Numbers that differ by less are the same number: recursions of 2^12 frames lose 2^-88, and what is the same by its
+# definition is so before exponentials are rounded.
+_DUST = 2.0**-80
+# Exponentials of float64 leave errors near 2^-57: of a difference with 2^-20 left, 2^-37, which is 2^-13 of a float32's
+# unit in the last place. A sample with less of one is computed again with exponentials in pairs.
+_CLOSE = 20
+# Below this share a duration's difference is summed from those of all others.
+_LEFT = 10
+_REACH = 2040
+
+
+class Numbers(NamedTuple):
+    """Numbers with exponents of their own (numerics.extended), one for each node, or several."""
+
+    high: Any  # float64
+    low: Any  # float64
+    exponent: Any  # int64
+
+
+class Arcs(NamedTuple):
+    """What leads from a node to others: steps in frames, 0 for a blank that there is not."""
+
+    blanks: Any  # [n] int64
+    labels: Any  # [n] int64
+    weighted: bool  # whether arcs have probabilities, and σ
+    sigma: float
+
+
+class Samples(NamedTuple):
+    """A batch; nodes of a sample lie together, those of a frame as well."""
+
+    frames: Any  # [B] int64, T
+    counts: Any  # [B] int64, U
+    first: Any  # [B] int64, the first node
+    labels: Any  # [B, U] int64
+    blank: int
+
+
+class Lattice(NamedTuple):
+    """What is known of each node."""
+
+    blank: Numbers  # b
+    label: Numbers  # y
+    share: Numbers  # p_k over e^(x_k − reference) of the others
+    others: Any  # Σ e^(x_k − reference) of the others, a pair
+    others_low: Any
+    reference: Any  # the largest of their logits
+    durations: Numbers  # q_i, node by node
+    alpha: Numbers
+    beta: Numbers
+
+
+class Slopes(NamedTuple):
+    """The gradient of a row: a factor of e^(x_k − reference), and the logits of blank and label; pairs."""
+
+    factor: tuple[float, float]
+    blank: tuple[float, float]
+    label: tuple[float, float]
+    close: bool
+
+
+@jit.scalar
+def load(numbers, index):
+    """A number."""
+    return numbers.high[index], numbers.low[index], numbers.exponent[index]
+
+
+@jit.scalar
+def keep(numbers, index, value):
+    """Write a number."""
+    numbers.high[index] = value[0]
+    numbers.low[index] = value[1]
+    numbers.exponent[index] = value[2]
+
+
+@jit.scalar
+def _counts(term, low):
+    """A pair in [0, 1] as counts on two grids; see numerics.sums."""
+    coarse, rest = grid_step(term, COARSE_MAGIC)
+    fine, _ = grid_step(rest + low, FINE_MAGIC)
+    return coarse, fine
+
+
+@jit.scalar
+def plain_counts(x, reference):
+    """e^(x − reference) with an error of some 2^-58, as the bits of counts."""
+    high, low = two_sum(x, -reference)
+    vanishes = high < UNDERFLOW
+    leading, tail, n = exp_pair(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
+    return _counts(scale(leading, n), scale(tail, n))
+
+
+@jit.scalar
+def accurate_counts(x, reference):
+    """The same with an error of 2^-73."""
+    high, low = two_sum(x, -reference)
+    vanishes = high < UNDERFLOW
+    term = exp_accurate(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
+    return _counts(term[0], term[1])
+
+
+@jit.helper
+def relative(x, maximum):
+    """e^(x − maximum) of two logits that are not +inf."""
+    high, low = two_sum(x, -maximum)
+    return exponential(high, low)
+
+
+@jit.helper
+def keep_weights(lattice, node, reference, others, blank, label, has_label, is_blank):
+    """A node's part of the lattice from the logits of blank and label, and the sum of the others."""
+    label = label if has_label else -np.inf
+    maximum = max(reference, blank, label)
+    of_others, of_blank, of_label = relative(reference, maximum), relative(blank, maximum), relative(label, maximum)
+    total = add(multiply(of_others, from_pair(others)), of_blank)
+    total = total if is_blank else add(total, of_label)
+    keep(lattice.blank, node, ratio(of_blank, total))
+    keep(lattice.label, node, ratio(of_label, total))
+    keep(lattice.share, node, ratio(of_others, total))
+    lattice.others[node], lattice.others_low[node] = others
+    lattice.reference[node] = reference
+
+
+@jit.helper
+def keep_durations(lattice, node, x, start, stride, count):
+    """q of a node from its row of logits, float64; whether they are sound."""
+    maximum, sound = -np.inf, True
+    for i in range(count):
+        value = x[start + i * stride]
+        sound &= value < np.inf
+        maximum = value if value > maximum else maximum
+    if not sound or maximum == -np.inf:
+        return False
+    total = ZERO
+    for i in range(count):
+        term = relative(x[start + i * stride], maximum)
+        keep(lattice.durations, node * count + i, term)
+        total = add(total, term)
+    for i in range(count):
+        keep(lattice.durations, node * count + i, ratio(load(lattice.durations, node * count + i), total))
+    return True
+
+
+@jit.scalar
+def shift_of(arcs):
+    """s."""
+    return exponential(-arcs.sigma, 0.0) if arcs.weighted else ONE
+
+
+@jit.helper
+def _without_shift(arcs):
+    """1 − s of σ ≥ 0."""
+    if not arcs.weighted or arcs.sigma == 0.0:
+        return ZERO
+    if arcs.sigma <= 0.5:
+        return from_pair(negate(exp_less_one((-arcs.sigma, 0.0))))
+    return from_pair(pairs.add((1.0, 0.0), negate(as_pair(exponential(-arcs.sigma, 0.0)))))
+
+
+@jit.scalar
+def _with_probability(lattice, arcs, node, i, value):
+    return multiply(value, load(lattice.durations, node * arcs.blanks.size + i)) if arcs.weighted else value
+
+
+@jit.helper
+def forward(lattice, arcs, shift, first, width, t, u):
+    """α of a node, from those of nodes before it."""
+    total = ZERO
+    for i in range(arcs.blanks.size):
+        step = arcs.blanks[i]
+        if 0 < step <= t:
+            node = first + (t - step) * width + u
+            arc = multiply(load(lattice.alpha, node), load(lattice.blank, node))
+            total = add(total, _with_probability(lattice, arcs, node, i, arc))
+        step = arcs.labels[i]
+        if u > 0 and step <= t:
+            node = first + (t - step) * width + u - 1
+            arc = multiply(load(lattice.alpha, node), load(lattice.label, node))
+            total = add(total, _with_probability(lattice, arcs, node, i, arc))
+    total = multiply(total, shift) if arcs.weighted else total
+    return add(ONE, total) if t == 0 and u == 0 else total
+
+
+@jit.helper
+def _next(values, step, first, width, frames, t, u, end, outside):
+    """β, or γ, where a blank leads to."""
+    if step <= 0:
+        return outside
+    if t + step < frames:
+        return load(values, first + (t + step) * width + u)
+    return end if t + step == frames and u == width - 1 else outside
+
+
+@jit.helper
+def _after_label(values, step, first, width, frames, t, u, outside):
+    """β, or γ, where a label leads to."""
+    return load(values, first + (t + step) * width + u + 1) if u < width - 1 and t + step < frames else outside
+
+
+@jit.helper
+def sums_behind(lattice, arcs, values, place, first, width, frames, t, u, end, outside):
+    """X and Y of β, or X' and Y' of γ, of which the sample's values begin at a place."""
+    node = first + t * width + u
+    of_blanks, of_labels = ZERO, ZERO
+    for i in range(arcs.blanks.size):
+        value = _next(values, arcs.blanks[i], place, width, frames, t, u, end, outside)
+        of_blanks = add(of_blanks, _with_probability(lattice, arcs, node, i, value))
+        value = _after_label(values, arcs.labels[i], place, width, frames, t, u, outside)
+        of_labels = add(of_labels, _with_probability(lattice, arcs, node, i, value))
+    return of_blanks, of_labels
+
+
+@jit.scalar
+def _either_arc(lattice, node, of_blanks, of_labels):
+    """b·X + y·Y."""
+    return add(multiply(load(lattice.blank, node), of_blanks), multiply(load(lattice.label, node), of_labels))
+
+
+@jit.helper
+def backward(lattice, arcs, shift, first, width, frames, t, u):
+    """β of a node, from those of nodes behind it."""
+    of_blanks, of_labels = sums_behind(lattice, arcs, lattice.beta, first, first, width, frames, t, u, ONE, ZERO)
+    total = _either_arc(lattice, first + t * width + u, of_blanks, of_labels)
+    return multiply(total, shift) if arcs.weighted else total
+
+
+@jit.scalar
+def _of_others(lattice, node):
+    """r."""
+    return multiply(load(lattice.share, node), from_pair((lattice.others[node], lattice.others_low[node])))
+
+
+@jit.helper
+def complement(lattice, arcs, shift, missed, place, first, width, frames, t, u):
+    """γ of a node, from those of nodes behind it; a sample's begin at a place."""
+    node = first + t * width + u
+    of_blanks, of_labels = sums_behind(lattice, arcs, missed, place, first, width, frames, t, u, ZERO, ONE)
+    total = add(_either_arc(lattice, node, of_blanks, of_labels), _of_others(lattice, node))
+    return add(multiply(total, shift), _without_shift(arcs)) if arcs.weighted else total
+
+
+@jit.scalar
+def wants_complement(probability, arcs):
+    """Whether −log P is to come from 1 − P. With σ < 0 that is no sum of positive terms."""
+    return probability[2] >= -1 and not (arcs.weighted and arcs.sigma < 0.0)
+
+
+@jit.helper
+def loss_of(probability, missed, arcs):
+    """−log P from P, or from 1 − P."""
+    if wants_complement(probability, arcs):
+        rest = negate(as_pair(missed))
+        return 0.0 - rounded(log1p_accurate(rest[0], rest[1]))
+    return 0.0 - rounded(logarithm(probability))
+
+
+@jit.helper
+def difference(a, b):
+    """|a − b|, whether a is the larger one, and nothing where both are the same but for rounding errors."""
+    exponent = max(a[2], b[2])
+    first, second = aligned(a, exponent), aligned(b, exponent)
+    high, low = pairs.add(first, negate(second))
+    positive = high > 0.0
+    high, low = high if positive else -high, low if positive else -low
+    same = high <= _DUST * max(first[0], second[0])
+    value = normalised((0.0 if same else high, 0.0 if same else low), exponent)
+    return (value[0], value[1], LEAST if same else value[2]), positive
+
+
+@jit.scalar
+def _is_close(value, beside):
+    """Whether too little is left of a difference of numbers of some size."""
+    return value[0] > 0.0 and value[2] < beside[2] - _CLOSE
+
+
+@jit.scalar
+def _larger(a, b):
+    above = a[2] > b[2] or (a[2] == b[2] and a[0] > b[0])
+    return a[0] if above else b[0], a[1] if above else b[1], a[2] if above else b[2]
+
+
+@jit.helper
+def _slope(factor, value, negative, coefficient):
+    """±coefficient·factor·value of numbers and a pair, as a pair."""
+    high, low, exponent = multiply(factor, value)
+    product = scaled(coefficient, (high, low))
+    exponent = min(max(exponent, -_REACH), _REACH)
+    product = scale(product[0], exponent), scale(product[1], exponent)
+    return negate(product) if negative else product
+
+
+@jit.helper
+def _pulled(other_weight, gap, is_pushed, others, own):
+    """other_weight·(other − own) − others·own: its magnitude, whether it is negative, and what it is close to 0 beside.
+
+    gap is |other − own|, is_pushed whether other is the larger one.
+    """
+    towards, away = multiply(other_weight, gap), multiply(others, own)
+    if is_pushed:
+        value, positive = difference(towards, away)
+        return value, not positive
+    return add(towards, away), True
+
+
+@jit.helper
+def slopes_of(lattice, arcs, probability, shift, coefficient, first, width, frames, t, u, is_blank):
+    """The gradient of a node's row; coefficient is the sample's, a pair."""
+    node = first + t * width + u
+    b, y, r = load(lattice.blank, node), load(lattice.label, node), _of_others(lattice, node)
+    passing = ratio(load(lattice.alpha, node), probability)
+    factor = multiply(multiply(passing, load(lattice.beta, node)), load(lattice.share, node))
+    passing = multiply(passing, shift) if arcs.weighted else passing
+    of_blanks, of_labels = sums_behind(lattice, arcs, lattice.beta, first, first, width, frames, t, u, ONE, ZERO)
+    of_others = _slope(factor, ONE, False, coefficient)
+    if is_blank:
+        value = multiply(r, add(of_blanks, of_labels))
+        pulled = _slope(multiply(passing, b), value, True, coefficient)
+        return Slopes(of_others, pulled, pulled, False)
+    gap, is_label = difference(of_labels, of_blanks)
+    size = _larger(of_labels, of_blanks)
+    blank, blank_negative = _pulled(y, gap, is_label, r, of_blanks)
+    label, label_negative = _pulled(b, gap, not is_label, r, of_labels)
+    close = _is_close(blank, add(multiply(y, size), multiply(r, of_blanks)))
+    close |= _is_close(label, add(multiply(b, size), multiply(r, of_labels)))
+    return Slopes(
+        of_others,
+        _slope(multiply(passing, b), blank, blank_negative, coefficient),
+        _slope(multiply(passing, y), label, label_negative, coefficient),
+        close,
+    )
+
+
+@jit.helper
+def keep_worths(worths, place, lattice, arcs, first, width, frames, t, u):
+    """W of each duration, from a place on; Σ q_i·W_i."""
+    node = first + t * width + u
+    total = ZERO
+    for i in range(arcs.blanks.size):
+        after_blank = _next(lattice.beta, arcs.blanks[i], first, width, frames, t, u, ONE, ZERO)
+        after_label = _after_label(lattice.beta, arcs.labels[i], first, width, frames, t, u, ZERO)
+        worth = _either_arc(lattice, node, after_blank, after_label)
+        keep(worths, place + i, worth)
+        total = add(total, multiply(load(lattice.durations, node * arcs.blanks.size + i), worth))
+    return total
+
+
+@jit.helper
+def _from_others(worths, place, lattice, node, count, i):
+    """Σ_j q_j·(W_j − W_i): its magnitude, whether it is positive, and what it is close to 0 beside."""
+    own, above, below, size = load(worths, place + i), ZERO, ZERO, ZERO
+    for j in range(count):
+        other, q = load(worths, place + j), load(lattice.durations, node * count + j)
+        if j == i:
+            continue
+        gap, is_above = difference(other, own)
+        part = multiply(q, gap)
+        size = add(size, multiply(q, _larger(other, own)))
+        if is_above:
+            above = add(above, part)
+        else:
+            below = add(below, part)
+    value, positive = difference(above, below)
+    return value, positive, size
+
+
+@jit.helper
+def duration_slope(worths, place, mean, lattice, arcs, probability, shift, coefficient, node, i):
+    """The gradient of the logit of a duration, and whether it is close to 0."""
+    size = _larger(mean, load(worths, place + i))
+    value, positive = difference(mean, load(worths, place + i))
+    if value[2] < size[2] - _LEFT:
+        value, positive, size = _from_others(worths, place, lattice, node, arcs.blanks.size, i)
+    passing = multiply(multiply(ratio(load(lattice.alpha, node), probability), shift), load(
+        lattice.durations, node * arcs.blanks.size + i
+    ))
+    return _slope(passing, value, not positive, coefficient), _is_close(value, size)
