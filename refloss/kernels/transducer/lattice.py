@@ -40,6 +40,7 @@ from refloss.numerics.accurate import exp_accurate, exp_less_one, log1p_accurate
 from refloss.numerics.exponential import UNDERFLOW, exp_pair, scale
 from refloss.numerics.extended import (
     LEAST,
+    LOWEST_LOGARITHM,
     ONE,
     ZERO,
     add,
@@ -52,6 +53,7 @@ from refloss.numerics.extended import (
     normalised,
     ratio,
 )
+from refloss.numerics.formats import read
 from refloss.numerics.pairs import negate, rounded, scaled, two_sum
 from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_step
 
@@ -107,6 +109,19 @@ class Lattice(NamedTuple):
     beta: Numbers
 
 
+class Node(NamedTuple):
+    """What the gradient of a node's row is made of: numbers, and others as a pair."""
+
+    alpha: Any
+    beta: Any
+    blank: Any  # b
+    label: Any  # y
+    share: Any
+    of_blanks: Any  # X
+    of_labels: Any  # Y
+    others: Any
+
+
 class Slopes(NamedTuple):
     """The gradient of a row: a factor of e^(x_k − reference), and the logits of blank and label; pairs."""
 
@@ -156,45 +171,53 @@ def accurate_counts(x, reference):
     return _counts(term[0], term[1])
 
 
-@jit.helper
-def relative(x, maximum):
+@jit.scalar
+def _relative(x, maximum, accurate):
     """e^(x − maximum) of two logits that are not +inf."""
     high, low = two_sum(x, -maximum)
-    return exponential(high, low)
+    if accurate:
+        return exponential(high, low)
+    vanishes = high < LOWEST_LOGARITHM
+    leading, tail, exponent = exp_pair(0.0 if vanishes else high, 0.0 if vanishes else low)
+    top, rest, exponent = normalised((leading, tail), exponent)
+    return 0.0 if vanishes else top, 0.0 if vanishes else rest, LEAST if vanishes else exponent
 
 
-@jit.helper
-def keep_weights(lattice, node, reference, others, blank, label, has_label, is_blank):
-    """A node's part of the lattice from the logits of blank and label, and the sum of the others."""
-    label = label if has_label else -np.inf
+@jit.scalar
+def either(condition, a, b):
+    """One of two numbers."""
+    return a[0] if condition else b[0], a[1] if condition else b[1], a[2] if condition else b[2]
+
+
+@jit.scalar
+def weights(reference, others, blank, label, is_blank, accurate):
+    """b, y and the share of others from the logits of blank and label, −inf for none, and the sum of the others."""
     maximum = max(reference, blank, label)
-    of_others, of_blank, of_label = relative(reference, maximum), relative(blank, maximum), relative(label, maximum)
+    of_others, of_blank = _relative(reference, maximum, accurate), _relative(blank, maximum, accurate)
+    of_label = _relative(label, maximum, accurate)
     total = add(multiply(of_others, from_pair(others)), of_blank)
-    total = total if is_blank else add(total, of_label)
-    keep(lattice.blank, node, ratio(of_blank, total))
-    keep(lattice.label, node, ratio(of_label, total))
-    keep(lattice.share, node, ratio(of_others, total))
-    lattice.others[node], lattice.others_low[node] = others
-    lattice.reference[node] = reference
+    inverse = ratio(ONE, either(is_blank, total, add(total, of_label)))
+    return multiply(of_blank, inverse), multiply(of_label, inverse), multiply(of_others, inverse)
 
 
 @jit.helper
 def keep_durations(lattice, node, x, start, stride, count):
-    """q of a node from its row of logits, float64; whether they are sound."""
+    """q of a node from its row of logits; whether they are sound."""
     maximum, sound = -np.inf, True
     for i in range(count):
-        value = x[start + i * stride]
+        value = read(x, start + i * stride)
         sound &= value < np.inf
         maximum = value if value > maximum else maximum
     if not sound or maximum == -np.inf:
         return False
     total = ZERO
     for i in range(count):
-        term = relative(x[start + i * stride], maximum)
+        term = _relative(read(x, start + i * stride), maximum, True)
         keep(lattice.durations, node * count + i, term)
         total = add(total, term)
+    inverse = ratio(ONE, total)
     for i in range(count):
-        keep(lattice.durations, node * count + i, ratio(load(lattice.durations, node * count + i), total))
+        keep(lattice.durations, node * count + i, multiply(load(lattice.durations, node * count + i), inverse))
     return True
 
 
@@ -219,23 +242,44 @@ def _with_probability(lattice, arcs, node, i, value):
     return multiply(value, load(lattice.durations, node * arcs.blanks.size + i)) if arcs.weighted else value
 
 
+@jit.scalar
+def _duration(lattice, arcs, node, i):
+    return load(lattice.durations, node * arcs.blanks.size + i)
+
+
 @jit.helper
-def forward(lattice, arcs, shift, first, width, t, u):
-    """α of a node, from those of nodes before it."""
+def staying(lattice, arcs, shift, node):
+    """What the label's arcs to the next node of the same frame weigh."""
+    if not arcs.weighted:
+        return load(lattice.label, node)
     total = ZERO
+    for i in range(arcs.labels.size):
+        if arcs.labels[i] == 0:
+            total = add(total, _duration(lattice, arcs, node, i))
+    return multiply(multiply(load(lattice.label, node), shift), total)
+
+
+@jit.helper
+def from_before(lattice, arcs, shift, first, width, t, u):
+    """The part of α that comes from earlier frames."""
+    total = ONE if t == 0 and u == 0 else ZERO
     for i in range(arcs.blanks.size):
         step = arcs.blanks[i]
         if 0 < step <= t:
-            node = first + (t - step) * width + u
-            arc = multiply(load(lattice.alpha, node), load(lattice.blank, node))
-            total = add(total, _with_probability(lattice, arcs, node, i, arc))
+            total = add(total, _passed(lattice, arcs, shift, lattice.blank, first + (t - step) * width + u, i))
         step = arcs.labels[i]
-        if u > 0 and step <= t:
-            node = first + (t - step) * width + u - 1
-            arc = multiply(load(lattice.alpha, node), load(lattice.label, node))
-            total = add(total, _with_probability(lattice, arcs, node, i, arc))
-    total = multiply(total, shift) if arcs.weighted else total
-    return add(ONE, total) if t == 0 and u == 0 else total
+        if u > 0 and 0 < step <= t:
+            total = add(total, _passed(lattice, arcs, shift, lattice.label, first + (t - step) * width + u - 1, i))
+    return total
+
+
+@jit.scalar
+def _passed(lattice, arcs, shift, weight, node, i):
+    """The probability of coming to a node and leaving it by an arc."""
+    value = multiply(load(lattice.alpha, node), load(weight, node))
+    if not arcs.weighted:
+        return value
+    return multiply(multiply(value, shift), _duration(lattice, arcs, node, i))
 
 
 @jit.helper
@@ -274,10 +318,19 @@ def _either_arc(lattice, node, of_blanks, of_labels):
 
 
 @jit.helper
-def backward(lattice, arcs, shift, first, width, frames, t, u):
-    """β of a node, from those of nodes behind it."""
-    of_blanks, of_labels = sums_behind(lattice, arcs, lattice.beta, first, first, width, frames, t, u, ONE, ZERO)
-    total = _either_arc(lattice, first + t * width + u, of_blanks, of_labels)
+def from_behind(lattice, arcs, shift, first, width, frames, t, u):
+    """The part of β that comes from later frames."""
+    node = first + t * width + u
+    of_blanks, of_labels = ZERO, ZERO
+    for i in range(arcs.blanks.size):
+        step = arcs.blanks[i]
+        value = _next(lattice.beta, step, first, width, frames, t, u, ONE, ZERO)
+        of_blanks = add(of_blanks, _with_probability(lattice, arcs, node, i, value))
+        step = arcs.labels[i]
+        if step > 0:
+            value = _after_label(lattice.beta, step, first, width, frames, t, u, ZERO)
+            of_labels = add(of_labels, _with_probability(lattice, arcs, node, i, value))
+    total = _either_arc(lattice, node, of_blanks, of_labels)
     return multiply(total, shift) if arcs.weighted else total
 
 
@@ -311,7 +364,7 @@ def loss_of(probability, missed, arcs):
     return 0.0 - rounded(logarithm(probability))
 
 
-@jit.helper
+@jit.scalar
 def difference(a, b):
     """|a − b|, whether a is the larger one, and nothing where both are the same but for rounding errors."""
     exponent = max(a[2], b[2])
@@ -336,54 +389,48 @@ def _larger(a, b):
     return a[0] if above else b[0], a[1] if above else b[1], a[2] if above else b[2]
 
 
-@jit.helper
+@jit.scalar
 def _slope(factor, value, negative, coefficient):
     """±coefficient·factor·value of numbers and a pair, as a pair."""
     high, low, exponent = multiply(factor, value)
     product = scaled(coefficient, (high, low))
     exponent = min(max(exponent, -_REACH), _REACH)
-    product = scale(product[0], exponent), scale(product[1], exponent)
-    return negate(product) if negative else product
+    high, low = scale(product[0], exponent), scale(product[1], exponent)
+    return -high if negative else high, -low if negative else low
 
 
-@jit.helper
+@jit.scalar
 def _pulled(other_weight, gap, is_pushed, others, own):
-    """other_weight·(other − own) − others·own: its magnitude, whether it is negative, and what it is close to 0 beside.
+    """other_weight·(other − own) − others·own: its magnitude, and whether it is negative.
 
     gap is |other − own|, is_pushed whether other is the larger one.
     """
     towards, away = multiply(other_weight, gap), multiply(others, own)
-    if is_pushed:
-        value, positive = difference(towards, away)
-        return value, not positive
-    return add(towards, away), True
+    value, positive = difference(towards, away)
+    value = either(is_pushed, value, add(towards, away))
+    return value, not (is_pushed and positive)
 
 
-@jit.helper
-def slopes_of(lattice, arcs, probability, shift, coefficient, first, width, frames, t, u, is_blank):
+@jit.scalar
+def slopes_of(node, probability, shift, coefficient, is_blank):
     """The gradient of a node's row; coefficient is the sample's, a pair."""
-    node = first + t * width + u
-    b, y, r = load(lattice.blank, node), load(lattice.label, node), _of_others(lattice, node)
-    passing = ratio(load(lattice.alpha, node), probability)
-    factor = multiply(multiply(passing, load(lattice.beta, node)), load(lattice.share, node))
-    passing = multiply(passing, shift) if arcs.weighted else passing
-    of_blanks, of_labels = sums_behind(lattice, arcs, lattice.beta, first, first, width, frames, t, u, ONE, ZERO)
-    of_others = _slope(factor, ONE, False, coefficient)
-    if is_blank:
-        value = multiply(r, add(of_blanks, of_labels))
-        pulled = _slope(multiply(passing, b), value, True, coefficient)
-        return Slopes(of_others, pulled, pulled, False)
-    gap, is_label = difference(of_labels, of_blanks)
-    size = _larger(of_labels, of_blanks)
-    blank, blank_negative = _pulled(y, gap, is_label, r, of_blanks)
-    label, label_negative = _pulled(b, gap, not is_label, r, of_labels)
-    close = _is_close(blank, add(multiply(y, size), multiply(r, of_blanks)))
-    close |= _is_close(label, add(multiply(b, size), multiply(r, of_labels)))
+    passing = ratio(node.alpha, probability)
+    factor = multiply(multiply(passing, node.beta), node.share)
+    passing = multiply(passing, shift)
+    r = multiply(node.share, from_pair(node.others))
+    gap, is_label = difference(node.of_labels, node.of_blanks)
+    size = _larger(node.of_labels, node.of_blanks)
+    blank, blank_negative = _pulled(node.label, gap, is_label, r, node.of_blanks)
+    label, label_negative = _pulled(node.blank, gap, not is_label, r, node.of_labels)
+    close = _is_close(blank, add(multiply(node.label, size), multiply(r, node.of_blanks)))
+    close |= _is_close(label, add(multiply(node.blank, size), multiply(r, node.of_labels)))
+    blank = either(is_blank, multiply(r, add(node.of_blanks, node.of_labels)), blank)
+    label = either(is_blank, blank, label)
     return Slopes(
-        of_others,
-        _slope(multiply(passing, b), blank, blank_negative, coefficient),
-        _slope(multiply(passing, y), label, label_negative, coefficient),
-        close,
+        _slope(factor, ONE, False, coefficient),
+        _slope(multiply(passing, node.blank), blank, blank_negative or is_blank, coefficient),
+        _slope(multiply(passing, node.label), label, label_negative or is_blank, coefficient),
+        close and not is_blank,
     )
 
 

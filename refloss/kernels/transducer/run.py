@@ -10,7 +10,7 @@ from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.rows import any_rows_of
 from refloss.kernels.transducer.lattice import Arcs, Lattice, Numbers, Samples
-from refloss.kernels.transducer.loop import Buffers, Frames, Output, slopes, sweep, weigh
+from refloss.kernels.transducer.loop import FLOAT_ROWS, INTEGER_ROWS, LANES, Buffers, Frames, Output, slopes, sweep, weigh
 from refloss.numerics.memory import as_writable
 from refloss.numerics.sums import MAX_TERMS
 
@@ -121,7 +121,8 @@ class _Passes:
     def _buffers(self) -> Buffers:
         size, steps = self.logits.classes, self.arcs.blanks.size
         rows = max(1, BUFFER_ELEMENTS // max(1, size))
-        return Buffers(np.empty(rows * size), np.empty(steps), _numbers(steps))
+        lanes = np.zeros(FLOAT_ROWS * LANES), np.zeros(INTEGER_ROWS * LANES, np.int64)
+        return Buffers(np.empty(rows * size), np.empty(steps), _numbers(steps), *lanes)
 
     def _block(self, frames: int) -> int:
         width = self.samples.labels.shape[1] + 1
@@ -144,13 +145,13 @@ class _Passes:
         """Both directions of each sample, if there are gradients; the longest first would not show."""
         ways = 2 if has_gradient(self.task) else 1
 
-        def work(first: int, last: int, _: None) -> None:
+        def work(first: int, last: int, buffers: Buffers) -> None:
             for item in range(first, last):
                 backwards = item % ways == 0
                 sample = int(chosen[item // ways])
-                sweep(self.samples, self.arcs, self.lattice, self.output, not backwards, not accurate, sample)
+                sweep(self.samples, self.arcs, self.lattice, self.output, buffers, not backwards, not accurate, sample)
 
-        parallel.run_blocks(work, ways * chosen.size, 1, lambda: None)
+        parallel.run_blocks(work, ways * chosen.size, 1, self._buffers)
 
     def _slopes(self, chosen: np.ndarray) -> None:
         task = self.task
