@@ -17,7 +17,17 @@ from benchmarks.report import Aim, Table, console, publish, wants_write
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COLUMNS = ("loss", "T × U × V", "implementation", "ms", "quartiles apart", "time / refloss", "aim", "holds", "peak / logits")
+COLUMNS = (
+    "loss",
+    "T × U × V",
+    "implementation",
+    "ms",
+    "quartiles apart",
+    "time / refloss",
+    "aim",
+    "holds",
+    "peak / logits",
+)
 REFLOSS, FRAMES, DIAGONALS, TRANSFORMERS = "refloss", "JAX, by frames", "JAX, by diagonals", "transformers"
 AIM = 3.0
 DURATIONS = (0, 1, 2, 3, 4)
@@ -83,7 +93,7 @@ def _jax_by_frames(shape: Shape) -> Callable[[], Any]:
 
     compiled = jax.jit(jax.value_and_grad(negative_log_likelihood))
     x, y = jax.device_put(logits[0]), jax.device_put(labels[0])
-    return lambda: jax.block_until_ready(compiled(x, y))
+    return lambda: jax.block_until_ready(compiled(x, y))  # type: ignore[no-untyped-call]
 
 
 def _jax_by_diagonals(shape: Shape) -> Callable[[], Any]:
@@ -117,7 +127,7 @@ def _jax_by_diagonals(shape: Shape) -> Callable[[], Any]:
 
     compiled = jax.jit(jax.value_and_grad(negative_log_likelihood))
     x, y = jax.device_put(logits[0]), jax.device_put(labels[0])
-    return lambda: jax.block_until_ready(compiled(x, y))
+    return lambda: jax.block_until_ready(compiled(x, y))  # type: ignore[no-untyped-call]
 
 
 RNNT = {REFLOSS: _refloss_rnnt, FRAMES: _jax_by_frames, DIAGONALS: _jax_by_diagonals}
@@ -149,7 +159,8 @@ def rows(loss: str, shape: Shape) -> tuple[list[tuple[str, ...]], list[Aim]]:
     peaks = {name: in_fresh_process(peak, loss, name, shape) for name in LOSSES[loss]}
     timings = in_fresh_process(times, loss, shape)
     logits = 4 * shape.frames * (shape.labels + 1) * shape.classes
-    lines, aims = [], []
+    lines: list[tuple[str, ...]] = []
+    aims: list[Aim] = []
     for name, timing in timings.items():
         aim = Aim(timing.median / timings[REFLOSS].median, AIM, "× refloss") if name != REFLOSS else None
         aims += [aim] if aim else []
@@ -179,7 +190,13 @@ def main() -> None:
             aims += held
     table = Table("Transducers: value and gradient of one sequence, float32", COLUMNS, lines)
     conclusion = f"{sum(aim.holds() for aim in aims)} of {len(aims)} aims hold."
-    publish("transducers", machine(("refloss", "numpy", "numba", "torch", "jax", "transformers")), (table,), conclusion, write)
+    publish(
+        "transducers",
+        machine(("refloss", "numpy", "numba", "torch", "jax", "transformers")),
+        (table,),
+        conclusion,
+        write,
+    )
 
 
 if __name__ == "__main__":

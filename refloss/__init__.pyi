@@ -10,6 +10,7 @@ from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as l
 from refloss.heads.masked_lm import masked_lm as masked_lm
 from refloss.heads.object_detection import object_detection as object_detection
 from refloss.heads.question_answering import question_answering as question_answering
+from refloss.heads.rnnt import rnnt as rnnt
 from refloss.heads.rt_detr_object_detection import rt_detr_object_detection as rt_detr_object_detection
 from refloss.heads.segmentation import segmentation as segmentation
 from refloss.heads.semantic_segmentation import semantic_segmentation as semantic_segmentation
@@ -60,6 +61,7 @@ __all__ = [
     "nll",
     "object_detection",
     "question_answering",
+    "rnnt",
     "rt_detr_object_detection",
     "segmentation",
     "semantic_segmentation",

@@ -158,6 +158,8 @@ def _outputs(specification: Specification) -> dict[str, Any]:
         unreduced = shapes(specification, first)
         if specification.per == "row":
             unreduced = [_loss_of_rows(specification, shape) for shape in unreduced]
+        if specification.per == "sample":
+            unreduced = [shape[:1] for shape in unreduced]
     return {
         "loss": {"dtype": "float64", "shapes_without_reduction": unreduced},
         "components": list(specification.components),

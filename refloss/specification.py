@@ -262,7 +262,7 @@ class Specification:
     keys: tuple[str, ...] = ()
     mean: Mean = "elements"
     positive: bool = True
-    per: Literal["element", "row"] = "element"
+    per: Literal["element", "row", "sample"] = "element"
     axes: int = 0
     divisor: Callable[[Case], float | None] | None = None
     padded: tuple[int, ...] = ()

@@ -53,6 +53,7 @@ OF = {
     "sequence_classification": {*OF_SOFTMAX, "renamed ignore_index"},
     "semantic_segmentation": {*OF_SOFTMAX, "renamed ignore_index"},
     "question_answering": OF_SOFTMAX,
+    **dict.fromkeys(("rnnt", "tdt"), OF_ROWS),
 }
 
 

@@ -1,12 +1,12 @@
 """How far an honest transducer may be from the exact one: logarithms of probabilities, added up along a lattice.
 
-A row's log-probabilities are off by |δℓ_k| as those of softmax are. A recursion of logarithms is off at a node by what its
-predecessors and its arcs are off by, each weighed by its share w of the node's paths, and rounds its own value:
+A row's log-probabilities are off by |δℓ_k| as those of softmax are. A recursion of logarithms is off at a node by what
+its predecessors and its arcs are off by, each weighed by its share w of the node's paths, and rounds its own value:
 
     |δ log α| ≤ Σ w·(|δ log α'| + |δℓ|) + u·|log α| + (n + 2)·v
 
-for n arcs that come together; log β likewise. With E the sum of the errors of log α, log β and −log P, and u times their
-magnitudes for adding them,
+for n arcs that come together; log β likewise. With E the sum of the errors of log α, log β and −log P, and u times
+their magnitudes for adding them,
 
     |δ(m·p_k)| ≤ m·p_k·(e^(E + |δℓ_k|) − 1),    |δ arc| ≤ arc·(e^(E + |δℓ|) − 1)
 
@@ -16,7 +16,7 @@ and of the loss that of −log P. k·u for cotangent, divisor and what else mult
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -100,7 +100,9 @@ class _Lattice:
 
     def _behind(self, t: int, u: int) -> list[tuple[float, float]]:
         each = [self.after(arc, t, u) for arc in self.arcs]
-        return [(arc.value[t, u] + value, arc.error[t, u] + own) for arc, (value, own) in zip(self.arcs, each, strict=True)]
+        return [
+            (arc.value[t, u] + value, arc.error[t, u] + own) for arc, (value, own) in zip(self.arcs, each, strict=True)
+        ]
 
     def after(self, arc: _Arc, t: int, u: int) -> tuple[float, float]:
         """log β where an arc leads to, and its error."""
@@ -112,7 +114,9 @@ class _Lattice:
     def node(self, t: int, u: int, unit: Roundoff) -> tuple[float, float]:
         """log m, and its error without that of −log P's own addition."""
         value = self.alpha[t, u] + self.beta[t, u] - self.log_p
-        return value, self.of_alpha[t, u] + self.of_beta[t, u] + self._sum_error(self.alpha[t, u], self.beta[t, u], unit)
+        return value, self.of_alpha[t, u] + self.of_beta[t, u] + self._sum_error(
+            self.alpha[t, u], self.beta[t, u], unit
+        )
 
     def arc(self, arc: _Arc, t: int, u: int, unit: Roundoff) -> tuple[float, float]:
         """The logarithm of the share of paths that take an arc, and its error."""
@@ -123,7 +127,7 @@ class _Lattice:
 
     def _sum_error(self, first: float, second: float, unit: Roundoff) -> float:
         finite = [abs(each) for each in (first, second, self.log_p) if math.isfinite(each)]
-        return self.error + 2 * unit.between * sum(finite) + 4 * unit.inside
+        return float(self.error + 2 * unit.between * sum(finite) + 4 * unit.inside)
 
 
 def _grown(value: float, error: float) -> float:
@@ -134,7 +138,7 @@ def _grown(value: float, error: float) -> float:
 class _Sample(NamedTuple):
     """A sample's part of a case, without what is beyond its lengths."""
 
-    index: int
+    place: int
     frames: int
     width: int
     labels: np.ndarray
@@ -214,14 +218,14 @@ def rnnt(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
     reduction = _reduction(case, "mean_volume")
     bound, errors = np.zeros(logits.shape), np.zeros(len(logits))
     for sample in _samples(case):
-        inside = logits[sample.index, : sample.frames, : sample.width]
+        inside = logits[sample.place, : sample.frames, : sample.width]
         rows = _rows(inside, unit)
         arcs = _token_arcs(rows, sample, blank, 1, 0)
         lattice = _Lattice(arcs, sample.frames, sample.width, unit)
-        errors[sample.index] = lattice.error
+        errors[sample.place] = lattice.error
         own = _token_bound(lattice, [arcs[:1], arcs[1:]], rows, sample, blank, unit)
-        cotangent = float(np.broadcast_to(reduction.cotangents, len(logits))[sample.index])
+        cotangent = float(np.broadcast_to(reduction.cotangents, len(logits))[sample.place])
         lost = unit.tiny * (1.0 + cotangent)
-        bound[sample.index, : sample.frames, : sample.width] = without_nan(cotangent * own) + lost
+        bound[sample.place, : sample.frames, : sample.width] = without_nan(cotangent * own) + lost
     sizes = np.asarray(result.intermediates["nll"])
     return _loss_bounds(errors, sizes, reduction, unit) | {"grad.logits": whole(bound)}

@@ -46,7 +46,7 @@ from refloss.specification import Parameter, Specification, reduction, softmax_l
         arguments={"logits": softmax_logits(-1, shape="B T U+1 V"), **sequences()},
         parameters={"blank_token_id": Parameter(int, structural=True), "reduction": reduction(*REDUCTIONS)},
         mean="sequences",
-        per="row",
+        per="sample",
         divisor=divisor,
         keys=("ParakeetForRNNT",),
         order=260,
@@ -94,9 +94,10 @@ def rnnt(
     Edges:
         Rows of logits beyond the lengths are not read, and their gradient is 0. A logit of −inf has the probability 0
         and the gradient 0; one that is 2^40 below the row's largest counts as −inf. A row within the lengths with NaN,
-        +inf, or only −inf: loss and gradient of the sample are NaN. No path (every one has a probability of 0): the loss
-        is inf, and the gradient NaN, as of torch's ctc_loss: −log has no derivative there. A sample without frames has
-        no path. No samples: every mean is NaN.
+        +inf, or only −inf: loss and gradient of the sample are NaN. No path (every one has a probability of 0): the
+        loss is inf, and the gradient NaN, as of torch's ctc_loss: −log has no derivative there. A sample without frames
+        has no path. A label that is the blank has its probability besides the blank's own: a loss may be below 0. No
+        samples: every mean is NaN.
 
     Raises:
         ValueError: a shape, a length, a label or an option that does not fit. TypeError: a dtype that does not.

@@ -46,7 +46,7 @@ class Arcs(NamedTuple):
 def lattice_logits(logits: Any, name: str, last: str) -> np.ndarray:
     """Logits [B, T, U + 1, V]."""
     x = arrays.float_array(logits, name)
-    if x.ndim != 4 or x.shape[2] < 1 or x.shape[3] < 1:  # noqa: PLR2004
+    if x.ndim != 4 or x.shape[2] < 1 or x.shape[3] < 1:
         raise ValueError(f"{name} has shape {x.shape}; expected [B, T, U + 1, {last}]")
     return x
 
@@ -112,7 +112,7 @@ def _reduced(losses: np.ndarray, counts: np.ndarray, reduction: str) -> np.float
 def transducer(
     logits: np.ndarray, targets: Targets, arcs: Arcs, options: Options, *, reduction: str, names: tuple[str, ...]
 ) -> LossResult:
-    """A transducer's loss of checked arrays; names are those of the inputs that have gradients, the first is logits'."""
+    """A transducer's loss of checked arrays; names are those of the inputs with gradients, the logits' first."""
     arrays.choice(reduction, "reduction", REDUCTIONS)
     batch = len(logits)
     cotangent = options.cotangent((batch,) if reduction == "none" else ())

@@ -8,8 +8,8 @@ without q and s. A path ends with a blank that arrives at (T, U). Let β be the 
 
     X = Σ q_i·β(t + d_i, u) over d_i > 0,    Y = Σ q_i·β(t + d_i, u + 1),    β = s·(b·X + y·Y)
 
-with β(T, U) = 1 and β = 0 elsewhere outside, and α that of coming to a node. All are sums of positive terms. P = β(0, 0),
-and m = α·β/P is how often a path passes a node.
+with β(T, U) = 1 and β = 0 elsewhere outside, and α that of coming to a node. All are sums of positive terms.
+P = β(0, 0), and m = α·β/P is how often a path passes a node.
 
 1 − P is such a sum as well. γ = 1 − β satisfies γ = s·(b·X' + y·Y' + r) + (1 − s), where X' and Y' have γ in place of
 β, 0 at (T, U) and 1 elsewhere outside, so that a loss next to 0 keeps its digits: −log P = −log1p(−γ(0, 0)).
@@ -93,6 +93,7 @@ class Samples(NamedTuple):
     first: Any  # [B] int64, the first node
     labels: Any  # [B, U] int64
     blank: int
+    distinct: Any  # [B] bool, whether no label is the blank
 
 
 class Lattice(NamedTuple):
@@ -274,6 +275,12 @@ def from_before(lattice, arcs, shift, first, width, t, u):
 
 
 @jit.scalar
+def joined(others, weight, beside):
+    """α or β of a node, from what comes from other frames and from the node beside it in its own."""
+    return add(others, multiply(weight, beside))
+
+
+@jit.scalar
 def _passed(lattice, arcs, shift, weight, node, i):
     """The probability of coming to a node and leaving it by an arc."""
     value = multiply(load(lattice.alpha, node), load(weight, node))
@@ -350,15 +357,18 @@ def complement(lattice, arcs, shift, missed, place, first, width, frames, t, u):
 
 
 @jit.scalar
-def wants_complement(probability, arcs):
-    """Whether −log P is to come from 1 − P. With σ < 0 that is no sum of positive terms."""
-    return probability[2] >= -1 and not (arcs.weighted and arcs.sigma < 0.0)
+def wants_complement(probability, arcs, distinct):
+    """Whether −log P is to come from 1 − P. With σ < 0, or a label that is the blank, that is no sum of positive terms.
+
+    Two arcs with the probability of one class may even make P larger than 1.
+    """
+    return distinct and probability[2] >= -1 and not (arcs.weighted and arcs.sigma < 0.0)
 
 
 @jit.helper
-def loss_of(probability, missed, arcs):
+def loss_of(probability, missed, arcs, distinct):
     """−log P from P, or from 1 − P."""
-    if wants_complement(probability, arcs):
+    if wants_complement(probability, arcs, distinct):
         rest = negate(as_pair(missed))
         return 0.0 - rounded(log1p_accurate(rest[0], rest[1]))
     return 0.0 - rounded(logarithm(probability))
@@ -474,7 +484,8 @@ def duration_slope(worths, place, mean, lattice, arcs, probability, shift, coeff
     value, positive = difference(mean, load(worths, place + i))
     if value[2] < size[2] - _LEFT:
         value, positive, size = _from_others(worths, place, lattice, node, arcs.blanks.size, i)
-    passing = multiply(multiply(ratio(load(lattice.alpha, node), probability), shift), load(
-        lattice.durations, node * arcs.blanks.size + i
-    ))
+    passing = multiply(
+        multiply(ratio(load(lattice.alpha, node), probability), shift),
+        load(lattice.durations, node * arcs.blanks.size + i),
+    )
     return _slope(passing, value, not positive, coefficient), _is_close(value, size)

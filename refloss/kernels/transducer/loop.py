@@ -1,8 +1,8 @@
-"""A transducer's passes on the CPU: rows of logits, the lattice, and rows of the gradient. See lattice for the formulas.
+"""A transducer's passes on the CPU: rows of logits, the lattice, rows of the gradient. Formulas are in lattice.
 
 The first and the last pass go over frames, all of them on any thread; the lattice between them is one sample's, once
-forwards and once backwards. What comes once a node is computed for LANES of them at a time, in scratch whose rows are so
-long: a loop over a row has no end but that, so that it is vectorised without looking whether rows overlap.
+forwards and once backwards. What comes once a node is computed for LANES of them at a time, in scratch whose rows are
+so long: a loop over a row has no end but that, so that it is vectorised without looking whether rows overlap.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from refloss.kernels.transducer.lattice import (
     accurate_counts,
     complement,
     duration_slope,
+    joined,
     keep,
     keep_durations,
     keep_worths,
@@ -290,7 +291,7 @@ def _forwards(buffers, lattice, arcs, shift, first, width, t):
                 _pass_lanes(buffers, lattice, arcs, shift, lattice.label, source, i, lanes, skipped)
         _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
         for lane in range(lanes):
-            before = add(_get(buffers, _SUM, lane), multiply(weight, before))
+            before = joined(_get(buffers, _SUM, lane), weight, before)
             weight = _get(buffers, _STAYING, lane)
             keep(lattice.alpha, node + lane, before)
 
@@ -348,7 +349,7 @@ def _backwards(buffers, lattice, arcs, shift, first, width, frames, t):
             _put(buffers, _SUM, lane, multiply(total, shift))
         _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
         for lane in range(lanes - 1, -1, -1):
-            after = add(_get(buffers, _SUM, lane), multiply(_get(buffers, _STAYING, lane), after))
+            after = joined(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane), after)
             keep(lattice.beta, node + lane, after)
 
 
@@ -381,9 +382,10 @@ def sweep(samples, arcs, lattice, output, buffers, forwards, of_losses, sample):
     keep(output.totals, sample, total)
     if of_losses:
         missed = ZERO
-        if wants_complement(total, arcs):
+        distinct = samples.distinct[sample]
+        if wants_complement(total, arcs, distinct):
             missed = _missed(lattice, arcs, shift, first, width, frames)
-        output.losses[sample] = loss_of(total, missed, arcs)
+        output.losses[sample] = loss_of(total, missed, arcs, distinct)
 
 
 @jit.helper

@@ -10,7 +10,17 @@ from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.rows import any_rows_of
 from refloss.kernels.transducer.lattice import Arcs, Lattice, Numbers, Samples
-from refloss.kernels.transducer.loop import FLOAT_ROWS, INTEGER_ROWS, LANES, Buffers, Frames, Output, slopes, sweep, weigh
+from refloss.kernels.transducer.loop import (
+    FLOAT_ROWS,
+    INTEGER_ROWS,
+    LANES,
+    Buffers,
+    Frames,
+    Output,
+    slopes,
+    sweep,
+    weigh,
+)
 from refloss.numerics.memory import as_writable
 from refloss.numerics.sums import MAX_TERMS
 
@@ -46,13 +56,15 @@ def samples_of(task: Task) -> Samples:
     """Where the nodes of each sample begin."""
     sizes = task.frames * (task.counts + 1)
     first = np.cumsum(sizes) - sizes
-    return Samples(task.frames, task.counts, first, as_writable(task.labels), task.blank)
+    written = np.arange(task.labels.shape[1]) < task.counts[:, None]
+    distinct = ~((task.labels == task.blank) & written).any(axis=1)
+    return Samples(task.frames, task.counts, first, as_writable(task.labels), task.blank, distinct)
 
 
 def arcs_of(task: Task) -> Arcs:
     """The arcs of every node."""
-    steps = (np.array(each, np.int64) for each in (task.blank_steps, task.label_steps))
-    return Arcs(*steps, task.durations is not None, task.sigma)
+    blanks, labels = (np.array(each, np.int64) for each in (task.blank_steps, task.label_steps))
+    return Arcs(blanks, labels, task.durations is not None, task.sigma)
 
 
 def transducer_losses(task: Task, backend: str) -> np.ndarray:
@@ -78,9 +90,9 @@ def has_gradient(task: Task) -> bool:
     return task.gradient is not None
 
 
-def close_samples(close: np.ndarray, accurate: bool) -> np.ndarray:
+def close_samples(close: np.ndarray) -> np.ndarray:
     """The samples that are to be computed again."""
-    return np.flatnonzero(close.any(axis=1)) if not accurate else np.zeros(0, np.int64)
+    return np.flatnonzero(close.any(axis=1))
 
 
 def finish_losses(losses: np.ndarray, sound: np.ndarray, frames: np.ndarray) -> None:
@@ -111,21 +123,22 @@ class _Passes:
         finish_losses(self.output.losses, self.output.sound, self.samples.frames)
         if has_gradient(self.task):
             self._slopes(everything)
-            again = close_samples(self.output.close, accurate=False)
+            again = close_samples(self.output.close)
             if again.size:
                 self._weigh(again, accurate=True)
                 self._sweep(again, accurate=True)
                 self._slopes(again)
-        return self.output.losses
+        losses: np.ndarray = self.output.losses
+        return losses
 
     def _buffers(self) -> Buffers:
-        size, steps = self.logits.classes, self.arcs.blanks.size
+        size, steps = self.logits.classes, len(self.task.blank_steps)
         rows = max(1, BUFFER_ELEMENTS // max(1, size))
         lanes = np.zeros(FLOAT_ROWS * LANES), np.zeros(INTEGER_ROWS * LANES, np.int64)
         return Buffers(np.empty(rows * size), np.empty(steps), _numbers(steps), *lanes)
 
     def _block(self, frames: int) -> int:
-        width = self.samples.labels.shape[1] + 1
+        width = self.task.labels.shape[1] + 1
         return max(1, min(BLOCK_ELEMENTS // max(1, width * self.logits.classes), frames // 8))
 
     def _weigh(self, chosen: np.ndarray, *, accurate: bool) -> None:
