@@ -168,3 +168,57 @@ def _drawn_logits(draws: Draws, shape: tuple[int, ...], inputs: dict[str, np.nda
     if draws.limits.extreme and draws.maybe():
         logits[_outside({"logits": logits, **inputs})] = draws.one_of(np.nan, np.inf, -np.inf)
     return logits
+
+
+_DURATIONS = (0, 1, 2, 3, 4)
+
+
+def tdt(function: str) -> list[Case]:
+    """Those of an RNN-T, with durations: without 0, without 1, twice the same, and some that leave a sample no path."""
+    source = Source(33)
+
+    def case(
+        name: str,
+        inputs: dict[str, np.ndarray],
+        grad_output: Any = 1.0,
+        durations: tuple[int, ...] = _DURATIONS,
+        **parameters: Any,
+    ) -> Case:
+        logits = inputs["logits"]
+        own = source.normal(*logits.shape[:3], len(durations)).astype(logits.dtype)
+        own = np.where(np.isnan(logits[..., :1].astype(np.float64)), logits[..., :1], own).astype(logits.dtype)
+        given = {"token_logits": logits, "duration_logits": own}
+        given |= {key: value for key, value in inputs.items() if key != "logits"}
+        given["durations"] = np.array(durations)
+        return Case(f"{function}-{name}", function, given, {"blank_token_id": 0, **parameters}, grad_output)
+
+    inputs, cotangent = _inputs(source, 3, 6, 4, 5, 0), source.normal(3) * 2.0
+    inputs["label_lengths"] = np.maximum(inputs["label_lengths"], 1)
+    inputs["labels"] = np.where(inputs["labels"] == _PADDING, 2, inputs["labels"])
+    plain = [
+        case(name, inputs | {"logits": inputs["logits"].astype(dtype)}, grad_output=-0.625)
+        for name, dtype in DTYPES.items()
+    ]
+    reductions = [
+        case("mean-volume", inputs, reduction="mean_volume", grad_output=1.75),
+        *_of_reductions(case, inputs, cotangent)[:1],
+        *_of_reductions(case, inputs, cotangent)[2:5],
+    ]
+    durations = [
+        case("sigma", inputs, sigma=0.5, grad_output=-1.5),
+        case("durations-without-0", inputs, durations=(1, 2), sigma=0.05, reduction="none", grad_output=cotangent),
+        case("durations-without-1", inputs, durations=(0, 2), reduction="none", grad_output=-cotangent),
+        case("durations-twice", inputs, durations=(2, 0, 1, 1), sigma=0.05, reduction="sum", grad_output=0.7),
+    ]
+    return [*plain, *in_every_format([*reductions, *durations, *_of_rows(case, inputs)]), *_of_sizes(case)]
+
+
+def draw_tdt(draws: Draws) -> Drawn:
+    """The same with durations that leave every sample a path: 1 is among them."""
+    inputs, parameters, classes = _drawn(draws)
+    shape = _lattice_of(inputs, draws)
+    durations = np.array(draws.one_of((0, 1, 2), (1, 0), (0, 1, 2, 3, 4), (0, 4, 1, 1)))
+    logits = _drawn_logits(draws, (*shape, classes), inputs, parameters["blank_token_id"])
+    of_durations = draws.cast(np.clip(draws.logits(*shape, durations.size).astype(np.float64), -_LARGEST, _LARGEST))
+    given = {"token_logits": logits, "duration_logits": of_durations, **inputs, "durations": draws.integers(durations)}
+    return Drawn(given, parameters | draws.options(sigma=(0.0, 0.05, 0.5)), logits.shape[:1])

@@ -229,3 +229,64 @@ def rnnt(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
         bound[sample.place, : sample.frames, : sample.width] = without_nan(cotangent * own) + lost
     sizes = np.asarray(result.intermediates["nll"])
     return _loss_bounds(errors, sizes, reduction, unit) | {"grad.logits": whole(bound)}
+
+
+def _arcs_of_durations(
+    rows: _Rows, of_durations: _Rows, sample: _Sample, blank: int, steps: list[int], sigma: float, unit: Roundoff
+) -> list[list[_Arc]]:
+    """Those of each duration: the blank's, if there is one, and the label's."""
+    found = []
+    for i, step in enumerate(steps):
+        arcs = _token_arcs(rows, sample, blank, step, step)[0 if step else 1 :]
+        more, own = of_durations.log_p[..., i], of_durations.error[..., i]
+        size = np.where(np.isfinite(more), np.abs(more), 0.0) + abs(sigma)
+        found.append(
+            [
+                arc._replace(value=arc.value + more - sigma, error=arc.error + own + 2 * unit.between * size)
+                for arc in arcs
+            ]
+        )
+    return found
+
+
+def _duration_bound(lattice: _Lattice, arcs: list[list[_Arc]], rows: _Rows, unit: Roundoff) -> np.ndarray:
+    """Of a sample's logits of durations, without its cotangent."""
+    bound, relative = np.zeros(rows.log_p.shape), STEPS * unit.between
+    for t, u in np.ndindex(*rows.log_p.shape[:2]):
+        value, error = lattice.node(t, u, unit)
+        if value == -math.inf:
+            continue
+        own = np.minimum(rows.error[t, u] + error, _MOST)
+        bound[t, u] = math.exp(min(value, 0.0)) * np.exp(rows.log_p[t, u]) * (np.expm1(own) + relative)
+        for i, of in enumerate(arcs):
+            for arc in of:
+                share, off = lattice.arc(arc, t, u, unit)
+                bound[t, u, i] += _grown(share, off) + relative * math.exp(min(share, 0.0))
+    return bound
+
+
+@np.errstate(all="ignore")
+def tdt(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
+    """Rows of two softmaxes."""
+    inputs, blank, sigma = case.inputs, int(case.parameters["blank_token_id"]), case.parameters.get("sigma", 0.0)
+    names = ("token_logits", "duration_logits")
+    reduction, steps = _reduction(case, "mean"), inputs["durations"].tolist()
+    bounds, errors = {name: np.zeros(inputs[name].shape) for name in names}, np.zeros(len(inputs["labels"]))
+    for sample in _samples(case):
+        place = sample.place, slice(sample.frames), slice(sample.width)
+        rows, of_durations = (_rows(inputs[name][place], unit) for name in names)
+        arcs = _arcs_of_durations(rows, of_durations, sample, blank, steps, sigma, unit)
+        every = [arc for of in arcs for arc in of]
+        lattice = _Lattice(every, sample.frames, sample.width, unit)
+        errors[sample.place] = lattice.error
+        by_token = [[arc for arc in every if not arc.writes], [arc for arc in every if arc.writes]]
+        own = (
+            _token_bound(lattice, by_token, rows, sample, blank, unit),
+            _duration_bound(lattice, arcs, of_durations, unit),
+        )
+        cotangent = float(np.broadcast_to(reduction.cotangents, errors.shape)[sample.place])
+        for name, each in zip(names, own, strict=True):
+            bounds[name][place] = without_nan(cotangent * each) + unit.tiny * (1.0 + cotangent)
+    sizes = np.asarray(result.intermediates["nll"])
+    limits = {f"grad.{name}": whole(bound) for name, bound in bounds.items()}
+    return _loss_bounds(errors, sizes, reduction, unit) | limits

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes
+from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes, transducers
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -67,6 +67,8 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         head: {kind: _of_samples(draw, detection.compare) for kind, draw in scenes.Scenes(head).kinds().items()}
         for head in scenes.HEADS
     },
+    "rnnt": {kind: _of_samples(draw, transducers.compare) for kind, draw in transducers.RNNT.items()},
+    "tdt": {kind: _of_samples(draw, transducers.compare) for kind, draw in transducers.TDT.items()},
     "semantic_segmentation": {
         kind: _of_samples(draw, masks.semantic_segmentation) for kind, draw in masks.IMAGES.items()
     },

@@ -38,12 +38,11 @@ from refloss.kernels.transducer.lattice import (
     weights,
 )
 from refloss.kernels.transducer.loop import Output
-from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.extended import ONE, ZERO
 from refloss.numerics.formats import before_storing, bounds, magnitude_at, ordinal_at, read, store, value_of
 from refloss.numerics.pairs import times
-from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_total
+from refloss.numerics.sums import grid_total, long_total
 
 if TYPE_CHECKING:
     from refloss.kernels.transducer.run import Task
@@ -60,14 +59,18 @@ class Chosen(NamedTuple):
 
 @gpu_function
 def _sum_of_others(logits, start, blank, label, reference, accurate):
-    coarse, fine = np.int64(0), np.int64(0)
+    coarse, fine, finest = np.int64(0), np.int64(0), np.int64(0)
     for c in range(logits.classes):
-        taken = c in (blank, label)
-        x = -np.inf if taken else read(logits.memory, start + c * logits.class_stride)
-        counts = accurate_counts(x, reference) if accurate else plain_counts(x, reference)
-        coarse += counts[0] - float64_bits(COARSE_MAGIC)
-        fine += counts[1] - float64_bits(FINE_MAGIC)
-    return grid_total(coarse, fine, 0)
+        if c in (blank, label):
+            continue
+        x = read(logits.memory, start + c * logits.class_stride)
+        if accurate:
+            counts = accurate_counts(x, reference)
+            coarse, fine, finest = coarse + counts[0], fine + counts[1], finest + counts[2]
+        else:
+            plain = plain_counts(x, reference)
+            coarse, fine = coarse + plain[0], fine + plain[1]
+    return long_total(coarse, fine, finest) if accurate else grid_total(coarse, fine, 0)
 
 
 @gpu_function

@@ -37,6 +37,7 @@ import numpy as np
 from refloss import jit
 from refloss.numerics import pairs
 from refloss.numerics.accurate import exp_accurate, exp_less_one, log1p_accurate
+from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import UNDERFLOW, exp_pair, scale
 from refloss.numerics.extended import (
     LEAST,
@@ -55,7 +56,7 @@ from refloss.numerics.extended import (
 )
 from refloss.numerics.formats import read
 from refloss.numerics.pairs import negate, rounded, scaled, two_sum
-from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_step
+from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_step, long_counts
 
 # Numbers that differ by less are the same number: recursions of 2^12 frames lose 2^-88, and what is the same by its
 # definition is so before exponentials are rounded.
@@ -147,29 +148,24 @@ def keep(numbers, index, value):
 
 
 @jit.scalar
-def _counts(term, low):
-    """A pair in [0, 1] as counts on two grids; see numerics.sums."""
-    coarse, rest = grid_step(term, COARSE_MAGIC)
-    fine, _ = grid_step(rest + low, FINE_MAGIC)
-    return coarse, fine
-
-
-@jit.scalar
 def plain_counts(x, reference):
-    """e^(x − reference) with an error of some 2^-58, as the bits of counts."""
+    """e^(x − reference) with an error of some 2^-58, as counts on two grids; see numerics.sums."""
     high, low = two_sum(x, -reference)
     vanishes = high < UNDERFLOW
     leading, tail, n = exp_pair(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
-    return _counts(scale(leading, n), scale(tail, n))
+    coarse, rest = grid_step(scale(leading, n), COARSE_MAGIC)
+    fine, _ = grid_step(rest + scale(tail, n), FINE_MAGIC)
+    return coarse - float64_bits(COARSE_MAGIC), fine - float64_bits(FINE_MAGIC)
 
 
 @jit.scalar
 def accurate_counts(x, reference):
-    """The same with an error of 2^-73."""
+    """The same with an error near 2^-100, on three grids."""
     high, low = two_sum(x, -reference)
     vanishes = high < UNDERFLOW
-    term = exp_accurate(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
-    return _counts(term[0], term[1])
+    term, rest = exp_accurate(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
+    first, second = long_counts(term), long_counts(rest)
+    return first[0] + second[0], first[1] + second[1], first[2] + second[2]
 
 
 @jit.scalar

@@ -37,7 +37,7 @@ from refloss.numerics.exponential import exp_difference
 from refloss.numerics.extended import ONE, ZERO, add, multiply
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
 from refloss.numerics.pairs import times
-from refloss.numerics.sums import grid_total
+from refloss.numerics.sums import grid_total, long_total
 
 # The samples and the times of some frames, one of each for a frame.
 Frames = tuple[np.ndarray, np.ndarray]
@@ -99,24 +99,26 @@ def _fill_lanes(buffers, row, value):
         _put(buffers, row, lane, value)
 
 
-@jit.scalar
+@jit.helper
 def _plain_sum(x, reference):
+    """Σ e^(x − reference), as a pair."""
     coarse, fine = 0, 0
     for i in range(x.size):
         counts = plain_counts(x[i], reference)
         coarse += counts[0]
         fine += counts[1]
-    return coarse, fine
+    return grid_total(coarse, fine, 0)
 
 
-@jit.scalar
+@jit.helper
 def _accurate_sum(x, reference):
-    coarse, fine = 0, 0
+    coarse, fine, finest = 0, 0, 0
     for i in range(x.size):
         counts = accurate_counts(x[i], reference)
         coarse += counts[0]
         fine += counts[1]
-    return coarse, fine
+        finest += counts[2]
+    return long_total(coarse, fine, finest)
 
 
 # Rows of floats in which the weights of nodes are computed; their numbers follow.
@@ -138,8 +140,7 @@ def _read_row(buffers, lane, x, blank, label, accurate):
     sound &= max(reference, of_blank, of_label) > -np.inf
     others = 0.0, 0.0
     if sound and reference > -np.inf:
-        bits = _accurate_sum(x, reference) if accurate else _plain_sum(x, reference)
-        others = grid_total(bits[0], bits[1], x.size)
+        others = _accurate_sum(x, reference) if accurate else _plain_sum(x, reference)
     floats = buffers.floats
     floats[_REFERENCE * LANES + lane] = reference
     floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = others
