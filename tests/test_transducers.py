@@ -245,6 +245,109 @@ def test_out_receives_the_gradient():
     assert out.tobytes() == expected.tobytes()
 
 
+TDT_KINDS = {
+    "all": (0, 1, 2, 3),
+    "without 0": (1, 2),
+    "without 1": (0, 2),
+    "only 1": (1,),
+    "twice": (2, 0, 1, 1),
+    "far": (0, 1, 7),
+}
+
+
+def tdt_sample(steps, seed=0, sigma=0.0, sure=0.0):
+    logits, labels = lattice("ordinary", seed)
+    durations = np.random.default_rng(seed).standard_normal((1, FRAMES, LABELS + 1, len(steps))).astype(np.float32)
+    durations[..., 0] += np.float32(sure)
+    return Sample(logits[0], labels[0].tolist(), 0, durations[0], steps, sigma)
+
+
+def tdt_of(sample, **options):
+    durations = np.array(sample.steps)
+    given = sample.logits[None], sample.durations[None], [sample.labels], [len(sample.logits)], [len(sample.labels)]
+    return refloss.tdt(*given, sample.blank, durations, sigma=sample.sigma, reduction="sum", **options)
+
+
+@pytest.mark.parametrize("sure", [0.0, 30.0])
+@pytest.mark.parametrize("kind", TDT_KINDS)
+def test_every_path_with_durations(kind, sure):
+    sample = tdt_sample(TDT_KINDS[kind], 1, 0.05, sure)
+    true = by_paths(sample, coefficient=mpmath.mpf(-0.7))
+    result = tdt_of(sample, grad_output=-0.7)
+    check(result, true, "token_logits")
+    check(result, true, "duration_logits", own=true.durations)
+    second = by_recursion(sample, coefficient=mpmath.mpf(-0.7))
+    assert mpmath.almosteq(true.loss, second.loss, rel_eps=mpmath.mpf(2) ** -250)
+
+
+@pytest.mark.parametrize("sigma", [-0.5, 0.0, 1e-12, 0.05, 3.0])
+def test_sigma_is_what_an_arc_costs(sigma):
+    sample = tdt_sample((0, 1, 2), 2, sigma)
+    true = by_paths(sample)
+    result = tdt_of(sample)
+    check(result, true, "token_logits")
+    check(result, true, "duration_logits", own=true.durations)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-12])
+def test_tiny_losses_with_durations_keep_their_digits(sigma, monkeypatch):
+    sample = tdt_sample((1, 0), 3, sigma, sure=50.0)
+    for u in range(LABELS + 1):
+        sample.logits[:-1, u, 0] += 60
+        sample.logits[-1, u, sample.labels[u] if u < LABELS else 0] += 60
+        sample.durations[-1, u] = (-40, 40) if u < LABELS else (40, -40)
+    monkeypatch.setattr(transducer_truth, "PRECISION_BITS", 900)
+    true = by_paths(sample)
+    assert 0 < true.loss < 1e-10
+    check(tdt_of(sample), true, "token_logits")
+
+
+def test_no_path_with_durations():
+    logits, labels, frames, counts = batch()
+    durations = np.zeros((*logits.shape[:3], 1), np.float32)
+    result = refloss.tdt(logits, durations, labels, [5, 2, 4], counts, 0, [2], reduction="none")
+    assert list(np.isinf(result.loss)) == [True, True, False]
+    for b in np.flatnonzero(np.isinf(result.loss)):
+        t, u = [5, 2, 4][b], counts[b]
+        assert np.isnan(result.grads["token_logits"][b, :t, : u + 1]).all()
+        assert np.isnan(result.grads["duration_logits"][b, :t, : u + 1]).all()
+
+
+def test_gradients_of_one_of_two_inputs():
+    logits, labels, frames, counts = batch()
+    durations = np.zeros((*logits.shape[:3], 3), np.float32)
+    both = refloss.tdt(logits, durations, labels, frames, counts, 0, [0, 1, 2])
+    for name in both.grads:
+        one = refloss.tdt(logits, durations, labels, frames, counts, 0, [0, 1, 2], grad=name)
+        assert list(one.grads) == [name]
+        assert one.grads[name].tobytes() == both.grads[name].tobytes()
+
+
+WRONG_DURATIONS = [
+    (
+        dict(durations=[0, 1]),
+        ValueError,
+        r"durations has shape \(2,\); expected \(3,\), one for each of duration_logits",
+    ),
+    (dict(durations=[0, -1, 2]), ValueError, r"durations\[1\] = -1 is outside"),
+    (dict(durations=[0.0, 1.0, 2.0]), TypeError, "durations has dtype float64"),
+    (dict(duration_logits=np.zeros((3, 5, 3, 3))), ValueError, r"duration_logits has shape \(3, 5, 3, 3\); expected"),
+    (dict(sigma=np.inf), ValueError, "sigma is inf; expected a finite number"),
+    (dict(sigma="none"), TypeError, "sigma is 'none'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"), WRONG_DURATIONS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_bad_durations(given, error, message):
+    logits, labels, frames, counts = batch()
+    arguments = dict(token_logits=logits, duration_logits=np.zeros((3, 5, 4, 3)), labels=labels, logit_lengths=frames)
+    arguments |= dict(label_lengths=counts, blank_token_id=0, durations=[0, 1, 2])
+    with pytest.raises(error, match=message):
+        refloss.tdt(**arguments | given)
+
+
 WRONG = [
     (dict(logits=np.zeros((3, 4, 5))), ValueError, r"logits has shape \(3, 4, 5\); expected \[B, T, U \+ 1, V\]"),
     (dict(logits=np.zeros((3, 5, 4, 6), int)), TypeError, "logits has dtype int64"),

@@ -6,8 +6,8 @@ p = softmax, and of durations d_1 ... d_n, with q = softmax. With s = e^−σ,
     a blank and duration d_i > 0, of weight s·p(blank)·q_i, lead from (t, u) to (t + d_i, u),
     label u + 1 and duration d_i ≥ 0, of weight s·p(y_{u+1})·q_i, to (t + d_i, u + 1).
 
-A path begins at (0, 0) and ends with a blank that arrives at (T, U): a label that arrives at T does not end it. With β the
-sum over paths from a node to the end, and α over those to it, ℓ = −log β(0, 0), and the gradients are
+A path begins at (0, 0) and ends with a blank that arrives at (T, U): a label that arrives at T does not end it. With β
+the sum over paths from a node to the end, and α over those to it, ℓ = −log β(0, 0), and the gradients are
 
     ∂ℓ/∂z_k = m·p_k − the share of paths that take an arc of token k,
     ∂ℓ/∂v_i = m·q_i − the share of paths that take an arc of duration i,

@@ -165,8 +165,8 @@ def _drawn(generator: np.random.Generator, shape: tuple[int, int, int], size: in
     frames, labels, classes = shape
     batch = max(1, size // (frames * (labels + 1) * classes))
     logits = (generator.standard_normal((batch, frames, labels + 1, classes)) * scale).astype(np.float32)
-    lengths = [np.maximum(most - generator.integers(0, 2, batch), 1) for most in (frames, labels)]
-    return Lattices(logits, generator.integers(1, classes, (batch, labels)), *lengths)
+    of_frames, of_labels = (np.maximum(most - generator.integers(0, 2, batch), 1) for most in (frames, labels))
+    return Lattices(logits, generator.integers(1, classes, (batch, labels)), of_frames, of_labels)
 
 
 def ordinary(generator: np.random.Generator, size: int) -> Iterator[Lattices]:
@@ -199,13 +199,13 @@ def extreme(generator: np.random.Generator, size: int) -> Iterator[Lattices]:
         x = given.logits
         x += np.float32(1e4 if k == 0 else 0)
         x *= np.float32((1, 60, 1e-20, 1, 1, 1)[k])
-        x[:] = 0.3 if k == 3 else x  # noqa: PLR2004
-        if k == 4:  # noqa: PLR2004
-            absent = generator.random(x.shape) < 0.4  # noqa: PLR2004
+        x[:] = 0.3 if k == 3 else x
+        if k == 4:
+            absent = generator.random(x.shape) < 0.4
             absent[..., BLANK] = absent[..., 1] = False
             x[absent] = -np.inf
             given.labels[:] = 1
-        given = given._replace(logits=np.round(x) if k == 5 else x)  # noqa: PLR2004
+        given = given._replace(logits=np.round(x) if k == 5 else x)
         yield given._replace(cotangent=(1.0, 0.1, 1 / 3, -0.1, 1e-38, 1e30)[k])
 
 

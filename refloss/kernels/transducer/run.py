@@ -138,8 +138,8 @@ class _Passes:
         return Buffers(np.empty(rows * size), np.empty(steps), _numbers(steps), *lanes)
 
     def _block(self, frames: int) -> int:
-        width = self.task.labels.shape[1] + 1
-        return max(1, min(BLOCK_ELEMENTS // max(1, width * self.logits.classes), frames // 8))
+        elements = self.task.logits[0, 0].size if self.task.logits.size else 1
+        return max(1, min(BLOCK_ELEMENTS // elements, frames // 8))
 
     def _weigh(self, chosen: np.ndarray, *, accurate: bool) -> None:
         lengths = np.zeros_like(self.samples.frames)
