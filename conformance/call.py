@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ CASTS_TO_FLOAT32 = (
     "CsmForConditionalGeneration",
     "ForTokenClassification",
     "ForCTC",
+    "ParakeetForRNNT",
+    "ParakeetForTDT",
 )
 
 _FUNCTIONAL = f"{functional.__name__}."
@@ -59,6 +62,12 @@ class Call:
         casts = case.loss in CASTS_TO_FLOAT32
         self.compute_dtype = torch.promote_types(dtype, torch.float32) if casts else dtype
         self.cotangent = torch.as_tensor(case.grad_output, dtype=self.compute_dtype)
+
+    def with_arguments(self, **others: Any) -> Call:
+        """The same call with some arguments replaced."""
+        other = copy.copy(self)
+        other.arguments = self.arguments | others
+        return other
 
 
 def tensor(values: Array, dtype: torch.dtype, layout: Layout = "contiguous") -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -15,6 +15,7 @@ from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, IGNORED, Array
 from conformance.heads import HEADS, Part, attributes, parts
 from refloss.registry import FUNCTIONS
+from conformance.transducers import TRANSDUCERS, as_transformers_has_it
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -92,7 +93,8 @@ def transformers_loss(call: Call, config: Any = None) -> torch.Tensor:
     elif "logits" in arguments:
         arguments.setdefault("vocab_size", arguments["logits"].shape[-1])
     mapping: Mapping[str, Any] = LOSS_MAPPING
-    loss: torch.Tensor = mapping[call.case.loss](**arguments)
+    with as_transformers_has_it(call) if call.case.loss in TRANSDUCERS else nullcontext():
+        loss: torch.Tensor = mapping[call.case.loss](**arguments)
     return loss
 
 
@@ -103,6 +105,8 @@ def _intermediates(call: Call) -> dict[str, torch.Tensor]:
         return _alignment_intermediates(call)
     if call.case.loss in TORCH_FUNCTIONS:
         return elementwise_intermediates(call)
+    if call.case.loss in TRANSDUCERS:
+        return {"nll": transformers_loss(call.with_arguments(reduction="none"))}
     return _head_intermediates(call) if call.case.loss in HEADS else token_intermediates(call)
 
 

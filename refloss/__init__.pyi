@@ -18,6 +18,7 @@ from refloss.heads.rt_detr_object_detection import rt_detr_object_detection as r
 from refloss.heads.segmentation import segmentation as segmentation
 from refloss.heads.semantic_segmentation import semantic_segmentation as semantic_segmentation
 from refloss.heads.sequence_classification import sequence_classification as sequence_classification
+from refloss.heads.tdt import tdt as tdt
 from refloss.heads.token_classification import token_classification as token_classification
 from refloss.losses.bce import bce as bce
 from refloss.losses.bce_with_logits import bce_with_logits as bce_with_logits
@@ -77,6 +78,7 @@ __all__ = [
     "set_num_threads",
     "sigmoid_focal",
     "smooth_l1",
+    "tdt",
     "token_classification",
     "varifocal",
 ]

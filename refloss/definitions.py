@@ -34,7 +34,11 @@ _DTYPES = {
     "bool": ["bool"],
 }
 # What arrays of a role hold, where it is not floats.
-_NUMBERS = {"labels": ("integer",), "classes": ("integer", "float"), "mask": ("bool", "integer", "float")}
+_NUMBERS = {
+    **dict.fromkeys(("labels", "sequences", "lengths"), ("integer",)),
+    "classes": ("integer", "float"),
+    "mask": ("bool", "integer", "float"),
+}
 
 Shape = list[str]
 
@@ -156,6 +160,8 @@ def _outputs(specification: Specification) -> dict[str, Any]:
             unreduced = [shape.split() for shape in specification.losses.split("|")]
         elif specification.per == "row":
             unreduced = [_loss_of_rows(specification, shape) for shape in unreduced]
+        if specification.per == "sample":
+            unreduced = [shape[:1] for shape in unreduced]
     return {
         "loss": {"dtype": "float64", "shapes_without_reduction": unreduced},
         "components": list(specification.components),

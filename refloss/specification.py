@@ -29,6 +29,8 @@ Role = Literal[
     "probabilities",  # in [0, 1]
     "labels",  # classes, or ignore_index
     "classes",  # labels, or a distribution over the classes
+    "sequences",  # labels in the order in which they are to come
+    "lengths",  # how many of something there are
     "weight",  # of each element
     "class weight",
     "boxes",  # [..., 4]
@@ -270,6 +272,7 @@ class Specification:
     positive: bool = True
     per: Literal["element", "row"] = "element"
     losses: str = ""
+    per: Literal["element", "row", "sample"] = "element"
     axes: int = 0
     divisor: Callable[[Case], float | None] | None = None
     padded: tuple[int, ...] = ()

@@ -55,6 +55,7 @@ OF = {
     "semantic_segmentation": {*OF_SOFTMAX, "renamed ignore_index"},
     "question_answering": OF_SOFTMAX,
     "pocket_tts": OF_ALL - {"losses not negative"},
+    **dict.fromkeys(("rnnt", "tdt"), OF_ROWS),
 }
 
 

@@ -55,12 +55,14 @@ def nothing_counts(case):
     """Whether a mean is one over nothing, so that it has no value; these three add rows up."""
     if case.function in SUMS:
         return False
-    if case.parameters.get("reduction", "mean") not in ("mean", "batchmean") or "num_items_in_batch" in case.parameters:
+    if case.parameters.get("reduction", "mean") in ("sum", "none") or "num_items_in_batch" in case.parameters:
         return False
     if predictions_of(case).size == 0:
         return True
     if case.function == "ctc_of_logits":
         return False  # a target of nothing but blanks has alignments
+    if predictions_of(case).size == 0 or FUNCTIONS[case.function].specification.mean == "sequences":
+        return predictions_of(case).size == 0
     weights = case.inputs.get("weight")
     for labels, ignored in zip(targets_of(case), ignored_in(case), strict=True):
         counted = labels[~ignored]

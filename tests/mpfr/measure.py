@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import alignments, boxes, detection, elements, flow, language, masks, points, rows, scenes
+from tests.mpfr import alignments, boxes, detection, elements, flow, language, masks, points, rows, scenes, transducers
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -71,6 +71,8 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     },
     "pocket_tts": {kind: _of_samples(draw, flow.compare) for kind, draw in flow.KINDS.items()},
     "mask2former": {kind: _of_samples(draw, points.compare) for kind, draw in points.KINDS.items()},
+    "rnnt": {kind: _of_samples(draw, transducers.compare) for kind, draw in transducers.RNNT.items()},
+    "tdt": {kind: _of_samples(draw, transducers.compare) for kind, draw in transducers.TDT.items()},
     "semantic_segmentation": {
         kind: _of_samples(draw, masks.semantic_segmentation) for kind, draw in masks.IMAGES.items()
     },

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from refloss.cases.source import Case
 
 _ADDED = 2  # rows of padding
+# What neighbours keep, so that as many of them count.
+_KEPT = ("labels", "classes", "weight", "sequences", "lengths")
 
 
 def permuted_rows(trial: Trial) -> bool:
@@ -43,7 +45,7 @@ def neighbours(trial: Trial) -> bool:
     """A row gets the same whatever its neighbours hold, as long as as many of them count."""
     if not trial.rows or trial.row_count < 2:
         return False
-    held = [name for name in trial.rows if trial.arguments[name].role not in ("labels", "classes", "weight")]
+    held = [name for name in trial.rows if trial.arguments[name].role not in _KEPT]
     # In a mean over weights, their own gradients are of the whole.
     weights = {f"{GRAD}{name}" for name in trial.specification.named("weight")}
     kept = _of_rows(trial, trial.answer).keys() - (set() if trial.is_apart else weights)

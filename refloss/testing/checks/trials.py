@@ -204,7 +204,7 @@ class Trial:
     def is_apart(self) -> bool:
         """Whether what a row gets does not depend on how many rows count."""
         parameters = self.case.parameters
-        is_mean = parameters.get("reduction", "mean") in ("mean", "batchmean")
+        is_mean = parameters.get("reduction", "mean") not in ("sum", "none")
         return not is_mean or "num_items_in_batch" in parameters or self.specification.mean == "num_boxes"
 
     @property

@@ -110,7 +110,20 @@ def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
     mean = specification_of(case).mean
     if mean == "labels":
         return _row_divisor(case, tensor)
+    if mean == "sequences":
+        return _sequence_divisor(case)
     return None if mean in ("num_boxes", "objects") else _element_divisor(case)
+
+
+def _sequence_divisor(case: Case) -> Divisor | None:
+    """Samples, or all of their labels."""
+    specification, counts = specification_of(case), case.inputs["label_lengths"]
+    reduction = case.parameters.get("reduction", specification.parameters["reduction"].values[0])
+    ends = (float(max(counts.sum(), 1)), "the labels"), (float(counts.size), "the samples")
+    if reduction not in ("mean_volume", "mean_batch"):
+        return None
+    (right, what), (other, all_what) = ends if reduction == "mean_volume" else ends[::-1]
+    return Divisor(right, other, what, all_what)
 
 
 def _row_divisor(case: Case, tensor: str | None) -> Divisor | None:

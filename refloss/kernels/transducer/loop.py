@@ -1,0 +1,512 @@
+"""A transducer's passes on the CPU: rows of logits, the lattice, rows of the gradient. Formulas are in lattice.
+
+The first and the last pass go over frames, all of them on any thread; the lattice between them is one sample's, once
+forwards and once backwards. What comes once a node is computed for LANES of them at a time, in scratch whose rows are
+so long: a loop over a row has no end but that, so that it is vectorised without looking whether rows overlap.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refloss import jit
+from refloss.kernels.rows import load_rows, save_rows
+from refloss.kernels.softmax.refine import kept
+from refloss.kernels.softmax.split import scan
+from refloss.kernels.transducer.lattice import (
+    Node,
+    Numbers,
+    accurate_counts,
+    complement,
+    duration_slope,
+    joined,
+    keep,
+    keep_durations,
+    keep_worths,
+    load,
+    loss_of,
+    plain_counts,
+    shift_of,
+    slopes_of,
+    wants_complement,
+    weights,
+)
+from refloss.numerics.exponential import exp_difference
+from refloss.numerics.extended import ONE, ZERO, add, multiply
+from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
+from refloss.numerics.pairs import times
+from refloss.numerics.sums import grid_total, long_total
+
+# The samples and the times of some frames, one of each for a frame.
+Frames = tuple[np.ndarray, np.ndarray]
+
+LANES = 32
+# Rows of float64 and of int64 that the passes use.
+FLOAT_ROWS, INTEGER_ROWS = 26, 12
+
+
+class Output(NamedTuple):
+    """What samples and frames yield."""
+
+    sound: Any  # [B, T] bool, of frames within a sample's length
+    close: Any  # [B, T] bool, whether a gradient has too few digits
+    losses: Any  # [B] float64
+    totals: Numbers  # [B], P
+
+
+class Buffers(NamedTuple):
+    """One thread's rows of logits and of durations, float64, a number for each duration, and lanes."""
+
+    rows: np.ndarray
+    durations: np.ndarray
+    worths: Numbers
+    floats: np.ndarray  # [FLOAT_ROWS·LANES]
+    integers: np.ndarray  # [INTEGER_ROWS·LANES] int64
+
+
+@jit.scalar
+def _get(buffers, row, lane):
+    """A number of a lane: two rows of floats, one of integers."""
+    floats = buffers.floats
+    return floats[2 * row * LANES + lane], floats[(2 * row + 1) * LANES + lane], buffers.integers[row * LANES + lane]
+
+
+@jit.scalar
+def _put(buffers, row, lane, value):
+    buffers.floats[2 * row * LANES + lane] = value[0]
+    buffers.floats[(2 * row + 1) * LANES + lane] = value[1]
+    buffers.integers[row * LANES + lane] = value[2]
+
+
+@jit.scalar
+def _copy_in(buffers, row, numbers, first, count):
+    """Numbers from a place on into lanes."""
+    for lane in range(count):
+        _put(buffers, row, lane, load(numbers, first + lane))
+
+
+@jit.scalar
+def _copy_out(buffers, row, numbers, first, count):
+    for lane in range(count):
+        keep(numbers, first + lane, _get(buffers, row, lane))
+
+
+@jit.scalar
+def _fill_lanes(buffers, row, value):
+    for lane in range(LANES):
+        _put(buffers, row, lane, value)
+
+
+@jit.helper
+def _plain_sum(x, reference):
+    """Σ e^(x − reference), as a pair."""
+    coarse, fine = 0, 0
+    for i in range(x.size):
+        counts = plain_counts(x[i], reference)
+        coarse += counts[0]
+        fine += counts[1]
+    return grid_total(coarse, fine, 0)
+
+
+@jit.helper
+def _accurate_sum(x, reference):
+    coarse, fine, finest = 0, 0, 0
+    for i in range(x.size):
+        counts = accurate_counts(x[i], reference)
+        coarse += counts[0]
+        fine += counts[1]
+        finest += counts[2]
+    return long_total(coarse, fine, finest)
+
+
+# Rows of floats in which the weights of nodes are computed; their numbers follow.
+_REFERENCE, _OTHERS, _OTHERS_LOW, _BLANK, _LABEL, _SAME = range(6)
+_WEIGHTS = 3
+
+
+@jit.helper
+def _read_row(buffers, lane, x, blank, label, accurate):
+    """What a row gives to its lane; it loses what it has at blank and label. Whether it is sound."""
+    of_blank = x[blank]
+    of_label = x[label] if label >= 0 else -np.inf
+    x[blank] = -np.inf
+    if label >= 0:
+        x[label] = -np.inf
+    highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
+    reference = widen(from_ordinal(highest, x))
+    sound = largest == infinity_bits(x) and reference < np.inf and of_blank < np.inf and of_label < np.inf
+    sound &= max(reference, of_blank, of_label) > -np.inf
+    others = 0.0, 0.0
+    if sound and reference > -np.inf:
+        others = _accurate_sum(x, reference) if accurate else _plain_sum(x, reference)
+    floats = buffers.floats
+    floats[_REFERENCE * LANES + lane] = reference
+    floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = others
+    floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane] = of_blank, of_label
+    floats[_SAME * LANES + lane] = 1.0 if label == blank else 0.0
+    return sound
+
+
+@jit.scalar
+def _weights_of_lanes(buffers, accurate):
+    floats = buffers.floats
+    for lane in range(LANES):
+        others = floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane]
+        found = weights(
+            floats[_REFERENCE * LANES + lane], others, floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane],
+            floats[_SAME * LANES + lane] > 0.0, accurate,
+        )  # fmt: skip
+        _put(buffers, _WEIGHTS, lane, found[0])
+        _put(buffers, _WEIGHTS + 1, lane, found[1])
+        _put(buffers, _WEIGHTS + 2, lane, found[2])
+
+
+@jit.helper
+def _keep_lanes(buffers, lattice, first, count):
+    _copy_out(buffers, _WEIGHTS, lattice.blank, first, count)
+    _copy_out(buffers, _WEIGHTS + 1, lattice.label, first, count)
+    _copy_out(buffers, _WEIGHTS + 2, lattice.share, first, count)
+    for lane in range(count):
+        lattice.reference[first + lane] = buffers.floats[_REFERENCE * LANES + lane]
+        lattice.others[first + lane] = buffers.floats[_OTHERS * LANES + lane]
+        lattice.others_low[first + lane] = buffers.floats[_OTHERS_LOW * LANES + lane]
+
+
+@jit.kernel
+def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, accurate, first, last):
+    """The rows of frames first ... last of some: what each node weighs."""
+    logits, durations, samples, arcs = uncounted(logits), uncounted(durations), uncounted(samples), uncounted(arcs)
+    lattice, output, frames, buffers = uncounted(lattice), uncounted(output), uncounted(frames), uncounted(buffers)
+    size, width, times_of = logits.classes, samples.labels.shape[1] + 1, output.sound.shape[1]
+    step = max(1, min(buffers.rows.size // size, LANES))
+    for k in range(first, last):
+        sample, t = frames[0][k], frames[1][k]
+        count, sound = samples.counts[sample] + 1, True
+        row, node = (sample * times_of + t) * width, samples.first[sample] + t * count
+        for start in range(0, count, LANES):
+            lanes = min(LANES, count - start)
+            for part in range(0, lanes, step):
+                rows = min(step, lanes - part)
+                load_rows(logits, row + start + part, rows, buffers.rows)
+                for i in range(rows):
+                    u = start + part + i
+                    label = samples.labels[sample, u] if u < count - 1 else -1
+                    x = buffers.rows[i * size : (i + 1) * size]
+                    sound &= _read_row(buffers, part + i, x, samples.blank, label, accurate)
+            if accurate:
+                _weights_of_lanes(buffers, True)
+            else:
+                _weights_of_lanes(buffers, False)
+            _keep_lanes(buffers, lattice, node + start, lanes)
+        if arcs.weighted:
+            for u in range(count):
+                load_rows(durations, row + u, 1, buffers.durations)
+                sound &= keep_durations(lattice, node + u, buffers.durations, 0, 1, arcs.blanks.size)
+        output.sound[sample, t] = sound
+
+
+# Numbers of lanes in which a frame of the lattice is computed.
+_SUM, _OTHER_SUM, _STAYING, _VALUE, _WEIGHT, _DURATION = range(6)
+
+
+@jit.scalar
+def _copy_durations(buffers, lattice, arcs, first, i, count):
+    steps = arcs.blanks.size
+    for lane in range(count):
+        _put(buffers, _DURATION, lane, load(lattice.durations, (first + lane) * steps + i))
+
+
+@jit.scalar
+def _add_values(buffers, into, weighted):
+    """Values, times the durations' probabilities, to a sum."""
+    if weighted:
+        for lane in range(LANES):
+            value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _DURATION, lane))
+            _put(buffers, into, lane, add(_get(buffers, into, lane), value))
+    else:
+        for lane in range(LANES):
+            _put(buffers, into, lane, add(_get(buffers, into, lane), _get(buffers, _VALUE, lane)))
+
+
+@jit.helper
+def _staying_of_lanes(buffers, lattice, arcs, shift, first, count):
+    """lattice.staying of some nodes."""
+    _copy_in(buffers, _WEIGHT, lattice.label, first, count)
+    if not arcs.weighted:
+        for lane in range(count):
+            _put(buffers, _STAYING, lane, _get(buffers, _WEIGHT, lane))
+        return
+    _fill_lanes(buffers, _STAYING, ZERO)
+    for i in range(arcs.labels.size):
+        if arcs.labels[i] == 0:
+            _copy_durations(buffers, lattice, arcs, first, i, count)
+            for lane in range(LANES):
+                _put(buffers, _STAYING, lane, add(_get(buffers, _STAYING, lane), _get(buffers, _DURATION, lane)))
+    for lane in range(LANES):
+        value = multiply(multiply(_get(buffers, _WEIGHT, lane), shift), _get(buffers, _STAYING, lane))
+        _put(buffers, _STAYING, lane, value)
+
+
+@jit.helper
+def _pass_lanes(buffers, lattice, arcs, shift, weight, first, i, count, skipped):
+    """What comes from some nodes by an arc, added to the sum of lanes; the first of them has none."""
+    lanes = count - skipped
+    _fill_lanes(buffers, _VALUE, ZERO)
+    for lane in range(lanes):
+        _put(buffers, _VALUE, lane + skipped, load(lattice.alpha, first + lane))
+    for lane in range(lanes):
+        _put(buffers, _WEIGHT, lane + skipped, load(weight, first + lane))
+    if arcs.weighted:
+        steps = arcs.blanks.size
+        for lane in range(lanes):
+            _put(buffers, _DURATION, lane + skipped, load(lattice.durations, (first + lane) * steps + i))
+        for lane in range(LANES):
+            value = multiply(multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane)), shift)
+            value = multiply(value, _get(buffers, _DURATION, lane))
+            _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
+    else:
+        for lane in range(LANES):
+            value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane))
+            _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
+
+
+@jit.helper
+def _forwards(buffers, lattice, arcs, shift, first, width, t):
+    """α of a frame."""
+    before, weight = ZERO, ZERO
+    for start in range(0, width, LANES):
+        lanes, node = min(LANES, width - start), first + t * width + start
+        _fill_lanes(buffers, _SUM, ZERO)
+        if t == 0 and start == 0:
+            _put(buffers, _SUM, 0, ONE)
+        for i in range(arcs.blanks.size):
+            step = arcs.blanks[i]
+            if 0 < step <= t:
+                _pass_lanes(buffers, lattice, arcs, shift, lattice.blank, node - step * width, i, lanes, 0)
+            step = arcs.labels[i]
+            if 0 < step <= t:
+                skipped = 1 if start == 0 else 0
+                source = node - step * width - 1 + skipped
+                _pass_lanes(buffers, lattice, arcs, shift, lattice.label, source, i, lanes, skipped)
+        _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
+        for lane in range(lanes):
+            before = joined(_get(buffers, _SUM, lane), weight, before)
+            weight = _get(buffers, _STAYING, lane)
+            keep(lattice.alpha, node + lane, before)
+
+
+@jit.helper
+def _copy_next(buffers, lattice, step, first, width, frames, t, start, count):
+    """β where a blank leads to from some nodes."""
+    if step > 0 and t + step < frames:
+        _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start, count)
+        return
+    _fill_lanes(buffers, _VALUE, ZERO)
+    if step > 0 and t + step == frames and start + count == width:
+        _put(buffers, _VALUE, count - 1, ONE)
+
+
+@jit.helper
+def _copy_after_label(buffers, lattice, step, first, width, frames, t, start, count):
+    """β where a label leads to from some nodes."""
+    if t + step >= frames:
+        _fill_lanes(buffers, _VALUE, ZERO)
+        return
+    _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start + 1, min(count, width - 1 - start))
+    if start + count == width:
+        _put(buffers, _VALUE, count - 1, ZERO)
+
+
+@jit.helper
+def _behind_lanes(buffers, lattice, arcs, first, width, frames, t, start, count, least):
+    """X and Y of some nodes; of labels whose steps are no less."""
+    node = first + t * width + start
+    _fill_lanes(buffers, _SUM, ZERO)
+    _fill_lanes(buffers, _OTHER_SUM, ZERO)
+    for i in range(arcs.blanks.size):
+        if arcs.weighted:
+            _copy_durations(buffers, lattice, arcs, node, i, count)
+        _copy_next(buffers, lattice, arcs.blanks[i], first, width, frames, t, start, count)
+        _add_values(buffers, _SUM, arcs.weighted)
+        if arcs.labels[i] >= least:
+            _copy_after_label(buffers, lattice, arcs.labels[i], first, width, frames, t, start, count)
+            _add_values(buffers, _OTHER_SUM, arcs.weighted)
+
+
+@jit.helper
+def _backwards(buffers, lattice, arcs, shift, first, width, frames, t):
+    """β of a frame."""
+    after = ZERO
+    for start in range((width - 1) // LANES * LANES, -1, -LANES):
+        lanes, node = min(LANES, width - start), first + t * width + start
+        _behind_lanes(buffers, lattice, arcs, first, width, frames, t, start, lanes, 1)
+        _copy_in(buffers, _VALUE, lattice.blank, node, lanes)
+        _copy_in(buffers, _WEIGHT, lattice.label, node, lanes)
+        for lane in range(LANES):
+            of_labels = multiply(_get(buffers, _WEIGHT, lane), _get(buffers, _OTHER_SUM, lane))
+            total = add(multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane)), of_labels)
+            _put(buffers, _SUM, lane, multiply(total, shift))
+        _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
+        for lane in range(lanes - 1, -1, -1):
+            after = joined(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane), after)
+            keep(lattice.beta, node + lane, after)
+
+
+@jit.helper
+def _missed(lattice, arcs, shift, first, width, frames):
+    """1 − P."""
+    size = frames * width
+    missed = Numbers(np.empty(size), np.empty(size), np.empty(size, np.int64))
+    for t in range(frames - 1, -1, -1):
+        for u in range(width - 1, -1, -1):
+            value = complement(lattice, arcs, shift, missed, 0, first, width, frames, t, u)
+            keep(missed, t * width + u, value)
+    return load(missed, 0)
+
+
+@jit.kernel
+def sweep(samples, arcs, lattice, output, buffers, forwards, of_losses, sample):
+    """A sample's α, or β and its loss."""
+    samples, arcs, lattice, output = uncounted(samples), uncounted(arcs), uncounted(lattice), uncounted(output)
+    buffers = uncounted(buffers)
+    first, width, frames = samples.first[sample], samples.counts[sample] + 1, samples.frames[sample]
+    shift = shift_of(arcs)
+    if forwards:
+        for t in range(frames):
+            _forwards(buffers, lattice, arcs, shift, first, width, t)
+        return
+    for t in range(frames - 1, -1, -1):
+        _backwards(buffers, lattice, arcs, shift, first, width, frames, t)
+    total = load(lattice.beta, first) if frames > 0 else ZERO
+    keep(output.totals, sample, total)
+    if of_losses:
+        missed = ZERO
+        distinct = samples.distinct[sample]
+        if wants_complement(total, arcs, distinct):
+            missed = _missed(lattice, arcs, shift, first, width, frames)
+        output.losses[sample] = loss_of(total, missed, arcs, distinct)
+
+
+@jit.helper
+def _fill(row, value):
+    for i in range(row.size):
+        row[i] = value
+
+
+@jit.scalar
+def _store_others(x, reference, factor, at_one):
+    """e^(x − reference) times a factor, in place of x."""
+    for i in range(x.size):
+        term = exp_difference(x[i], reference)
+        x[i] = at_one if term == 1.0 else times(term, factor)
+
+
+# Numbers of lanes from which gradients are computed, and rows of floats that hold them.
+_ALPHA, _BETA, _OF_BLANK, _OF_LABEL, _SHARE, _PAIR = range(6, 12)
+_FACTOR, _AT_BLANK, _AT_LABEL = 4, 6, 8  # _VALUE and what follows it are free by then
+_CLOSE, _IS_BLANK = 24, 25
+
+
+@jit.helper
+def _copy_node_lanes(buffers, lattice, samples, sample, node, start, count):
+    _copy_in(buffers, _ALPHA, lattice.alpha, node, count)
+    _copy_in(buffers, _BETA, lattice.beta, node, count)
+    _copy_in(buffers, _OF_BLANK, lattice.blank, node, count)
+    _copy_in(buffers, _OF_LABEL, lattice.label, node, count)
+    _copy_in(buffers, _SHARE, lattice.share, node, count)
+    last = samples.counts[sample]
+    for lane in range(count):
+        others = lattice.others[node + lane], lattice.others_low[node + lane], 0
+        _put(buffers, _PAIR, lane, others)
+        label = samples.labels[sample, start + lane] if start + lane < last else -1
+        buffers.floats[_IS_BLANK * LANES + lane] = 1.0 if label == samples.blank else 0.0
+
+
+@jit.scalar
+def _slopes_of_lanes(buffers, probability, shift, coefficient):
+    floats = buffers.floats
+    for lane in range(LANES):
+        pair = _get(buffers, _PAIR, lane)
+        node = Node(
+            _get(buffers, _ALPHA, lane), _get(buffers, _BETA, lane), _get(buffers, _OF_BLANK, lane),
+            _get(buffers, _OF_LABEL, lane), _get(buffers, _SHARE, lane), _get(buffers, _SUM, lane),
+            _get(buffers, _OTHER_SUM, lane), (pair[0], pair[1]),
+        )  # fmt: skip
+        found = slopes_of(node, probability, shift, coefficient, floats[_IS_BLANK * LANES + lane] > 0.0)
+        floats[_FACTOR * LANES + lane], floats[(_FACTOR + 1) * LANES + lane] = found.factor
+        floats[_AT_BLANK * LANES + lane], floats[(_AT_BLANK + 1) * LANES + lane] = found.blank
+        floats[_AT_LABEL * LANES + lane], floats[(_AT_LABEL + 1) * LANES + lane] = found.label
+        floats[_CLOSE * LANES + lane] = 1.0 if found.close else 0.0
+
+
+@jit.scalar
+def _pair_of(buffers, row, lane):
+    return buffers.floats[row * LANES + lane], buffers.floats[(row + 1) * LANES + lane]
+
+
+@jit.helper
+def _store_row(x, reference, buffers, lane, blank, label, wide):
+    """A row's gradient in place of its logits; whether it is close to 0."""
+    factor = _pair_of(buffers, _FACTOR, lane)
+    if reference == -np.inf:
+        _fill(x, 0.0)
+    else:
+        _store_others(x, reference, factor, kept(factor, wide))
+    x[blank] = kept(_pair_of(buffers, _AT_BLANK, lane), wide)
+    if label >= 0:
+        x[label] = kept(_pair_of(buffers, _AT_LABEL, lane), wide)
+    return buffers.floats[_CLOSE * LANES + lane] > 0.0
+
+
+@jit.kernel
+def slopes(
+    logits, durations, gradient, of_durations, samples, arcs, lattice, output, frames, buffers, coefficients, wide,
+    first, last,
+):  # fmt: skip
+    """The gradients of frames first ... last of some."""
+    logits, durations, samples, arcs = uncounted(logits), uncounted(durations), uncounted(samples), uncounted(arcs)
+    lattice, output, frames, buffers = uncounted(lattice), uncounted(output), uncounted(frames), uncounted(buffers)
+    gradient, of_durations, coefficients = uncounted(gradient), uncounted(of_durations), uncounted(coefficients)
+    size, width, times_of = logits.classes, samples.labels.shape[1] + 1, output.sound.shape[1]
+    step, steps, shift = max(1, min(buffers.rows.size // size, LANES)), arcs.blanks.size, shift_of(arcs)
+    for k in range(first, last):
+        sample, t = frames[0][k], frames[1][k]
+        inside = samples.counts[sample] + 1 if t < samples.frames[sample] else 0
+        row, total = (sample * times_of + t) * width, load(output.totals, sample)
+        origin, length = samples.first[sample], samples.frames[sample]
+        known = total[0] > 0.0 and output.losses[sample] == output.losses[sample]
+        coefficient, close = (coefficients[sample, 0], coefficients[sample, 1]), False
+        for start in range(0, width, LANES):
+            lanes = min(LANES, inside - start)
+            if known and lanes > 0:
+                _behind_lanes(buffers, lattice, arcs, origin, inside, length, t, start, lanes, 0)
+                _copy_node_lanes(buffers, lattice, samples, sample, origin + t * inside + start, start, lanes)
+                _slopes_of_lanes(buffers, total, shift, coefficient)
+            for part in range(start, min(start + LANES, width), step):
+                rows = min(step, start + LANES - part, width - part)
+                load_rows(logits, row + part, min(rows, max(0, inside - part)), buffers.rows)
+                for i in range(rows):
+                    u = part + i
+                    x = buffers.rows[i * size : (i + 1) * size]
+                    if u >= inside or not known:
+                        _fill(x, 0.0 if u >= inside else np.nan)
+                        continue
+                    label = samples.labels[sample, u] if u < inside - 1 else -1
+                    reference = lattice.reference[origin + t * inside + u]
+                    close |= _store_row(x, reference, buffers, u - start, samples.blank, label, wide[0])
+                save_rows(buffers.rows, gradient, row + part, rows)
+        for u in range(width if arcs.weighted else 0):
+            if u >= inside or not known:
+                _fill(buffers.durations, 0.0 if u >= inside else np.nan)
+            else:
+                mean = keep_worths(buffers.worths, 0, lattice, arcs, origin, inside, length, t, u)
+                for i in range(steps):
+                    value, is_close = duration_slope(
+                        buffers.worths, 0, mean, lattice, arcs, total, shift, coefficient, origin + t * inside + u, i
+                    )
+                    buffers.durations[i] = kept(value, wide[1])
+                    close |= is_close
+            save_rows(buffers.durations, of_durations, row + u, 1)
+        output.close[sample, t] = close
