@@ -25,6 +25,8 @@ from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
 from refloss.losses.mse import mse as mse
+from refloss.losses.multi_margin import multi_margin as multi_margin
+from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
 from refloss.losses.nll import nll as nll
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
@@ -57,6 +59,8 @@ __all__ = [
     "lw_detr_object_detection",
     "masked_lm",
     "mse",
+    "multi_margin",
+    "multilabel_margin",
     "nll",
     "object_detection",
     "question_answering",

@@ -47,6 +47,7 @@ OF = {
     "dice": OF_ELEMENTS,
     "iou": OF_BOXES,
     "giou": OF_BOXES,
+    **dict.fromkeys(("multi_margin", "multilabel_margin"), OF_ROWS),
     "nll": {*OF_LABELS, "renamed ignore_index"},
     "cross_entropy": {*OF_SOFTMAX, "renamed ignore_index", "linear in the target"},
     **dict.fromkeys(("causal_lm", "masked_lm", "token_classification"), OF_TOKENS),

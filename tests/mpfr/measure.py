@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes
+from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes, vectors
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -49,6 +49,11 @@ def _box_kinds(function: str) -> dict[str, Measure]:
     return {kind: _of_samples(draw, functools.partial(boxes.compare, function)) for kind, draw in boxes.KINDS.items()}
 
 
+def _vector_kinds(function: str) -> dict[str, Measure]:
+    compare = functools.partial(vectors.compare, function)
+    return {kind: _of_samples(draw, compare) for kind, draw in vectors.KINDS[function].items()}
+
+
 _ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmoid_focal", "varifocal")
 KINDS: Mapping[str, Mapping[str, Measure]] = {
     **{name: _element_kinds(name) for name in _ELEMENTS},
@@ -60,6 +65,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         for name, call in language.HEADS.items()
     },
     "sequence_classification": _sequence_kinds(),
+    **{function: _vector_kinds(function) for function in vectors.KINDS},
     "iou": _box_kinds("iou"),
     "giou": _box_kinds("giou"),
     "dice": {kind: _of_samples(draw, masks.dice) for kind, draw in masks.DICE.items()},

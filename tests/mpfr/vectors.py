@@ -1,0 +1,192 @@
+"""Losses of rows of vectors, and the inputs on which they are hard to round."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import gmpy2
+import ml_dtypes
+import numpy as np
+from gmpy2 import mpfr
+
+import refloss
+from tests.mpfr.definitions import ONE, ZERO
+from tests.mpfr.elements import COTANGENTS
+from tests.mpfr.rounding import DTYPES, Comparison, Real, exact, real, reals
+
+EXACT = 2000
+"""Bits of sums of products of float64."""
+
+FORMATS = (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)
+
+
+class Sample(NamedTuple):
+    """A call: arrays by name, those of vectors [N, D] first."""
+
+    inputs: dict[str, np.ndarray]
+    parameters: dict[str, Any]
+    cotangent: Any = 1.0
+    reduction: str = "sum"
+
+
+class Row(NamedTuple):
+    """The loss of a row, and its slopes by input."""
+
+    loss: Real
+    slopes: dict[str, list[Real]]
+
+
+Definition = Callable[[dict[str, Any], dict[str, Any]], Row]
+Draw = Callable[[np.random.Generator, int], Iterator[Sample]]
+
+
+def class_margins(x: list[Real], targets: list[int], margin: Real, p: int) -> tuple[Real, list[Real]]:
+    """Σ over targets k and others j of max(0, m − x_k + x_j)^p/C, and its slopes."""
+    total, slopes = ZERO, [ZERO] * len(x)
+    for k in targets:
+        for j in range(len(x)):
+            z = margin - x[k] + x[j]
+            if j in targets or z <= 0:
+                continue
+            slope = ONE if p == 1 else 2 * z
+            total += z**p
+            slopes[j] += slope
+            slopes[k] -= slope
+    return total / len(x), [slope / len(x) for slope in slopes]
+
+
+def multi_margin(row: dict[str, Any], parameters: dict[str, Any]) -> Row:
+    """One target, and its weight."""
+    label = int(row["target"])
+    margin, p = real(parameters.get("margin", 1.0)), parameters.get("p", 1)
+    loss, slopes = class_margins(reals(row["input"]), [label], margin, p)
+    weight = real(row["weight"][label]) if "weight" in row else ONE
+    return Row(weight * loss, {"input": [weight * slope for slope in slopes]})
+
+
+def multilabel_margin(row: dict[str, Any], _: dict[str, Any]) -> Row:
+    """The targets before the first −1, of which each counts as often as it is named."""
+    targets = list(itertools.takewhile(lambda label: label >= 0, row["target"].tolist()))
+    loss, slopes = class_margins(reals(row["input"]), targets, ONE, 1)
+    return Row(loss, {"input": slopes})
+
+
+DEFINITIONS: dict[str, Definition] = {"multi_margin": multi_margin, "multilabel_margin": multilabel_margin}
+
+
+def compare(function: str, sample: Sample) -> Iterator[Comparison]:
+    """A function of refloss against its definition."""
+    with gmpy2.context(precision=EXACT):
+        yield from _compare(function, sample)
+
+
+def _rows(sample: Sample) -> Iterator[dict[str, Any]]:
+    count = len(next(iter(sample.inputs.values())))
+    for index in range(count):
+        yield {name: array if name == "weight" else array[index] for name, array in sample.inputs.items()}
+
+
+def _compare(function: str, sample: Sample) -> Iterator[Comparison]:
+    rows = [DEFINITIONS[function](row, sample.parameters) for row in _rows(sample)]
+    divisor = mpfr(len(rows)) if sample.reduction == "mean" else ONE
+    each = reals(np.broadcast_to(sample.cotangent, len(rows)))
+    slopes = {
+        name: [c * slope / divisor for c, row in zip(each, rows, strict=True) for slope in row.slopes[name]]
+        for name in rows[0].slopes
+    }
+    size = next(iter(sample.inputs.values())).shape[-1]
+
+    def describe(index: int) -> str:
+        row = list(_rows(sample))[index // size]
+        told = {name: np.asarray(value).astype(float).tolist() for name, value in row.items()}
+        return (
+            f"{sample.parameters} {sample.reduction} {told}, grad_output {sample.cotangent!r}, element {index % size}"
+        )
+
+    options = {"reduction": sample.reduction, "grad_output": sample.cotangent}
+    first = next(iter(slopes))
+    for format_name, dtype in DTYPES.items():
+        result = getattr(refloss, function)(**sample.inputs, **sample.parameters, **options, grad_dtype=dtype)
+        for name, values in slopes.items():
+            got = result.grads[name]
+            if name == first or format_name == "float32":
+                yield Comparison(name, got.dtype.name, got, exact(values, got.shape), describe)
+    losses = [row.loss for row in rows]
+    expected = losses if sample.reduction == "none" else [gmpy2.fsum(losses) / divisor]
+    loss = np.asarray(result.loss)
+    yield Comparison("loss", "float64", loss, exact(expected, loss.shape), lambda index: describe(size * index))
+
+
+def _count(size: int, width: int, parts: int) -> int:
+    return max(1, size // width // parts) | 1
+
+
+class Margins:
+    """The kinds of inputs of losses of margins between classes."""
+
+    def __init__(self, draw: Callable[[np.random.Generator, np.ndarray, bool], Sample]) -> None:
+        """Draw is a call for logits; whether with everything that may be left out."""
+        self._draw = draw
+
+    def kinds(self) -> dict[str, Draw]:
+        """By name."""
+        return {
+            "ordinary": self.ordinary,
+            "cotangents": self.cotangents,
+            "kinks": self.kinks,
+            "magnitudes": self.magnitudes,
+            "formats": self.formats,
+        }
+
+    def ordinary(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
+        for width in (1, 2, 10, 150):
+            x = generator.standard_normal((_count(size, width, 4), width)).astype(np.float32)
+            yield self._draw(generator, x, False)._replace(reduction="mean")
+
+    def cotangents(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
+        for reduction in ("sum", "mean", "none"):
+            x = generator.standard_normal((_count(size, 11, 3), 11)).astype(np.float32)
+            each = generator.choice(COTANGENTS, len(x))
+            cotangent = each if reduction == "none" else float(each[0])
+            yield self._draw(generator, x, True)._replace(cotangent=cotangent, reduction=reduction)
+
+    def kinks(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
+        """Short numbers, whose margins are often 0, and numbers next to them."""
+        for distance in (0.0, 2.0**-22, 2.0**-18):
+            x = generator.integers(-3, 4, (_count(size, 9, 3), 9)) / 2
+            x = x + distance * generator.integers(-1, 2, x.shape)
+            yield self._draw(generator, x.astype(np.float32), False)._replace(cotangent=1 / 3)
+
+    def magnitudes(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
+        for scale in (1e-30, 1e-8, 1e8, 1e30):
+            x = generator.standard_normal((_count(size, 9, 4), 9)) * scale
+            yield self._draw(generator, x.astype(np.float32), True)._replace(cotangent=-0.1)
+
+    def formats(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
+        for k, dtype in enumerate(FORMATS):
+            x = generator.standard_normal((_count(size, 9, 4), 9)).astype(dtype)
+            yield self._draw(generator, x, True)._replace(cotangent=COTANGENTS[k])
+
+
+def _multi_margin(generator: np.random.Generator, x: np.ndarray, everything: bool) -> Sample:
+    inputs: dict[str, np.ndarray] = {"input": x, "target": generator.integers(x.shape[1], size=len(x))}
+    parameters: dict[str, Any] = {"p": int(generator.integers(1, 3))}
+    if everything:
+        inputs["weight"] = 0.1 + 3 * generator.random(x.shape[1])
+        parameters["margin"] = float(generator.choice([0.1, -0.5, 3.0]))
+    return Sample(inputs, parameters)
+
+
+def _multilabel_margin(generator: np.random.Generator, x: np.ndarray, _: bool) -> Sample:
+    target = generator.integers(x.shape[1], size=x.shape)
+    ends = generator.integers(0, min(x.shape[1], 5), len(x))
+    target[np.arange(len(x)), ends] = -1
+    return Sample({"input": x, "target": target}, {})
+
+
+KINDS: dict[str, dict[str, Draw]] = {
+    "multi_margin": Margins(_multi_margin).kinds(),
+    "multilabel_margin": Margins(_multilabel_margin).kinds(),
+}

@@ -1,0 +1,45 @@
+"""Losses of a row of vectors in mpmath, from their definitions alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mpmath
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def _margins(x: list[Any], targets: list[int], margin: Any, p: int) -> Any:
+    others = [j for j in range(len(x)) if j not in targets]
+    return mpmath.fsum(max(mpmath.mpf(0), margin - x[k] + x[j]) ** p for k in targets for j in others) / len(x)
+
+
+def multi_margin(row: Row, parameters: dict[str, Any]) -> Any:
+    """w_y·Σ max(0, m − x_y + x_j)^p/C."""
+    label = int(row["target"][0])
+    weight = row["weight"][label] if "weight" in row else 1
+    margin = mpmath.mpf(parameters.get("margin", 1.0))
+    return weight * _margins(row["input"], [label], margin, parameters.get("p", 1))
+
+
+def multilabel_margin(row: Row, _: dict[str, Any]) -> Any:
+    """Σ_k Σ_j max(0, 1 − x_k + x_j)/C."""
+    labels = [int(label) for label in row["target"]]
+    return _margins(row["input"], labels[: labels.index(-1)], mpmath.mpf(1), 1)
+
+
+VALUES = {"multi_margin": multi_margin, "multilabel_margin": multilabel_margin}
+
+
+def drawn() -> list[tuple[str, tuple[dict[str, np.ndarray], dict[str, Any]]]]:
+    """Rows of every function, away from their kinks."""
+    generator = np.random.default_rng(3)
+    x, weight = generator.standard_normal((6, 5)), generator.uniform(0.5, 2.0, 5)
+    found: list[Any] = []
+    for k, p in enumerate((1, 2, 2)):
+        row = {"input": x[k], "target": np.array(k), "weight": weight}
+        found.append(("multi_margin", (row, {"p": p, "margin": 0.75})))
+    found.append(("multilabel_margin", ({"input": x[3], "target": np.array([3, 1, -1, 0, 2])}, {})))
+    found.append(("multilabel_margin", ({"input": x[4], "target": np.array([2, 2, 0, -1, 1])}, {})))
+    return found
