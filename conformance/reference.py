@@ -98,9 +98,10 @@ def elementwise_intermediates(call: Call) -> dict[str, torch.Tensor]:
     """The loss of every element, and what a logit stands for."""
     if call.case.loss == "nll":
         return {}
-    values, *others = (call.arguments[name] for name in call.case.inputs)
-    options = {name: value for name, value in call.arguments.items() if name not in list(call.case.inputs)[:2]}
-    result = {"losses": TORCH_FUNCTIONS[call.case.loss](values, others[0], **{**options, "reduction": "none"})}
+    values, *options = call.arguments  # the first is not everywhere named as in refloss
+    others = {name: call.arguments[name] for name in options} | {"reduction": "none"}
+    values = call.arguments[values]
+    result = {"losses": TORCH_FUNCTIONS[call.case.loss](values, **others)}
     return result | ({"probabilities": values.sigmoid()} if call.case.loss == "bce_with_logits" else {})
 
 

@@ -75,4 +75,31 @@ def _multilabel_margin() -> Iterator[Case]:
     yield _case(loss, "empty", {"input": x[:0], "target": target[:0]}, reduction="none", degenerate=True)
 
 
-CASES = (*_multi_margin(), *_multilabel_margin())
+def _triplet_margin() -> Iterator[Case]:
+    random, loss = np.random.default_rng(53), "triplet_margin"
+    names = ("anchor", "positive", "negative")
+    x = dict(zip(names, random.standard_normal((3, 6, 5)), strict=True))
+    for p, swap in product((1.0, 2.0, 3.0, 1.5, 0.5, np.inf), (False, True)):
+        yield _case(loss, f"{p}-{swap}", x, p=p, swap=swap)
+    for reduction in REDUCTIONS:
+        yield _case(loss, reduction, x, reduction=reduction, margin=0.3)
+    for layout in LAYOUTS:
+        yield _case(loss, layout, x, layout=layout, eps=0.01)
+    yield _case(loss, "one_row", {name: values[0] for name, values in x.items()})
+    yield _case(loss, "more_axes", {name: values.reshape(2, 3, 5) for name, values in x.items()}, reduction="none")
+    short = dict(zip(names, np.array([[[0.0, 0.0]], [[2.0, 0.0]], [[1.0, 1.0]]]), strict=True))
+    margin = dict(zip(names, np.array([[[0.0, 0.0]], [[3.0, 4.0]], [[6.0, 0.0]]]), strict=True))
+    same = dict.fromkeys(names, np.array([[0.0, 1.0]]))
+    for p in (1.0, 2.0, 3.0, np.inf):
+        yield _case(loss, f"equal-{p}", short, p=p, eps=0.0, swap=True, degenerate=True)
+        yield _case(loss, f"nothing-{p}", same, p=p, eps=0.0, degenerate=True)
+        for value in (np.nan, np.inf):
+            odd = {
+                name: np.where((values == 0) & (name == "positive"), value, values) for name, values in short.items()
+            }
+            yield _case(loss, f"odd-{p}-{value}", odd, p=p, degenerate=True)
+    yield _case(loss, "on_the_margin", margin, eps=0.0, degenerate=True)
+    yield _case(loss, "empty", {name: values[:0] for name, values in x.items()}, reduction="none", degenerate=True)
+
+
+CASES = (*_multi_margin(), *_multilabel_margin(), *_triplet_margin())

@@ -30,6 +30,7 @@ from refloss.losses.multilabel_margin import multilabel_margin as multilabel_mar
 from refloss.losses.nll import nll as nll
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
+from refloss.losses.triplet_margin import triplet_margin as triplet_margin
 from refloss.losses.varifocal import varifocal as varifocal
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
 from refloss.parallel import get_num_threads as get_num_threads
@@ -72,5 +73,6 @@ __all__ = [
     "sigmoid_focal",
     "smooth_l1",
     "token_classification",
+    "triplet_margin",
     "varifocal",
 ]

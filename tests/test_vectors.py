@@ -127,8 +127,64 @@ def test_one_target_a_row_is_a_label():
     assert one.grads["input"].tobytes() == other.grads["input"].tobytes()
 
 
+def triplet(anchor, positive, negative, **options):
+    result = refloss.triplet_margin(*(np.array([x], float) for x in (anchor, positive, negative)), eps=0.0, **options)
+    return result.loss, [gradient[0].tolist() for gradient in result.grads.values()]
+
+
+def test_on_the_margin_the_slope_passes():
+    """5 + 1 = 6."""
+    loss, grads = triplet([0, 0], [3, 4], [6, 0])
+    assert loss == 0.0
+    assert grads == [[0.4, -0.8], [0.6, 0.8], [-1.0, 0.0]]
+    assert triplet([0, 0], [3, 4], [6.000001, 0]) == (0.0, [[0.0, 0.0]] * 3)
+
+
+def test_equal_distances_share_the_slope():
+    root = 0.5**0.5
+    _, grads = triplet([0, 0], [2, 0], [1, 1], swap=True)
+    np.testing.assert_allclose(grads, [[root / 2 - 1, root / 2], [1 - root / 2, root / 2], [0.0, -root]], rtol=1e-15)
+    assert triplet([0, 0], [2, 2], [1, 1], p=INF) == (2.0, [[0.0, 0.0], [0.5, 0.5], [-0.5, -0.5]])
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, 1.5, 0.5, INF])
+def test_a_distance_of_0_has_no_slope(p):
+    assert triplet([0, 1], [0, 1], [0, 1], p=p) == (1.0, [[0.0, 0.0]] * 3)
+    assert triplet([0, 1], [0, 2], [0, 1.5], p=p) == (1.5, [[0.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+
+
+def test_nan_and_infinities_in_triplets_are_torch_s():
+    loss, grads = triplet([0, 1], [NAN, 2], [3, 5])
+    assert np.isnan(loss)
+    np.testing.assert_array_equal(grads, [[NAN, NAN], [NAN, NAN], [0.0, 0.0]])
+    for p, rest in ((1.0, 0.0), (2.0, NAN), (3.0, NAN), (INF, 0.0)):
+        loss, grads = triplet([0, 1], [1, 2], [INF, 5], p=p)
+        assert loss == 0.0
+        np.testing.assert_array_equal(grads, [[rest, 0.0], [0.0, 0.0], [rest, 0.0]])
+
+
+def test_slopes_of_parallel_vectors_keep_their_digits():
+    """The anchor's slope is the difference of two directions that agree in eleven digits."""
+    away = np.array([1.0, 2.0, -1.0])
+    turned = away + np.array([0.0, 2.0**-36, 0.0])
+    result = refloss.triplet_margin(np.zeros((1, 3)), -away[None], -3 * turned[None], margin=9.0, eps=0.0)
+    with mpmath.workdps(60):
+        sides = [[mpmath.mpf(float(x)) for x in side] for side in (away, turned)]
+        first, second = ([x / mpmath.sqrt(mpmath.fsum(y * y for y in side)) for x in side] for side in sides)
+        wanted = [float(a - b) for a, b in zip(first, second, strict=True)]
+    assert result.grads["anchor"][0].tolist() == wanted
+    same = refloss.triplet_margin(np.zeros((1, 3)), -away[None], -3 * away[None], margin=9.0, eps=0.0)
+    assert not same.grads["anchor"].any()
+
+
 X = np.zeros((2, 3))
+TRIPLET = {"anchor": X, "positive": X, "negative": X}
 BAD = [
+    ("triplet_margin", TRIPLET | {"negative": np.zeros((1, 3))}, r"negative has shape \(1, 3\); expected \(2, 3\)"),
+    ("triplet_margin", TRIPLET | {"anchor": np.zeros((2, 0))}, r"anchor has shape \(2, 0\); expected"),
+    ("triplet_margin", TRIPLET | {"margin": 0.0}, "margin is 0.0; expected a finite positive number"),
+    ("triplet_margin", TRIPLET | {"p": 0}, "p is 0.0; expected a positive number"),
+    ("triplet_margin", TRIPLET | {"eps": INF}, "eps is inf; expected a finite number"),
     (
         "multi_margin",
         {"input": np.zeros((2, 3, 4)), "target": [0, 0]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import mpmath
@@ -29,7 +30,20 @@ def multilabel_margin(row: Row, _: dict[str, Any]) -> Any:
     return _margins(row["input"], labels[: labels.index(-1)], mpmath.mpf(1), 1)
 
 
-VALUES = {"multi_margin": multi_margin, "multilabel_margin": multilabel_margin}
+def _distance(x: list[Any], y: list[Any], eps: float, p: float) -> Any:
+    d = [abs(a - b + mpmath.mpf(eps)) for a, b in zip(x, y, strict=True)]
+    return max(d) if p == mpmath.inf else mpmath.fsum(each**p for each in d) ** (1 / mpmath.mpf(p))
+
+
+def triplet_margin(row: Row, parameters: dict[str, Any]) -> Any:
+    """max(0, m + ‖a − p + ε‖ − ‖a − n + ε‖), or with the smaller of that and ‖p − n + ε‖."""
+    a, p, n = row["anchor"], row["positive"], row["negative"]
+    given = parameters["eps"], parameters["p"]
+    ends = [_distance(a, n, *given)] + [_distance(p, n, *given)] * parameters["swap"]
+    return max(mpmath.mpf(0), mpmath.mpf(parameters["margin"]) + _distance(a, p, *given) - min(ends))
+
+
+VALUES = {"multi_margin": multi_margin, "multilabel_margin": multilabel_margin, "triplet_margin": triplet_margin}
 
 
 def drawn() -> list[tuple[str, tuple[dict[str, np.ndarray], dict[str, Any]]]]:
@@ -42,4 +56,7 @@ def drawn() -> list[tuple[str, tuple[dict[str, np.ndarray], dict[str, Any]]]]:
         found.append(("multi_margin", (row, {"p": p, "margin": 0.75})))
     found.append(("multilabel_margin", ({"input": x[3], "target": np.array([3, 1, -1, 0, 2])}, {})))
     found.append(("multilabel_margin", ({"input": x[4], "target": np.array([2, 2, 0, -1, 1])}, {})))
+    for power, swap in itertools.product((1.0, 2.0, 3.0, 1.5, np.inf), (False, True)):
+        row = dict(zip(("anchor", "positive", "negative"), generator.standard_normal((3, 4)), strict=True))
+        found.append(("triplet_margin", (row, {"p": power, "swap": swap, "eps": 1e-6, "margin": 2.0})))
     return found

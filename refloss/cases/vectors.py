@@ -106,3 +106,36 @@ def multilabel_margin(function: str) -> list[Case]:
         _case(function, "satisfied", {"input": inside, "target": np.array([[1, 0, -1, 2]] * 3)}, {}, 2.0),
         _case(function, "masked", {"input": masked.astype(np.float32), "target": named[:2]}, {}, 1.5),
     ]
+
+
+def _triplets(source: Source, rows: int, size: int) -> Arrays:
+    anchor, first, second = (source.normal(rows, size) for _ in range(3))
+    return {"anchor": anchor, "positive": anchor + 1.25 * first, "negative": anchor + 0.75 * (first + second)}
+
+
+def triplet_margin(function: str) -> list[Case]:
+    """Every norm, with and without swap; distances that are equal, or 0, or on the margin."""
+    anchor = np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 1.0]])
+    positive = np.array([[3.0, 4.0], [1.0, 2.0], [2.0, 0.0], [1.0, 1.0]])
+    negative = np.array([[6.0, 0.0], [4.0, 6.0], [1.0, 1.0], [1.0, 1.0]])
+    short = {"anchor": anchor, "positive": positive, "negative": negative}
+    close = Source(475).normal(4, 6).astype(np.float32)
+    near = (close * (1.0 + 2.0**-18 * Source(476).normal(4, 6))).astype(np.float32)
+    parallel = {"anchor": close, "positive": near, "negative": 2.0 * close}
+    options: tuple[dict[str, Any], ...] = (
+        {"margin": 0.5},
+        {"p": 1.0},
+        {"swap": True},
+        {"p": np.inf},
+        {"p": 3.0, "swap": True},
+        {"p": 1.5, "eps": 0.0625},
+    )
+    return [
+        *of_rows(function, _triplets, options, seed=470),
+        *(
+            _case(function, f"short-{p:g}", short, {"p": p, "eps": 0.0, "swap": True, "reduction": "sum"}, -3.0)
+            for p in (1.0, 2.0, 3.0, np.inf)
+        ),
+        _case(function, "close", parallel, {"reduction": "none"}, np.array([1 / 3, -0.1, 0.7, -1.0])),
+        _case(function, "close-3", parallel, {"p": 3.0}, 1 / 7),
+    ]

@@ -3,7 +3,7 @@
 Notation as in softmax: u and v are unit roundoffs, s(n) what a sum of n terms costs (roundoff), c the cotangent of a
 row over its normaliser, N rows.
 
-Margins of classes. z = m − x_k + x_j is off by e = 4·u·(|m| + |x_k| + |x_j|), unless all three are multiples of a
+Margins of classes. z = m − x_k + x_j is off by e = 2¼·u·(|m| + |x_k| + |x_j|), unless all three are multiples of a
 number so large that their sums are exact: then e = 0. A term max(0, z)^p is off by
 
     p = 1: e, where z > −e        p = 2: 2·z·e + e², where z > −e
@@ -14,6 +14,12 @@ S its slopes,
     |δℓ| ≤ w/C·(Σ e_T + (k·u + s(K·C))·Σ T),    |δg_j| ≤ |c|·w/C·(Σ_k e′ + (k·u + s(C))·Σ_k S)
 
 and for a target the same with the sum over j.
+
+Distances. d = (x − y) + ε is off by e = 2¼·u·(|x − y| + |ε|), or by 0 as z is; ‖d‖_p by Σ |s|·e + (4·u + s(D)/p)·‖d‖,
+a slope s by what d/‖d‖ and ‖d‖ are off by, times the derivative of a power, and by what that power's logarithm is off
+by. Where two distances, or a distance and the margin, are nearer to each other than they are off by, either slope may
+be the one; not where they are equal sums of numbers that are exact. The loss is off by what both distances are off by:
+it cancels as they do.
 """
 
 from __future__ import annotations
@@ -27,9 +33,10 @@ from refloss.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
     from refloss.cases.source import Case
+    from refloss.result import LossResult
 
 # Roundings of a sum of three numbers, with room for a second order.
-_OF_THREE = 4
+_OF_THREE = 2.25
 
 
 def reduced(
@@ -119,3 +126,89 @@ def class_margins(
     values = share * value
     of_slopes = share[:, None] * (slope_off + relative * slope)
     return reduced(case, unit, values, share * value_off + relative * values, {"input": of_slopes})
+
+
+# Roundings of a distance, and of a slope: of a power, a root, a quotient.
+_OF_DISTANCE = 4
+
+
+class _Distance(NamedTuple):
+    """Of rows [N, D]: norms [N, 1] and slopes, what these are off by, and whether differences are exact."""
+
+    norm: np.ndarray
+    norm_off: np.ndarray
+    slope: np.ndarray
+    slope_off: np.ndarray
+    is_short: np.ndarray
+
+
+def _largest(d: np.ndarray, off: np.ndarray) -> _Distance:
+    """p = ∞: which elements are the largest is known up to what they are off by."""
+    size, most = np.abs(d), off.max(axis=1, keepdims=True, initial=0.0)
+    norm = size.max(axis=1, keepdims=True, initial=0.0)
+    hit = size == norm
+    slope = np.sign(d) * hit / np.maximum(hit.sum(axis=1, keepdims=True), 1)
+    maybe = norm - size <= off + most
+    doubtful = maybe & ((off > 0) | (most > 0)) & (maybe.sum(axis=1, keepdims=True) > 1)
+    return _Distance(norm, most, slope, doubtful * 1.0, most == 0)
+
+
+def _distance(x: np.ndarray, y: np.ndarray, eps: float, p: float, unit: Roundoff) -> _Distance:
+    d = (x - y) + eps
+    off = _OF_THREE * unit.between * (np.abs(x - y) + abs(eps))
+    off = np.where(_is_short(eps, x, y, unit), 0.0, off)
+    if p == np.inf:
+        return _largest(d, off)
+    size, is_short = np.abs(d), ~np.any(off > 0, axis=1, keepdims=True)
+    largest = size.max(axis=1, keepdims=True, initial=0.0)
+    largest = np.where(largest > 0, largest, 1.0)
+    norm = largest * ((size / largest) ** p).sum(axis=1, keepdims=True) ** (1 / p)
+    over = np.where(norm > 0, norm, 1.0)
+    ratio, rounded = size / over, _OF_DISTANCE * unit.between
+    slope = np.where(size > 0, np.sign(d) * ratio ** (p - 1), 0.0)
+    norm_off = (np.abs(slope) * off).sum(axis=1, keepdims=True) + (rounded + unit.sum(d.shape[1]) / p) * norm
+    if p == 1.0:
+        exact = is_short & np.all(np.abs(d) == np.rint(np.abs(d)), axis=1, keepdims=True)
+        return _Distance(norm, np.where(exact, 0.0, norm_off), slope, 2.0 * ((size <= off) & (off > 0)), is_short)
+    # Powers are of logarithms, whose errors they multiply; where an element is lost, so is its slope.
+    powers = rounded if p == 2.0 else rounded + unit.between * p * np.abs(np.log(np.where(size > 0, ratio, 1.0)))
+    bent = abs(p - 1) * ((size + off * np.sign(p - 2)) / over) ** (p - 2) * off / over
+    bent = np.where((size > 2 * off) | (p >= 2), bent, (off > 0) * 1.0)
+    slope_off = np.nan_to_num(bent) + (powers + abs(p - 1) * norm_off / over) * np.abs(slope)
+    return _Distance(norm, norm_off, slope, np.minimum(slope_off, 2.0 if p >= 1 else np.inf), is_short)
+
+
+@np.errstate(all="ignore")
+def triplet_margin(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
+    """Rows of three vectors."""
+    options = case.parameters
+    arrays = [real(case.inputs[name]) for name in ("anchor", "positive", "negative")]
+    a, b, c = (array.reshape(-1, array.shape[-1] if array.ndim else 1) for array in arrays)
+    margin, p, eps = options.get("margin", 1.0), options.get("p", 2.0), options.get("eps", 1e-6)
+    near, far = _distance(a, b, eps, p, unit), _distance(a, c, eps, p, unit)
+    across = _distance(b, c, eps, p, unit)
+    swapped = options.get("swap", False)
+    own, unsure = np.ones(near.norm.shape), np.zeros(near.norm.shape, bool)
+    end, end_off = far.norm, far.norm_off
+    if swapped:
+        gap, doubt = far.norm - across.norm, far.norm_off + across.norm_off
+        own = np.where(gap == 0, 0.5, gap < 0)
+        # Of equal distances that are made of exact numbers, the roots are equal.
+        unsure = (np.abs(gap) <= doubt) & (doubt > 0) & ~((gap == 0) & far.is_short & across.is_short)
+        end = np.minimum(far.norm, across.norm)
+        end_off = np.maximum(far.norm_off, across.norm_off)
+    z, terms = margin + near.norm - end, margin + near.norm + end
+    z_off = near.norm_off + end_off + _OF_THREE * unit.between * terms
+    active, maybe = z >= 0, z >= -z_off
+    flip = (np.abs(z) <= z_off) & (z != 0)
+
+    def of(weight: np.ndarray, each: _Distance, doubtful: np.ndarray) -> np.ndarray:
+        slope = np.abs(each.slope)
+        return np.asarray(maybe * (weight * (each.slope_off + STEPS * unit.between * slope) + doubtful * slope))
+
+    one, other = of(np.ones(own.shape), near, flip), of(np.where(unsure, 1.0, own), far, flip | unsure)
+    third = of(np.where(unsure, 1.0, 1.0 - own), across, flip | unsure) if swapped else np.zeros(a.shape)
+    off = np.where(maybe, z_off, 0.0)[:, 0]
+    values = np.where(active, z, 0.0)[:, 0]
+    slopes = {"anchor": one + other, "positive": one + third, "negative": other + third}
+    return reduced(case, unit, values, off, slopes)

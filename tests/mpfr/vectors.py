@@ -12,7 +12,7 @@ import numpy as np
 from gmpy2 import mpfr
 
 import refloss
-from tests.mpfr.definitions import ONE, ZERO
+from tests.mpfr.definitions import ONE, ZERO, sign
 from tests.mpfr.elements import COTANGENTS
 from tests.mpfr.rounding import DTYPES, Comparison, Real, exact, real, reals
 
@@ -73,7 +73,58 @@ def multilabel_margin(row: dict[str, Any], _: dict[str, Any]) -> Row:
     return Row(loss, {"input": slopes})
 
 
-DEFINITIONS: dict[str, Definition] = {"multi_margin": multi_margin, "multilabel_margin": multilabel_margin}
+_ROUNDINGS = mpfr(2) ** -1500
+"""What is below it is 0, but for roots and powers."""
+
+
+def distance(x: list[Real], y: list[Real], eps: Real, p: float) -> tuple[Real, list[Real]]:
+    """‖x − y + ε‖_p, and its slopes in x."""
+    d = [a - b + eps for a, b in zip(x, y, strict=True)]
+    if p == 1:
+        return gmpy2.fsum([abs(each) for each in d]), [sign(each) for each in d]
+    if p == np.inf:
+        largest = max(abs(each) for each in d)
+        hit = [abs(each) == largest for each in d]
+        return largest, [sign(each) * of / sum(hit) for each, of in zip(d, hit, strict=True)]
+    if not any(d):
+        return ZERO, [ZERO] * len(d)
+    if p == 2:
+        norm = gmpy2.sqrt(gmpy2.fsum([each * each for each in d]))
+        return norm, [each / norm for each in d]
+    power = real(p)
+    norm = gmpy2.fsum([abs(each) ** power for each in d]) ** (1 / power)
+    return norm, [sign(each) * (abs(each) / norm) ** (power - 1) if each else ZERO for each in d]
+
+
+def triplet_margin(row: dict[str, Any], parameters: dict[str, Any]) -> Row:
+    """max(0, m + d(a, p) − d(a, n)), perhaps with d(p, n) where that is smaller."""
+    names = ("anchor", "positive", "negative")
+    a, b, c = (reals(row[name]) for name in names)
+    options = {"margin": 1.0, "p": 2.0, "eps": 1e-6, "swap": False} | parameters
+    given = real(options["eps"]), options["p"]
+    near, far = distance(a, b, *given), distance(a, c, *given)
+    share, across = ONE, (far[0], [ZERO] * len(a))
+    if options["swap"]:
+        across = distance(b, c, *given)
+        gap = far[0] - across[0]
+        share = mpfr(0.5) if abs(gap) < _ROUNDINGS * far[0] else (ONE if gap < 0 else ZERO)
+    end = min(far[0], across[0])
+    z = real(options["margin"]) + near[0] - end
+    if abs(z) < _ROUNDINGS * end:
+        z = ZERO
+    if z < 0:
+        return Row(ZERO, {name: [ZERO] * len(a) for name in names})
+    slopes = zip(near[1], far[1], across[1], strict=True)
+    each = [(one, share * other, (1 - share) * third) for one, other, third in slopes]
+    parts = [[one - other, -one - third, other + third] for one, other, third in each]
+    return Row(z, {name: [part[k] for part in parts] for k, name in enumerate(names)})
+
+
+DEFINITIONS: dict[str, Definition] = {
+    "multi_margin": multi_margin,
+    "multilabel_margin": multilabel_margin,
+    "triplet_margin": triplet_margin,
+}
 
 
 def compare(function: str, sample: Sample) -> Iterator[Comparison]:
@@ -174,8 +225,8 @@ def _multi_margin(generator: np.random.Generator, x: np.ndarray, everything: boo
     inputs: dict[str, np.ndarray] = {"input": x, "target": generator.integers(x.shape[1], size=len(x))}
     parameters: dict[str, Any] = {"p": int(generator.integers(1, 3))}
     if everything:
-        inputs["weight"] = 0.1 + 3 * generator.random(x.shape[1])
-        parameters["margin"] = float(generator.choice([0.1, -0.5, 3.0]))
+        inputs["weight"] = np.asarray(0.1 + 3 * generator.random(x.shape[1]))
+        parameters["margin"] = (0.1, -0.5, 3.0)[generator.integers(3)]
     return Sample(inputs, parameters)
 
 
@@ -186,7 +237,92 @@ def _multilabel_margin(generator: np.random.Generator, x: np.ndarray, _: bool) -
     return Sample({"input": x, "target": target}, {})
 
 
+_NORMS: tuple[dict[str, Any], ...] = (
+    {},
+    {"p": 1.0, "eps": 0.0},
+    {"p": np.inf, "swap": True},
+    {"swap": True, "eps": 0.0},
+    {"p": 3.0, "swap": True},
+    {"p": 1.25, "eps": 0.0},
+)
+
+
+def _triplets(generator: np.random.Generator, count: int, width: int, dtype: Any = np.float32) -> Sample:
+    inputs = generator.standard_normal((3, count, width)).astype(dtype)
+    return Sample(dict(zip(("anchor", "positive", "negative"), inputs, strict=True)), {})
+
+
+def triplets_of_every_norm(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for k, options in enumerate(_NORMS):
+        for width in (1, 2, 20):
+            sample = _triplets(generator, _count(size, 3 * width, 18), width)
+            yield sample._replace(parameters=options | {"margin": (1.0, 0.1)[k % 2]}, reduction="mean")
+
+
+def triplets_with_cotangents(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for k, options in enumerate(_NORMS):
+        sample = _triplets(generator, _count(size, 21, 6), 7)
+        each = generator.choice(COTANGENTS, len(sample.inputs["anchor"]))
+        reduction = ("sum", "mean", "none")[k % 3]
+        cotangent = each if reduction == "none" else float(each[0])
+        yield sample._replace(parameters=options, cotangent=cotangent, reduction=reduction)
+
+
+def short_triplets(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    """Distances that are equal, 0, and on the margin."""
+    for options in _NORMS:
+        sample = _triplets(generator, _count(size, 6, 6), 2)
+        inputs = {name: generator.integers(-3, 4, x.shape).astype(np.float32) for name, x in sample.inputs.items()}
+        yield Sample(inputs, options | {"eps": 0.0, "margin": 1.0}, 1 / 3)
+
+
+def parallel_triplets(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    """Positive and negative in one direction of the anchor, or nearly."""
+    for k, options in enumerate(_NORMS):
+        inputs = _triplets(generator, _count(size, 12, 6), 4).inputs
+        inputs["anchor"] = np.zeros_like(inputs["anchor"]) if k % 2 else inputs["anchor"]
+        away = inputs["positive"] - inputs["anchor"]
+        moved = away * (1 + (2.0**-12, 2.0**-20, 0.0)[k % 3] * generator.integers(-2, 3, away.shape))
+        inputs["negative"] = (inputs["anchor"] + generator.choice([0.5, 1.0, 1.3]) * moved).astype(np.float32)
+        yield Sample(inputs, options, 0.7)
+
+
+def triplets_on_the_margin(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    """The margin is what is left of both distances, up to a few units in its last place."""
+    for _ in range(max(4, size // 300)):
+        sample = _triplets(generator, 1, 5, np.float64)
+        a, b, c = (x + k for k, x in enumerate(sample.inputs.values()))
+        margin = float(np.linalg.norm(a - c) - np.linalg.norm(a - b))
+        names = ("anchor", "positive", "negative")
+        if margin > 0:
+            yield Sample(dict(zip(names, (a, b, c), strict=True)), {"margin": margin * (1 + 2.0**-48), "eps": 0.0}, 0.7)
+
+
+def triplet_magnitudes(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for k, scale in enumerate((1e-12, 1e-6, 1e8, 1e30)):
+        inputs = _triplets(generator, _count(size, 15, 4), 5).inputs
+        inputs = {name: (x * scale).astype(np.float32) for name, x in inputs.items()}
+        yield Sample(inputs, _NORMS[k] | {"margin": scale}, -0.1)
+
+
+def triplet_formats(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for k, dtype in enumerate(FORMATS):
+        yield _triplets(generator, _count(size, 15, 4), 5, dtype)._replace(
+            parameters=_NORMS[k], cotangent=COTANGENTS[k]
+        )
+
+
+TRIPLETS: dict[str, Draw] = {
+    "ordinary": triplets_of_every_norm,
+    "cotangents": triplets_with_cotangents,
+    "short": short_triplets,
+    "parallel": parallel_triplets,
+    "on the margin": triplets_on_the_margin,
+    "magnitudes": triplet_magnitudes,
+    "formats": triplet_formats,
+}
 KINDS: dict[str, dict[str, Draw]] = {
+    "triplet_margin": TRIPLETS,
     "multi_margin": Margins(_multi_margin).kinds(),
     "multilabel_margin": Margins(_multilabel_margin).kinds(),
 }
