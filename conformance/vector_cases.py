@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.cases import Array, Case, Layout
+from conformance.cases import Array, Case, Divergence, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,4 +102,37 @@ def _triplet_margin() -> Iterator[Case]:
     yield _case(loss, "empty", {name: values[:0] for name, values in x.items()}, reduction="none", degenerate=True)
 
 
-CASES = (*_multi_margin(), *_multilabel_margin(), *_triplet_margin())
+def _cosine_embedding() -> Iterator[Case]:
+    random, loss = np.random.default_rng(54), "cosine_embedding"
+    first, second = random.standard_normal((2, 6, 5))
+    x = {"input1": first, "input2": second + 0.5 * first, "target": np.array([1, -1, 1, -1, -1, 1])}
+    for margin, reduction in product((0.0, 0.3, -0.8), REDUCTIONS):
+        yield _case(loss, f"{margin}-{reduction}", x, margin=margin, reduction=reduction)
+    for layout in LAYOUTS:
+        yield _case(loss, layout, x, layout=layout)
+    for target in (1, -1):
+        row = {name: values[0] for name, values in x.items()} | {"target": np.array(target)}
+        yield _case(loss, f"one_row-{target}", row, margin=-0.9)
+    targets = np.array([1.0, -1.0, 0.0, 0.5, 2.0, -1.0])
+    yield _case(loss, "float_targets", x | {"target": targets}, reduction="none", margin=-0.9)
+    unit = {"input1": np.array([[2.0, -1.0], [2.0, 1.0]]), "input2": np.array([[1.0, 2.0], [1.0, 2.0]])}
+    for target in (1, -1, 0):
+        named = {"target": np.full(2, target)}
+        yield _case(loss, f"orthogonal-{target}", unit | named, degenerate=True)
+        for value in (np.nan, np.inf):
+            odd = {"input1": np.array([[value, 1.0], [2.0, 1.0]]), "input2": unit["input2"]}
+            yield _case(loss, f"odd-{value}-{target}", odd | named, reduction="none", degenerate=True)
+    empty = {name: values[:0] for name, values in x.items()}
+    yield _case(loss, "empty", empty, reduction="none", degenerate=True)
+
+
+CASES = (*_multi_margin(), *_multilabel_margin(), *_triplet_margin(), *_cosine_embedding())
+
+_ONE = {"input2": np.array([[1.0, 2.0]]), "target": np.array([1])}
+_PARALLEL = _case("cosine_embedding", "parallel", {"input1": np.array([[1.0, 2.0]]), **_ONE})
+_ZERO = _case("cosine_embedding", "zero", {"input1": np.array([[0.0, 0.0]]), **_ONE})
+DIVERGENCES = (
+    # What float64 leaves of 1 less a quotient next to it; and torch's 1e-12 is a float32, 4e-9 off.
+    Divergence(_PARALLEL, "loss", (), 2.000621890374532e-13, 1.9999999999996e-13),
+    Divergence(_ZERO, "grad.input1", (0, 0), 1565247.5873769065, 3.5 * 447213.5954999132),
+)

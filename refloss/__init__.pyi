@@ -17,6 +17,7 @@ from refloss.heads.sequence_classification import sequence_classification as seq
 from refloss.heads.token_classification import token_classification as token_classification
 from refloss.losses.bce import bce as bce
 from refloss.losses.bce_with_logits import bce_with_logits as bce_with_logits
+from refloss.losses.cosine_embedding import cosine_embedding as cosine_embedding
 from refloss.losses.cross_entropy import cross_entropy as cross_entropy
 from refloss.losses.dice import dice as dice
 from refloss.losses.giou import giou as giou
@@ -44,6 +45,7 @@ __all__ = [
     "bce",
     "bce_with_logits",
     "causal_lm",
+    "cosine_embedding",
     "cross_entropy",
     "d_fine_object_detection",
     "deformable_detr_object_detection",

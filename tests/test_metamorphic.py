@@ -48,6 +48,7 @@ OF = {
     "iou": OF_BOXES,
     "giou": OF_BOXES,
     **dict.fromkeys(("multi_margin", "multilabel_margin"), OF_ROWS),
+    "cosine_embedding": OF_ROWS,
     "triplet_margin": {*OF_ELEMENTS, "scaled"},
     "nll": {*OF_LABELS, "renamed ignore_index"},
     "cross_entropy": {*OF_SOFTMAX, "renamed ignore_index", "linear in the target"},

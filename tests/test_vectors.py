@@ -177,9 +177,62 @@ def test_slopes_of_parallel_vectors_keep_their_digits():
     assert not same.grads["anchor"].any()
 
 
+def cosine(first, second, target, **options):
+    given = (np.array([x], float) for x in (first, second))
+    result = refloss.cosine_embedding(*given, [target], **options)
+    return result.loss, [gradient[0].tolist() for gradient in result.grads.values()]
+
+
+def test_one_less_the_cosine_of_parallel_vectors_keeps_its_digits():
+    """ε/(Σ x² + ε), where 1 less the quotient has four digits; and what a turn by 2^-40 comes to."""
+    with mpmath.workdps(60):
+        epsilon = mpmath.mpf(1e-12)
+        assert cosine([1, 2], [1, 2], 1)[0] == float(epsilon / (5 + epsilon))
+        slope = -epsilon / (5 + epsilon) ** 2
+        assert cosine([1, 2], [1, 2], 1)[1] == [[float(slope), float(2 * slope)]] * 2
+    turn = 2.0**-40
+    loss, _ = cosine([1e8, 0], [1e8, turn * 1e8], 1)
+    assert loss == pytest.approx(turn**2 / 2, rel=1e-7)
+    assert cosine([1, 2], [-1, -2], -1, margin=-1.0)[0] == cosine([1, 2], [1, 2], 1)[0]
+
+
+def test_a_cosine_at_the_margin_passes_its_slope():
+    _, grads = cosine([2, -1], [1, 2], -1)
+    np.testing.assert_allclose(grads, [[0.2, 0.4], [0.4, -0.2]], rtol=1e-12)
+    loss, grads = cosine([0, 0], [1, 2], -1)
+    assert loss == 0.0
+    np.testing.assert_allclose(grads, [[1e6 / 5**0.5, 2e6 / 5**0.5], [0.0, 0.0]], rtol=1e-12)
+    assert cosine([2, -1], [1, 2], -1, margin=2.0**-60) == (0.0, [[0.0, 0.0]] * 2)
+
+
+@pytest.mark.parametrize("target", [0, 0.5, 2, -3, NAN])
+def test_other_targets_cost_nothing(target):
+    assert cosine([1, 2], [2, 3], target) == (0.0, [[0.0, 0.0]] * 2)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_rows_that_are_not_finite_have_undefined_slopes(value):
+    for target in (1, -1, 0):
+        loss, grads = cosine([value, 0], [1, 2], target)
+        assert np.isnan(loss) == (target != 0)
+        assert np.isnan(grads).all()
+
+
+def test_cosines_of_vectors_whose_squares_leave_float64():
+    for scale in (1e200, 1e308):
+        loss, grads = cosine([3 * scale / 8, scale / 2], [scale / 2, 3 * scale / 8], 1)
+        assert loss == pytest.approx(0.04, rel=1e-15)
+        np.testing.assert_allclose(np.multiply(grads, scale), [[-0.3584, 0.2688], [0.2688, -0.3584]], rtol=1e-12)
+
+
 X = np.zeros((2, 3))
 TRIPLET = {"anchor": X, "positive": X, "negative": X}
+COSINE = {"input1": X, "input2": X, "target": [1, -1]}
 BAD = [
+    ("cosine_embedding", COSINE | {"input2": np.zeros((1, 3))}, r"input2 has shape \(1, 3\); expected \(2, 3\)"),
+    ("cosine_embedding", COSINE | {"target": [1]}, r"target has shape \(1,\); expected \(2,\), one number for each"),
+    ("cosine_embedding", COSINE | {"input1": np.zeros(())}, r"input1 has shape \(\); expected"),
+    ("cosine_embedding", COSINE | {"margin": INF}, "margin is inf"),
     ("triplet_margin", TRIPLET | {"negative": np.zeros((1, 3))}, r"negative has shape \(1, 3\); expected \(2, 3\)"),
     ("triplet_margin", TRIPLET | {"anchor": np.zeros((2, 0))}, r"anchor has shape \(2, 0\); expected"),
     ("triplet_margin", TRIPLET | {"margin": 0.0}, "margin is 0.0; expected a finite positive number"),

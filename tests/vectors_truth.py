@@ -43,7 +43,22 @@ def triplet_margin(row: Row, parameters: dict[str, Any]) -> Any:
     return max(mpmath.mpf(0), mpmath.mpf(parameters["margin"]) + _distance(a, p, *given) - min(ends))
 
 
-VALUES = {"multi_margin": multi_margin, "multilabel_margin": multilabel_margin, "triplet_margin": triplet_margin}
+def cosine_embedding(row: Row, parameters: dict[str, Any]) -> Any:
+    """1 − cos, or max(0, cos − m), with torch's ε in both squared lengths."""
+    x, y = row["input1"], row["input2"]
+    squares = [mpmath.fsum(a * a for a in v) + mpmath.mpf(1e-12) for v in (x, y)]
+    cosine = mpmath.fsum(a * b for a, b in zip(x, y, strict=True)) / mpmath.sqrt(squares[0] * squares[1])
+    if row["target"][0] == 1:
+        return 1 - cosine
+    return max(mpmath.mpf(0), cosine - mpmath.mpf(parameters["margin"])) if row["target"][0] == -1 else mpmath.mpf(0)
+
+
+VALUES = {
+    "multi_margin": multi_margin,
+    "multilabel_margin": multilabel_margin,
+    "triplet_margin": triplet_margin,
+    "cosine_embedding": cosine_embedding,
+}
 
 
 def drawn() -> list[tuple[str, tuple[dict[str, np.ndarray], dict[str, Any]]]]:
@@ -59,4 +74,7 @@ def drawn() -> list[tuple[str, tuple[dict[str, np.ndarray], dict[str, Any]]]]:
     for power, swap in itertools.product((1.0, 2.0, 3.0, 1.5, np.inf), (False, True)):
         row = dict(zip(("anchor", "positive", "negative"), generator.standard_normal((3, 4)), strict=True))
         found.append(("triplet_margin", (row, {"p": power, "swap": swap, "eps": 1e-6, "margin": 2.0})))
+    for target in (1, -1, 0):
+        row = dict(zip(("input1", "input2"), generator.standard_normal((2, 4)), strict=True))
+        found.append(("cosine_embedding", (row | {"target": np.array(target)}, {"margin": -0.9})))
     return found

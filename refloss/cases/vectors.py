@@ -139,3 +139,36 @@ def triplet_margin(function: str) -> list[Case]:
         _case(function, "close", parallel, {"reduction": "none"}, np.array([1 / 3, -0.1, 0.7, -1.0])),
         _case(function, "close-3", parallel, {"p": 3.0}, 1 / 7),
     ]
+
+
+def _pairs(source: Source, rows: int, size: int) -> Arrays:
+    """Targets of both signs; cosines around a half, whatever the length."""
+    first, second = source.normal(rows, size), source.normal(rows, size)
+    return {"input1": first, "input2": 0.75 * first + second, "target": 1 - 2 * (np.arange(rows) % 2)}
+
+
+def cosine_embedding(function: str) -> list[Case]:
+    """Vectors that are parallel, or nearly, or opposite, or orthogonal, or 0; targets that are neither 1 nor −1."""
+    unit = np.array([[2.0, -1.0], [1.0, 2.0], [0.0, 0.0], [3.0, 4.0], [1.0, 1.0]])
+    other = np.array([[1.0, 2.0], [2.0, 4.0], [1.0, 2.0], [-3.0, -4.0], [0.5, 0.25]])
+    each, cotangent = np.array([-1, -1, -1, 1, -1]), np.array([1 / 3, -0.1, 1e-6, -1.0, 0.7])
+    close = Source(485).normal(4, 6)
+    near = close * (1.0 + 2.0**-10 * Source(486).normal(4, 6))
+    turned = {"input1": close, "input2": near * np.array([[1.0], [-2.0], [0.5], [-1.0]])}
+    short = {"input1": unit, "input2": other}
+    return [
+        *of_rows(function, _pairs, ({"margin": 0.25}, {"margin": -0.5}, {}), seed=480),
+        *in_every_format(
+            [
+                _case(
+                    function,
+                    "short",
+                    short | {"target": each},
+                    {"reduction": "none"},
+                    cotangent,
+                ),
+                _case(function, "near", turned | {"target": np.array([1, 1, -1, -1])}, {"margin": -1.5}, 100.0),
+            ]
+        ),
+        _case(function, "no-target", short | {"target": np.array([0.5, 1, 0, 2, -1])}, {}, 2.0),
+    ]

@@ -212,3 +212,36 @@ def triplet_margin(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound
     values = np.where(active, z, 0.0)[:, 0]
     slopes = {"anchor": one + other, "positive": one + third, "negative": other + third}
     return reduced(case, unit, values, off, slopes)
+
+
+_EPSILON = 1e-12
+
+
+@np.errstate(all="ignore")
+def cosine_embedding(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
+    """Rows of two vectors."""
+    arrays = [real(case.inputs[name]) for name in ("input1", "input2")]
+    x, y = (array.reshape(-1, array.shape[-1]) for array in arrays)
+    target, margin = real(case.inputs["target"]).reshape(-1, 1), case.parameters.get("margin", 0.0)
+    squares = [(v * v).sum(axis=1, keepdims=True) + _EPSILON for v in (x, y)]
+    length = np.sqrt(squares[0] * squares[1])
+    cosine = (x * y).sum(axis=1, keepdims=True) / length
+    magnitude = np.abs(x * y).sum(axis=1, keepdims=True) / length
+    relative = STEPS * unit.between + unit.sum(x.shape[1])
+    # ε is lost beside a squared length, or in it.
+    lost = [np.where(square * unit.inside > _EPSILON / 4, _EPSILON, 0.0) / square for square in squares]
+    cosine_off = relative * (magnitude + np.abs(cosine)) + np.abs(cosine) * (lost[0] + lost[1])
+    rest = cosine - margin
+    short = np.all((x == np.rint(x)) & (y == np.rint(y)), axis=1, keepdims=True) & (cosine == 0)
+    doubtful = (np.abs(rest) <= cosine_off) & ~short & (target == -1)
+    active = (target == 1) | ((target == -1) & ((rest >= 0) | doubtful))
+    values = np.where(target == 1, 1 + magnitude, np.abs(margin) + magnitude) * active
+    off = (cosine_off + unit.between * STEPS * (1.0 + abs(margin))) * active
+    slopes = {}
+    for name, own, other, square, gone in zip(("input1", "input2"), (x, y), (y, x), squares, lost, strict=True):
+        second = np.abs(own) / square * magnitude
+        terms = np.abs(other) / length + second
+        slope = relative * terms * 2 + gone * second + terms * (lost[0] + lost[1])
+        whole_slope = np.abs(other / length - own / square * cosine)
+        slopes[name] = active * (slope + np.where(doubtful, whole_slope, 0.0))
+    return reduced(case, unit, values[:, 0], off[:, 0], slopes)

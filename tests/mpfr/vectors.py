@@ -120,7 +120,27 @@ def triplet_margin(row: dict[str, Any], parameters: dict[str, Any]) -> Row:
     return Row(z, {name: [part[k] for part in parts] for k, name in enumerate(names)})
 
 
+def cosine_embedding(row: dict[str, Any], parameters: dict[str, Any]) -> Row:
+    """1 − cos of a target of 1, max(0, cos − m) of −1."""
+    x, y = reals(row["input1"]), reals(row["input2"])
+    target, margin, epsilon = float(row["target"]), real(parameters.get("margin", 0.0)), real(1e-12)
+    squares = [gmpy2.fsum([a * a for a in v]) + epsilon for v in (x, y)]
+    product = gmpy2.fsum([a * b for a, b in zip(x, y, strict=True)])
+    size = gmpy2.sqrt(squares[0] * squares[1])
+    cosine = product / size
+    rest = cosine - margin
+    if abs(target) != 1 or (target == -1 and rest < 0):
+        return Row(ZERO, {name: [ZERO] * len(x) for name in ("input1", "input2")})
+    turn = -mpfr(target)
+    slopes = {
+        name: [turn * (b - a * product / square) / size for a, b in zip(own, other, strict=True)]
+        for name, own, other, square in (("input1", x, y, squares[0]), ("input2", y, x, squares[1]))
+    }
+    return Row(1 - cosine if target == 1 else rest, slopes)
+
+
 DEFINITIONS: dict[str, Definition] = {
+    "cosine_embedding": cosine_embedding,
     "multi_margin": multi_margin,
     "multilabel_margin": multilabel_margin,
     "triplet_margin": triplet_margin,
@@ -321,7 +341,71 @@ TRIPLETS: dict[str, Draw] = {
     "magnitudes": triplet_magnitudes,
     "formats": triplet_formats,
 }
+
+
+def _vectors(generator: np.random.Generator, count: int, width: int, dtype: Any = np.float32) -> Sample:
+    x, y = generator.standard_normal((2, count, width))
+    inputs = {"input1": x.astype(dtype), "input2": (y + 0.5 * x).astype(dtype)}
+    return Sample(inputs | {"target": generator.choice([1, -1], count)}, {})
+
+
+def any_vectors(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for width in (1, 2, 10, 150):
+        sample = _vectors(generator, _count(size, 2 * width, 4), width)
+        yield sample._replace(parameters={"margin": 0.3}, reduction="mean")
+
+
+def vectors_with_cotangents(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for k, reduction in enumerate(("sum", "mean", "none")):
+        sample = _vectors(generator, _count(size, 14, 3), 7)
+        each = generator.choice(COTANGENTS, len(sample.inputs["target"]))
+        cotangent = each if reduction == "none" else float(each[0])
+        yield sample._replace(parameters={"margin": (0.0, 0.1, -1.0)[k]}, cotangent=cotangent, reduction=reduction)
+
+
+def parallel_vectors(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    """Multiples, and what comes near to one, on either side."""
+    for factor in (1.0, -1.0, 0.5, 0.3, 100.0):
+        for distance in (0.0, 2.0**-23, 2.0**-16, 2.0**-8):
+            inputs = _vectors(generator, _count(size, 8, 20), 4).inputs
+            near = inputs["input1"] * (1 + distance * generator.integers(-2, 3, inputs["input1"].shape))
+            inputs["input2"] = (factor * near).astype(np.float32)
+            yield Sample(inputs, {"margin": (0.0, 1.0, -1.0)[generator.integers(3)]}, 0.7)
+
+
+def short_vectors(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    """Orthogonal vectors, and vectors of zeros."""
+    for cotangent in COTANGENTS:
+        inputs = _vectors(generator, _count(size, 6, 5), 3).inputs
+        short = {name: generator.integers(-2, 3, x.shape).astype(x.dtype) for name, x in inputs.items() if x.ndim > 1}
+        yield Sample(inputs | short, {}, cotangent)
+
+
+def vector_magnitudes(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for scale in (1e-38, 1e-12, 1e-6, 1e4, 1e8, 1e37):
+        for distance in (1.0, 2.0**-20):
+            inputs = _vectors(generator, _count(size, 10, 12), 5).inputs
+            x, y = (inputs[name] for name in ("input1", "input2"))
+            inputs["input1"] = (x * scale).astype(np.float32)
+            inputs["input2"] = (x + distance * y).astype(np.float32)
+            yield Sample(inputs, {}, -0.1)
+
+
+def vector_formats(generator: np.random.Generator, size: int) -> Iterator[Sample]:
+    for k, dtype in enumerate(FORMATS):
+        yield _vectors(generator, _count(size, 10, 4), 5, dtype)._replace(cotangent=COTANGENTS[k])
+
+
+COSINES: dict[str, Draw] = {
+    "ordinary": any_vectors,
+    "cotangents": vectors_with_cotangents,
+    "parallel": parallel_vectors,
+    "short": short_vectors,
+    "magnitudes": vector_magnitudes,
+    "formats": vector_formats,
+}
 KINDS: dict[str, dict[str, Draw]] = {
+    "cosine_embedding": COSINES,
     "triplet_margin": TRIPLETS,
     "multi_margin": Margins(_multi_margin).kinds(),
     "multilabel_margin": Margins(_multilabel_margin).kinds(),
