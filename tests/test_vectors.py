@@ -220,7 +220,7 @@ def test_rows_that_are_not_finite_have_undefined_slopes(value):
 
 def test_cosines_of_vectors_whose_squares_leave_float64():
     for scale in (1e200, 1e308):
-        loss, grads = cosine([3 * scale / 8, scale / 2], [scale / 2, 3 * scale / 8], 1)
+        loss, grads = cosine([0.375 * scale, 0.5 * scale], [0.5 * scale, 0.375 * scale], 1)
         assert loss == pytest.approx(0.04, rel=1e-15)
         np.testing.assert_allclose(np.multiply(grads, scale), [[-0.3584, 0.2688], [0.2688, -0.3584]], rtol=1e-12)
 
