@@ -22,6 +22,7 @@ from refloss.heads.tdt import tdt as tdt
 from refloss.heads.token_classification import token_classification as token_classification
 from refloss.losses.bce import bce as bce
 from refloss.losses.bce_with_logits import bce_with_logits as bce_with_logits
+from refloss.losses.cosine_embedding import cosine_embedding as cosine_embedding
 from refloss.losses.cross_entropy import cross_entropy as cross_entropy
 from refloss.losses.ctc import ctc as ctc
 from refloss.losses.dice import dice as dice
@@ -31,9 +32,12 @@ from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
 from refloss.losses.mse import mse as mse
+from refloss.losses.multi_margin import multi_margin as multi_margin
+from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
 from refloss.losses.nll import nll as nll
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
+from refloss.losses.triplet_margin import triplet_margin as triplet_margin
 from refloss.losses.varifocal import varifocal as varifocal
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
 from refloss.parallel import get_num_threads as get_num_threads
@@ -47,6 +51,7 @@ __all__ = [
     "bce",
     "bce_with_logits",
     "causal_lm",
+    "cosine_embedding",
     "cross_entropy",
     "ctc",
     "ctc_of_logits",
@@ -66,6 +71,8 @@ __all__ = [
     "mask2former",
     "masked_lm",
     "mse",
+    "multi_margin",
+    "multilabel_margin",
     "nll",
     "object_detection",
     "pocket_tts",
@@ -80,5 +87,6 @@ __all__ = [
     "smooth_l1",
     "tdt",
     "token_classification",
+    "triplet_margin",
     "varifocal",
 ]

@@ -36,6 +36,8 @@ _DTYPES = {
 # What arrays of a role hold, where it is not floats.
 _NUMBERS = {
     **dict.fromkeys(("labels", "sequences", "lengths"), ("integer",)),
+    "labels": ("integer",),
+    "indices": ("integer",),
     "classes": ("integer", "float"),
     "mask": ("bool", "integer", "float"),
 }
@@ -173,6 +175,8 @@ def _outputs(specification: Specification) -> dict[str, Any]:
 
 def _loss_of_rows(specification: Specification, shape: Shape) -> Shape:
     first = specification.arguments[specification.required[0]]
+    if first.role == "vectors":
+        return shape[:-1]
     if first.class_axis is None and first.role != "boxes":
         return shape[:1]  # rows are all along the first axis
     return _rows(shape, first)

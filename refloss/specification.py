@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Role = Literal[
     "values",  # real numbers
+    "vectors",  # real numbers along the last axis of each row
+    "indices",  # classes that a row names, all of which count
     "logits",
     "log-probabilities",
     "probabilities",  # in [0, 1]
@@ -160,6 +162,16 @@ def classes(of: str, *, ignored: int = -100) -> Argument:
 def labels(of: str, *, ignored: int | None = -100, optional: bool = False, shift: int = 0) -> Argument:
     """Classes of the rows of an argument; if they may be left out, they take the place of others."""
     return Argument("labels", optional=optional, of=of, ignored=ignored, shift=shift)
+
+
+def vectors(shape: str = "N D|D") -> Argument:
+    """Rows of real numbers, with a gradient."""
+    return Argument("vectors", differentiable=True, on_gpu=True, shape=shape)
+
+
+def indices(shape: str) -> Argument:
+    """Classes that rows name."""
+    return Argument("indices", shape=shape)
 
 
 def weight(*, differentiable: bool = False, broadcast: bool = False) -> Argument:

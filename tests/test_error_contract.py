@@ -65,7 +65,12 @@ def refusal(function, arguments, errors=(TypeError, ValueError)):
 
 NOT_NUMBERS: tuple[Any, ...] = (math.nan, "2", True, [2.0], np.array([2.0]), 1j, None, HUGE, np.ma.masked, {})
 # What is infinite is legal where it has a meaning, as torch and docs/divergences.md have it.
-INFINITE = {("huber", "delta"), ("smooth_l1", "beta"), *((name, "num_items_in_batch") for name in FUNCTIONS)}
+INFINITE = {
+    ("huber", "delta"),
+    ("smooth_l1", "beta"),
+    ("triplet_margin", "p"),
+    *((name, "num_items_in_batch") for name in FUNCTIONS),
+}
 NEGATIVE = ("num_boxes", "gamma", "beta", "delta", "num_items_in_batch", "label_smoothing")
 
 

@@ -219,8 +219,8 @@ def of_other_count(function):
 
 def counts_everything(case, name, right):
     shape = next(iter(case.inputs.values())).shape
-    if case.function in {"iou", "giou"}:
-        return len(shape) == 2
+    if FUNCTIONS[case.function].specification.mean == "rows":
+        return len(shape) <= 2
     if case.inputs.get("target", right).dtype.kind not in "biu" and case.function == "cross_entropy":
         return True  # with probabilities, torch divides by the number of rows whatever the weights
     unweighted = "weight" not in case.inputs and "num_items_in_batch" not in case.parameters

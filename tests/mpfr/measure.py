@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import alignments, boxes, detection, elements, flow, language, masks, points, rows, scenes, transducers
+from tests.mpfr import alignments, boxes, detection, elements, flow, language, masks, points, rows, scenes, transducers, vectors
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -49,6 +49,11 @@ def _box_kinds(function: str) -> dict[str, Measure]:
     return {kind: _of_samples(draw, functools.partial(boxes.compare, function)) for kind, draw in boxes.KINDS.items()}
 
 
+def _vector_kinds(function: str) -> dict[str, Measure]:
+    compare = functools.partial(vectors.compare, function)
+    return {kind: _of_samples(draw, compare) for kind, draw in vectors.KINDS[function].items()}
+
+
 _ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmoid_focal", "varifocal")
 KINDS: Mapping[str, Mapping[str, Measure]] = {
     **{name: _element_kinds(name) for name in _ELEMENTS},
@@ -62,6 +67,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "sequence_classification": _sequence_kinds(),
     "ctc": {kind: _of_samples(draw, alignments.ctc) for kind, draw in alignments.LOG_PROBABILITIES.items()},
     "ctc_of_logits": {kind: _of_samples(draw, alignments.ctc_of_logits) for kind, draw in alignments.LOGITS.items()},
+    **{function: _vector_kinds(function) for function in vectors.KINDS},
     "iou": _box_kinds("iou"),
     "giou": _box_kinds("giou"),
     "dice": {kind: _of_samples(draw, masks.dice) for kind, draw in masks.DICE.items()},

@@ -126,7 +126,7 @@ def scaled_values(trial: Trial) -> bool:
     degree, specification = trial.specification.degree, trial.specification
     if degree is None:
         return False
-    names = [name for name, each in trial.arguments.items() if each.role in ("values", "boxes")]
+    names = [name for name, each in trial.arguments.items() if each.role in ("values", "vectors", "boxes")]
     options = {name: trial.option(name) * trial.small for name in specification.scales}
     after = trial.measure(trial.with_inputs(trial.multiplied(names, trial.small), **options))
     slopes = {f"{GRAD}{name}" for name in names}

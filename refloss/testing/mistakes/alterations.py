@@ -150,7 +150,7 @@ def _probability_divisor(case: Case) -> Divisor:
 def _element_divisor(case: Case) -> Divisor | None:
     reduction = case.parameters.get("reduction", "mean")
     shape = case.inputs[FUNCTIONS[case.function].differentiable[0]].shape
-    if specification_of(case).named("boxes"):
+    if specification_of(case).named("boxes", "vectors"):
         shape = shape[:-1]
     size, batch = float(math.prod(shape)), float(shape[0] if shape else 1)
     if reduction == "batchmean":

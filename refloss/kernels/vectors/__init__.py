@@ -1,0 +1,1 @@
+"""Losses of rows of one, two or three vectors."""
