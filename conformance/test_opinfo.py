@@ -32,6 +32,8 @@ SAMPLES = {
     "bce": 11,
     "bce_with_logits": 26,
     "kl_div": 16,
+    "soft_margin": 6,
+    "hinge_embedding": 10,
     "nll": 61,
     "cross_entropy": 21,
 }

@@ -20,6 +20,7 @@ from refloss.losses.bce_with_logits import bce_with_logits as bce_with_logits
 from refloss.losses.cross_entropy import cross_entropy as cross_entropy
 from refloss.losses.dice import dice as dice
 from refloss.losses.giou import giou as giou
+from refloss.losses.hinge_embedding import hinge_embedding as hinge_embedding
 from refloss.losses.huber import huber as huber
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
@@ -28,6 +29,7 @@ from refloss.losses.mse import mse as mse
 from refloss.losses.nll import nll as nll
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
+from refloss.losses.soft_margin import soft_margin as soft_margin
 from refloss.losses.varifocal import varifocal as varifocal
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
 from refloss.parallel import get_num_threads as get_num_threads
@@ -50,6 +52,7 @@ __all__ = [
     "get_num_threads",
     "giou",
     "grounding_dino_object_detection",
+    "hinge_embedding",
     "huber",
     "iou",
     "kl_div",
@@ -67,6 +70,7 @@ __all__ = [
     "set_num_threads",
     "sigmoid_focal",
     "smooth_l1",
+    "soft_margin",
     "token_classification",
     "varifocal",
 ]

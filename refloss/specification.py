@@ -27,6 +27,7 @@ Role = Literal[
     "logits",
     "log-probabilities",
     "probabilities",  # in [0, 1]
+    "signs",  # 1 or −1
     "labels",  # classes, or ignore_index
     "classes",  # labels, or a distribution over the classes
     "weight",  # of each element
@@ -41,7 +42,8 @@ Numbers = Literal["float", "integer", "bool"]
 # What holds of a loss exactly, for those that compare its results with each other.
 Identity = Literal[
     "a distance",  # of x and t: an even function of x − t
-    "mirrored",  # that of −x, or of the probability 1 − x, for 1 − t, and for 1 − alpha if there is an alpha
+    # That of −x, or of the probability 1 − x, for 1 − t, or −t of a sign, and for 1 − alpha if there is an alpha.
+    "mirrored",
     "linear in the input",
     "linear in the target",
     "logarithm of the input",  # for a target of 1: a multiple of its logarithm
@@ -108,6 +110,11 @@ def values(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
 def probabilities(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
     """Numbers in [0, 1], with a gradient."""
     return Argument("probabilities", differentiable, on_gpu=on_gpu)
+
+
+def signs() -> Argument:
+    """1 or −1, for which of two classes an element is of; without a gradient."""
+    return Argument("signs", on_gpu=True)
 
 
 def sigmoid_logits(*, on_gpu: bool = True) -> Argument:

@@ -44,6 +44,8 @@ OF = {
     "kl_div": {*OF_ELEMENTS, "linear in the input", "equal factors"} - {"losses not negative"},
     "sigmoid_focal": {*OF_ELEMENTS, "symmetric", "sure and wrong"},
     "varifocal": {*OF_ELEMENTS, "sure and wrong"},
+    "soft_margin": {*OF_ELEMENTS, "symmetric"},
+    "hinge_embedding": {*OF_ELEMENTS, "scaled"} - {"losses not negative"},
     "dice": OF_ELEMENTS,
     "iou": OF_BOXES,
     "giou": OF_BOXES,

@@ -233,6 +233,14 @@ class Draws:
         rare = np.where(values < 0.5, values * 2.0**-100, 1.0)
         return self.cast({"soft": values, "hard": np.round(values), "small": values * 2.0**-20, "rare": rare}[kind])
 
+    def signs(self, *shape: int) -> np.ndarray:
+        """1 or −1; if they need not be exact, some are 0, a half, or 3."""
+        values = np.where(self.uniform(*shape) < 0.5, 1.0, -1.0)
+        if not self.limits.exact and self.maybe():
+            others = np.array([0.0, 0.5, -0.5, 3.0])[(4.0 * self.uniform(*shape)).astype(int)]
+            values = np.where(self.uniform(*shape) < 0.25, others, values)
+        return self.cast(values)
+
     def log_probabilities(self, *shape: int, near: bool = False) -> np.ndarray:
         """Values up to 0; near it if they are to be."""
         values: np.ndarray = -np.abs(self.logits(*shape, near=near))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
+from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 
@@ -37,6 +38,8 @@ HONEST: dict[str, type[Kernel]] = {
     "bce": Bce,
     "bce_with_logits": BceWithLogits,
     "kl_div": KlDiv,
+    "soft_margin": SoftMargin,
+    "hinge_embedding": HingeEmbedding,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

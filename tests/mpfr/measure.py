@@ -49,7 +49,8 @@ def _box_kinds(function: str) -> dict[str, Measure]:
     return {kind: _of_samples(draw, functools.partial(boxes.compare, function)) for kind, draw in boxes.KINDS.items()}
 
 
-_ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmoid_focal", "varifocal")
+_MARGINS = ("soft_margin", "hinge_embedding")
+_ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", *_MARGINS, "sigmoid_focal", "varifocal")
 KINDS: Mapping[str, Mapping[str, Measure]] = {
     **{name: _element_kinds(name) for name in _ELEMENTS},
     "kl_div": _element_kinds("kl_div", "kl_div of logs"),

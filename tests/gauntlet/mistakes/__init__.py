@@ -10,6 +10,7 @@ from __future__ import annotations
 from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
 from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
+from tests.gauntlet.mistakes.margins import MARGIN_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
@@ -20,6 +21,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *LABEL_MISTAKES,
     *UPSTREAM_MISTAKES,
     *ELEMENT_MISTAKES,
+    *MARGIN_MISTAKES,
     *REGION_MISTAKES,
     *HEAD_MISTAKES,
 )
