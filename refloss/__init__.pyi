@@ -27,6 +27,7 @@ from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
 from refloss.losses.mse import mse as mse
 from refloss.losses.nll import nll as nll
+from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
 from refloss.losses.soft_margin import soft_margin as soft_margin
@@ -68,6 +69,7 @@ __all__ = [
     "semantic_segmentation",
     "sequence_classification",
     "set_num_threads",
+    "sigmoid_contrastive",
     "sigmoid_focal",
     "smooth_l1",
     "soft_margin",

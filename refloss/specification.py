@@ -28,6 +28,7 @@ Role = Literal[
     "log-probabilities",
     "probabilities",  # in [0, 1]
     "signs",  # 1 or −1
+    "similarities",  # [N, M], of which those on the diagonal are of pairs
     "labels",  # classes, or ignore_index
     "classes",  # labels, or a distribution over the classes
     "weight",  # of each element
@@ -115,6 +116,11 @@ def probabilities(*, on_gpu: bool = True, differentiable: bool = True) -> Argume
 def signs() -> Argument:
     """1 or −1, for which of two classes an element is of; without a gradient."""
     return Argument("signs", on_gpu=True)
+
+
+def similarities(shape: str) -> Argument:
+    """What each of one kind has in common with each of another; row i and column i are a pair."""
+    return Argument("similarities", differentiable=True, batched=False, on_gpu=True, shape=shape)
 
 
 def sigmoid_logits(*, on_gpu: bool = True) -> Argument:

@@ -175,6 +175,12 @@ class Draws:
         """How many pixels an image is high or wide."""
         return int(self.one_of(*_SIDES)) if self.limits.sizes else self.size(1, most)
 
+    def pairs(self) -> int:
+        """How many pairs there are, each of which is compared with each."""
+        if self.limits.exact or self.limits.sizes:
+            return self.limits.max_rows if self.limits.exact else self.side(self.limits.max_rows)
+        return self.size(0, self.limits.max_rows)
+
     def row_shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
         """Axes whose product is at most max_rows; only the first can be empty."""
         if self.limits.exact:

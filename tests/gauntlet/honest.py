@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.gauntlet.contrastive import SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
@@ -40,6 +41,7 @@ HONEST: dict[str, type[Kernel]] = {
     "kl_div": KlDiv,
     "soft_margin": SoftMargin,
     "hinge_embedding": HingeEmbedding,
+    "sigmoid_contrastive": SigmoidContrastive,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

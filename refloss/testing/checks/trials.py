@@ -210,7 +210,8 @@ class Trial:
     @property
     def are_elements(self) -> bool:
         """Whether arguments are arrays of corresponding numbers."""
-        return not any(each.class_axis is not None or each.nested or each.role == "boxes" for each in self._all)
+        others = ("boxes", "similarities")
+        return not any(each.class_axis is not None or each.nested or each.role in others for each in self._all)
 
     @property
     def _all(self) -> list[Argument]:

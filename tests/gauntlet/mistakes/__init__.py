@@ -7,6 +7,7 @@ function that a mistake applies to some cases must have it, in each dtype: a ker
 
 from __future__ import annotations
 
+from tests.gauntlet.mistakes.contrastive import CONTRASTIVE_MISTAKES
 from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
 from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
@@ -22,6 +23,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *UPSTREAM_MISTAKES,
     *ELEMENT_MISTAKES,
     *MARGIN_MISTAKES,
+    *CONTRASTIVE_MISTAKES,
     *REGION_MISTAKES,
     *HEAD_MISTAKES,
 )
