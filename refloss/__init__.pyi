@@ -27,6 +27,7 @@ from refloss.losses.cross_entropy import cross_entropy as cross_entropy
 from refloss.losses.ctc import ctc as ctc
 from refloss.losses.dice import dice as dice
 from refloss.losses.giou import giou as giou
+from refloss.losses.hinge_embedding import hinge_embedding as hinge_embedding
 from refloss.losses.huber import huber as huber
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
@@ -35,6 +36,7 @@ from refloss.losses.mse import mse as mse
 from refloss.losses.multi_margin import multi_margin as multi_margin
 from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
 from refloss.losses.nll import nll as nll
+from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
 from refloss.losses.triplet_margin import triplet_margin as triplet_margin
@@ -63,6 +65,7 @@ __all__ = [
     "get_num_threads",
     "giou",
     "grounding_dino_object_detection",
+    "hinge_embedding",
     "huber",
     "iou",
     "kl_div",
@@ -83,6 +86,7 @@ __all__ = [
     "semantic_segmentation",
     "sequence_classification",
     "set_num_threads",
+    "sigmoid_contrastive",
     "sigmoid_focal",
     "smooth_l1",
     "tdt",

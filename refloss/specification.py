@@ -29,6 +29,8 @@ Role = Literal[
     "logits",
     "log-probabilities",
     "probabilities",  # in [0, 1]
+    "signs",  # 1 or −1
+    "similarities",  # [N, M], of which those on the diagonal are of pairs
     "labels",  # classes, or ignore_index
     "classes",  # labels, or a distribution over the classes
     "sequences",  # labels in the order in which they are to come
@@ -47,7 +49,8 @@ Numbers = Literal["float", "integer", "bool"]
 # What holds of a loss exactly, for those that compare its results with each other.
 Identity = Literal[
     "a distance",  # of x and t: an even function of x − t
-    "mirrored",  # that of −x, or of the probability 1 − x, for 1 − t, and for 1 − alpha if there is an alpha
+    # That of −x, or of the probability 1 − x, for 1 − t, or −t of a sign, and for 1 − alpha if there is an alpha.
+    "mirrored",
     "linear in the input",
     "linear in the target",
     "logarithm of the input",  # for a target of 1: a multiple of its logarithm
@@ -114,6 +117,16 @@ def values(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
 def probabilities(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
     """Numbers in [0, 1], with a gradient."""
     return Argument("probabilities", differentiable, on_gpu=on_gpu)
+
+
+def signs() -> Argument:
+    """1 or −1, for which of two classes an element is of; without a gradient."""
+    return Argument("signs", on_gpu=True)
+
+
+def similarities(shape: str) -> Argument:
+    """What each of one kind has in common with each of another; row i and column i are a pair."""
+    return Argument("similarities", differentiable=True, batched=False, on_gpu=True, shape=shape)
 
 
 def sigmoid_logits(*, on_gpu: bool = True) -> Argument:

@@ -175,6 +175,12 @@ class Draws:
         """How many pixels an image is high or wide."""
         return int(self.one_of(*_SIDES)) if self.limits.sizes else self.size(1, most)
 
+    def pairs(self) -> int:
+        """How many pairs there are, each of which is compared with each."""
+        if self.limits.exact or self.limits.sizes:
+            return self.limits.max_rows if self.limits.exact else self.side(self.limits.max_rows)
+        return self.size(0, self.limits.max_rows)
+
     def row_shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
         """Axes whose product is at most max_rows; only the first can be empty."""
         if self.limits.exact:
@@ -232,6 +238,14 @@ class Draws:
         kind, values = self.one_of("soft", "hard", "small", "rare"), self.uniform(*shape)
         rare = np.where(values < 0.5, values * 2.0**-100, 1.0)
         return self.cast({"soft": values, "hard": np.round(values), "small": values * 2.0**-20, "rare": rare}[kind])
+
+    def signs(self, *shape: int) -> np.ndarray:
+        """1 or −1; if they need not be exact, some are 0, a half, or 3."""
+        values = np.where(self.uniform(*shape) < 0.5, 1.0, -1.0)
+        if not self.limits.exact and self.maybe():
+            others = np.array([0.0, 0.5, -0.5, 3.0])[(4.0 * self.uniform(*shape)).astype(int)]
+            values = np.where(self.uniform(*shape) < 0.25, others, values)
+        return self.cast(values)
 
     def log_probabilities(self, *shape: int, near: bool = False) -> np.ndarray:
         """Values up to 0; near it if they are to be."""

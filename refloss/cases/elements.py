@@ -31,16 +31,19 @@ def elements(
     first: str = "input",
     probabilities: tuple[str, ...] = (),
     low: float = -4.0,
+    signs: bool = False,
 ) -> Callable[[str], list[Case]]:
     """Cases that every loss of corresponding elements has, and further ones.
 
-    Those arguments hold probabilities; of many elements, the others are in [low, low + 8).
+    Those arguments hold probabilities; of many elements, the others are in [low, low + 8). With signs, targets are 1
+    and −1.
     """
 
     def build(function: str) -> list[Case]:
         source = Source(seed)
         x = source.uniform(4, 7) if first in probabilities else source.normal(4, 7) * 2.0
         t = source.uniform(4, 7) if "target" in probabilities else source.normal(4, 7) * 2.0
+        t = _signs_of(t) if signs else t
 
         def case(
             name: str,
@@ -68,10 +71,17 @@ def elements(
             case("one-element", values=x[:1, 0], targets=t[:1, 0], grad_output=2.0),
             case("hit", values=t, grad_output=-1.5),
             *(extra for add in further for extra in add(pieces)),
-            *(in_format(_long(case, source, shape, first, probabilities, low), name) for name, shape in LONG),
+            *(
+                in_format(_long(case, source, shape, first, probabilities, low, signs=signs), name)
+                for name, shape in LONG
+            ),
         ]
 
     return build
+
+
+def _signs_of(values: np.ndarray) -> np.ndarray:
+    return np.where(values < 0.0, -1.0, 1.0)
 
 
 # In which format there are how many: more elements than a block, and than an index of 16 bits tells apart.
@@ -90,6 +100,8 @@ def _long(
     first: str,
     probabilities: tuple[str, ...],
     low: float,
+    *,
+    signs: bool,
 ) -> Case:
     """So many elements, with a gradient of each that a mean does not hide."""
     count = int(np.prod(shape))
@@ -97,6 +109,7 @@ def _long(
         0.98 - 0.96 * source.uniform(*shape) if name in probabilities else source.uniform(*shape) * 8.0 + low
         for name in (first, "target")
     )
+    t = _signs_of(t) if signs else t
     return case(f"elements-{count}", values=x, targets=t, dtype=np.float64, grad_output=-1.5 * count)
 
 
@@ -228,3 +241,25 @@ def _hard_distributions(pieces: Pieces) -> list[Case]:
         ),
         pieces.case("masked", reduction="none", grad_output=cotangent, values=masked, targets=t),
     ]
+
+
+def margins(pieces: Pieces) -> list[Case]:
+    """Products of an input and a sign at 0, next to it and so far from it that exponentials are lost, or infinite."""
+    sizes = np.array([0.0, 2.0**-20, 0.5, 18.0, 45.0, 100.0, 1.0])
+    x = sizes * np.array([[1.0], [-1.0], [1.0], [-1.0]])
+    t = np.array([[1.0], [1.0], [-1.0], [-1.0]]) * np.array([1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 3.0])
+    t[2] = np.array([0.0, 0.5, -3.0, 0.25, -0.5, 2.0, -0.0])
+    return [
+        pieces.case("confident", values=pieces.x * 40.0, grad_output=1e3),
+        pieces.case("saturated", values=pieces.x * 500.0, reduction="sum", grad_output=-1.0),
+        pieces.case("saturated-float64", values=pieces.x * 500.0, dtype=np.float64, grad_output=-1.0),
+        *_options(pieces, *_REDUCTIONS, values=x, targets=t),
+    ]
+
+
+def hinged(pieces: Pieces, margin: float = 0.75) -> list[Case]:
+    """Inputs at the margin, on both sides of it and far from it, of either sign and of targets that are no sign."""
+    distances = (np.arange(28) - 14).reshape(4, 7) / 8.0 * np.array([[32.0], [1.0], [1.0], [1.0]])
+    t = np.where((np.arange(28).reshape(4, 7) % 3) == 0, 1.0, -1.0)
+    t[3] = np.array([0.0, 0.5, 1.0, -1.0, 3.0, -0.5, 2.0])
+    return _options(pieces, *_REDUCTIONS, values=margin + distances, targets=t, margin=margin)

@@ -106,6 +106,8 @@ def _elements(specification: Specification, draws: Draws, parameters: dict[str, 
     for name, argument in specification.arguments.items():
         if argument.role == "probabilities":
             tensors[name] = _probabilities(specification, draws, tensors, shape)
+        elif argument.role == "signs":
+            tensors[name] = draws.signs(*shape)
         elif argument.role == "log-probabilities":
             tensors[name] = draws.log_probabilities(*shape)
         elif argument.role == "weight":

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from tests.gauntlet.alignments import Ctc
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
+from tests.gauntlet.contrastive import SigmoidContrastive
+from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 
@@ -40,6 +42,9 @@ HONEST: dict[str, type[Kernel]] = {
     "bce": Bce,
     "bce_with_logits": BceWithLogits,
     "kl_div": KlDiv,
+    "soft_margin": SoftMargin,
+    "hinge_embedding": HingeEmbedding,
+    "sigmoid_contrastive": SigmoidContrastive,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

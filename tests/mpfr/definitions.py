@@ -34,6 +34,11 @@ def sign(value: Real) -> Real:
     return mpfr(gmpy2.sign(value))
 
 
+def real_of(condition: bool) -> Real:
+    """1 or 0."""
+    return ONE if condition else ZERO
+
+
 def mse(x: Real, t: Real) -> Slopes:
     """(x − t)²."""
     d = x - t
@@ -75,6 +80,17 @@ def bce_with_logits(x: Real, t: Real, factor: Real = ONE) -> Slopes:
     value = factor * t * positive + (1 - t) * negative
     slope = (1 - t) * sigmoid(x) - factor * t * sigmoid(-x)
     return value, slope, (factor - 1) * positive - x
+
+
+def soft_margin(x: Real, y: Real) -> Slopes:
+    """log(1 + e^−yx); y has no derivative."""
+    return softplus(-y * x), -y * sigmoid(-y * x), ZERO
+
+
+def hinge_embedding(x: Real, y: Real, margin: Real) -> Slopes:
+    """x unless y = −1, and max(0, m − x) unless y = 1; y has no derivative."""
+    plain, lacking = real_of(y != -1), real_of(y != 1)
+    return plain * x + lacking * max(margin - x, ZERO), plain - lacking * real_of(x <= margin), ZERO
 
 
 def kl_div(x: Real, t: Real) -> Slopes:

@@ -91,6 +91,17 @@ def _both_logs(generator: np.random.Generator, size: int) -> tuple[np.ndarray, n
     return -generator.exponential(3.0, size), -generator.exponential(3.0, size)
 
 
+def _margins(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Signs, and now and then what is none."""
+    sign = generator.choice(np.array([1.0, -1.0]), size)
+    return generator.standard_normal(size) * 3, np.where(generator.random(size) < 0.8, sign, generator.random(size) * 3)
+
+
+def _far_margins(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    x, y = generator.uniform(-760, 760, size), generator.choice(np.array([1.0, -1.0]), size)
+    return x, np.where(generator.random(size) < 0.5, y, y * generator.random(size))
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x.astype(np.float64)))
@@ -167,6 +178,22 @@ LOSSES = {
             weight="constant",
             factor=True,
             unit_interval=(False, True),
+        ),
+        ElementLoss(
+            "soft_margin",
+            lambda _: definitions.soft_margin,
+            draw=_margins,
+            close=np.sign,
+            far=_far_margins,
+            target_has_gradient=False,
+        ),
+        ElementLoss(
+            "hinge_embedding",
+            lambda p: lambda x, y: definitions.hinge_embedding(x, y, real(p["margin"])),
+            draw=_margins,
+            close=np.sign,
+            parameters={"margin": (1.0, 0.1, 3.0, -0.5)},
+            target_has_gradient=False,
         ),
         ElementLoss(
             "kl_div",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import alignments, boxes, detection, elements, flow, language, masks, points, rows, scenes, transducers, vectors
+from tests.mpfr import alignments, boxes, contrastive, detection, elements, flow, language, masks, points, rows, scenes, transducers, vectors
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -55,9 +55,14 @@ def _vector_kinds(function: str) -> dict[str, Measure]:
 
 
 _ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmoid_focal", "varifocal")
+_MARGINS = ("soft_margin", "hinge_embedding")
+_ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", *_MARGINS, "sigmoid_focal", "varifocal")
 KINDS: Mapping[str, Mapping[str, Measure]] = {
     **{name: _element_kinds(name) for name in _ELEMENTS},
     "kl_div": _element_kinds("kl_div", "kl_div of logs"),
+    "sigmoid_contrastive": {
+        kind: _of_samples(draw, contrastive.sigmoid_contrastive) for kind, draw in contrastive.KINDS.items()
+    },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{

@@ -78,7 +78,7 @@ def _pair(trial: Trial) -> tuple[str, str]:
 
 
 def _mirrored(trial: Trial) -> bool:
-    """Of −x, or 1 − p, with the other target, and α for 1 − α."""
+    """Of −x, or 1 − p, with the other target or sign, and α for 1 − α."""
     first, target = trial.specification.required[:2]
     weights = trial.specification.named("weight")
     if any(name in trial.case.inputs for name in weights[1:]):
@@ -89,7 +89,8 @@ def _mirrored(trial: Trial) -> bool:
     of = trial.case.inputs
     one = of[first].dtype.type(1)
     x = one - of[first] if trial.arguments[first].role == "probabilities" else -of[first]
-    case = trial.with_inputs({first: x, target: of[target].dtype.type(1) - of[target]}, **options)
+    other = -of[target] if trial.arguments[target].role == "signs" else of[target].dtype.type(1) - of[target]
+    case = trial.with_inputs({first: x, target: other}, **options)
     signs = {name: -1.0 if name in (f"{GRAD}{first}", f"{GRAD}{target}") else 1.0 for name in trial.answer}
     compare(trial.answer, by_name(trial.measure(case), signs), "and its mirror image's")
     return True

@@ -18,7 +18,7 @@ from refloss.golden.corpus import cases_of
 from refloss.golden.drawn import seeded
 from refloss.registry import FUNCTIONS
 from refloss.specification import MatchingHead
-from refloss.testing.checks import classes, elements, rows
+from refloss.testing.checks import classes, elements, pairs, rows
 from refloss.testing.checks.trials import (
     Trial,
     ViolationError,
@@ -243,6 +243,8 @@ PROPERTIES: dict[str, Callable[[Trial], bool]] = {
     "moved": elements.moved,
     "scaled": elements.scaled_values,
     "permuted elements": elements.permuted_elements,
+    "permuted pairs": pairs.permuted_pairs,
+    "transposed": pairs.transposed,
     "permuted rows": rows.permuted_rows,
     "neighbours": rows.neighbours,
     "batch = loop": rows.batch_is_loop,

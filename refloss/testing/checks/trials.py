@@ -211,6 +211,7 @@ class Trial:
     def are_elements(self) -> bool:
         """Whether arguments are arrays of corresponding numbers."""
         others = ("boxes", "indices")
+        others = ("boxes", "similarities")
         return not any(each.class_axis is not None or each.nested or each.role in others for each in self._all)
 
     @property

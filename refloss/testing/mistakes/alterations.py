@@ -157,6 +157,8 @@ def _element_divisor(case: Case) -> Divisor | None:
         return Divisor(batch, size, "the batch size", "all elements")
     if reduction != "mean":
         return None
+    if specification_of(case).named("similarities"):
+        return Divisor(batch, size, "the pairs", "all elements")
     if specification_of(case).mean == "weights" and "weight" in case.inputs:
         total = math.fsum(np.broadcast_to(case.inputs["weight"], shape).astype(np.float64).ravel())
         return Divisor(total, size, "the sum of weights", "all elements")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.roundoff import real
-from refloss.testing.mistakes import distance_steps, divergence_steps, focal_steps
+from refloss.testing.mistakes import distance_steps, divergence_steps, focal_steps, margin_steps
 from refloss.testing.mistakes.elements import Elements, derivatives, of_formula, softplus, tensors
 from refloss.testing.mistakes.focal_steps import focal, varifocal
 
@@ -162,6 +162,8 @@ STEPS: dict[str, dict[str, Step]] = {
     "bce": {"the logarithm is not clamped at −100": _not_clamped},
     "sigmoid_focal": _ON_LOGITS | focal_steps.STEPS,
     "varifocal": _ON_LOGITS,
+    "soft_margin": margin_steps.OF_SOFT_MARGIN,
+    "hinge_embedding": margin_steps.OF_HINGE,
     "smooth_l1": distance_steps.OF_SMOOTH_L1,
     "huber": distance_steps.OF_HUBER,
     "mse": distance_steps.OF_SQUARES,

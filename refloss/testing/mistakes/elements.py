@@ -168,6 +168,8 @@ FORMULAS_OF = (
     "bce",
     "bce_with_logits",
     "kl_div",
+    "soft_margin",
+    "hinge_embedding",
     "sigmoid_focal",
     "varifocal",
 )

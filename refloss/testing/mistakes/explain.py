@@ -16,7 +16,17 @@ import numpy as np
 from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
-from refloss.testing.mistakes import blocks, box_steps, element_steps, images, others, row_labels, softmax_steps, sums
+from refloss.testing.mistakes import (
+    blocks,
+    box_steps,
+    contrastive_steps,
+    element_steps,
+    images,
+    others,
+    row_labels,
+    softmax_steps,
+    sums,
+)
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
 from refloss.testing.mistakes.outcome import Wrong, combined, glance, magnitudes
@@ -197,6 +207,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _guarded(lambda: _of_elements(asked, only))
     yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
+    yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
     yield from _named(_guarded(lambda: blocks.elements_left_out(asked)), only)
     yield from _named(_guarded(lambda: sums.in_16_bits(asked, every, only)), only)

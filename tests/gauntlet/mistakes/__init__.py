@@ -8,10 +8,12 @@ function that a mistake applies to some cases must have it, in each dtype: a ker
 from __future__ import annotations
 
 from tests.gauntlet.mistakes.alignments import ALIGNMENT_MISTAKES
+from tests.gauntlet.mistakes.contrastive import CONTRASTIVE_MISTAKES
 from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.flow import FLOW_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
 from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
+from tests.gauntlet.mistakes.margins import MARGIN_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
 from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
@@ -23,6 +25,8 @@ MISTAKES: tuple[Mistake, ...] = (
     *LABEL_MISTAKES,
     *UPSTREAM_MISTAKES,
     *ELEMENT_MISTAKES,
+    *MARGIN_MISTAKES,
+    *CONTRASTIVE_MISTAKES,
     *REGION_MISTAKES,
     *ALIGNMENT_MISTAKES,
     *HEAD_MISTAKES,

@@ -1,0 +1,90 @@
+"""Losses whose rows, along the last axis, are sums over elements or classes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refloss.device import empty
+from refloss.kernels.elementwise.loop import Loop, Task
+from refloss.kernels.elementwise.run import BLOCK_ELEMENTS, elementwise_loss
+from refloss.kernels.row_sums import row_quotients
+from refloss.result import Intermediates, LossResult
+
+if TYPE_CHECKING:
+    from refloss.options import Options
+
+
+def loss_of_rows(
+    loop: Loop,
+    inputs: dict[str, np.ndarray],
+    options: Options,
+    *,
+    target_has_gradient: bool,
+    weight: np.ndarray | None = None,
+    width: int,
+    reduction: str,
+) -> LossResult:
+    """A row's loss is the sum of the losses of its elements over a width; inputs are two, as a loop has them."""
+    (name, x), (target_name, t) = inputs.items()
+    rows = x.shape[:-1]
+    wanted = options.wanted([name, *[target_name] * target_has_gradient])
+    gradient = options.buffer(x, name, wanted=name in wanted)
+    target_gradient = empty(t.shape, t.dtype, like=t) if target_name in wanted else None
+    cotangent = options.cotangent(rows if reduction == "none" else ())
+    of_rows = reduction == "none" and cotangent.size == math.prod(rows)
+    task = Task(
+        loop=loop,
+        parameters=(),
+        input=x,
+        target=t,
+        weight=weight,
+        factor=None,
+        reduction="mean",
+        divisor=float(width * (math.prod(rows) if reduction == "mean" else 1)),
+        cotangent=np.broadcast_to(cotangent.reshape((*rows, 1)), x.shape) if of_rows else cotangent.reshape(()),
+        input_gradient=gradient,
+        target_gradient=target_gradient,
+        weight_gradient=None,
+    )
+    if reduction == "none":
+        loss: np.float64 | np.ndarray = _row_losses(task, width, options.backend)
+        if wanted:
+            elementwise_loss(task, options.backend)
+    else:
+        loss = elementwise_loss(task, options.backend)
+    buffers = {name: gradient, target_name: target_gradient}
+    return LossResult(
+        loss=loss,
+        grads={key: buffer for key, buffer in buffers.items() if buffer is not None},
+        intermediates=Intermediates({}, losses=functools.partial(_losses, task, options.backend)),
+    )
+
+
+def _losses(task: Task, backend: str) -> np.ndarray:
+    """The loss of every element, which nothing divides."""
+    of_elements = task._replace(reduction="none", input_gradient=None, target_gradient=None)
+    return np.asarray(elementwise_loss(of_elements, backend))
+
+
+def _row_losses(task: Task, width: int, backend: str) -> np.ndarray:
+    """Of some rows at a time, so that the losses of elements take little memory."""
+    shape = task.input.shape
+    if len(shape) == 1:
+        return _row_losses(_part(task, None), width, backend).reshape(())
+    losses = np.empty(shape[:-1])
+    step = max(1, BLOCK_ELEMENTS * shape[0] // max(task.input.size, 1))
+    for first in range(0, shape[0], step):
+        part = losses[first : first + step]
+        values = _losses(_part(task, slice(first, first + step)), backend).reshape(part.size, shape[-1])
+        part[:] = row_quotients(values, float(width)).reshape(part.shape)
+    return losses
+
+
+def _part(task: Task, index: Any) -> Task:
+    """Some rows of a task; what is not divided has no cotangent."""
+    weight = None if task.weight is None else task.weight[index]
+    return task._replace(input=task.input[index], target=task.target[index], weight=weight, cotangent=np.ones(()))
