@@ -16,6 +16,7 @@ import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, Case
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
+from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +33,10 @@ SAMPLES = {
     "bce": 11,
     "bce_with_logits": 26,
     "kl_div": 16,
+    "margin_ranking": 24,
     "nll": 61,
     "cross_entropy": 21,
 }
-FIRST_ARGUMENT = {"bce_with_logits": "logits", CROSS_ENTROPY: "logits"}  # "input" elsewhere
 TAKES_LABELS = ("nll", CROSS_ENTROPY)
 OPERATORS: dict[str, Any] = {
     loss: next(operator for operator in op_db if operator.name == f"nn.functional.{function.__name__}")
@@ -48,8 +49,7 @@ def _cases(loss: str, dtype: torch.dtype) -> Iterator[Case]:
     random = np.random.default_rng(31)
     torch.manual_seed(31)
     for number, sample in enumerate(OPERATORS[loss].sample_inputs("cpu", dtype, requires_grad=False)):
-        (target,) = sample.args
-        inputs = {FIRST_ARGUMENT.get(loss, "input"): array(sample.input), "target": array(target)}
+        inputs = dict(zip(FUNCTIONS[loss].required, map(array, (sample.input, *sample.args)), strict=True))
         inputs |= {name: array(value) for name, value in sample.kwargs.items() if isinstance(value, torch.Tensor)}
         options = {name: value for name, value in sample.kwargs.items() if not isinstance(value, torch.Tensor)}
         rows = [size for axis, size in enumerate(sample.input.shape) if axis != min(1, sample.input.ndim - 1)]
@@ -104,5 +104,5 @@ def test_errors_of_torch_are_errors_here(loss: str) -> None:
     assert errors
     for error in errors:
         sample = error.sample_input
-        with pytest.raises(ValueError, match=r"reduction is|target has shape|delta is"):
+        with pytest.raises(ValueError, match=r"reduction is|(target|input2) has shape|delta is"):
             getattr(refloss, loss)(sample.input, *sample.args, **sample.kwargs)

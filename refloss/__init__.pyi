@@ -24,6 +24,7 @@ from refloss.losses.huber import huber as huber
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
+from refloss.losses.margin_ranking import margin_ranking as margin_ranking
 from refloss.losses.mse import mse as mse
 from refloss.losses.nll import nll as nll
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
@@ -55,6 +56,7 @@ __all__ = [
     "kl_div",
     "l1",
     "lw_detr_object_detection",
+    "margin_ranking",
     "masked_lm",
     "mse",
     "nll",

@@ -211,6 +211,7 @@ class Magnitudes(NamedTuple):
     first: np.ndarray  # of the derivative for the first argument
     target: np.ndarray  # of that for the second
     multiplied: np.ndarray | float = 0.0  # by what, on the way to the derivative for the second
+    third: np.ndarray | float = 0.0  # of that for the third
 
 
 class AddedTerms(NamedTuple):

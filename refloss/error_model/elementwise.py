@@ -44,7 +44,7 @@ class _Part(NamedTuple):
 
 def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, Bound]:
     """Those of a loss whose terms its specification has."""
-    names = specification.required[:2]
+    names = specification.required
     shape = np.shape(case.inputs[names[0]])
     elements = Aligned(shape, case.inputs | {"grad_output": case.grad_output})
     weighted = "weight" in case.inputs
@@ -93,6 +93,7 @@ def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, 
         "loss": loss,
         f"grad.{names[0]}": Bound(shape, lambda first, last: slope(first, last, "first")),
         f"grad.{names[1]}": Bound(shape, lambda first, last: slope(first, last, "target")),
+        **{f"grad.{name}": Bound(shape, lambda first, last: slope(first, last, "third")) for name in names[2:]},
         "grad.weight": Bound(shape, of_weight),
         "intermediate.losses": Bound(
             shape, lambda first, last: (off + unit.inside) * value(first, last) + 2 * unit.tiny

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
+from tests.gauntlet.triples import MarginRanking
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -37,6 +38,7 @@ HONEST: dict[str, type[Kernel]] = {
     "bce": Bce,
     "bce_with_logits": BceWithLogits,
     "kl_div": KlDiv,
+    "margin_ranking": MarginRanking,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

@@ -90,6 +90,14 @@ def kl_div_of_log(x: Real, u: Real) -> Slopes:
     return p * (u - x), -p, p * (u - x + 1)
 
 
+def margin_ranking(x: Real, z: Real, y: Real, margin: Real) -> tuple[Real, Real, Real, Real]:
+    """max(0, m − y·(x − z)); at the hinge the derivatives of the side that has some."""
+    hinge = margin - y * (x - z)
+    if hinge < 0:
+        return ZERO, ZERO, ZERO, ZERO
+    return hinge, -y, y, z - x
+
+
 def sigmoid_focal(x: Real, t: Real, alpha: Real, gamma: Real) -> Slopes:
     """a·m^γ·b with m the missed probability, b the binary cross-entropy."""
     p, q = sigmoid(x), sigmoid(-x)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes
+from tests.mpfr import boxes, detection, elements, language, masks, rows, scenes, triples
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -53,6 +53,13 @@ _ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmo
 KINDS: Mapping[str, Mapping[str, Measure]] = {
     **{name: _element_kinds(name) for name in _ELEMENTS},
     "kl_div": _element_kinds("kl_div", "kl_div of logs"),
+    **{
+        name: {
+            kind: _of_samples(draw, functools.partial(triples.compare, loss))
+            for kind, draw in triples.Inputs(loss).kinds().items()
+        }
+        for name, loss in triples.LOSSES.items()
+    },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{

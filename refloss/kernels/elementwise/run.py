@@ -44,6 +44,9 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
         exact_mean = isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0
         mean = as_pair(total / normaliser) if exact_mean else (float(loss), 0.0)
         run(Pass(task, scalars._replace(mean=mean), None, gradients=True, whole=False))
+    if task.factor_gradient is not None:
+        of_factor = task.of_factor()
+        run(Pass(of_factor, _scalars(of_factor, normaliser), None, gradients=True, whole=False))
     return loss
 
 

@@ -168,6 +168,7 @@ FORMULAS_OF = (
     "bce",
     "bce_with_logits",
     "kl_div",
+    "margin_ranking",
     "sigmoid_focal",
     "varifocal",
 )

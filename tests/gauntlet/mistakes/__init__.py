@@ -14,12 +14,14 @@ from tests.gauntlet.mistakes.mistake import Mistake
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
+from tests.gauntlet.mistakes.triples import TRIPLE_MISTAKES
 
 MISTAKES: tuple[Mistake, ...] = (
     *SOFTMAX_MISTAKES,
     *LABEL_MISTAKES,
     *UPSTREAM_MISTAKES,
     *ELEMENT_MISTAKES,
+    *TRIPLE_MISTAKES,
     *REGION_MISTAKES,
     *HEAD_MISTAKES,
 )
