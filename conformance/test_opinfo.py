@@ -34,6 +34,7 @@ SAMPLES = {
     "bce_with_logits": 26,
     "kl_div": 16,
     "margin_ranking": 24,
+    "gaussian_nll": 108,
     "nll": 61,
     "cross_entropy": 21,
 }
@@ -49,6 +50,8 @@ def _cases(loss: str, dtype: torch.dtype) -> Iterator[Case]:
     random = np.random.default_rng(31)
     torch.manual_seed(31)
     for number, sample in enumerate(OPERATORS[loss].sample_inputs("cpu", dtype, requires_grad=False)):
+        if loss == "gaussian_nll" and sample.args[0].shape != sample.input.shape:
+            continue  # a target that broadcasts
         inputs = dict(zip(FUNCTIONS[loss].required, map(array, (sample.input, *sample.args)), strict=True))
         inputs |= {name: array(value) for name, value in sample.kwargs.items() if isinstance(value, torch.Tensor)}
         options = {name: value for name, value in sample.kwargs.items() if not isinstance(value, torch.Tensor)}
@@ -104,5 +107,5 @@ def test_errors_of_torch_are_errors_here(loss: str) -> None:
     assert errors
     for error in errors:
         sample = error.sample_input
-        with pytest.raises(ValueError, match=r"reduction is|(target|input2) has shape|delta is"):
+        with pytest.raises(ValueError, match=r"reduction is|(target|input2) has shape|delta is|var has shape"):
             getattr(refloss, loss)(sample.input, *sample.args, **sample.kwargs)

@@ -19,8 +19,10 @@ VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("margin_ranking", {}),
     ("margin_ranking", {"margin": 0.375}),
     ("margin_ranking", {"margin": -0.25}),
+    ("gaussian_nll", {}),
+    ("gaussian_nll", {"full": True, "eps": 0.5}),
 )
-ARGUMENTS = {"margin_ranking": ("input1", "input2", "target")}
+ARGUMENTS = {"margin_ranking": ("input1", "input2", "target"), "gaussian_nll": ("input", "target", "var")}
 
 
 def _ranks(random: np.random.Generator, shape: tuple[int, ...]) -> list[Array]:
@@ -30,7 +32,14 @@ def _ranks(random: np.random.Generator, shape: tuple[int, ...]) -> list[Array]:
     return [x, z, np.asarray(random.choice([-1.0, 1.0, 0.5], shape))]
 
 
-DRAWS = {"margin_ranking": _ranks}
+def _variances(random: np.random.Generator, shape: tuple[int, ...]) -> list[Array]:
+    if not shape:
+        return [np.asarray(value) for value in (0.75, -1.0, 0.5)]
+    x, t = np.asarray(2 * random.standard_normal(shape)), np.asarray(random.standard_normal(shape))
+    return [x, t, np.asarray(random.uniform(0.25, 2.0, shape))]
+
+
+DRAWS = {"margin_ranking": _ranks, "gaussian_nll": _variances}
 
 
 def _case(
@@ -44,7 +53,7 @@ def _case(
     **options: Any,
 ) -> Case:
     cotangent: Any = -3.5
-    if options.get("reduction") == "none":
+    if options.get("reduction") == "none" and inputs[0].ndim:
         cotangent = np.asarray(random.standard_normal(inputs[0].shape))
     arguments = dict(zip(ARGUMENTS[loss], inputs, strict=True))
     return Case(f"{loss}-{name}", loss, arguments, options, cotangent, layout, degenerate)
@@ -80,4 +89,24 @@ def _edges() -> Iterator[Case]:
         yield _case(random, "margin_ranking", name, inputs, reduction="none", degenerate=True)
 
 
-CASES: tuple[Case, ...] = (*_shapes(), *_edges())
+def _shared() -> Iterator[Case]:
+    """Variances that elements share, below eps, and of 0 or infinity."""
+    random = np.random.default_rng(43)
+    for shape, reduction in product(((4, 3, 1), (4, 3), (4, 1, 5), (1, 3, 5)), REDUCTIONS):
+        inputs = _variances(random, SHAPE)
+        inputs[2] = np.asarray(random.uniform(0.25, 2.0, shape))
+        name = f"shared_{'x'.join(map(str, shape))}-{reduction}"
+        yield _case(random, "gaussian_nll", name, inputs, reduction=reduction)
+    one = [*_variances(random, (7,))[:2], np.asarray(0.75)]
+    yield _case(random, "gaussian_nll", "shared_by_all", one)
+    x, t = _variances(random, (7,))[:2]
+    below = [x, t, np.array([0.0, 1e-9, 0.25, 0.5, 0.75, 1.0, 0.1])]
+    yield _case(random, "gaussian_nll", "below", below, reduction="none", eps=0.5)
+    yield _case(random, "gaussian_nll", "below-usual", [x, t, np.full(7, 2.0**-24)], reduction="none", eps=2.0**-20)
+    nothing = [np.array([0.0, 1.0, 0.0, 1.0, np.inf]), np.zeros(5), np.array([0.0, 0.0, np.inf, np.inf, 1.0])]
+    yield _case(random, "gaussian_nll", "nothing", nothing, reduction="none", eps=0.0, degenerate=True)
+    undefined = [np.array([np.nan, 0.0, 1.0]), np.array([0.0, np.nan, 0.0]), np.array([1.0, 1.0, np.nan])]
+    yield _case(random, "gaussian_nll", "undefined", undefined, reduction="none", degenerate=True)
+
+
+CASES: tuple[Case, ...] = (*_shapes(), *_edges(), *_shared())

@@ -19,6 +19,7 @@ from refloss.losses.bce import bce as bce
 from refloss.losses.bce_with_logits import bce_with_logits as bce_with_logits
 from refloss.losses.cross_entropy import cross_entropy as cross_entropy
 from refloss.losses.dice import dice as dice
+from refloss.losses.gaussian_nll import gaussian_nll as gaussian_nll
 from refloss.losses.giou import giou as giou
 from refloss.losses.huber import huber as huber
 from refloss.losses.iou import iou as iou
@@ -48,6 +49,7 @@ __all__ = [
     "deformable_detr_segmentation",
     "deimv2_object_detection",
     "dice",
+    "gaussian_nll",
     "get_num_threads",
     "giou",
     "grounding_dino_object_detection",

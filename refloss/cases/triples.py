@@ -86,3 +86,39 @@ def ranked(seed: int) -> Callable[[str], list[Case]]:
         ]
 
     return build
+
+
+def spread(uniform: np.ndarray, *, exact: bool = False) -> np.ndarray:
+    """Variances from 1/16 to 8 of uniform numbers, most of them small; multiples of an eighth if they are to be."""
+    return np.round(8.0 * uniform + 0.5) / 4.0 + 0.125 if exact else 0.0625 + 8.0 * uniform * uniform * uniform
+
+
+def _drawn_variances(source: Source, *shape: int) -> tuple[np.ndarray, ...]:
+    return source.normal(*shape) * 2.0, source.normal(*shape) * 2.0, spread(source.uniform(*shape))
+
+
+def likely(seed: int) -> Callable[[str], list[Case]]:
+    """Of gaussian_nll: variances that elements share, that are below the least one, and squared distances."""
+
+    def build(function: str) -> list[Case]:
+        of, source = _Function(function, ("input", "target", "var")), Source(seed)
+        x, t, v = small = _drawn_variances(source, 4, 7)
+        # Quarters, whose squares every format holds; where there is no distance, any variance.
+        quarters = np.round(t * 4.0) / 4.0
+        steps = (np.arange(28) - 14).reshape(4, 7) / 4.0
+        squares = np.where(steps == 0.0, 2.0, steps * steps)
+        shared = {"last": v[:, :1], "lacking": v[:, 0], "first": v[:1], "all": v[0, 0]}
+        return [
+            *of.usual(source, small, _drawn_variances),
+            *of.options("full", small, *_REDUCTIONS, seed=212, full=True, eps=0.25),
+            *of.options("small", (x, t, v - 0.0625), "none", seed=213, eps=2.0),
+            *of.options("squares", (quarters + steps, quarters, squares), "none", seed=214, full=True),
+            *(
+                case
+                for k, (name, narrow) in enumerate(shared.items())
+                for case in of.options(f"shared-{name}", (x, t, narrow), _REDUCTIONS[k % 3], seed=215 + k)
+            ),
+            of.case("hit", (t, t, v), grad_output=-1.5, dtype=np.float32),
+        ]
+
+    return build

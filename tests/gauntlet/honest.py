@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
-from tests.gauntlet.triples import MarginRanking
+from tests.gauntlet.triples import GaussianNll, MarginRanking
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -39,6 +39,7 @@ HONEST: dict[str, type[Kernel]] = {
     "bce_with_logits": BceWithLogits,
     "kl_div": KlDiv,
     "margin_ranking": MarginRanking,
+    "gaussian_nll": GaussianNll,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

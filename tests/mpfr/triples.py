@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -59,6 +60,25 @@ def _near_ranks(generator: np.random.Generator, size: int) -> Arrays:
     return (z + margin / y) * (1 + generator.choice(np.array([0.0, *DISTANCES]), size)), z, y
 
 
+def _variances(generator: np.random.Generator, size: int) -> Arrays:
+    return (*generator.standard_normal((2, size)), generator.exponential(1.0, size))
+
+
+def _near_variances(generator: np.random.Generator, size: int) -> Arrays:
+    """Variances that are the squared distance, or nearly, and distances that make the loss 0, or nearly."""
+    x, t = generator.standard_normal((2, size)).astype(np.float32)
+    distance = x.astype(np.float64) - t
+    v = np.where(generator.random(size) < 0.5, distance * distance, np.exp(-generator.exponential(2.0, size)))
+    constant = generator.choice([0.0, np.log(2 * np.pi)], size)
+    root = np.sqrt(np.maximum(-v * (np.log(v) + constant), 0.0))
+    t = np.where(v == distance * distance, t, x - root)
+    # Quarters, where both are equal to the last bit.
+    whole = generator.random(size) < 0.1
+    x, t = np.where(whole, np.round(4 * x) / 4, x), np.where(whole, np.round(4 * t) / 4, t)
+    v = np.where(whole, np.maximum((x - t) ** 2, 0.0625), v)
+    return x, t, v * (1 + generator.choice(np.array([0.0, 0.0, *DISTANCES, 2.0**-40, 2.0**-50]), size))
+
+
 LOSSES = {
     loss.name: loss
     for loss in (
@@ -69,6 +89,21 @@ LOSSES = {
             _ranks,
             _near_ranks,
             ({"margin": 0.0}, {"margin": 0.5}, {"margin": 0.1}, {"margin": -0.3}),
+        ),
+        TripleLoss(
+            "gaussian_nll",
+            ("input", "target", "var"),
+            lambda p: functools.partial(definitions.gaussian_nll, eps=real(p["eps"]), full=p["full"]),
+            _variances,
+            _near_variances,
+            tuple({"eps": eps, "full": full} for full in (False, True) for eps in (1e-6, 0.1)),
+            broadcast=(
+                ((50, 7), (50, 1)),
+                ((6, 50), (6,)),
+                ((30, 11), (1, 11)),
+                ((2, 5, 30), (2, 1, 30)),
+                ((300,), (1,)),
+            ),
         ),
     )
 }
