@@ -26,12 +26,14 @@ from refloss.losses.cosine_embedding import cosine_embedding as cosine_embedding
 from refloss.losses.cross_entropy import cross_entropy as cross_entropy
 from refloss.losses.ctc import ctc as ctc
 from refloss.losses.dice import dice as dice
+from refloss.losses.gaussian_nll import gaussian_nll as gaussian_nll
 from refloss.losses.giou import giou as giou
 from refloss.losses.hinge_embedding import hinge_embedding as hinge_embedding
 from refloss.losses.huber import huber as huber
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
+from refloss.losses.margin_ranking import margin_ranking as margin_ranking
 from refloss.losses.mse import mse as mse
 from refloss.losses.multi_margin import multi_margin as multi_margin
 from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
@@ -62,6 +64,7 @@ __all__ = [
     "deformable_detr_segmentation",
     "deimv2_object_detection",
     "dice",
+    "gaussian_nll",
     "get_num_threads",
     "giou",
     "grounding_dino_object_detection",

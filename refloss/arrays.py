@@ -197,9 +197,21 @@ def check_range(array: np.ndarray, low: float, high: float, name: str) -> None:
     """Raise unless every element is in [low, high]."""
     if array.size == 0 or (array.min() >= low and array.max() <= high):
         return
-    index = tuple(int(i) for i in np.argwhere(~((array >= low) & (array <= high)))[0])
+    raise ValueError(f"{_first_of(array, ~((array >= low) & (array <= high)), name)} is outside [{low:g}, {high:g}]")
+
+
+def check_not_negative(array: np.ndarray, name: str) -> None:
+    """Raise if an element is negative; what is undefined is not."""
+    wrong = array < 0
+    if wrong.any():
+        raise ValueError(f"{_first_of(array, wrong, name)} is negative")
+
+
+def _first_of(array: np.ndarray, wrong: np.ndarray, name: str) -> str:
+    """The first of some elements, with its index, as an error shows it."""
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
     where = f"{name}[{', '.join(str(i) for i in index)}]" if index else name
-    raise ValueError(f"{where} = {array[index]} is outside [{low:g}, {high:g}]")
+    return f"{where} = {array[index]}"
 
 
 def _shown(value: Any) -> str:

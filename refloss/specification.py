@@ -82,7 +82,7 @@ class Argument:
         shift: for labels, how many places after its row a label stands.
         resampled: whether rows are made from it, with other sizes, before anything else.
         batched: whether its first axis is that of the batch.
-        broadcast: whether a weight may have fewer axes than what it weighs.
+        broadcast: whether it may have fewer axes than the first argument, or sizes of 1.
         on_gpu: whether it is computed where it lives, if that is a GPU; all other arguments are copied to the host.
         nested: whether it is a list of arrays, or of mappings to arrays.
         shape: the names of its axes, such as "B S V", "..." for any more of them, and | between several shapes; if
@@ -245,6 +245,7 @@ class Magnitudes(NamedTuple):
     first: np.ndarray  # of the derivative for the first argument
     target: np.ndarray  # of that for the second
     multiplied: np.ndarray | float = 0.0  # by what, on the way to the derivative for the second
+    third: np.ndarray | float = 0.0  # of that for the third
 
 
 class AddedTerms(NamedTuple):

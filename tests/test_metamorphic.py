@@ -48,6 +48,8 @@ OF = {
     "hinge_embedding": {*OF_ELEMENTS, "scaled"} - {"losses not negative"},
     "sigmoid_contrastive": {*OF_ALL, "permuted pairs", "transposed"},
     "dice": OF_ELEMENTS,
+    "gaussian_nll": {*OF_ELEMENTS, "symmetric", "moved"} - {"losses not negative"},
+    **dict.fromkeys(("dice", "margin_ranking"), OF_ELEMENTS),
     "iou": OF_BOXES,
     "giou": OF_BOXES,
     "ctc": OF_ALL - {"losses not negative"},

@@ -10,7 +10,7 @@ import pytest
 
 from refloss.homes import homes
 from tests import detection_truth
-from tests.mpfr import boxes, definitions, masks, rows
+from tests.mpfr import boxes, definitions, masks, rows, triples
 from tests.mpfr.measure import KINDS, measured
 from tests.mpfr.rounding import DTYPES, PRECISION, exact, judge, real, reals
 from tests.truth import FORMATS, cross_entropy_row
@@ -21,6 +21,8 @@ OF_ELEMENTS = (
     *("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal"),
     *("soft_margin", "hinge_embedding", "sigmoid_contrastive"),
 )
+OF_ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal")
+OF_TRIPLES = tuple(triples.LOSSES)
 
 VALUES = {
     "mse": lambda x, t: (x - t) ** 2,
@@ -213,7 +215,8 @@ def test_every_public_function_has_a_definition():
 
 
 @pytest.mark.parametrize(
-    ("function", "kind"), [(function, kind) for function in (*OF_ELEMENTS, "cross_entropy") for kind in KINDS[function]]
+    ("function", "kind"),
+    [(function, kind) for function in (*OF_ELEMENTS, *OF_TRIPLES, "cross_entropy") for kind in KINDS[function]],
 )
 def test_adversarial_inputs_are_rounded_once(function, kind):
     """benchmarks/accuracy.py looks at a hundred times as many elements, of every function."""

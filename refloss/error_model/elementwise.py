@@ -42,11 +42,23 @@ class _Part(NamedTuple):
     magnitudes: Magnitudes
 
 
+def _with_last_axis(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.ndim == 0:
+        return array.reshape((1,) * len(shape))
+    return array[..., None] if array.ndim < len(shape) else array
+
+
+def _shared_axes(narrow: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis, (own, size) in enumerate(zip(narrow, shape, strict=True)) if own != size)
+
+
 def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, Bound]:
     """Those of a loss whose terms its specification has."""
-    names = specification.required[:2]
+    names = specification.required
     shape = np.shape(case.inputs[names[0]])
-    elements = Aligned(shape, case.inputs | {"grad_output": case.grad_output})
+    # An array that elements may share the numbers of lacks the last axis, or has size 1 there or elsewhere.
+    thirds = {name: _with_last_axis(case.inputs[name], shape) for name in names[2:]}
+    elements = Aligned(shape, case.inputs | thirds | {"grad_output": case.grad_output})
     weighted = "weight" in case.inputs
     by_weight = weighted and specification.mean == "weights"
     reduction = case.parameters.get("reduction", "mean")
@@ -84,6 +96,18 @@ def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, 
         # A number of elements is exact, a sum of weights is not.
         return np.asarray((off_sum if by_weight else off) * coefficient * here.weight * terms + lost)
 
+    def of_third(name: str) -> Bound:
+        if thirds[name].shape == shape:
+            return Bound(shape, lambda first, last: slope(first, last, "third"))
+
+        def shared(first: int, last: int) -> np.ndarray:
+            here = at(first, last)
+            terms = here.cotangent / divisor * here.magnitudes.third
+            return np.asarray(slope(first, last, "third") + unit.sum(elements.size / max(thirds[name].size, 1)) * terms)
+
+        axes = _shared_axes(thirds[name].shape, shape)
+        return whole(np.add.reduce(np.asarray(Bound(shape, shared)), axes), case.inputs[name].shape)
+
     def of_weight(first: int, last: int) -> np.ndarray:
         here = at(first, last)
         terms = here.magnitudes.value + mean
@@ -93,6 +117,7 @@ def bounds(specification: Elementwise, case: Case, unit: Roundoff) -> dict[str, 
         "loss": loss,
         f"grad.{names[0]}": Bound(shape, lambda first, last: slope(first, last, "first")),
         f"grad.{names[1]}": Bound(shape, lambda first, last: slope(first, last, "target")),
+        **{f"grad.{name}": of_third(name) for name in thirds},
         "grad.weight": Bound(shape, of_weight),
         "intermediate.losses": Bound(
             shape, lambda first, last: (off + unit.inside) * value(first, last) + 2 * unit.tiny

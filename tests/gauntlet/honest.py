@@ -11,6 +11,7 @@ from tests.gauntlet.contrastive import SigmoidContrastive
 from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
+from tests.gauntlet.triples import GaussianNll, MarginRanking
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -45,6 +46,8 @@ HONEST: dict[str, type[Kernel]] = {
     "soft_margin": SoftMargin,
     "hinge_embedding": HingeEmbedding,
     "sigmoid_contrastive": SigmoidContrastive,
+    "margin_ranking": MarginRanking,
+    "gaussian_nll": GaussianNll,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

@@ -106,6 +106,22 @@ def kl_div_of_log(x: Real, u: Real) -> Slopes:
     return p * (u - x), -p, p * (u - x + 1)
 
 
+def margin_ranking(x: Real, z: Real, y: Real, margin: Real) -> tuple[Real, Real, Real, Real]:
+    """max(0, m − y·(x − z)); at the hinge the derivatives of the side that has some."""
+    hinge = margin - y * (x - z)
+    if hinge < 0:
+        return ZERO, ZERO, ZERO, ZERO
+    return hinge, -y, y, z - x
+
+
+def gaussian_nll(x: Real, t: Real, var: Real, eps: Real, *, full: bool) -> tuple[Real, Real, Real, Real]:
+    """(log v + d²/v)/2 with v = max(var, ε), whose derivative is not clamped."""
+    d, v = x - t, max(var, eps)
+    value = log(v) + d * d / v
+    value = value + log(2 * gmpy2.const_pi()) if full else value
+    return value / 2, d / v, -d / v, (v - d * d) / (2 * v * v)
+
+
 def sigmoid_focal(x: Real, t: Real, alpha: Real, gamma: Real) -> Slopes:
     """a·m^γ·b with m the missed probability, b the binary cross-entropy."""
     p, q = sigmoid(x), sigmoid(-x)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import alignments, boxes, contrastive, detection, elements, flow, language, masks, points, rows, scenes, transducers, vectors
+from tests.mpfr import alignments, boxes, contrastive, detection, elements, flow, language, masks, points, rows, scenes, transducers, triples, vectors
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -62,6 +62,12 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "kl_div": _element_kinds("kl_div", "kl_div of logs"),
     "sigmoid_contrastive": {
         kind: _of_samples(draw, contrastive.sigmoid_contrastive) for kind, draw in contrastive.KINDS.items()
+    **{
+        name: {
+            kind: _of_samples(draw, functools.partial(triples.compare, loss))
+            for kind, draw in triples.Inputs(loss).kinds().items()
+        }
+        for name, loss in triples.LOSSES.items()
     },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},

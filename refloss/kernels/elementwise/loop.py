@@ -318,6 +318,15 @@ class Task(NamedTuple):
     input_gradient: np.ndarray | None
     target_gradient: np.ndarray | None
     weight_gradient: np.ndarray | None
+    factor_loop: Loop | None = None  # whose derivative for input is that for the factor; its values are not looked at
+    factor_gradient: np.ndarray | None = None
+
+    def of_factor(self) -> Task:
+        """What is left to do for a factor that has a gradient: a pass over the same elements."""
+        assert self.factor_loop is not None
+        return self._replace(
+            loop=self.factor_loop, input_gradient=self.factor_gradient, target_gradient=None, weight_gradient=None
+        )
 
     def inputs(self, elements: Callable[[np.ndarray, tuple[int, ...]], Any]) -> Inputs:
         """What a pass reads, as a device sees the elements of an array, or of a number that stands for a shape."""

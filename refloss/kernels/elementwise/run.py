@@ -12,8 +12,9 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.elementwise.loop import NO_PARAMETERS, Pass, Scalars, Task, compiled
+from refloss.kernels.elementwise.shared import add_shared
 from refloss.kernels.rows import elements_of
-from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, joined_sum, quotient
+from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, joined_sum, quotient, ratio
 from refloss.numerics.sums import LIMBS, accumulated
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ BLOCK_ELEMENTS = 1 << 18
 # Coefficients beyond these might overflow, or lose digits, before a derivative makes up for it. Within them, products
 # with derivatives from 2^-300 to 2^400 are finite, and their low parts, down to 2^-106 of them, normal numbers.
 _SMALLEST, _LARGEST = Fraction(1, 2**600), Fraction(2**600)
+# A cotangent that changes nothing.
+_ONE = np.ones(())
 # Stands in for what is not written.
 _NOWHERE = elements_of(np.empty(()))
 Pair = tuple[float, float]
@@ -44,12 +47,29 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
         exact_mean = isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0
         mean = as_pair(total / normaliser) if exact_mean else (float(loss), 0.0)
         run(Pass(task, scalars._replace(mean=mean), None, gradients=True, whole=False))
+    if task.factor_gradient is not None:
+        _hand_to_factor(task, task.factor_gradient, normaliser, run)
     return loss
 
 
 def exact_total(task: Task, backend: str) -> Exact:
     """The sum of the elements' values before they are rounded to float64; nothing is written."""
     return _device(backend)(Pass(task, _scalars(task, Fraction(1)), None, gradients=False, whole=True))
+def _hand_to_factor(task: Task, gradient: np.ndarray, normaliser: Exact, run: Callable[[Pass], Exact]) -> None:
+    """The gradient of a factor: that of every element, or the sum of those that share one of its own."""
+    of_factor = task.of_factor()
+    if gradient.shape == task.input.shape:
+        run(Pass(of_factor, _scalars(of_factor, normaliser), None, gradients=True, whole=False))
+        return
+    # What is summed are the derivatives' pairs: the high parts as values, the low ones as the second derivative.
+    high, low = np.empty(task.input.shape), np.empty(task.input.shape)
+    parts = of_factor._replace(
+        reduction="none", cotangent=_ONE, input_gradient=None, target_gradient=low, weight_gradient=None
+    )
+    run(Pass(parts, _scalars(parts, Fraction(1)), high, gradients=True, whole=False))
+    cotangent = task.cotangent
+    number = exact(cotangent.item()) if cotangent.ndim == 0 else Fraction(1)
+    add_shared(high, low, cotangent if cotangent.ndim else _ONE, as_pair(ratio(number, normaliser)), gradient)
 
 
 def _scalars(task: Task, normaliser: Exact) -> Scalars:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.roundoff import real
-from refloss.testing.mistakes import distance_steps, divergence_steps, focal_steps, margin_steps
+from refloss.testing.mistakes import distance_steps, divergence_steps, focal_steps, margin_steps, triple_steps
 from refloss.testing.mistakes.elements import Elements, derivatives, of_formula, softplus, tensors
 from refloss.testing.mistakes.focal_steps import focal, varifocal
 
@@ -160,6 +160,8 @@ STEPS: dict[str, dict[str, Step]] = {
         "log σ(x) by the logarithm of a rounded sigmoid": _rounded_sigmoid,
     },
     "bce": {"the logarithm is not clamped at −100": _not_clamped},
+    "gaussian_nll": triple_steps.OF_VARIANCES,
+    "margin_ranking": triple_steps.OF_RANKS,
     "sigmoid_focal": _ON_LOGITS | focal_steps.STEPS,
     "varifocal": _ON_LOGITS,
     "soft_margin": margin_steps.OF_SOFT_MARGIN,

@@ -170,6 +170,8 @@ FORMULAS_OF = (
     "kl_div",
     "soft_margin",
     "hinge_embedding",
+    "gaussian_nll",
+    "margin_ranking",
     "sigmoid_focal",
     "varifocal",
 )

@@ -19,6 +19,7 @@ from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
+from tests.gauntlet.mistakes.triples import TRIPLE_MISTAKES
 
 MISTAKES: tuple[Mistake, ...] = (
     *SOFTMAX_MISTAKES,
@@ -27,6 +28,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *ELEMENT_MISTAKES,
     *MARGIN_MISTAKES,
     *CONTRASTIVE_MISTAKES,
+    *TRIPLE_MISTAKES,
     *REGION_MISTAKES,
     *ALIGNMENT_MISTAKES,
     *HEAD_MISTAKES,

@@ -1,0 +1,112 @@
+"""Cases of the losses of three arrays of corresponding elements."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conformance.cases import Array, Case, Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+REDUCTIONS = ("mean", "sum", "none")
+SHAPE = (4, 3, 5)
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "transposed")
+VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("margin_ranking", {}),
+    ("margin_ranking", {"margin": 0.375}),
+    ("margin_ranking", {"margin": -0.25}),
+    ("gaussian_nll", {}),
+    ("gaussian_nll", {"full": True, "eps": 0.5}),
+)
+ARGUMENTS = {"margin_ranking": ("input1", "input2", "target"), "gaussian_nll": ("input", "target", "var")}
+
+
+def _ranks(random: np.random.Generator, shape: tuple[int, ...]) -> list[Array]:
+    if not shape:  # a gradient that is not 0
+        return [np.asarray(value) for value in (0.25, 1.0, 1.0)]
+    x, z = np.asarray(2 * random.standard_normal(shape)), np.asarray(random.standard_normal(shape))
+    return [x, z, np.asarray(random.choice([-1.0, 1.0, 0.5], shape))]
+
+
+def _variances(random: np.random.Generator, shape: tuple[int, ...]) -> list[Array]:
+    if not shape:
+        return [np.asarray(value) for value in (0.75, -1.0, 0.5)]
+    x, t = np.asarray(2 * random.standard_normal(shape)), np.asarray(random.standard_normal(shape))
+    return [x, t, np.asarray(random.uniform(0.25, 2.0, shape))]
+
+
+DRAWS = {"margin_ranking": _ranks, "gaussian_nll": _variances}
+
+
+def _case(
+    random: np.random.Generator,
+    loss: str,
+    name: str,
+    inputs: list[Array],
+    *,
+    layout: Layout = "contiguous",
+    degenerate: bool = False,
+    **options: Any,
+) -> Case:
+    cotangent: Any = -3.5
+    if options.get("reduction") == "none" and inputs[0].ndim:
+        cotangent = np.asarray(random.standard_normal(inputs[0].shape))
+    arguments = dict(zip(ARGUMENTS[loss], inputs, strict=True))
+    return Case(f"{loss}-{name}", loss, arguments, options, cotangent, layout, degenerate)
+
+
+def _shapes() -> Iterator[Case]:
+    """Every option with every reduction: without axes, empty, and in every layout."""
+    random = np.random.default_rng(41)
+    for (loss, options), reduction in product(VARIANTS, REDUCTIONS):
+        words = "".join(f"-{name}_{value}" for name, value in options.items())
+        chosen = {**options, "reduction": reduction}
+        yield _case(random, loss, f"number-{reduction}{words}", DRAWS[loss](random, ()), **chosen)
+        empty = DRAWS[loss](random, (0, 3))
+        yield _case(random, loss, f"empty-{reduction}{words}", empty, degenerate=True, **chosen)
+        for layout in LAYOUTS:
+            inputs = DRAWS[loss](random, SHAPE)
+            yield _case(random, loss, f"{layout}-{reduction}{words}", inputs, layout=layout, **chosen)
+
+
+def _edges() -> Iterator[Case]:
+    """The hinge, on both sides of it, and what is not finite; numbers that every dtype holds exactly."""
+    random = np.random.default_rng(42)
+    z = np.array([0.25, -1.0, 0.5, 3.0, -2.0, 0.0, 1.0])
+    y = np.array([1.0, -1.0, 1.0, -1.0, 1.0, 1.0, -1.0])
+    for margin in (0.0, 0.5):
+        x = z + y * (margin + np.array([0.0, 0.25, 0.0, -0.25, 1.0, -1.0, 0.0]))
+        hinge = [x, z, y]
+        yield _case(random, "margin_ranking", f"hinge-{margin}", hinge, reduction="none", margin=margin)
+        yield _case(random, "margin_ranking", f"hinge_mean-{margin}", hinge, margin=margin)
+    unbounded = [np.array([np.inf, -np.inf, 1.0, np.inf]), np.array([0.0, 1.0, -np.inf, np.inf]), np.ones(4)]
+    undefined = [np.array([np.nan, 0.0, 1.0]), np.array([0.0, np.nan, 2.0]), np.array([1.0, 1.0, np.nan])]
+    for name, inputs in (("infinite", unbounded), ("undefined", undefined)):
+        yield _case(random, "margin_ranking", name, inputs, reduction="none", degenerate=True)
+
+
+def _shared() -> Iterator[Case]:
+    """Variances that elements share, below eps, and of 0 or infinity."""
+    random = np.random.default_rng(43)
+    for shape, reduction in product(((4, 3, 1), (4, 3), (4, 1, 5), (1, 3, 5)), REDUCTIONS):
+        inputs = _variances(random, SHAPE)
+        inputs[2] = np.asarray(random.uniform(0.25, 2.0, shape))
+        name = f"shared_{'x'.join(map(str, shape))}-{reduction}"
+        yield _case(random, "gaussian_nll", name, inputs, reduction=reduction)
+    one = [*_variances(random, (7,))[:2], np.asarray(0.75)]
+    yield _case(random, "gaussian_nll", "shared_by_all", one)
+    x, t = _variances(random, (7,))[:2]
+    below = [x, t, np.array([0.0, 1e-9, 0.25, 0.5, 0.75, 1.0, 0.1])]
+    yield _case(random, "gaussian_nll", "below", below, reduction="none", eps=0.5)
+    yield _case(random, "gaussian_nll", "below-usual", [x, t, np.full(7, 2.0**-24)], reduction="none", eps=2.0**-20)
+    nothing = [np.array([0.0, 1.0, 0.0, 1.0, np.inf]), np.zeros(5), np.array([0.0, 0.0, np.inf, np.inf, 1.0])]
+    yield _case(random, "gaussian_nll", "nothing", nothing, reduction="none", eps=0.0, degenerate=True)
+    undefined = [np.array([np.nan, 0.0, 1.0]), np.array([0.0, np.nan, 0.0]), np.array([1.0, 1.0, np.nan])]
+    yield _case(random, "gaussian_nll", "undefined", undefined, reduction="none", degenerate=True)
+
+
+CASES: tuple[Case, ...] = (*_shapes(), *_edges(), *_shared())

@@ -1,0 +1,85 @@
+"""Mistaken formulas of losses of three arrays: the third is among the inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from refloss.roundoff import real
+from refloss.testing.mistakes.elements import STEP, Elements, tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from refloss.testing.mistakes.elements import Formula, Step, Tensors
+
+
+def _third(given: Elements, name: str, slope: np.ndarray) -> Tensors:
+    """The gradient for the third array: the sum of those of elements that share a number of it."""
+    shape = given.inputs[name].shape
+    each = given.cotangent / given.divisor * slope
+    kept = _kept(given.inputs[name], each.shape)
+    shared = tuple(axis for axis, (own, size) in enumerate(zip(kept, each.shape, strict=True)) if own != size)
+    return {f"grad.{name}": np.asarray(np.add.reduce(each, shared, keepdims=True)).reshape(shape)}
+
+
+def _kept(array: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Its shape with an axis for each of the elements'."""
+    return array.shape + (1,) * (len(shape) - array.ndim)
+
+
+def _no_slope_at_hinge(given: Elements) -> Iterator[Tensors]:
+    y, distance = real(given.inputs["target"]), given.x - given.t
+    hinge = given.parameters.get("margin", 0.0) - y * distance
+    if (hinge == 0).any():
+        above = hinge > 0
+        slope = np.where(above, y, 0.0)
+        yield tensors(given, None, -slope, slope) | _third(given, "target", np.where(above, -distance, 0.0))
+
+
+def _variances(given: Elements) -> np.ndarray:
+    var = given.inputs["var"]
+    return np.broadcast_to(real(var).reshape(_kept(var, given.x.shape)), given.x.shape)
+
+
+def _of_variance(given: Elements, formula: Formula) -> Iterator[Tensors]:
+    """Another function of d and the clamped variance."""
+    d, v = given.x - given.t, np.maximum(_variances(given), given.parameters.get("eps", 1e-6))
+    constant = np.log(2 * np.pi) / 2 if given.parameters.get("full") else 0.0
+    of_d, of_v = formula(d + STEP * 1j, v + 0j), formula(d + 0j, v + STEP * 1j)
+    slope = of_d.imag / STEP
+    yield tensors(given, of_d.real + constant, slope, -slope) | _third(given, "var", of_v.imag / STEP)
+
+
+def _of_deviations(given: Elements) -> Iterator[Tensors]:
+    yield from _of_variance(given, lambda d, v: np.log(v) + d * d / (2 * v * v))
+
+
+def _of_log_variances(given: Elements) -> Iterator[Tensors]:
+    yield from _of_variance(given, lambda d, v: (v + d * d * np.exp(-v)) / 2)
+
+
+def _clamp_differentiated(given: Elements) -> Iterator[Tensors]:
+    var, eps = _variances(given), given.parameters.get("eps", 1e-6)
+    if (var < eps).any():
+        v = np.maximum(var, eps)
+        slope = (1 - (given.x - given.t) ** 2 / v) / (2 * v)
+        yield _third(given, "var", np.where(var < eps, 0.0, slope))
+
+
+def _mean_of_shared(given: Elements) -> Iterator[Tensors]:
+    count = given.x.size / max(given.inputs["var"].size, 1)
+    if count > 1:
+        v = np.maximum(_variances(given), given.parameters.get("eps", 1e-6))
+        slope = (1 - (given.x - given.t) ** 2 / v) / (2 * v)
+        yield _third(given, "var", slope / count)
+
+
+OF_VARIANCES: dict[str, Step] = {
+    "var is taken to be a standard deviation": _of_deviations,
+    "var is taken to be a logarithm": _of_log_variances,
+    "var has no gradient below eps": _clamp_differentiated,
+    "the gradient of a shared var is a mean": _mean_of_shared,
+}
+OF_RANKS: dict[str, Step] = {"the hinge has no slope where it is 0": _no_slope_at_hinge}

@@ -1,0 +1,94 @@
+"""Losses of three arrays of corresponding elements."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tests.gauntlet.kernels import Kernel
+
+if TYPE_CHECKING:
+    from tests.gauntlet.kernels import Answer
+
+Slopes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # the loss of each element, and its derivatives
+
+
+class Triples(Kernel):
+    """A loss of each element, and their sum or mean."""
+
+    names = "input", "target", "var"
+
+    def element(self, *values: np.ndarray, parameters: dict[str, Any]) -> Slopes:
+        """The loss of each element."""
+        raise NotImplementedError
+
+    def given(self, inputs: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An input, as the first one is; elements may share its numbers."""
+        array = inputs[name].astype(self.widened(inputs[self.names[0]]).dtype)
+        return np.broadcast_to(array.reshape(array.shape + (1,) * (len(shape) - array.ndim)), shape)
+
+    def gathered(self, gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The sum over the elements that share a number."""
+        kept = shape + (1,) * (gradient.ndim - len(shape))
+        for axis, size in enumerate(kept):
+            if size != gradient.shape[axis]:
+                gradient = np.expand_dims(self.sum(gradient, axis), axis)
+        return gradient.reshape(shape)
+
+    def answer(self, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Answer:
+        """The loss and its gradients."""
+        shape = inputs[self.names[0]].shape
+        values = [self.given(inputs, name, shape) for name in self.names]
+        losses, *slopes = self.element(*values, parameters=parameters)
+        reduction = parameters.get("reduction", "mean")
+        divisor = losses.dtype.type(losses.size if reduction == "mean" else 1)
+        loss = losses if reduction == "none" else np.asarray(self.sum(losses) / divisor)
+        factor = self.upstream(cotangent, losses) / divisor
+        grads = {
+            name: self.gathered(factor * slope, inputs[name].shape).astype(inputs[name].dtype)
+            for name, slope in zip(self.names, slopes, strict=True)
+        }
+        return loss, grads
+
+
+class MarginRanking(Triples):
+    """max(0, m − y·(x − z))."""
+
+    names = "input1", "input2", "target"
+
+    def counts(self, hinge: np.ndarray) -> np.ndarray:
+        """Where there is a slope."""
+        return np.asarray(hinge >= 0)
+
+    def element(self, *values: np.ndarray, parameters: dict[str, Any]) -> Slopes:
+        """The hinge, and its slopes on one side of it."""
+        x, z, y = values
+        hinge = x.dtype.type(parameters.get("margin", 0.0)) - y * (x - z)
+        counts = self.counts(hinge)
+        return np.maximum(hinge, 0), np.where(counts, -y, 0), np.where(counts, y, 0), np.where(counts, z - x, 0)
+
+
+class GaussianNll(Triples):
+    """(log v + d²/v)/2 with v = max(var, ε)."""
+
+    def clamped(self, var: np.ndarray, eps: float) -> np.ndarray:
+        """The variance that divides."""
+        return np.maximum(var, var.dtype.type(eps))
+
+    def of_distance(self, d: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The loss, and its derivatives in the distance and in the variance."""
+        square = d * d / v
+        return (np.log(v) + square) / 2, d / v, (1 - square) / (2 * v)
+
+    def slope(self, slope: np.ndarray, var: np.ndarray, eps: float) -> np.ndarray:
+        """That in the variance, whatever was clamped."""
+        return slope
+
+    def element(self, *values: np.ndarray, parameters: dict[str, Any]) -> Slopes:
+        """The constant has no slope."""
+        x, t, var = values
+        eps = float(parameters.get("eps", 1e-6))
+        losses, of_d, of_v = self.of_distance(x - t, self.clamped(var, eps))
+        losses = losses + losses.dtype.type(0.5 * np.log(2 * np.pi)) if parameters.get("full") else losses
+        return losses, of_d, -of_d, self.slope(of_v, var, eps)
