@@ -14,8 +14,8 @@ import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, IGNORED, Array
 from conformance.heads import HEADS, Part, attributes, parts
-from refloss.registry import FUNCTIONS
 from conformance.transducers import TRANSDUCERS, as_transformers_has_it
+from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -130,14 +130,6 @@ def elementwise_intermediates(call: Call) -> dict[str, torch.Tensor]:
     losses = TORCH_FUNCTIONS[call.case.loss](values, **options)
     found = {"losses": losses, "nll": losses, "probabilities": values.sigmoid()}
     return {name: value for name, value in found.items() if name in told}
-    """The loss of every element, and what a logit stands for."""
-    if call.case.loss == "nll":
-        return {}
-    values, *options = call.arguments  # the first is not everywhere named as in refloss
-    others = {name: call.arguments[name] for name in options} | {"reduction": "none"}
-    values = call.arguments[values]
-    result = {"losses": TORCH_FUNCTIONS[call.case.loss](values, **others)}
-    return result | ({"probabilities": values.sigmoid()} if call.case.loss == "bce_with_logits" else {})
 
 
 def cross_entropy_intermediates(call: Call) -> dict[str, torch.Tensor]:

@@ -35,24 +35,9 @@ MOST = 64  # samples in a dtype that people train in; in float64 it is all of th
 LEFT_OUT = {
     "linear_cross_entropy": "to come",
     "triplet_margin_with_distance_loss": "its distance is a function of the caller's own",
-SAMPLES = {
-    "mse": 6,
-    "l1": 6,
-    "smooth_l1": 8,
-    "huber": 9,
-    "bce": 11,
-    "bce_with_logits": 26,
-    "kl_div": 16,
-    "soft_margin": 6,
-    "hinge_embedding": 10,
-    "nll": 61,
-    "cross_entropy": 21,
 }
 # How its losses are called.
 ENDS_OF_NAMES = ("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div")
-    "margin_ranking": 24,
-    "gaussian_nll": 108,
-TAKES_LABELS = ("nll", CROSS_ENTROPY)
 OPERATORS: dict[str, Any] = {
     loss: next(operator for operator in op_db if operator.name == f"nn.functional.{function.__name__}")
     for loss, function in TORCH_FUNCTIONS.items()
@@ -73,15 +58,6 @@ def _cases(loss: str, dtype: torch.dtype) -> Iterator[Case]:
         with warnings.catch_warnings(action="ignore"):
             shape = TORCH_FUNCTIONS[loss](sample.input, *sample.args, **sample.kwargs).shape
         cotangent = random.standard_normal(tuple(shape)) if len(shape) else -3.5
-        if loss == "gaussian_nll" and sample.args[0].shape != sample.input.shape:
-            continue  # a target that broadcasts
-        inputs = dict(zip(FUNCTIONS[loss].required, map(array, (sample.input, *sample.args)), strict=True))
-        inputs |= {name: array(value) for name, value in sample.kwargs.items() if isinstance(value, torch.Tensor)}
-        options = {name: value for name, value in sample.kwargs.items() if not isinstance(value, torch.Tensor)}
-        rows = [size for axis, size in enumerate(sample.input.shape) if axis != min(1, sample.input.ndim - 1)]
-        summed = options.get("reduction", "mean") != "none"
-        shape = () if summed else tuple(rows) if loss in TAKES_LABELS else sample.input.shape
-        cotangent = random.standard_normal(shape) if len(shape) else -3.5
         yield Case(f"{loss}-{number}", loss, inputs, options, cotangent)
 
 
@@ -142,9 +118,6 @@ def test_samples_are_all_there() -> None:
         assert len({case.id for case in cases}) == len(cases) >= 4, loss
         assert {loss, *(case.loss for case in cases)} == {loss}
     assert all((loss, dtype) in SAMPLES for loss in TORCH_FUNCTIONS for dtype in DTYPES[:2])
-    assert {*SAMPLES, "ctc"} == TORCH_FUNCTIONS.keys()  # of which test_speech has those of ctc
-    for loss, dtype in ((loss, dtype) for loss in SAMPLES for dtype in DTYPES):
-        assert sum(case.loss == loss and run == dtype for case, run in RUNS) == SAMPLES[loss]
 
 
 ELEMENTWISE = [loss for loss in OPERATORS if isinstance(FUNCTIONS[loss].specification, Elementwise)]
@@ -173,5 +146,4 @@ def test_errors_of_torch_are_errors_here(loss: str) -> None:
     for error in errors:
         sample = error.sample_input
         with pytest.raises((ValueError, TypeError), match=rf"^({'|'.join(ARGUMENTS[loss])})\b"):
-        with pytest.raises(ValueError, match=r"reduction is|(target|input2) has shape|delta is|var has shape"):
             getattr(refloss, loss)(sample.input, *sample.args, **sample.kwargs)

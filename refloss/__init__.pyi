@@ -14,6 +14,7 @@ from refloss.heads.object_detection import object_detection as object_detection
 from refloss.heads.pocket_tts import pocket_tts as pocket_tts
 from refloss.heads.question_answering import question_answering as question_answering
 from refloss.heads.rf_detr_instance_segmentation import rf_detr_instance_segmentation as rf_detr_instance_segmentation
+from refloss.heads.rnnt import rnnt as rnnt
 from refloss.heads.rt_detr_object_detection import rt_detr_object_detection as rt_detr_object_detection
 from refloss.heads.segmentation import segmentation as segmentation
 from refloss.heads.semantic_segmentation import semantic_segmentation as semantic_segmentation
@@ -41,6 +42,7 @@ from refloss.losses.nll import nll as nll
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
+from refloss.losses.soft_margin import soft_margin as soft_margin
 from refloss.losses.triplet_margin import triplet_margin as triplet_margin
 from refloss.losses.varifocal import varifocal as varifocal
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
@@ -74,6 +76,7 @@ __all__ = [
     "kl_div",
     "l1",
     "lw_detr_object_detection",
+    "margin_ranking",
     "mask2former",
     "masked_lm",
     "mse",
@@ -84,6 +87,7 @@ __all__ = [
     "pocket_tts",
     "question_answering",
     "rf_detr_instance_segmentation",
+    "rnnt",
     "rt_detr_object_detection",
     "segmentation",
     "semantic_segmentation",
@@ -92,6 +96,7 @@ __all__ = [
     "sigmoid_contrastive",
     "sigmoid_focal",
     "smooth_l1",
+    "soft_margin",
     "tdt",
     "token_classification",
     "triplet_margin",

@@ -35,9 +35,7 @@ _DTYPES = {
 }
 # What arrays of a role hold, where it is not floats.
 _NUMBERS = {
-    **dict.fromkeys(("labels", "sequences", "lengths"), ("integer",)),
-    "labels": ("integer",),
-    "indices": ("integer",),
+    **dict.fromkeys(("labels", "sequences", "lengths", "indices"), ("integer",)),
     "classes": ("integer", "float"),
     "mask": ("bool", "integer", "float"),
 }

@@ -42,7 +42,6 @@ Role = Literal[
     "objects",  # a list of a mapping for each image
     "mask",  # what counts, bool
     "points",  # [..., 2], x and y in [0, 1]
-    "sequence",  # labels of sequences, or how long each is
 ]
 # Kinds of numbers that an array may hold.
 Numbers = Literal["float", "integer", "bool"]
@@ -162,9 +161,14 @@ def boxes() -> Argument:
     return Argument("boxes", differentiable=True)
 
 
-def sequence(shape: str) -> Argument:
-    """Integers of sequences: their labels, or how long they are."""
-    return Argument("sequence", batched=False, shape=shape, numbers=("integer",))
+def sequences(shape: str, *, batched: bool = True) -> Argument:
+    """Labels in the order in which they are to come."""
+    return Argument("sequences", batched=batched, shape=shape)
+
+
+def lengths(shape: str, *, batched: bool = True) -> Argument:
+    """How many of something there are."""
+    return Argument("lengths", batched=batched, shape=shape)
 
 
 def classes(of: str, *, ignored: int = -100) -> Argument:
@@ -296,9 +300,8 @@ class Specification:
     keys: tuple[str, ...] = ()
     mean: Mean = "elements"
     positive: bool = True
-    per: Literal["element", "row"] = "element"
-    losses: str = ""
     per: Literal["element", "row", "sample"] = "element"
+    losses: str = ""
     axes: int = 0
     divisor: Callable[[Case], float | None] | None = None
     padded: tuple[int, ...] = ()

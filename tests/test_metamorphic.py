@@ -47,7 +47,6 @@ OF = {
     "soft_margin": {*OF_ELEMENTS, "symmetric"},
     "hinge_embedding": {*OF_ELEMENTS, "scaled"} - {"losses not negative"},
     "sigmoid_contrastive": {*OF_ALL, "permuted pairs", "transposed"},
-    "dice": OF_ELEMENTS,
     "gaussian_nll": {*OF_ELEMENTS, "symmetric", "moved"} - {"losses not negative"},
     **dict.fromkeys(("dice", "margin_ranking"), OF_ELEMENTS),
     "iou": OF_BOXES,

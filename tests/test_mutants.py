@@ -190,8 +190,6 @@ def has_no_ignored_rows(case, name, _right):
     if case.function == "grounding_dino_object_detection":
         # The mask is one of tokens, which boxes do not have; nor does what is not part of the loss.
         return "box" in name or "coord" in name or "giou" in name or "cardinality" in name or not _right.any()
-    if case.function == "ctc_of_logits":
-        return True  # what is ignored is no row
     if case.function == "semantic_segmentation":
         return np.all(inputs["labels"] != case.parameters.get("ignore_index", 255))
     if case.function == "causal_lm" and "shift_labels" not in inputs:

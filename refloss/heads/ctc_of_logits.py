@@ -14,7 +14,7 @@ from refloss.losses.parts import alignments
 from refloss.losses.parts.alignments import Batch
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import REDUCTION, Argument, Parameter, Specification, sequence
+from refloss.specification import REDUCTION, Argument, Parameter, Specification, lengths, sequences
 
 
 @loss(
@@ -29,8 +29,8 @@ from refloss.specification import REDUCTION, Argument, Parameter, Specification,
                 on_gpu=True,
                 shape="B T V",
             ),
-            "labels": sequence("B U"),
-            "logit_lengths": sequence("B"),
+            "labels": sequences("B U", batched=False),
+            "logit_lengths": lengths("B", batched=False),
         },
         parameters={
             "blank_token_id": Parameter(int, structural=True),

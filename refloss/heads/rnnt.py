@@ -32,8 +32,8 @@ from refloss.heads.parts.transducer import (
     checked_targets,
     divisor,
     lattice_logits,
-    sequences,
     transducer,
+    what_is_written,
 )
 from refloss.loss import loss
 from refloss.options import Gradients, Options
@@ -43,7 +43,7 @@ from refloss.specification import Parameter, Specification, reduction, softmax_l
 
 @loss(
     Specification(
-        arguments={"logits": softmax_logits(-1, shape="B T U+1 V"), **sequences()},
+        arguments={"logits": softmax_logits(-1, shape="B T U+1 V"), **what_is_written()},
         parameters={"blank_token_id": Parameter(int, structural=True), "reduction": reduction(*REDUCTIONS)},
         mean="sequences",
         per="sample",

@@ -36,13 +36,13 @@ from refloss.heads.parts.transducer import (
     checked_targets,
     divisor,
     lattice_logits,
-    sequences,
     transducer,
+    what_is_written,
 )
 from refloss.loss import loss
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import Argument, Parameter, Specification, reduction, softmax_logits
+from refloss.specification import Parameter, Specification, lengths, reduction, softmax_logits
 
 _FIRST = "mean"
 
@@ -52,8 +52,8 @@ _FIRST = "mean"
         arguments={
             "token_logits": softmax_logits(-1, shape="B T U+1 V"),
             "duration_logits": softmax_logits(-1, shape="B T U+1 D"),
-            **sequences(),
-            "durations": Argument("lengths", shape="D", batched=False),
+            **what_is_written(),
+            "durations": lengths("D", batched=False),
         },
         parameters={
             "blank_token_id": Parameter(int, structural=True),

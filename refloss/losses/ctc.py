@@ -39,7 +39,7 @@ from refloss.losses.parts import alignments
 from refloss.losses.parts.alignments import Batch
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import REDUCTION, Argument, Parameter, Specification, sequence
+from refloss.specification import REDUCTION, Argument, Parameter, Specification, lengths, sequences
 
 
 @loss(
@@ -48,9 +48,9 @@ from refloss.specification import REDUCTION, Argument, Parameter, Specification,
             "log_probs": Argument(
                 "log-probabilities", differentiable=True, class_axis=-1, batched=False, on_gpu=True, shape="T N C | T C"
             ),
-            "targets": sequence("N U | L"),
-            "input_lengths": sequence("N |"),
-            "target_lengths": sequence("N |"),
+            "targets": sequences("N U | L", batched=False),
+            "input_lengths": lengths("N |", batched=False),
+            "target_lengths": lengths("N |", batched=False),
         },
         parameters={"blank": Parameter(int, (0,)), **REDUCTION, "zero_infinity": Parameter(bool, (False, True))},
         mean="sequences",

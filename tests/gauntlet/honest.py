@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.gauntlet.alignments import Ctc
+from tests.gauntlet.contrastive import SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
-from tests.gauntlet.contrastive import SigmoidContrastive
 from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll

@@ -8,7 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import alignments, boxes, contrastive, detection, elements, flow, language, masks, points, rows, scenes, transducers, triples, vectors
+from tests.mpfr import (
+    alignments,
+    boxes,
+    contrastive,
+    detection,
+    elements,
+    flow,
+    language,
+    masks,
+    points,
+    rows,
+    scenes,
+    transducers,
+    triples,
+    vectors,
+)
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -54,7 +69,6 @@ def _vector_kinds(function: str) -> dict[str, Measure]:
     return {kind: _of_samples(draw, compare) for kind, draw in vectors.KINDS[function].items()}
 
 
-_ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmoid_focal", "varifocal")
 _MARGINS = ("soft_margin", "hinge_embedding")
 _ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", *_MARGINS, "sigmoid_focal", "varifocal")
 KINDS: Mapping[str, Mapping[str, Measure]] = {
@@ -62,6 +76,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "kl_div": _element_kinds("kl_div", "kl_div of logs"),
     "sigmoid_contrastive": {
         kind: _of_samples(draw, contrastive.sigmoid_contrastive) for kind, draw in contrastive.KINDS.items()
+    },
     **{
         name: {
             kind: _of_samples(draw, functools.partial(triples.compare, loss))

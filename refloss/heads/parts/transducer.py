@@ -14,15 +14,14 @@ from refloss.kernels.transducer.run import Task, transducer_losses
 from refloss.numerics.exact import Exact, exact, exact_sum, quotient, quotient_pair
 from refloss.options import Options
 from refloss.result import Intermediates, LossResult
-from refloss.specification import Argument
+from refloss.specification import Argument, lengths, sequences
 
 REDUCTIONS = ("mean_volume", "mean_batch", "mean", "sum", "none")
 
 
-def sequences() -> dict[str, Argument]:
+def what_is_written() -> dict[str, Argument]:
     """The arguments that say what is to be written, by name."""
-    lengths = Argument("lengths", shape="B")
-    return {"labels": Argument("sequences", shape="B U"), "logit_lengths": lengths, "label_lengths": lengths}
+    return {"labels": sequences("B U"), "logit_lengths": lengths("B"), "label_lengths": lengths("B")}
 
 
 class Targets(NamedTuple):

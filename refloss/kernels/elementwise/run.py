@@ -55,6 +55,8 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
 def exact_total(task: Task, backend: str) -> Exact:
     """The sum of the elements' values before they are rounded to float64; nothing is written."""
     return _device(backend)(Pass(task, _scalars(task, Fraction(1)), None, gradients=False, whole=True))
+
+
 def _hand_to_factor(task: Task, gradient: np.ndarray, normaliser: Exact, run: Callable[[Pass], Exact]) -> None:
     """The gradient of a factor: that of every element, or the sum of those that share one of its own."""
     of_factor = task.of_factor()
