@@ -170,5 +170,5 @@ def cosine_embedding(function: str) -> list[Case]:
                 _case(function, "near", turned | {"target": np.array([1, 1, -1, -1])}, {"margin": -1.5}, 100.0),
             ]
         ),
-        _case(function, "no-target", short | {"target": np.array([0.5, 1, 0, 2, -1])}, {}, 2.0),
+        *in_every_format([_case(function, "no-target", short | {"target": np.array([0.5, 1, 0, 2, -1])}, {}, 2.0)]),
     ]

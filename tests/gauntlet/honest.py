@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
+from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -42,4 +43,8 @@ HONEST: dict[str, type[Kernel]] = {
     "dice": Dice,
     "iou": Iou,
     "giou": Giou,
+    "multi_margin": MultiMargin,
+    "multilabel_margin": MultilabelMargin,
+    "triplet_margin": TripletMargin,
+    "cosine_embedding": CosineEmbedding,
 }
