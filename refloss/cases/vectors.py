@@ -126,7 +126,6 @@ def triplet_margin(function: str) -> list[Case]:
         {"margin": 0.5},
         {"p": 1.0},
         {"swap": True},
-        {"p": np.inf},
         {"p": 3.0, "swap": True},
         {"p": 1.5, "eps": 0.0625},
     )
@@ -134,7 +133,7 @@ def triplet_margin(function: str) -> list[Case]:
         *of_rows(function, _triplets, options, seed=470),
         *(
             _case(function, f"short-{p:g}", short, {"p": p, "eps": 0.0, "swap": True, "reduction": "sum"}, -3.0)
-            for p in (1.0, 2.0, 3.0, np.inf)
+            for p in (1.0, 2.0, 3.0)
         ),
         _case(function, "close", parallel, {"reduction": "none"}, np.array([1 / 3, -0.1, 0.7, -1.0])),
         _case(function, "close-3", parallel, {"p": 3.0}, 1 / 7),
@@ -170,5 +169,5 @@ def cosine_embedding(function: str) -> list[Case]:
                 _case(function, "near", turned | {"target": np.array([1, 1, -1, -1])}, {"margin": -1.5}, 100.0),
             ]
         ),
-        _case(function, "no-target", short | {"target": np.array([0.5, 1, 0, 2, -1])}, {}, 2.0),
+        *in_every_format([_case(function, "no-target", short | {"target": np.array([0.5, 1, 0, 2, -1])}, {}, 2.0)]),
     ]

@@ -39,6 +39,7 @@ from refloss.specification import REDUCTION, Argument, Parameter, Specification,
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
+    from refloss.cases.source import Case
 
 # Added to both squared lengths.
 _EPSILON = 1e-12
@@ -186,6 +187,15 @@ def _draw(draws: Draws) -> Drawn:
     return Drawn(inputs, draws.parameters(_PARAMETERS), rows)
 
 
+def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    target = case.inputs["target"]
+    return {
+        "targets of −1 are taken for others": {"target": np.where(target == 0, -1, np.where(target == -1, 0, target))},
+        "targets that are neither 1 nor −1 are taken for −1": {"target": np.where(target == 1, target, -1)},
+        "targets are taken for their negatives": {"target": -target},
+    }
+
+
 @loss(
     Specification(
         arguments={
@@ -201,6 +211,7 @@ def _draw(draws: Draws) -> Drawn:
         cases=cases.cosine_embedding,
         draw=_draw,
         bounds=error_model.cosine_embedding,
+        mistakes=_mistakes,
         intermediates=("losses",),
     )
 )

@@ -39,6 +39,16 @@ def _draw(draws: Draws) -> Drawn:
     return Drawn({"input": x, "target": draws.integers(target)}, draws.parameters(REDUCTION), rows)
 
 
+def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """Every class that is there for a target, in its order."""
+    target = case.inputs["target"]
+    rows = np.full(target.shape, -1).reshape(-1, target.shape[-1] if target.ndim else 1)
+    for row, named in zip(rows, target.reshape(rows.shape), strict=True):
+        classes = named[named >= 0]
+        row[: len(classes)] = classes
+    return {"what follows a −1 counts as well": {"target": rows.reshape(target.shape)}}
+
+
 def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
     target = case.inputs["target"]
     targets = target.reshape(-1, target.shape[-1] if target.ndim else 1).astype(np.int64)
@@ -63,6 +73,7 @@ def _named(target: np.ndarray, classes: int) -> np.ndarray:
         cases=cases.multilabel_margin,
         draw=_draw,
         bounds=_bounds,
+        mistakes=_mistakes,
         intermediates=("losses",),
     )
 )

@@ -36,6 +36,7 @@ from refloss.specification import REDUCTION, Parameter, Specification, vectors
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
+    from refloss.cases.source import Case
 
 # Lines of the scratch: the vectors, the slopes of the loss, those of the three distances, and what these work in.
 _ANCHOR, _POSITIVE, _NEGATIVE, _SLOPES, _TO_POSITIVE, _TO_NEGATIVE, _ACROSS, _OWN = 0, 1, 2, 3, 9, 11, 13, 15
@@ -123,6 +124,11 @@ def _draw(draws: Draws) -> Drawn:
     return Drawn({"anchor": anchor, **others}, draws.parameters(_PARAMETERS), rows)
 
 
+def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    changed = {"positive": case.inputs["negative"], "negative": case.inputs["positive"]}
+    return {"positive and negative change places": changed}
+
+
 @loss(
     Specification(
         arguments={"anchor": vectors("... D"), "positive": vectors("... D"), "negative": vectors("... D")},
@@ -136,6 +142,7 @@ def _draw(draws: Draws) -> Drawn:
         cases=cases.triplet_margin,
         draw=_draw,
         bounds=error_model.triplet_margin,
+        mistakes=_mistakes,
         intermediates=("losses",),
     )
 )

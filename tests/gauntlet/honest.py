@@ -12,6 +12,7 @@ from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.triples import GaussianNll, MarginRanking
+from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -55,4 +56,8 @@ HONEST: dict[str, type[Kernel]] = {
     "giou": Giou,
     "pocket_tts": PocketTts,
     **dict.fromkeys(ALIGNMENTS, Ctc),
+    "multi_margin": MultiMargin,
+    "multilabel_margin": MultilabelMargin,
+    "triplet_margin": TripletMargin,
+    "cosine_embedding": CosineEmbedding,
 }

@@ -20,6 +20,7 @@ from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
 from tests.gauntlet.mistakes.triples import TRIPLE_MISTAKES
+from tests.gauntlet.mistakes.vectors import VECTOR_MISTAKES
 
 MISTAKES: tuple[Mistake, ...] = (
     *SOFTMAX_MISTAKES,
@@ -34,4 +35,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *HEAD_MISTAKES,
     *FLOW_MISTAKES,
     *POINT_MISTAKES,
+    *VECTOR_MISTAKES,
 )
