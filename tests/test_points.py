@@ -13,8 +13,10 @@ import refloss
 from refloss.detection.points import Given, Plan, Points, drawn
 from refloss.files import nested
 from refloss.golden.corpus import cases_of
-from refloss.kernels.points.loop import Planes, locate
-from refloss.kernels.points.run import sample
+from refloss.kernels.points.loop import Cotangents, Planes, locate
+from refloss.kernels.points.run import compare, sample
+from refloss.losses.parts.mask_points import LOOP
+from refloss.numerics.exact import as_pair
 from refloss.registry import FUNCTIONS
 from tests import detection_truth as truth
 from tests.mpfr.measure import measured
@@ -213,6 +215,19 @@ def test_what_cancels_is_rounded_once(head, kind):
     for tally in measured(head, kind, 1000, seed=1):
         if "masks" in tally.name:
             assert tally.wrong == 0, tally.example
+
+
+def test_of_terms_that_cancel_nothing_is_left():
+    """Weights λ, μ and λ + μ of many digits times thirds, of either sign: their products are rounded, if to pairs."""
+    generator = np.random.default_rng(3)
+    for _ in range(20):
+        shares = np.floor(generator.random(2) * 2.0**51) / 2.0**52
+        points = np.full((1, 3, 2), 0.5)
+        points[0, :, 0] = (np.append(shares, shares.sum()) + 0.5) / 2
+        targets = np.array([[[0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0]]])
+        gradient, cotangents = np.ones((1, 1, 2)), Cotangents(as_pair(Fraction(1, 3)), (0.0, 0.0))
+        compare(LOOP, np.zeros((1, 1, 2)), gradient, np.zeros(1, int), points, targets, cotangents, "cpu")
+        assert gradient.tolist() == [[[1 / 6, 0.0]]]
 
 
 @pytest.mark.parametrize("head", HEADS)
