@@ -60,7 +60,7 @@ def _arguments() -> dict[str, Argument]:
         intermediates=(
             *("cost_matrix", "assignment", "margin", "num_boxes", "lse", "dice", "points", "matcher_points"),
         ),
-        order=290,
+        order=286,
         follows="transformers' Mask2FormerLoss, EomtLoss",
         cases=partial(scenes.mask_cases, seed=160, deciding=164),
         draw=drawn_scenes.mask2former,

@@ -49,7 +49,7 @@ from refloss.specification import Parameter, Specification, reduction, softmax_l
         per="sample",
         divisor=divisor,
         keys=("ParakeetForRNNT",),
-        order=260,
+        order=301,
         follows="transformers' ParakeetForRNNTLoss",
         cases=cases.rnnt,
         draw=cases.draw_rnnt,

@@ -206,7 +206,7 @@ def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
         parameters=_PARAMETERS,
         mean="rows",
         per="row",
-        order=170,
+        order=144,
         follows="torch.nn.functional.cosine_embedding_loss",
         cases=cases.cosine_embedding,
         draw=_draw,

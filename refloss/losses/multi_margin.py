@@ -54,7 +54,7 @@ def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
         parameters=_PARAMETERS,
         mean="rows",
         per="row",
-        order=140,
+        order=141,
         follows="torch.nn.functional.multi_margin_loss",
         cases=cases.multi_margin,
         draw=_draw,

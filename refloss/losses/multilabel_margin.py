@@ -68,7 +68,7 @@ def _named(target: np.ndarray, classes: int) -> np.ndarray:
         parameters=REDUCTION,
         mean="rows",
         per="row",
-        order=150,
+        order=142,
         follows="torch.nn.functional.multilabel_margin_loss",
         cases=cases.multilabel_margin,
         draw=_draw,

@@ -135,7 +135,7 @@ def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
         parameters=_PARAMETERS,
         mean="rows",
         per="row",
-        order=160,
+        order=143,
         degree=1,
         scales=("margin", "eps"),
         follows="torch.nn.functional.triplet_margin_loss",
