@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.gauntlet.contrastive import SigmoidContrastive
+from tests.gauntlet.contrastive import InfoNce, SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
@@ -41,6 +41,7 @@ HONEST: dict[str, type[Kernel]] = {
     "kl_div": KlDiv,
     "soft_margin": SoftMargin,
     "hinge_embedding": HingeEmbedding,
+    "info_nce": InfoNce,
     "sigmoid_contrastive": SigmoidContrastive,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
