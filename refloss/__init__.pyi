@@ -31,6 +31,7 @@ from refloss.losses.gaussian_nll import gaussian_nll as gaussian_nll
 from refloss.losses.giou import giou as giou
 from refloss.losses.hinge_embedding import hinge_embedding as hinge_embedding
 from refloss.losses.huber import huber as huber
+from refloss.losses.info_nce import info_nce as info_nce
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
@@ -72,6 +73,7 @@ __all__ = [
     "grounding_dino_object_detection",
     "hinge_embedding",
     "huber",
+    "info_nce",
     "iou",
     "kl_div",
     "l1",

@@ -23,6 +23,7 @@ _OTHER_KERNELS = (
     "bce_with_logits-pos-weight",
     "cross_entropy-probabilities-weighted-smoothed",
     "cross_entropy-weighted-smoothed",
+    "info_nce-uniform",
     "kl_div-log-target",
 )
 # Ends of the names of golden cases that take other ways through the same kernels.

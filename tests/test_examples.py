@@ -20,6 +20,7 @@ from refloss.golden.corpus import corpus
 from refloss.testing import MismatchError, check, judge_folders
 from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.callables import select
+from tests.test_derivatives import TOLERANCE, fourth_order
 
 # Well above guessing, so that two broken models cannot pass for two equal ones.
 LEAST_SCORE = {digits: 0.95, properties: 0.7, diabetes: 0.3}
@@ -263,3 +264,21 @@ def test_the_page_on_the_format_shows_a_case_of_one_s_own(tmp_path, monkeypatch)
     assert [fault for _, fault in store.check(tmp_path / "golden")] == [None]
     with pytest.raises(MismatchError):
         exec(case.replace("2.0 * cotangent", "2.0"), {})
+
+
+def test_the_page_on_contrastive_losses_chains_gradients_to_embeddings():
+    names: dict = {}
+    for block in code_blocks("python", "docs/contrastive.md"):
+        exec(block, names)
+    given = {"image": names["image"][:3, :4], "text": names["text"][:3, :4], "log_scale": np.array(0.7)}
+    assert_chained(names["clip"], given)
+    assert_chained(names["siglip"], given | {"bias": np.array(-0.5)})
+
+
+def assert_chained(function, inputs):
+    """A function's gradients are the derivatives of its loss."""
+    _, grads = function(**inputs)
+    assert grads.keys() == inputs.keys()
+    for key, value in inputs.items():
+        expected = fourth_order(lambda x, key=key: function(**inputs | {key: x})[0], value)
+        np.testing.assert_allclose(grads[key], expected, rtol=0, atol=TOLERANCE, err_msg=key)

@@ -46,6 +46,7 @@ OF = {
     "varifocal": {*OF_ELEMENTS, "sure and wrong"},
     "soft_margin": {*OF_ELEMENTS, "symmetric"},
     "hinge_embedding": {*OF_ELEMENTS, "scaled"} - {"losses not negative"},
+    "info_nce": {*OF_ALL, "permuted pairs", "transposed"},
     "sigmoid_contrastive": {*OF_ALL, "permuted pairs", "transposed"},
     "gaussian_nll": {*OF_ELEMENTS, "symmetric", "moved"} - {"losses not negative"},
     **dict.fromkeys(("dice", "margin_ranking"), OF_ELEMENTS),

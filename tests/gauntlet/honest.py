@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.gauntlet.alignments import Ctc
-from tests.gauntlet.contrastive import SigmoidContrastive
+from tests.gauntlet.contrastive import InfoNce, SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
 from tests.gauntlet.margins import HingeEmbedding, SoftMargin
@@ -46,6 +46,7 @@ HONEST: dict[str, type[Kernel]] = {
     "kl_div": KlDiv,
     "soft_margin": SoftMargin,
     "hinge_embedding": HingeEmbedding,
+    "info_nce": InfoNce,
     "sigmoid_contrastive": SigmoidContrastive,
     "margin_ranking": MarginRanking,
     "gaussian_nll": GaussianNll,

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 import refloss
-from tests.mpfr.definitions import ONE, soft_margin
-from tests.mpfr.elements import COTANGENTS, INPUT_DTYPES
+from tests.mpfr.definitions import ONE, ZERO, Softmax, smoothed, soft_margin
+from tests.mpfr.elements import COTANGENTS, DISTANCES, INPUT_DTYPES
 from tests.mpfr.rounding import DTYPES, PRECISION, Comparison, Real, exact, real, reals
 
 WIDTHS = (2, 3, 10, 31)
@@ -69,6 +69,38 @@ def _sigmoid(pairs: Pairs, each: list[Real]) -> tuple[list[Real], list[Real]]:
 def sigmoid_contrastive(pairs: Pairs) -> Iterator[Comparison]:
     """refloss.sigmoid_contrastive."""
     yield from of_pairs(refloss.sigmoid_contrastive, "logits", _sigmoid, pairs)
+
+
+def _of_lines(lines: list[list[Real]], smoothing: Real) -> tuple[list[Real], list[list[Real]]]:
+    """The cross-entropies of rows whose labels are on the diagonal, and their gradients."""
+    losses, slopes = [], []
+    for i, line in enumerate(lines):
+        softmax = Softmax(line)
+        if smoothing:
+            q = smoothed([ONE if j == i else ZERO for j in range(len(line))], None, smoothing)
+            loss, slope = softmax.of_distribution(q)
+        else:
+            loss, slope = softmax.of_label(i)
+        losses.append(loss)
+        slopes.append(slope)
+    return losses, slopes
+
+
+def _info_nce(pairs: Pairs, each: list[Real]) -> tuple[list[Real], list[Real]]:
+    values, smoothing = pairs.similarity, real(pairs.parameters.get("label_smoothing", 0.0))
+    losses, slopes = _of_lines([reals(row) for row in values], smoothing)
+    if not pairs.parameters.get("symmetric", True):
+        return losses, [c * slope for c, row in zip(each, slopes, strict=True) for slope in row]
+    others, columns = _of_lines([reals(column) for column in values.T], smoothing)
+    gradient = [
+        (each[i] * slopes[i][j] + each[j] * columns[j][i]) / 2 for i in range(len(values)) for j in range(len(values))
+    ]
+    return [(a + b) / 2 for a, b in zip(losses, others, strict=True)], gradient
+
+
+def info_nce(pairs: Pairs) -> Iterator[Comparison]:
+    """refloss.info_nce."""
+    yield from of_pairs(refloss.info_nce, "similarity", _info_nce, pairs)
 
 
 def _widths(size: int) -> Iterator[int]:
@@ -129,3 +161,37 @@ KINDS: dict[str, Draw] = {
     "sure": sure,
     "magnitudes": magnitudes,
 }
+
+
+def smoothings(generator: np.random.Generator, size: int) -> Iterator[Pairs]:
+    """Smoothed pairs, rows alone, and more negatives than pairs."""
+    for k, width in enumerate(_widths(size)):
+        parameters = {"label_smoothing": (0.1, 0.3, 1.0, 0.0)[k % 4], "symmetric": k % 3 > 0}
+        x = generator.standard_normal((width, width + (5 if k % 6 == 0 else 0))) * (1.0, 4.0)[k % 2]
+        yield Pairs(x.astype(np.float32), COTANGENTS[k % 5], ("mean", "sum")[k % 2], parameters)
+
+
+def learnt(generator: np.random.Generator, size: int) -> Iterator[Pairs]:
+    """Probabilities at and next to the masses of smoothed pairs."""
+    for k, width in enumerate(_widths(size)):
+        smoothing = (0.1, 0.5, 0.9)[k % 3]
+        gap = np.log((1 - smoothing + smoothing / width) / (smoothing / width))
+        distance = generator.choice(np.array([0.0, *DISTANCES]), (width, width)) * generator.standard_normal(
+            (width, width)
+        )
+        x = np.eye(width) * gap + (0.0, 1.0)[k % 2] * distance
+        yield Pairs(
+            x.astype((np.float32, np.float64)[k % 2]), COTANGENTS[k % 5], "mean", {"label_smoothing": smoothing}
+        )
+
+
+def opposed(generator: np.random.Generator, size: int) -> Iterator[Pairs]:
+    """Cotangents of both signs, and matrices that are nearly their own transposes."""
+    for k, width in enumerate(_widths(size)):
+        x = generator.standard_normal((width, width)) * 2
+        x = np.round((x + x.T) * 64) / 64 + (0.0, 2.0**-16)[k % 2] * generator.standard_normal((width, width))
+        cotangent = COTANGENTS[k % 5] * (-1.0) ** np.arange(width)
+        yield Pairs(x.astype(np.float32), cotangent, "none")
+
+
+INFO_NCE: dict[str, Draw] = KINDS | {"smoothings": smoothings, "learnt": learnt, "opposed": opposed}

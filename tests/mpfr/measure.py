@@ -84,6 +84,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         }
         for name, loss in triples.LOSSES.items()
     },
+    "info_nce": {kind: _of_samples(draw, contrastive.info_nce) for kind, draw in contrastive.INFO_NCE.items()},
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{

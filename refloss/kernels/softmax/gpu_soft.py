@@ -79,7 +79,7 @@ def _lines_of_block(lines):
 
 
 @gpu_function
-def _split_row(logits, start, k, scratch):
+def split_row(logits, start, k, scratch):
     """The split of a row into class k and the rest, known to all threads, as split.split_softmax."""
     memory, stride = logits.memory, logits.class_stride
     lowest, infinity = bounds(memory)
@@ -247,7 +247,7 @@ def smoothed_rows(loop: SoftmaxLoop) -> Any:
             start, to = row_offset(logits, index), row_offset(gradient, index)
             ignored = labels[index] == terms.ignore_index
             label = -1 if ignored else labels[index]
-            split, reference = _split_row(logits, start, label, scratch)
+            split, reference = split_row(logits, start, label, scratch)
             loss, pushed = (0.0 if ignored else np.nan, 0.0), (0.0, 0.0)
             if split.defined and not ignored:
                 distances = _distance_sum(logits, start, split.maximum, terms.weight, block_lines.products, scratch)
@@ -358,7 +358,7 @@ def probability_rows(loop: SoftmaxLoop) -> Any:
             start, at = row_offset(logits, index), row_offset(targets, index)
             to, to_target = row_offset(gradient, index), row_offset(target_gradient, index)
             top = _find(logits, start, scratch)
-            split, reference = _split_row(logits, start, top, scratch)
+            split, reference = split_row(logits, start, top, scratch)
             loss, nll, others, mass, pushed = (np.nan, 0.0), (np.nan, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
             if split.defined:
                 others, mass, likelihood, nll = _masses_of_probabilities(

@@ -218,7 +218,7 @@ def _with_every_row(case: Case, row_labels: Labels) -> Case:
 def smoothed_over_others(case: Case) -> Altered | None:
     """Label smoothing that gives ε/(K − 1) to the other classes and nothing more to the label; None without any."""
     smoothing = case.parameters.get("label_smoothing", 0.0)
-    logits = case.inputs.get("logits")
+    logits = case.inputs.get("logits", case.inputs.get("similarity"))
     if not smoothing or logits is None:
         return None
     classes = logits.shape[min(1, logits.ndim - 1)]

@@ -16,6 +16,10 @@ def is_mean(case: Case) -> bool:
     return case.parameters.get("reduction", "mean") == "mean" and has_negatives(case)
 
 
+def is_symmetric(case: Case) -> bool:
+    return bool(case.parameters.get("symmetric", True)) and has_negatives(case)
+
+
 def has_negatives(case: Case) -> bool:
     return len(next(iter(case.inputs.values()))) > 1
 
@@ -25,7 +29,7 @@ CONTRASTIVE_MISTAKES = [
     Mistake(
         "mean over all pairs",
         "google-research/big_vision#115",
-        SIGMOIDS,
+        ("sigmoid_contrastive", "info_nce"),
         stepped(divisor=lambda self, x: x.size),
         "a mean over all elements instead of the pairs",
         is_mean,
@@ -39,5 +43,23 @@ CONTRASTIVE_MISTAKES = [
         "negatives are multiplied by 0 instead of −1",
         has_negatives,
         "where there are negatives",
+    ),
+    Mistake(
+        "rows alone",
+        TUTORIALS,
+        ("info_nce",),
+        stepped(directions=lambda self, *, symmetric: (False,)),
+        "columns are left out",
+        is_symmetric,
+        "where columns count as well",
+    ),
+    Mistake(
+        "both directions are added up",
+        TUTORIALS,
+        ("info_nce",),
+        stepped(share=lambda self, halves: 1),
+        "rows and columns are added up, not averaged",
+        is_symmetric,
+        "where columns count as well",
     ),
 ]
