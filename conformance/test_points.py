@@ -55,7 +55,7 @@ def test_without_objects_its_loss_is_an_empty_tensor() -> None:
     found, result = run_refloss(run, 1.0)
     assert found["component.loss_mask_ce"] == found["component.loss_mask_dice_enc"] == 0.0
     weight = run.arguments["config"].class_loss_coefficient
-    assert result.loss == pytest.approx(weight * float(components["loss_ce"]), rel=1e-6)
+    assert result.loss == pytest.approx(weight * components["loss_ce"].item(), rel=1e-6)
     assert not result.grads["pred_masks"].any()
 
 
