@@ -108,7 +108,7 @@ def name_of(mistake: Mistake, function: str) -> str | None:
 @contextlib.contextmanager
 def without_causes() -> Iterator[None]:
     """Verdicts alone, which cost less."""
-    with mock.patch.object(judge_module, "causes", return_value=()):
+    with mock.patch.object(judge_module, "_causes", return_value=()):
         yield
 
 
