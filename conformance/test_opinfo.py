@@ -34,6 +34,7 @@ SAMPLES = {
     "kl_div": 16,
     "soft_margin": 6,
     "hinge_embedding": 10,
+    "multilabel_soft_margin": 4,
     "nll": 61,
     "cross_entropy": 21,
 }

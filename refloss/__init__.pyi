@@ -27,6 +27,7 @@ from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
 from refloss.losses.mse import mse as mse
+from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
@@ -63,6 +64,7 @@ __all__ = [
     "lw_detr_object_detection",
     "masked_lm",
     "mse",
+    "multilabel_soft_margin",
     "nll",
     "object_detection",
     "question_answering",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.mpfr import boxes, contrastive, detection, elements, language, masks, rows, scenes
+from tests.mpfr import boxes, contrastive, detection, elements, language, masks, multilabel, rows, scenes
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -58,6 +58,10 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         kind: _of_samples(draw, contrastive.sigmoid_contrastive) for kind, draw in contrastive.KINDS.items()
     },
     "info_nce": {kind: _of_samples(draw, contrastive.info_nce) for kind, draw in contrastive.INFO_NCE.items()},
+    "multilabel_soft_margin": {
+        kind: _of_samples(draw, functools.partial(language.mean_only, multilabel.MULTILABEL))
+        for kind, draw in elements.Inputs(multilabel.MULTILABEL).kinds().items()
+    },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
