@@ -148,6 +148,66 @@ def test_a_sum_of_both_signs_is_that_of_the_exact_terms():
     assert refloss.hinge_embedding(x, y, reduction="sum").loss == 0.9
 
 
+def several_labels(dtype):
+    """Rows of several classes, and a weight of each class."""
+    generator = np.random.default_rng(5)
+    x = (generator.standard_normal((12, 9)) * generator.choice([0.1, 3.0, 60.0], (12, 9))).astype(dtype)
+    t = generator.random((12, 9))
+    return x, np.where(t < 0.5, np.round(t), t).astype(dtype), generator.uniform(0.2, 2.0, 9)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_rows_of_several_labels(reduction, dtype):
+    x, t, weight = several_labels(DTYPES.get(dtype, np.float64))
+    upstream = np.linspace(-1.0, 2.0, 12) if reduction == "none" else -0.7
+    with mpmath.workprec(3200):
+        each = [mpmath.mpf(float(c)) / (9 * (12 if reduction == "mean" else 1)) for c in np.broadcast_to(upstream, 12)]
+        losses, for_input, for_target = [], [], []
+        for c, *row in zip(each, x, t, strict=True):
+            terms = [tuple(map(mpmath.mpf, map(float, term))) for term in zip(*row, weight, strict=True)]
+            losses.append(mpmath.fsum(w * (b * softplus(-a) + (1 - b) * softplus(a)) for a, b, w in terms) / 9)
+            for_input.append([c * w * ((1 - b) * sigmoid(a) - b * sigmoid(-a)) for a, b, w in terms])
+            for_target.append([-c * w * a for a, _, w in terms])
+        total = mpmath.fsum(losses) / (12 if reduction == "mean" else 1)
+        expected, gradients = pairs(losses if reduction == "none" else total), (pairs(for_input), pairs(for_target))
+    result = refloss.multilabel_soft_margin(x, t, weight=weight, reduction=reduction, grad_output=upstream)
+    assert np.max(ulp_errors(result.loss, expected, "float64")) <= 2
+    for gradient, true in zip(result.grads.values(), gradients, strict=True):
+        errors = ulp_errors(gradient, true, dtype)
+        assert dtype == "float64" or np.all(correctly_rounded(errors))
+    if reduction == "none":
+        np.testing.assert_allclose(result.intermediates["losses"].sum(axis=1) / 9, result.loss, rtol=1e-13)
+
+
+def test_shapes_of_several_labels():
+    x, t, weight = several_labels(np.float32)
+    one = refloss.multilabel_soft_margin(x[0], t[0], weight=weight, reduction="none", grad_output=2.0)
+    assert one.loss.shape == ()
+    assert one.loss == refloss.multilabel_soft_margin(x[0], t[0], weight=weight).loss
+    many = refloss.multilabel_soft_margin(x.reshape(3, 4, 9), t.reshape(3, 4, 9), weight=weight, reduction="none")
+    flat = refloss.multilabel_soft_margin(x, t, weight=weight, reduction="none")
+    assert np.array_equal(many.loss, flat.loss.reshape(3, 4))
+    assert np.array_equal(many.grads["input"], flat.grads["input"].reshape(3, 4, 9))
+    for shape in ((0, 9), (3, 0)):
+        empty = np.zeros(shape, np.float32)
+        assert np.isnan(refloss.multilabel_soft_margin(empty, empty).loss)
+    assert set(refloss.multilabel_soft_margin(x, t, weight=weight, grad="target").grads) == {"target"}
+
+
+def test_rows_of_several_labels_keep_their_bits(monkeypatch):
+    from refloss.losses.parts import element_rows
+
+    x, t, weight = several_labels(np.float32)
+    call = {"weight": weight, "reduction": "none", "grad_output": np.linspace(-1.0, 2.0, 12)}
+    expected = bits(refloss.multilabel_soft_margin(x, t, **call))
+    for block in (1, 40):
+        monkeypatch.setattr(element_rows, "BLOCK_ELEMENTS", block)
+        assert bits(refloss.multilabel_soft_margin(x, t, **call)) == expected
+    for layout, view in layouts(x):
+        assert bits(refloss.multilabel_soft_margin(view, t, **call)) == expected, layout
+
+
 BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     (
         "soft_margin",
@@ -161,6 +221,9 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("hinge_embedding", {"margin": np.inf}, ValueError, "margin is inf; expected a finite number"),
     ("hinge_embedding", {"margin": "wide"}, TypeError, "margin is 'wide'"),
     ("hinge_embedding", {"target": np.zeros((2, 1))}, ValueError, "target has shape"),
+    ("multilabel_soft_margin", {"target": np.zeros(3)}, ValueError, r"target has shape \(3,\); expected \(2,\)"),
+    ("multilabel_soft_margin", {"input": np.ones(()), "target": np.ones(())}, ValueError, r"expected \[..., C\]"),
+    ("multilabel_soft_margin", {"weight": np.ones(3)}, ValueError, "weight has shape"),
 ]
 
 

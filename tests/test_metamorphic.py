@@ -45,6 +45,7 @@ OF = {
     "sigmoid_focal": {*OF_ELEMENTS, "symmetric", "sure and wrong"},
     "varifocal": {*OF_ELEMENTS, "sure and wrong"},
     "soft_margin": {*OF_ELEMENTS, "symmetric"},
+    "multilabel_soft_margin": {*OF_ELEMENTS, "symmetric", "linear in the target"},
     "hinge_embedding": {*OF_ELEMENTS, "scaled"} - {"losses not negative"},
     "info_nce": {*OF_ALL, "permuted pairs", "transposed"},
     "sigmoid_contrastive": {*OF_ALL, "permuted pairs", "transposed"},

@@ -19,7 +19,7 @@ from tests.truth import FORMATS, cross_entropy_row
 ELEMENTS = 20_000
 OF_ELEMENTS = (
     *("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal"),
-    *("soft_margin", "hinge_embedding", "sigmoid_contrastive", "info_nce"),
+    *("soft_margin", "hinge_embedding", "sigmoid_contrastive", "info_nce", "multilabel_soft_margin"),
 )
 OF_TRIPLES = tuple(triples.LOSSES)
 

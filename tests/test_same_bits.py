@@ -42,7 +42,7 @@ NOT_FINITE = [NEGATIVE_NAN, np.inf, -np.inf, 1.0, -2.0, 0.0]
     "name",
     [
         *("mse", "l1", "smooth_l1", "huber", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal", "dice"),
-        *("cross_entropy", "nll", "iou", "giou", "soft_margin", "hinge_embedding"),
+        *("cross_entropy", "nll", "iou", "giou", "soft_margin", "hinge_embedding", "multilabel_soft_margin"),
     ],
 )
 def test_every_nan_is_the_same(name, dtype):

@@ -21,7 +21,7 @@ Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,6 +58,10 @@ from refloss.specification import (
     sigmoid_logits,
     weight,
 )
+
+if TYPE_CHECKING:
+    from refloss.cases.source import Case
+    from refloss.roundoff import Roundoff
 
 
 @jit.scalar
@@ -154,7 +158,8 @@ LOOP = Loop("bce_with_logits", unweighted, _is_close, _accurate)
 LOOP_WITH_FACTOR = Loop("bce_with_logits_with_factor", _loss_with_factor, _is_close, _accurate)
 
 
-def _magnitudes(x, t, case, unit):
+def magnitudes_of_logits(x: np.ndarray, t: np.ndarray, case: Case, unit: Roundoff) -> Magnitudes:
+    """Of a value and both derivatives, with the factor of a case if it has one."""
     given = case.inputs.get("pos_weight")
     factor = np.ones(()) if given is None else real(given)
     positive, negative = np.logaddexp(0.0, -x), np.logaddexp(0.0, x)
@@ -180,7 +185,7 @@ def _magnitudes(x, t, case, unit):
         identities=("mirrored", "linear in the target"),
         follows="torch.nn.functional.binary_cross_entropy_with_logits",
         cases=elements(15, sure_logits, first="logits", probabilities=("target",)),
-        magnitudes=_magnitudes,
+        magnitudes=magnitudes_of_logits,
         intermediates=("losses", "probabilities"),
     )
 )

@@ -9,6 +9,7 @@ from tests.gauntlet.contrastive import InfoNce, SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
 from tests.gauntlet.margins import HingeEmbedding, SoftMargin
+from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.triples import GaussianNll, MarginRanking
@@ -46,6 +47,7 @@ HONEST: dict[str, type[Kernel]] = {
     "kl_div": KlDiv,
     "soft_margin": SoftMargin,
     "hinge_embedding": HingeEmbedding,
+    "multilabel_soft_margin": MultilabelSoftMargin,
     "info_nce": InfoNce,
     "sigmoid_contrastive": SigmoidContrastive,
     "margin_ranking": MarginRanking,

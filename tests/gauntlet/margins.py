@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tests.gauntlet.elements import Elements
+from tests.gauntlet.elements import BceWithLogits, Elements
 from tests.gauntlet.kernels import sigmoid, softplus
 
 if TYPE_CHECKING:
@@ -55,3 +55,28 @@ class HingeEmbedding(Margins):
         lacks, slope = self.cut(x.dtype.type(parameters.get("margin", 1.0)) - x)
         plain, lacking = t != -1, t != 1
         return np.where(plain, x, 0) + np.where(lacking, lacks, 0), (plain * 1 - (lacking & slope) * 1).astype(x.dtype)
+
+
+class MultilabelSoftMargin(BceWithLogits):
+    """The mean over a row's classes of binary cross-entropies."""
+
+    names = "input", "target"
+
+    def divisor(self, x: np.ndarray, weight: np.ndarray, parameters: dict[str, Any]) -> Any:
+        """The classes of a row, and the rows of a mean."""
+        rows = x[..., 0].size if parameters.get("reduction", "mean") == "mean" else 1
+        return x.dtype.type(self.width(x) * rows)
+
+    def width(self, x: np.ndarray) -> int:
+        """What a row is divided by."""
+        return x.shape[-1]
+
+    def reduced(self, losses: np.ndarray, divisor: Any, parameters: dict[str, Any]) -> np.ndarray:
+        """One number, or those of rows."""
+        axis = -1 if parameters.get("reduction") == "none" else None
+        return np.asarray(self.sum(losses, axis=axis) / divisor)
+
+    def answer(self, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Answer:
+        """A cotangent is one number, or one for each row."""
+        given = np.asarray(cotangent)
+        return super().answer(inputs, parameters, given[..., None] if given.ndim else cotangent)

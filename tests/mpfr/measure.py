@@ -24,6 +24,7 @@ from tests.mpfr import (
     triples,
     vectors,
 )
+from tests.mpfr import boxes, contrastive, detection, elements, language, masks, multilabel, rows, scenes
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]
@@ -85,6 +86,10 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         for name, loss in triples.LOSSES.items()
     },
     "info_nce": {kind: _of_samples(draw, contrastive.info_nce) for kind, draw in contrastive.INFO_NCE.items()},
+    "multilabel_soft_margin": {
+        kind: _of_samples(draw, functools.partial(language.mean_only, multilabel.MULTILABEL))
+        for kind, draw in elements.Inputs(multilabel.MULTILABEL).kinds().items()
+    },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{

@@ -159,6 +159,8 @@ def _element_divisor(case: Case) -> Divisor | None:
         return None
     if specification_of(case).named("similarities"):
         return Divisor(batch, size, "the pairs", "all elements")
+    if specification_of(case).mean == "rows" and not specification_of(case).named("boxes"):
+        return Divisor(float(math.prod(shape[:-1])), size, "the rows", "all elements")
     if specification_of(case).mean == "weights" and "weight" in case.inputs:
         total = math.fsum(np.broadcast_to(case.inputs["weight"], shape).astype(np.float64).ravel())
         return Divisor(total, size, "the sum of weights", "all elements")

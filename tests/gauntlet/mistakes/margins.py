@@ -60,4 +60,13 @@ MARGIN_MISTAKES = [
         "the hinge is not cut off at 0",
     ),
     ignored("margin", TUTORIALS, ("hinge_embedding",)),
+    Mistake(
+        "divided by the classes twice",
+        TUTORIALS,
+        ("multilabel_soft_margin",),
+        stepped(width=lambda self, x: x.shape[-1] ** 2),
+        "divided by the length of axis 1",
+        lambda case: case.parameters.get("reduction", "mean") == "mean",
+        "where the reduction is mean",
+    ),
 ]
