@@ -17,7 +17,7 @@ which is right in front of a log_softmax whose own gradient subtracts nothing mo
 probabilities sum to 1.
 
 Numerics. Probabilities of alignments leave every format: e^−2000 is a usual one. α and β are pairs with an exponent of
-their own (numerics.extended), so that the recursion has no logarithm, and loses some 2^-92 in 1000 frames. e^lp − γ of
+their own (numerics.extended), so that the recursion has no logarithm, and loses some 2^-90 in 1000 frames. e^lp − γ of
 a label that is next to 1 is e^lp − 1 plus what the others have (kernels.ctc.frames). L is the logarithm of one such
 number, within an ulp while it is above 2^-40: below, it keeps the absolute error of a probability next to 1.
 

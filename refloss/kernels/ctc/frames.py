@@ -23,7 +23,8 @@ from refloss.numerics import pairs
 from refloss.numerics.accurate import exp_less_one
 from refloss.numerics.exponential import exp, exp_difference
 from refloss.numerics.extended import as_pair, plus, probability
-from refloss.numerics.formats import vector_of, widen
+from refloss.numerics.formats import store, vector_of, widen
+from refloss.numerics.pairs import scaled, to_odd
 
 # Sums over classes are as many sums, of every so many-th class, whatever computes them.
 LANES = 32
@@ -66,6 +67,26 @@ def at_labels(rows, frame, labels, count, values):
 
 
 @jit.helper
+def _put(values, memory, offset, stride, labels, count):
+    for d in range(count):
+        store(memory, offset + labels[d] * stride, values[d])
+
+
+@jit.helper
+def put_at_labels(values, rows, frame, labels, count):
+    """Values, rounded, to elements of a row of any format."""
+    offset, stride = row_offset(rows, frame), rows.class_stride
+    if rows.format == 0:
+        _put(values, vector_of(rows.memory, np.float64), offset, stride, labels, count)
+    elif rows.format == 1:
+        _put(values, vector_of(rows.memory, np.float32), offset, stride, labels, count)
+    elif rows.format == 2:
+        _put(values, vector_of(rows.memory, np.int16), offset, stride, labels, count)
+    else:
+        _put(values, vector_of(rows.memory, np.uint16), offset, stride, labels, count)
+
+
+@jit.helper
 def largest(row):
     """The largest element; NaN if one is NaN."""
     top, undefined = np.full(LANES, -np.inf), 0
@@ -99,6 +120,14 @@ def plain_exponentials(row):
     """e^x in place of x."""
     for i in range(row.size):
         row[i] = plain_exponential(row[i])
+
+
+@jit.helper
+def multiply(row, factor, is_narrow):
+    """A row times a pair; rounded to odd, if its format has fewer bits than float64."""
+    for i in range(row.size):
+        value = scaled((row[i], 0.0), factor)
+        row[i] = to_odd(value) if is_narrow else value[0]
 
 
 @jit.scalar

@@ -1,7 +1,8 @@
 """CTC on the CPU: sequence by sequence, forwards, then backwards over blocks of frames.
 
 Only one row of α is kept for every block; the others are computed again when the backward recursion comes to their
-block. So memory grows with the root of a sequence's length, and what is worked on stays in cache.
+block: rows of states grow with the root of a sequence's length, and what is worked on stays in cache. What frames emit,
+exponentials of the labels' logits, is kept.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from refloss.kernels.ctc.states import (
 from refloss.kernels.rows import AnyRows, load_strided, row_offset, save_strided
 from refloss.numerics import pairs
 from refloss.numerics.extended import ONE, ZERO, add, from_pair, logarithm, multiply, probability, ratio
+from refloss.numerics.formats import uncounted
 from refloss.numerics.pairs import scaled, to_odd
+
+# How many classes are written at a time.
+PART = 512
 
 
 class Task(NamedTuple):
@@ -64,14 +69,14 @@ class Scratch(NamedTuple):
     kept: Numbers  # [blocks, S + 2·MARGIN], α before each block
     alphas: Numbers  # [block + 1, S + 2·MARGIN]
     omegas: Numbers  # [2, S + 2·MARGIN]
-    emitted: Numbers  # [block, D]
+    emitted: Numbers  # [T, D]
     spread: Numbers  # [S], of each state
     maxima: np.ndarray  # [T], of frames
     totals: np.ndarray  # [T, 4], S and the part of the classes that are no labels, pairs
     shares: np.ndarray  # [2, S], of states, pairs
     chosen: Chosen
-    row: np.ndarray  # [C], in whole lanes
-    row_low: np.ndarray
+    row: np.ndarray  # [C], in whole lanes, of a softmax
+    part: np.ndarray  # [PART]
 
 
 class Sequence(NamedTuple):
@@ -117,15 +122,15 @@ def _leave_labels_out(sequence, scratch):
 
 
 @jit.helper
-def _emit(sequence, k, maximum, scratch):
-    """What a frame emits, into row k."""
+def _emit(sequence, t, maximum, scratch):
+    """What a frame emits."""
     emitted, logits = scratch.emitted, scratch.chosen.logits
     for d in range(sequence.distinct):
-        emitted.high[k, d], emitted.low[k, d], emitted.exponent[k, d] = probability(logits[d], (maximum, 0.0))
+        emitted.high[t, d], emitted.low[t, d], emitted.exponent[t, d] = probability(logits[d], (maximum, 0.0))
 
 
 @jit.helper
-def _first_look(sequence, t, k, scratch):
+def _first_look(sequence, t, scratch):
     """A frame's largest logit, what it emits and its sum."""
     scratch.maxima[t] = 0.0
     if not sequence.is_softmax:
@@ -136,16 +141,16 @@ def _first_look(sequence, t, k, scratch):
             sequence.distinct,
             scratch.chosen.logits,
         )
-        _emit(sequence, k, 0.0, scratch)
+        _emit(sequence, t, 0.0, scratch)
         return
     _load(sequence, t, scratch)
     maximum = frames.largest(scratch.row)
     scratch.maxima[t] = maximum
-    _emit(sequence, k, maximum, scratch)
+    _emit(sequence, t, maximum, scratch)
     _leave_labels_out(sequence, scratch)
     if abs(maximum) < np.inf:
         frames.exponentials(scratch.row, maximum)
-        _set_total(scratch, t, frames.of_labels(scratch.emitted, k, sequence.distinct), frames.total_of(scratch.row))
+        _set_total(scratch, t, frames.of_labels(scratch.emitted, t, sequence.distinct), frames.total_of(scratch.row))
     else:
         _set_total(scratch, t, (np.nan, 0.0), (np.nan, 0.0))
 
@@ -204,12 +209,8 @@ def _forward(sequence, start, end, scratch, is_first_time):
     for t in range(start, end):
         k = t - start
         if is_first_time:
-            _first_look(sequence, t, k, scratch)
-        else:
-            frame = sequence.first + t * sequence.stride
-            frames.at_labels(sequence.rows, frame, sequence.labels, sequence.distinct, scratch.chosen.logits)
-            _emit(sequence, k, scratch.maxima[t], scratch)
-        _spread(scratch.emitted, k, sequence.slots, sequence.states, scratch.spread)
+            _first_look(sequence, t, scratch)
+        _spread(scratch.emitted, t, sequence.slots, sequence.states, scratch.spread)
         first = first_state(sequence.states, sequence.frames, t)
         last = last_state(sequence.states, t)
         following = _row(scratch.alphas, k + 1)
@@ -248,11 +249,11 @@ def _all_forward(sequence, block, scratch):
         _copy_row(_row(scratch.alphas, 0), _row(scratch.kept, start // block), size)
         end = min(start + block, sequence.frames)
         _forward(sequence, start, end, scratch, True)
-        for k in range(end - start):
+        for t in range(start, end):
             for d in range(sequence.distinct):
-                poisoned |= 1 if scratch.emitted.high[k, d] != scratch.emitted.high[k, d] else 0
+                poisoned |= 1 if scratch.emitted.high[t, d] != scratch.emitted.high[t, d] else 0
             if sequence.is_softmax:
-                norm = multiply(norm, from_pair((scratch.totals[start + k, 0], scratch.totals[start + k, 1])))
+                norm = multiply(norm, from_pair((scratch.totals[t, 0], scratch.totals[t, 1])))
     if poisoned or norm[0] != norm[0]:
         return (np.nan, 0.0, 0), norm
     if sequence.states > 2 * sequence.frames + 1:
@@ -265,7 +266,7 @@ def _all_forward(sequence, block, scratch):
 
 
 @jit.helper
-def _differences(sequence, k, t, scratch, shares):
+def _differences(sequence, t, scratch, shares):
     """p − γ of the labels of a frame; whether one of them is not known well enough."""
     chosen, totals = scratch.chosen, scratch.totals
     inverse, others, sure, close = (1.0, 0.0), (0.0, 0.0), -1, False
@@ -275,7 +276,7 @@ def _differences(sequence, k, t, scratch, shares):
     for d in range(sequence.distinct):
         gamma = of_label(shares[0], shares[1], sequence.order, sequence.starts[d], sequence.starts[d + 1])
         chosen.gamma[d], chosen.gamma_low[d] = gamma
-        emitted = (scratch.emitted.high[k, d], scratch.emitted.low[k, d], scratch.emitted.exponent[k, d])
+        emitted = (scratch.emitted.high[t, d], scratch.emitted.low[t, d], scratch.emitted.exponent[t, d])
         (chosen.high[d], chosen.low[d]), p = frames.difference(emitted, inverse, gamma, sequence.noise)
         if p > frames.SURE and gamma[0] > frames.SURE:
             sure = d
@@ -289,45 +290,52 @@ def _differences(sequence, k, t, scratch, shares):
 
 
 @jit.helper
-def _frame_gradient(sequence, k, t, scratch, coefficient, gradient):
-    """The gradient of a frame: c·(p − γ) for labels, c·p for others."""
-    row, row_low, totals = scratch.row, scratch.row_low, scratch.totals
-    _load(sequence, t, scratch)
-    _leave_labels_out(sequence, scratch)
-    if _differences(sequence, k, t, scratch, scratch.shares):
-        of_others = frames.accurate_total(row, scratch.maxima[t])
-        _set_total(scratch, t, frames.of_labels(scratch.emitted, k, sequence.distinct), of_others)
-        _differences(sequence, k, t, scratch, scratch.shares)
+def _frame_gradient(sequence, t, scratch, coefficient, gradient):
+    """The gradient of a frame: c·p for all classes, then c·(p − γ) for labels."""
+    chosen, totals, frame = scratch.chosen, scratch.totals, sequence.first + t * sequence.stride
+    frames.at_labels(sequence.rows, frame, sequence.labels, sequence.distinct, chosen.logits)
+    if _differences(sequence, t, scratch, scratch.shares):
+        _load(sequence, t, scratch)
+        _leave_labels_out(sequence, scratch)
+        of_others = frames.accurate_total(scratch.row, scratch.maxima[t])
+        _set_total(scratch, t, frames.of_labels(scratch.emitted, t, sequence.distinct), of_others)
+        _differences(sequence, t, scratch, scratch.shares)
     factor = coefficient
     if sequence.is_softmax:
-        frames.exponentials(row, scratch.maxima[t])
         factor = pairs.divide(coefficient, (totals[t, 0], totals[t, 1]))
-    else:
-        frames.plain_exponentials(row)
-    for i in range(row.size):
-        row[i], row_low[i] = scaled((row[i], 0.0), factor)
+    _write_probabilities(sequence, t, scratch, factor, gradient)
     for d in range(sequence.distinct):
-        i = sequence.labels[d]
-        row[i], row_low[i] = scaled((scratch.chosen.high[d], scratch.chosen.low[d]), coefficient)
-    _save(sequence, t, row, row_low, gradient)
+        value = scaled((chosen.high[d], chosen.low[d]), coefficient)
+        chosen.high[d] = to_odd(value) if gradient.format != 0 else value[0]
+    frames.put_at_labels(chosen.high, gradient, frame, sequence.labels, sequence.distinct)
 
 
 @jit.helper
-def _save(sequence, t, row, row_low, gradient):
-    if gradient.format != 0:
-        for i in range(row.size):
-            row[i] = to_odd((row[i], row_low[i]))
-    offset = row_offset(gradient, sequence.first + t * sequence.stride)
-    save_strided(row[: gradient.classes], gradient, offset, gradient.class_stride)
+def _write_probabilities(sequence, t, scratch, factor, gradient):
+    """A factor times the exponentials of all classes, some at a time, so that they stay in cache."""
+    rows, frame = sequence.rows, sequence.first + t * sequence.stride
+    source, destination = row_offset(rows, frame), row_offset(gradient, frame)
+    for start in range(0, rows.classes, PART):
+        part = scratch.part[: min(PART, rows.classes - start)]
+        load_strided(rows, source + start * rows.class_stride, rows.class_stride, part)
+        if sequence.is_softmax:
+            frames.exponentials(part, scratch.maxima[t])
+        else:
+            frames.plain_exponentials(part)
+        frames.multiply(part, factor, gradient.format != 0)
+        save_strided(part, gradient, destination + start * gradient.class_stride, gradient.class_stride)
 
 
 @jit.helper
 def _fill(sequence, start, end, value, scratch, gradient):
     """One value for all elements of some frames."""
+    for i in range(PART):
+        scratch.part[i] = value
     for t in range(start, end):
-        for i in range(scratch.row.size):
-            scratch.row[i], scratch.row_low[i] = value, 0.0
-        _save(sequence, t, scratch.row, scratch.row_low, gradient)
+        offset = row_offset(gradient, sequence.first + t * sequence.stride)
+        for first in range(0, gradient.classes, PART):
+            part = scratch.part[: min(PART, gradient.classes - first)]
+            save_strided(part, gradient, offset + first * gradient.class_stride, gradient.class_stride)
 
 
 @jit.helper
@@ -347,7 +355,7 @@ def _all_backward(sequence, block, scratch, inverse, coefficient, gradient):
             _forward(sequence, start, end, scratch, False)
         for t in range(end - 1, start - 1, -1):
             k = t - start
-            _spread(scratch.emitted, k, sequence.slots, states, scratch.spread)
+            _spread(scratch.emitted, t, sequence.slots, states, scratch.spread)
             first = first_state(states, sequence.frames, t)
             last = last_state(states, t)
             for s in range(states):
@@ -364,7 +372,7 @@ def _all_backward(sequence, block, scratch, inverse, coefficient, gradient):
             )
             _clear(omega, first)
             _clear(omega, last + MARGIN)
-            _frame_gradient(sequence, k, t, scratch, coefficient, gradient)
+            _frame_gradient(sequence, t, scratch, coefficient, gradient)
 
 
 @jit.helper
@@ -389,21 +397,23 @@ def _loss_and_gradient(sequence, length, block, scratch, terms, n, nll, gradient
 @jit.kernel
 def ctc_sequences(rows, gradient, paths, terms, scratch, nll, first, last):
     """−log of the sum over all alignments of sequences first ... last, as pairs [N, 2], and their gradients."""
+    # Counting the references of some forty arrays, call by call, would cost as much as the arithmetic of a frame.
+    source, destination, plan, space = uncounted(rows), uncounted(gradient), uncounted(paths), uncounted(scratch)
     for n in range(first, last):
         sequence = Sequence(
-            rows,
+            source,
             n * terms.sequence_stride,
             terms.frame_stride,
-            paths.frames[n],
-            paths.states[n],
-            paths.distinct[n],
-            paths.labels[n],
-            paths.slots[n],
-            paths.skips[n],
-            paths.starts[n],
-            paths.order[n],
+            plan.frames[n],
+            plan.states[n],
+            plan.distinct[n],
+            plan.labels[n],
+            plan.slots[n],
+            plan.skips[n],
+            plan.starts[n],
+            plan.order[n],
             terms.is_softmax,
-            frames.noise_of(paths.frames[n]),
+            frames.noise_of(plan.frames[n]),
         )
-        block = scratch.emitted.high.shape[0]
-        _loss_and_gradient(sequence, terms.length, block, scratch, terms, n, nll, gradient)
+        block = space.alphas.high.shape[0] - 1
+        _loss_and_gradient(sequence, terms.length, block, space, terms, n, nll, destination)

@@ -9,10 +9,13 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.ctc.frames import LANES, Chosen
-from refloss.kernels.ctc.loop import Scratch, Task, Terms, ctc_sequences
+from refloss.kernels.ctc.loop import PART, Scratch, Task, Terms, ctc_sequences
 from refloss.kernels.ctc.states import MARGIN, Paths, find_paths, zeros
 from refloss.kernels.rows import any_rows_of
 from refloss.numerics.memory import as_writable
+
+# How many states of all frames are worth a thread's while: calling a kernel takes as long as some thousand.
+_STATES = 1 << 15
 
 
 def ctc_loss(task: Task, backend: str) -> np.ndarray:
@@ -66,7 +69,8 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
     def work(first: int, last: int, scratch: Scratch) -> None:
         ctc_sequences(rows, gradient, paths, terms, scratch, nll, first, last)
 
-    parallel.run_blocks(work, len(nll), 1, lambda: _scratch(task, paths))
+    each = max(1, _STATES // max(1, int(paths.frames.max(initial=0)) * paths.slots.shape[1]))
+    parallel.run_blocks(work, len(nll), each, lambda: _scratch(task, paths))
 
 
 def _block(frames: int) -> int:
@@ -83,12 +87,12 @@ def _scratch(task: Task, paths: Paths) -> Scratch:
         kept=zeros(blocks, size),
         alphas=zeros(block + 1, size),
         omegas=zeros(2, size),
-        emitted=zeros(block, labels),
+        emitted=zeros(frames, labels),
         spread=zeros(states),
         maxima=np.zeros(frames),
         totals=np.zeros((frames, 4)),
         shares=np.zeros((2, states)),
         chosen=Chosen(*np.zeros((5, labels))),
-        row=np.zeros(classes),
-        row_low=np.zeros(classes),
+        row=np.zeros(classes if task.is_softmax else 0),
+        part=np.zeros(PART),
     )
