@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
+from tests.gauntlet.transducers import Transducer
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -20,6 +21,7 @@ DISTANCES = ("mse", "l1", "huber", "smooth_l1")
 SIGMOIDS = ("bce_with_logits", "sigmoid_focal", "varifocal")
 ELEMENTS = (*DISTANCES, "bce", "kl_div", *SIGMOIDS)
 BOXES = ("iou", "giou")
+TRANSDUCERS = ("rnnt", "tdt")
 REDUCED = ("cross_entropy", "nll", *ELEMENTS, "dice", *BOXES)
 
 # Heads that match objects, which have no kernel of their own here.
@@ -42,4 +44,5 @@ HONEST: dict[str, type[Kernel]] = {
     "dice": Dice,
     "iou": Iou,
     "giou": Giou,
+    **dict.fromkeys(TRANSDUCERS, Transducer),
 }

@@ -14,6 +14,7 @@ from tests.gauntlet.mistakes.mistake import Mistake
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
+from tests.gauntlet.mistakes.transducers import TRANSDUCER_MISTAKES
 
 MISTAKES: tuple[Mistake, ...] = (
     *SOFTMAX_MISTAKES,
@@ -22,4 +23,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *ELEMENT_MISTAKES,
     *REGION_MISTAKES,
     *HEAD_MISTAKES,
+    *TRANSDUCER_MISTAKES,
 )
