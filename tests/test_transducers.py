@@ -303,7 +303,7 @@ def test_tiny_losses_with_durations_keep_their_digits(sigma, monkeypatch):
 
 
 def test_no_path_with_durations():
-    logits, labels, frames, counts = batch()
+    logits, labels, _, counts = batch()
     durations = np.zeros((*logits.shape[:3], 1), np.float32)
     result = refloss.tdt(logits, durations, labels, [5, 2, 4], counts, 0, [2], reduction="none")
     assert list(np.isinf(result.loss)) == [True, True, False]
