@@ -31,6 +31,7 @@ COLUMNS = (
 REFLOSS, FRAMES, DIAGONALS, TRANSFORMERS = "refloss", "JAX, by frames", "JAX, by diagonals", "transformers"
 AIM = 3.0
 DURATIONS = (0, 1, 2, 3, 4)
+SIGMA = 0.02
 ROUNDS = 5
 # Losses of single precision, of which a thousand arcs are added up.
 TOLERANCE = 1e-3
@@ -130,8 +131,37 @@ def _jax_by_diagonals(shape: Shape) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(compiled(x, y))  # type: ignore[no-untyped-call]
 
 
+def _refloss_tdt(shape: Shape) -> Callable[[], Any]:
+    logits, durations, labels = inputs(shape)
+
+    def call() -> tuple[Any, Any]:
+        steps = np.array(DURATIONS)
+        result = refloss.tdt(
+            logits, durations, labels, [shape.frames], [shape.labels], 0, steps, sigma=SIGMA, reduction="sum"
+        )
+        return result.loss, result.grads
+
+    return call
+
+
+def _transformers_tdt(shape: Shape) -> Callable[[], Any]:
+    import torch
+    from transformers.loss.loss_tdt import tdt_loss
+
+    logits, durations, labels = inputs(shape)
+    x, v = (torch.from_numpy(values).requires_grad_() for values in (logits, durations))
+    targets = torch.from_numpy(labels), torch.tensor([shape.frames]), torch.tensor([shape.labels])
+
+    def call() -> tuple[Any, Any]:
+        loss = tdt_loss(x, v, *targets, 0, list(DURATIONS), SIGMA, "sum")
+        return loss.detach(), torch.autograd.grad(loss, (x, v))
+
+    return call
+
+
 RNNT = {REFLOSS: _refloss_rnnt, FRAMES: _jax_by_frames, DIAGONALS: _jax_by_diagonals}
-LOSSES = {"rnnt": RNNT}
+TDT = {REFLOSS: _refloss_tdt, TRANSFORMERS: _transformers_tdt}
+LOSSES = {"rnnt": RNNT, "tdt": TDT}
 
 
 def times(loss: str, shape: Shape) -> dict[str, Timing]:

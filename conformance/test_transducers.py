@@ -107,9 +107,8 @@ def test_labels_that_are_padded_are_taken_here(key: str) -> None:
 
 
 def test_the_mappings_take_the_same_keywords() -> None:
-    call = Call(case(TDT, "keywords"), torch.float64)
+    call = Call(case(TDT, "keywords"), torch.float32)
     steps = call.arguments.pop("durations").tolist()
-    with formula_precision():
-        theirs = LOSS_MAPPING[TDT](**call.arguments, durations=steps, vocab_size=6)
+    theirs = LOSS_MAPPING[TDT](**call.arguments, durations=steps, vocab_size=6)
     ours = refloss.LOSS_MAPPING[TDT](**call.arguments, durations=steps, vocab_size=6)
-    assert float(ours.loss) == pytest.approx(float(theirs), rel=1e-6)
+    assert float(ours.loss) == pytest.approx(float(theirs.detach()), rel=1e-6)

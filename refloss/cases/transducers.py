@@ -125,6 +125,29 @@ def _of_sizes(case: Callable[..., Case]) -> list[Case]:
     ]
 
 
+def _shifted(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The label before, as who counts labels from 1 and reads from 0."""
+    known = np.where(np.arange(labels.shape[1]) < counts[:, None], labels, 0)
+    return np.roll(known, 1, axis=1) if labels.shape[1] else known
+
+
+def wrong_labels(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """The label's arc takes its neighbour's class."""
+    inputs = case.inputs
+    return {"labels are off by one": {"labels": _shifted(inputs["labels"], inputs["label_lengths"])}}
+
+
+def wrong_ends(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """And the last blank of an RNN-T is left out: that of the last frame and label has a probability of 1."""
+    inputs, blank = case.inputs, case.parameters["blank_token_id"]
+    logits = inputs["logits"].copy()
+    for sample, (t, u) in enumerate(zip(inputs["logit_lengths"], inputs["label_lengths"], strict=True)):
+        if t:
+            logits[sample, int(t) - 1, int(u)] = -np.inf
+            logits[sample, int(t) - 1, int(u), blank] = 0.0
+    return wrong_labels(case) | {"the last blank is left out": {"logits": logits}}
+
+
 def draw_rnnt(draws: Draws) -> Drawn:
     """Samples of several lengths; NaN or infinities beyond them, −inf for a class that nobody asks for."""
     inputs, parameters, classes = _drawn(draws)

@@ -53,6 +53,7 @@ from refloss.specification import Parameter, Specification, reduction, softmax_l
         follows="transformers' ParakeetForRNNTLoss",
         cases=cases.rnnt,
         draw=cases.draw_rnnt,
+        mistakes=cases.wrong_ends,
         bounds=error_model.rnnt,
         intermediates=("nll",),
     )

@@ -68,6 +68,7 @@ _FIRST = "mean"
         follows="transformers' ParakeetForTDTLoss",
         cases=cases.tdt,
         draw=cases.draw_tdt,
+        mistakes=cases.wrong_labels,
         bounds=error_model.tdt,
         intermediates=("nll",),
     )

@@ -14,6 +14,7 @@ from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.triples import GaussianNll, MarginRanking
 from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
+from tests.gauntlet.transducers import Transducer
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -28,6 +29,7 @@ SIGMOIDS = ("bce_with_logits", "sigmoid_focal", "varifocal")
 ELEMENTS = (*DISTANCES, "bce", "kl_div", *SIGMOIDS)
 BOXES = ("iou", "giou")
 ALIGNMENTS = ("ctc", "ctc_of_logits")
+TRANSDUCERS = ("rnnt", "tdt")
 REDUCED = ("cross_entropy", "nll", *ELEMENTS, "dice", *BOXES)
 
 # Heads that match objects, which have no kernel of their own here.
@@ -63,4 +65,5 @@ HONEST: dict[str, type[Kernel]] = {
     "multilabel_margin": MultilabelMargin,
     "triplet_margin": TripletMargin,
     "cosine_embedding": CosineEmbedding,
+    **dict.fromkeys(TRANSDUCERS, Transducer),
 }

@@ -120,7 +120,7 @@ def weigh(logits, durations, samples, arcs, lattice, output, chosen, count):
         if arcs.weighted:
             start = row_offset(durations, index)
             of_durations = keep_durations(
-                lattice, node, durations.memory, start, durations.class_stride, arcs.blanks.size
+                lattice, node, durations.memory, start, durations.class_stride, arcs.blanks.size, chosen.accurate
             )
             sound = sound and of_durations
         if not sound:

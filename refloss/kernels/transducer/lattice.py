@@ -198,7 +198,7 @@ def weights(reference, others, blank, label, is_blank, accurate):
 
 
 @jit.helper
-def keep_durations(lattice, node, x, start, stride, count):
+def keep_durations(lattice, node, x, start, stride, count, accurate):
     """q of a node from its row of logits; whether they are sound."""
     maximum, sound = -np.inf, True
     for i in range(count):
@@ -209,7 +209,7 @@ def keep_durations(lattice, node, x, start, stride, count):
         return False
     total = ZERO
     for i in range(count):
-        term = _relative(read(x, start + i * stride), maximum, True)
+        term = _relative(read(x, start + i * stride), maximum, accurate)
         keep(lattice.durations, node * count + i, term)
         total = add(total, term)
     inverse = ratio(ONE, total)

@@ -203,7 +203,7 @@ def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, ac
         if arcs.weighted:
             for u in range(count):
                 load_rows(durations, row + u, 1, buffers.durations)
-                sound &= keep_durations(lattice, node + u, buffers.durations, 0, 1, arcs.blanks.size)
+                sound &= keep_durations(lattice, node + u, buffers.durations, 0, 1, arcs.blanks.size, accurate)
         output.sound[sample, t] = sound
 
 

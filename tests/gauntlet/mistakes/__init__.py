@@ -21,6 +21,7 @@ from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
 from tests.gauntlet.mistakes.triples import TRIPLE_MISTAKES
 from tests.gauntlet.mistakes.vectors import VECTOR_MISTAKES
+from tests.gauntlet.mistakes.transducers import TRANSDUCER_MISTAKES
 
 MISTAKES: tuple[Mistake, ...] = (
     *SOFTMAX_MISTAKES,
@@ -36,4 +37,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *FLOW_MISTAKES,
     *POINT_MISTAKES,
     *VECTOR_MISTAKES,
+    *TRANSDUCER_MISTAKES,
 )
