@@ -35,6 +35,7 @@ SAMPLES = {
     "kl_div": 16,
     "margin_ranking": 24,
     "gaussian_nll": 108,
+    "poisson_nll": 72,
     "nll": 61,
     "cross_entropy": 21,
 }

@@ -28,6 +28,7 @@ from refloss.losses.l1 import l1 as l1
 from refloss.losses.margin_ranking import margin_ranking as margin_ranking
 from refloss.losses.mse import mse as mse
 from refloss.losses.nll import nll as nll
+from refloss.losses.poisson_nll import poisson_nll as poisson_nll
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
 from refloss.losses.varifocal import varifocal as varifocal
@@ -63,6 +64,7 @@ __all__ = [
     "mse",
     "nll",
     "object_detection",
+    "poisson_nll",
     "question_answering",
     "rt_detr_object_detection",
     "segmentation",

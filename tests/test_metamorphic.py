@@ -44,6 +44,7 @@ OF = {
     "kl_div": {*OF_ELEMENTS, "linear in the input", "equal factors"} - {"losses not negative"},
     "sigmoid_focal": {*OF_ELEMENTS, "symmetric", "sure and wrong"},
     "varifocal": {*OF_ELEMENTS, "sure and wrong"},
+    "poisson_nll": OF_ELEMENTS - {"losses not negative"},
     "gaussian_nll": {*OF_ELEMENTS, "symmetric", "moved"} - {"losses not negative"},
     **dict.fromkeys(("dice", "margin_ranking"), OF_ELEMENTS),
     "iou": OF_BOXES,

@@ -18,7 +18,7 @@ from tests.truth import FORMATS, cross_entropy_row
 # Of each function, over its kinds of inputs.
 ELEMENTS = 20_000
 OF_ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal")
-OF_TRIPLES = tuple(triples.LOSSES)
+OF_TRIPLES = (*triples.LOSSES, "poisson_nll")
 
 VALUES = {
     "mse": lambda x, t: (x - t) ** 2,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
-from tests.gauntlet.triples import GaussianNll, MarginRanking
+from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -40,6 +40,7 @@ HONEST: dict[str, type[Kernel]] = {
     "kl_div": KlDiv,
     "margin_ranking": MarginRanking,
     "gaussian_nll": GaussianNll,
+    "poisson_nll": PoissonNll,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

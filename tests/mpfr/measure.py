@@ -53,6 +53,7 @@ _ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "sigmo
 KINDS: Mapping[str, Mapping[str, Measure]] = {
     **{name: _element_kinds(name) for name in _ELEMENTS},
     "kl_div": _element_kinds("kl_div", "kl_div of logs"),
+    "poisson_nll": _element_kinds("poisson_nll", "poisson_nll of rates"),
     **{
         name: {
             kind: _of_samples(draw, functools.partial(triples.compare, loss))

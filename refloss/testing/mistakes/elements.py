@@ -168,6 +168,7 @@ FORMULAS_OF = (
     "bce",
     "bce_with_logits",
     "kl_div",
+    "poisson_nll",
     "gaussian_nll",
     "margin_ranking",
     "sigmoid_focal",
