@@ -129,7 +129,7 @@ def _one_above(generator: np.random.Generator, size: int) -> tuple[np.ndarray, n
 
 
 def _counts(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    x = np.clip(generator.standard_normal(size) * 2, -4.0, 4.0)
+    x = np.clip(generator.standard_normal(size) * 2, -2.2, 2.2)
     return x, np.where(generator.random(size) < 0.7, generator.poisson(np.exp(x)), generator.exponential(2.0, size))
 
 
