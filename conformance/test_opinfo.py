@@ -46,6 +46,9 @@ SAMPLES = {
     "soft_margin": 6,
     "hinge_embedding": 10,
     "multilabel_soft_margin": 4,
+    "margin_ranking": 24,
+    "gaussian_nll": 108,
+    "poisson_nll": 72,
     "nll": 61,
     "cross_entropy": 21,
 }

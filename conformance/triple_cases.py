@@ -1,4 +1,4 @@
-"""Cases of the losses of three arrays of corresponding elements."""
+"""Cases of the losses of three arrays of corresponding elements, and of counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.cases import Array, Case, Layout
+from conformance.cases import Array, Case, Divergence, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,8 +21,16 @@ VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("margin_ranking", {"margin": -0.25}),
     ("gaussian_nll", {}),
     ("gaussian_nll", {"full": True, "eps": 0.5}),
+    ("poisson_nll", {}),
+    ("poisson_nll", {"full": True}),
+    ("poisson_nll", {"log_input": False}),
+    ("poisson_nll", {"log_input": False, "full": True, "eps": 0.5}),
 )
-ARGUMENTS = {"margin_ranking": ("input1", "input2", "target"), "gaussian_nll": ("input", "target", "var")}
+ARGUMENTS = {
+    "margin_ranking": ("input1", "input2", "target"),
+    "gaussian_nll": ("input", "target", "var"),
+    "poisson_nll": ("input", "target"),
+}
 
 
 def _ranks(random: np.random.Generator, shape: tuple[int, ...]) -> list[Array]:
@@ -39,7 +47,14 @@ def _variances(random: np.random.Generator, shape: tuple[int, ...]) -> list[Arra
     return [x, t, np.asarray(random.uniform(0.25, 2.0, shape))]
 
 
-DRAWS = {"margin_ranking": _ranks, "gaussian_nll": _variances}
+def _counts(random: np.random.Generator, shape: tuple[int, ...]) -> list[Array]:
+    """Positive, for rates and for logarithms of rates."""
+    if not shape:
+        return [np.asarray(value) for value in (0.75, 4.0)]
+    return [np.asarray(random.uniform(0.25, 2.5, shape)), np.asarray(random.integers(1, 9, shape) * 0.75)]
+
+
+DRAWS = {"margin_ranking": _ranks, "gaussian_nll": _variances, "poisson_nll": _counts}
 
 
 def _case(
@@ -109,4 +124,33 @@ def _shared() -> Iterator[Case]:
     yield _case(random, "gaussian_nll", "undefined", undefined, reduction="none", degenerate=True)
 
 
-CASES: tuple[Case, ...] = (*_shapes(), *_edges(), *_shared())
+def _counted() -> Iterator[Case]:
+    """Counts of 0 and 1, negative logarithms, rates next to 0, and what is not finite."""
+    random = np.random.default_rng(44)
+    logs, counts = np.array([-3.0, 0.5, 0.0, 2.0, -80.0, 4.0]), np.array([0.0, 1.0, 2.0, 1.5, 3.0, 40.0])
+    yield _case(random, "poisson_nll", "logs", [logs, counts], reduction="none")
+    yield _case(random, "poisson_nll", "logs-full", [logs[1:], counts[1:]], reduction="none", full=True)
+    rates = np.array([0.0, 2.0**-20, 0.5, 1.0, 30.0, 1000.0])
+    yield _case(random, "poisson_nll", "rates", [rates, counts], reduction="none", log_input=False, eps=2.0**-10)
+    ends = [np.array([np.inf, -np.inf, np.nan, 0.0, 2.0]), np.array([1.0, 1.0, 1.0, np.nan, np.inf])]
+    for full, log_input in product((False, True), repeat=2):
+        options: dict[str, Any] = {"full": full, "log_input": log_input, "reduction": "none"}
+        yield _case(random, "poisson_nll", f"ends-{full}-{log_input}", ends, degenerate=True, **options)
+    nothing = [np.array([-0.5, -0.5, -1.0]), np.array([0.0, 2.0, 3.0])]
+    options = {"log_input": False, "eps": 0.5, "reduction": "none"}
+    yield _case(random, "poisson_nll", "nothing", nothing, degenerate=True, **options)
+
+
+CASES: tuple[Case, ...] = (*_shapes(), *_edges(), *_shared(), *_counted())
+
+
+def _divergences() -> Iterator[Divergence]:
+    """0·log 0 of a term that is masked afterwards."""
+    random = np.random.default_rng(45)
+    counts = [np.array([0.5, 0.5]), np.array([0.0, -1.0])]
+    case = _case(random, "poisson_nll", "stirling_of_nothing", counts, reduction="sum", full=True)
+    yield Divergence(case, "grad.target", (0,), theirs=float("nan"), ours=1.75)
+    yield Divergence(case, "grad.target", (1,), theirs=float("nan"), ours=1.75)
+
+
+DIVERGENCES: tuple[Divergence, ...] = tuple(_divergences())

@@ -1,4 +1,4 @@
-"""Losses of three arrays of corresponding elements: correct rounding, derivatives, layouts, edges."""
+"""Losses of three arrays of corresponding elements, and of counts: correct rounding, derivatives, layouts, edges."""
 
 from fractions import Fraction
 
@@ -280,6 +280,123 @@ def test_threads_blocks_and_layouts_do_not_show_in_a_shared_gradient(shared, mon
         assert again.grads["var"] == refloss.gaussian_nll(x, t, v, reduction="none", grad_output=cotangent).grads["var"]
 
 
+def _poisson(x, t, *, log_input=True, full=False, eps=1e-8):
+    """The value and both derivatives in mpmath."""
+    x, t, eps = (mpmath.mpf(float(value)) for value in (x, t, eps))
+    if log_input:
+        value, slope, of_target = mpmath.exp(x) - t * x, mpmath.exp(x) - t, -x
+    else:
+        value, slope, of_target = x - t * mpmath.log(x + eps), 1 - t / (x + eps), -mpmath.log(x + eps)
+    if full and t > 1:
+        value += t * mpmath.log(t) - t + mpmath.log(2 * mpmath.pi * t) / 2
+        of_target += mpmath.log(t) + 1 / (2 * t)
+    return value, slope, of_target
+
+
+COUNTS = [
+    *({"log_input": log_input, "full": full} for log_input in (True, False) for full in (False, True)),
+    {"log_input": False, "full": True, "eps": 0.3},
+]
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("options", COUNTS, ids=str)
+def test_poisson_nll_is_rounded_once(options, dtype):
+    generator = np.random.default_rng(10)
+    x = generator.uniform(-3.0, 4.0, 500)
+    t = generator.poisson(np.exp(x)).astype(float)
+    t[::5] = np.exp(x[::5]) * (1 + generator.choice([0.0, 2.0**-12, 2.0**-20], 100))
+    x, t = (x if options["log_input"] else np.exp(x)).astype(dtype), t.astype(dtype)
+    result = refloss.poisson_nll(x, t, reduction="sum", grad_output=-1 / 7, **options)
+    rows = refloss.poisson_nll(x, t, reduction="none", grad=False, **options).loss
+    with mpmath.workprec(400):
+        found = zip(*(_poisson(*point, **options) for point in zip(x, t, strict=True)), strict=True)
+        values, for_x, for_t = (np.array(each) for each in found)
+        exact = {"input": pairs(for_x * mpmath.mpf(-1 / 7)), "target": pairs(for_t * mpmath.mpf(-1 / 7))}
+        total, each = pairs(mpmath.fsum(values)), pairs(values)
+    for name, gradient in result.grads.items():
+        assert correctly_rounded(ulp_errors(gradient, exact[name], dtype.name)).all(), name
+    assert ulp_errors(result.loss, total, "float64") <= 2
+    assert ulp_errors(rows, each, "float64").max() <= 2
+
+
+@pytest.mark.parametrize("options", COUNTS, ids=str)
+def test_poisson_nll_gradients_are_derivatives(options):
+    generator = np.random.default_rng(11)
+    x, t = generator.uniform(0.5, 1.5, (3, 5)), generator.uniform(1.5, 3.0, (3, 5))
+    cotangent = generator.standard_normal((3, 5))
+    given = {**options, "reduction": "none"}
+    result = refloss.poisson_nll(x, t, grad_output=cotangent, **given)
+    for name, value in (("input", x), ("target", t)):
+
+        def contracted(moved, name=name):
+            return np.sum(
+                cotangent * refloss.poisson_nll(**{"input": x, "target": t, name: moved}, grad=False, **given).loss
+            )
+
+        np.testing.assert_allclose(result.grads[name], fourth_order(contracted, value), rtol=0, atol=20 * TOLERANCE)
+
+
+def test_large_counts_keep_what_is_left_of_large_terms():
+    """Near its optimum the loss of 10^15 is 18, what is left of terms of 3·10^16."""
+    t = np.array([1e15, 3e7, 1e3])
+    x = np.log(t)
+    result = refloss.poisson_nll(x, t, full=True, reduction="none")
+    with mpmath.workprec(400):
+        values, slopes, of_target = zip(*(_poisson(*point, full=True) for point in zip(x, t, strict=True)), strict=True)
+        exact = [pairs(np.array(each)) for each in (values, slopes, of_target)]
+    found = (result.loss, result.grads["input"], result.grads["target"])
+    assert all(ulp_errors(got, true, "float64").max() <= 2 for got, true in zip(found, exact, strict=True))
+
+
+def test_poisson_nll_edges():
+    """Stirling's term begins above 1; a rate of −eps, and one below."""
+    x, t = np.zeros(4), np.array([1.0, np.nextafter(1.0, 2.0), 0.0, -2.0])
+    result = refloss.poisson_nll(x, t, full=True, reduction="none")
+    assert result.loss[[0, 2, 3]].tolist() == [1.0, 1.0, 1.0]
+    assert np.allclose(result.loss[1], np.log(2 * np.pi) / 2)
+    assert result.grads["target"][[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
+    assert np.allclose(result.grads["target"][1], 0.5)
+    rates = np.array([-0.5, -0.5, -1.0])
+    result = refloss.poisson_nll(rates, np.array([2.0, 0.0, 1.0]), log_input=False, eps=0.5, reduction="none")
+    assert np.array_equal(result.loss, [np.inf, np.nan, np.nan], equal_nan=True)
+    assert np.array_equal(result.grads["input"], [-np.inf, np.nan, 3.0], equal_nan=True)
+
+
+@pytest.mark.parametrize("log_input", [True, False])
+def test_threads_blocks_and_layouts_do_not_show_in_poisson_nll(log_input, monkeypatch):
+    from refloss.kernels.elementwise import run
+
+    generator = np.random.default_rng(12)
+    x, t = generator.uniform(0.1, 3.0, (2, 20, 30)).astype(np.float32)
+    options = {"log_input": log_input, "full": True, "grad_output": 1.3}
+    expected = bits(refloss.poisson_nll(x, t, **options))
+    threads = refloss.get_num_threads()
+    for count, block in ((1, 7), (3, 64)):
+        monkeypatch.setattr(run, "BLOCK_ELEMENTS", block)
+        refloss.set_num_threads(count)
+        assert bits(refloss.poisson_nll(x, t, **options)) == expected
+    refloss.set_num_threads(threads)
+    for layout, view in layouts(x):
+        assert bits(refloss.poisson_nll(view, t, **options)) == expected, layout
+
+
+BAD_COUNTS = [
+    ({"target": np.zeros((2, 1))}, ValueError, "target has shape"),
+    ({"target": np.ones(2, int)}, TypeError, "target has dtype int64"),
+    ({"eps": np.nan}, ValueError, "eps is nan; expected a finite number"),
+    ({"log_input": "no"}, TypeError, "log_input is 'no'"),
+    ({"full": "no"}, TypeError, "full is 'no'"),
+    ({"reduction": "batchmean"}, ValueError, "reduction is 'batchmean'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_COUNTS, ids=str)
+def test_bad_input_of_poisson_nll(arguments, error, message):
+    with pytest.raises(error, match=message):
+        refloss.poisson_nll(**{"input": np.zeros(2), "target": np.zeros(2)} | arguments)
+
+
 BAD = [
     ({"input2": np.zeros(3)}, ValueError, r"input2 has shape \(3,\); expected \(2,\), the shape of input1"),
     ({"target": np.zeros((1, 2))}, ValueError, r"target has shape \(1, 2\); expected \(2,\), the shape of input1"),
@@ -304,3 +421,5 @@ def test_no_elements():
     result = refloss.gaussian_nll(empty, empty, np.ones((1, 3)))
     assert np.isnan(result.loss)
     assert result.grads["var"].tolist() == [[0.0] * 3]
+    assert np.isnan(refloss.poisson_nll(empty, empty).loss)
+    assert refloss.poisson_nll(empty, empty, log_input=False, reduction="sum").loss == 0.0

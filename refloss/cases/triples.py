@@ -1,4 +1,4 @@
-"""Golden cases of losses of three arrays of corresponding elements."""
+"""Golden cases of losses of corresponding elements whose arrays, two or three, have ranges of their own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Function(NamedTuple):
     """Cases of a function: its name, and its arguments'."""
 
     name: str
-    arguments: tuple[str, str, str]
+    arguments: tuple[str, ...]
 
     def case(
         self, name: str, values: tuple[Any, ...], *, grad_output: Any = 1.0, dtype: Any = np.float64, **given: Any
@@ -119,6 +119,34 @@ def likely(seed: int) -> Callable[[str], list[Case]]:
                 for case in of.options(f"shared-{name}", (x, t, narrow), _REDUCTIONS[k % 3], seed=215 + k)
             ),
             of.case("hit", (t, t, v), grad_output=-1.5, dtype=np.float32),
+        ]
+
+    return build
+
+
+def _drawn_counts(source: Source, *shape: int) -> tuple[np.ndarray, ...]:
+    return source.normal(*shape) * 1.5, np.round(6.0 * source.uniform(*shape) * source.uniform(*shape))
+
+
+def _drawn_rates(source: Source, *shape: int) -> tuple[np.ndarray, ...]:
+    return 0.125 + 6.0 * source.uniform(*shape), np.round(6.0 * source.uniform(*shape))
+
+
+def counted(seed: int) -> Callable[[str], list[Case]]:
+    """Of poisson_nll: counts of 0, 1 and more, logarithms of rates and rates, near what is counted and far from it."""
+
+    def build(function: str) -> list[Case]:
+        of, source = _Function(function, ("input", "target")), Source(seed)
+        small, rates = _drawn_counts(source, 4, 7), _drawn_rates(source, 4, 7)
+        x, t = np.clip(small[0], -3.0, 3.0), np.array([0.0, 1.0, 2.0, 8.0, 1.5, 0.25, 30.0]) * np.ones((4, 1))
+        hit = np.maximum(rates[1], 0.5)
+        return [
+            *of.usual(source, small, _drawn_counts),
+            *of.options("full", (x, t), *_REDUCTIONS, seed=220, full=True),
+            *of.options("rates", (rates[0], t), *_REDUCTIONS, seed=221, log_input=False, full=True, eps=0.25),
+            *of.options("small-rates", (rates[0] / 64.0, small[1]), "none", seed=222, log_input=False, eps=0.0625),
+            of.case("rates-mean", rates, log_input=False, grad_output=1.5, dtype=np.float32),
+            of.case("rates-hit", (hit, hit), log_input=False, reduction="none", grad_output=x, dtype=np.float64),
         ]
 
     return build

@@ -15,6 +15,7 @@ from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.triples import GaussianNll, MarginRanking
 from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
 from tests.gauntlet.transducers import Transducer
+from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel
@@ -54,6 +55,7 @@ HONEST: dict[str, type[Kernel]] = {
     "sigmoid_contrastive": SigmoidContrastive,
     "margin_ranking": MarginRanking,
     "gaussian_nll": GaussianNll,
+    "poisson_nll": PoissonNll,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

@@ -1,4 +1,4 @@
-"""Losses of three arrays of corresponding elements."""
+"""Losses of three arrays of corresponding elements, and of counts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.gauntlet.elements import Elements
 from tests.gauntlet.kernels import Kernel
 
 if TYPE_CHECKING:
+    from tests.gauntlet.elements import Derivatives
     from tests.gauntlet.kernels import Answer
 
 Slopes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # the loss of each element, and its derivatives
@@ -92,3 +94,29 @@ class GaussianNll(Triples):
         losses, of_d, of_v = self.of_distance(x - t, self.clamped(var, eps))
         losses = losses + losses.dtype.type(0.5 * np.log(2 * np.pi)) if parameters.get("full") else losses
         return losses, of_d, -of_d, self.slope(of_v, var, eps)
+
+
+class PoissonNll(Elements):
+    """Counts, and the logarithms of their rates or the rates."""
+
+    def some(self, t: np.ndarray) -> np.ndarray:
+        """Where Stirling's term is added."""
+        return np.asarray(t > 1)
+
+    def stirling(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """t·log t − t + log(2πt)/2 and its derivative."""
+        log_t = np.log(t)
+        return t * log_t - t + (t.dtype.type(np.log(2 * np.pi)) + log_t) / 2, log_t + t.dtype.type(0.5) / t
+
+    def element(self, x: np.ndarray, t: np.ndarray, parameters: dict[str, Any], inputs: dict[str, Any]) -> Derivatives:
+        """One or the other."""
+        if parameters.get("log_input", True):
+            power = np.exp(x)
+            losses, of_x, of_t = power - t * x, power - t, -x
+        else:
+            rate = x + x.dtype.type(parameters.get("eps", 1e-8))
+            losses, of_x, of_t = x - t * np.log(rate), 1 - t / rate, -np.log(rate)
+        if parameters.get("full"):
+            (term, slope), some = self.stirling(t), self.some(t)
+            losses, of_t = losses + np.where(some, term, 0), of_t + np.where(some, slope, 0)
+        return losses, of_x, of_t

@@ -122,6 +122,18 @@ def gaussian_nll(x: Real, t: Real, var: Real, eps: Real, *, full: bool) -> tuple
     return value / 2, d / v, -d / v, (v - d * d) / (2 * v * v)
 
 
+def poisson_nll(x: Real, t: Real, *, log_input: bool, full: bool, eps: Real) -> Slopes:
+    """e^x − t·x, or x − t·log(x + ε), and Stirling's term for t > 1."""
+    if log_input:
+        value, slope, of_target = exp(x) - t * x, exp(x) - t, -x
+    else:
+        value, slope, of_target = x - t * log(x + eps), 1 - t / (x + eps), -log(x + eps)
+    if full and t > 1:
+        value += t * log(t) - t + log(2 * gmpy2.const_pi() * t) / 2
+        of_target += log(t) + 1 / (2 * t)
+    return value, slope, of_target
+
+
 def sigmoid_focal(x: Real, t: Real, alpha: Real, gamma: Real) -> Slopes:
     """a·m^γ·b with m the missed probability, b the binary cross-entropy."""
     p, q = sigmoid(x), sigmoid(-x)

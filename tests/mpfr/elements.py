@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -138,6 +139,40 @@ def _one_above(generator: np.random.Generator, size: int) -> tuple[np.ndarray, n
     return u.astype(np.float32) + np.float32(1), u
 
 
+def _counts(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    x = np.clip(generator.standard_normal(size) * 2, -2.2, 2.2)
+    return x, np.where(generator.random(size) < 0.7, generator.poisson(np.exp(x)), generator.exponential(2.0, size))
+
+
+def _rates(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    x, t = _counts(generator, size)
+    return np.exp(x), t
+
+
+def _equal_terms(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where e^x is t·x, or x is log t and a little more."""
+    x = generator.uniform(0.6, 6.0, size).astype(np.float32).astype(np.float64)
+    t = np.exp(x)
+    for _ in range(20):
+        t = np.exp(x - 0.5 / t)
+    return x, np.where(generator.random(size) < 0.5, t, np.exp(x) / x)
+
+
+def _equal_terms_of_rates(generator: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where x is t·log x, or log x is log t and a little more."""
+    x = generator.uniform(1.5, 40.0, size).astype(np.float32).astype(np.float64)
+    t = x.copy()
+    for _ in range(20):
+        t = x * np.exp(-0.5 / t)
+    return x, np.where(generator.random(size) < 0.5, t, x / np.log(x))
+
+
+def _poisson(p: dict[str, Any]) -> Definition:
+    return functools.partial(
+        definitions.poisson_nll, log_input=p.get("log_input", True), full=p["full"], eps=real(p["eps"])
+    )
+
+
 _VALUES: dict[str, Any] = {"draw": _values, "close": lambda x: x.astype(np.float64), "far": _far_values}
 _FOCUS = {"alpha": (0.25, 0.5, -1.0, 0.6), "gamma": (2.0, 1.5, 0.0, 100.0)}
 
@@ -212,6 +247,22 @@ LOSSES = {
             crossing=_one_above,
             far=_far_logs,
             parameters={"log_target": (True,)},
+        ),
+        ElementLoss(
+            "poisson_nll",
+            _poisson,
+            draw=_counts,
+            close=lambda x: np.exp(x.astype(np.float64)),
+            crossing=_equal_terms,
+            parameters={"full": (False, True), "eps": (1e-8,)},
+        ),
+        ElementLoss(
+            "poisson_nll of rates",
+            _poisson,
+            draw=_rates,
+            close=lambda x: x.astype(np.float64),
+            crossing=_equal_terms_of_rates,
+            parameters={"log_input": (False,), "full": (False, True), "eps": (1e-8, 0.1)},
         ),
         ElementLoss(
             "sigmoid_focal",

@@ -78,6 +78,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "sigmoid_contrastive": {
         kind: _of_samples(draw, contrastive.sigmoid_contrastive) for kind, draw in contrastive.KINDS.items()
     },
+    "poisson_nll": _element_kinds("poisson_nll", "poisson_nll of rates"),
     **{
         name: {
             kind: _of_samples(draw, functools.partial(triples.compare, loss))

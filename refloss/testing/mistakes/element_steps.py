@@ -160,6 +160,7 @@ STEPS: dict[str, dict[str, Step]] = {
         "log σ(x) by the logarithm of a rounded sigmoid": _rounded_sigmoid,
     },
     "bce": {"the logarithm is not clamped at −100": _not_clamped},
+    "poisson_nll": triple_steps.OF_COUNTS,
     "gaussian_nll": triple_steps.OF_VARIANCES,
     "margin_ranking": triple_steps.OF_RANKS,
     "sigmoid_focal": _ON_LOGITS | focal_steps.STEPS,

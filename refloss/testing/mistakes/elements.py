@@ -170,6 +170,7 @@ FORMULAS_OF = (
     "kl_div",
     "soft_margin",
     "hinge_embedding",
+    "poisson_nll",
     "gaussian_nll",
     "margin_ranking",
     "sigmoid_focal",

@@ -1,4 +1,4 @@
-"""Mistaken formulas of losses of three arrays: the third is among the inputs."""
+"""Mistaken formulas of counts, variances and ranks; of losses of three arrays the third is among the inputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.roundoff import real
-from refloss.testing.mistakes.elements import STEP, Elements, tensors
+from refloss.testing.mistakes.elements import STEP, Elements, derivatives, of_formula, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,5 +81,34 @@ OF_VARIANCES: dict[str, Step] = {
     "var is taken to be a logarithm": _of_log_variances,
     "var has no gradient below eps": _clamp_differentiated,
     "the gradient of a shared var is a mean": _mean_of_shared,
+}
+
+
+def _counted(given: Elements, some: np.ndarray) -> Formula:
+    """With Stirling's term where some are."""
+    log_input, eps = given.parameters.get("log_input", True), given.parameters.get("eps", 1e-8)
+
+    def formula(x: np.ndarray, t: np.ndarray) -> np.ndarray:
+        term = t * np.log(t) - t + np.log(2 * np.pi * t) / 2
+        value = np.exp(x) - t * x if log_input else x - t * np.log(x + eps)
+        return np.asarray(value + np.where(some, term, 0))
+
+    return formula
+
+
+def _always_stirling(given: Elements) -> Iterator[Tensors]:
+    if given.parameters.get("full") and (given.t <= 1).any():
+        yield of_formula(given, _counted(given, given.t > -np.inf))
+
+
+def _stirling_without_slope(given: Elements) -> Iterator[Tensors]:
+    if given.parameters.get("full"):
+        _, _, for_target = derivatives(_counted(given, given.t == np.inf), given)
+        yield tensors(given, None, None, for_target)
+
+
+OF_COUNTS: dict[str, Step] = {
+    "Stirling's term is there where t ≤ 1": _always_stirling,
+    "Stirling's term has no derivative": _stirling_without_slope,
 }
 OF_RANKS: dict[str, Step] = {"the hinge has no slope where it is 0": _no_slope_at_hinge}

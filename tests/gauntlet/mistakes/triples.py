@@ -1,4 +1,4 @@
-"""Losses of three arrays of corresponding elements."""
+"""Losses of three arrays of corresponding elements, and of counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from refloss.roundoff import real
 from tests.gauntlet.mistakes.mistake import TUTORIALS, Mistake, ignored, stepped
-from tests.gauntlet.triples import GaussianNll
+from tests.gauntlet.triples import GaussianNll, PoissonNll
 
 if TYPE_CHECKING:
     from refloss.cases.source import Case
@@ -29,6 +29,11 @@ def is_clamped(case: Case) -> bool:
 def is_shared(case: Case) -> bool:
     """Whether elements share a variance."""
     return case.inputs["var"].size < case.inputs["input"].size
+
+
+def is_small(case: Case) -> bool:
+    """Whether a count that has no term is among others that have one."""
+    return bool(case.parameters.get("full") and (real(case.inputs["target"]) <= 1).any())
 
 
 def of_deviation(self: Any, d: np.ndarray, v: np.ndarray) -> Any:
@@ -57,8 +62,27 @@ TRIPLE_MISTAKES = [
         at_hinge,
         "where a pair is a margin apart",
     ),
-    ignored("full", TUTORIALS, ("gaussian_nll",)),
-    ignored("eps", TUTORIALS, ("gaussian_nll",)),
+    ignored("full", TUTORIALS, ("gaussian_nll", "poisson_nll")),
+    ignored("eps", TUTORIALS, ("gaussian_nll", "poisson_nll")),
+    ignored("log_input", TUTORIALS, ("poisson_nll",)),
+    Mistake(
+        "Stirling's term always",
+        TUTORIALS,
+        ("poisson_nll",),
+        stepped(some=lambda self, t: np.ones(t.shape, bool)),
+        "Stirling's term is there where t ≤ 1",
+        is_small,
+        "where a count is at most 1, and full",
+    ),
+    Mistake(
+        "Stirling's term held constant",
+        TUTORIALS,
+        ("poisson_nll",),
+        stepped(stirling=lambda self, t: (PoissonNll.stirling(self, t)[0], np.zeros_like(t))),
+        "Stirling's term has no derivative",
+        lambda case: bool(case.parameters.get("full")),
+        "where full is given",
+    ),
     Mistake(
         "a standard deviation",
         TUTORIALS,
