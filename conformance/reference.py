@@ -123,6 +123,8 @@ def _alignment_intermediates(call: Call) -> dict[str, torch.Tensor]:
 
 def elementwise_intermediates(call: Call) -> dict[str, torch.Tensor]:
     """The loss of every element, or of every row, and what a logit stands for: those that a result has."""
+    if call.case.loss == "multilabel_soft_margin":
+        return {"losses": _of_classes(**{name: call.arguments[name] for name in call.case.inputs})}
     told = FUNCTIONS[call.case.loss].specification.intermediates
     first, *others = call.arguments  # the first is not everywhere named as in refloss
     values = call.arguments[first]
@@ -130,15 +132,6 @@ def elementwise_intermediates(call: Call) -> dict[str, torch.Tensor]:
     losses = TORCH_FUNCTIONS[call.case.loss](values, **options)
     found = {"losses": losses, "nll": losses, "probabilities": values.sigmoid()}
     return {name: value for name, value in found.items() if name in told}
-    """The loss of every element, and what a logit stands for."""
-    if call.case.loss == "nll":
-        return {}
-    if call.case.loss == "multilabel_soft_margin":
-        return {"losses": _of_classes(**{name: call.arguments[name] for name in call.case.inputs})}
-    values, *others = (call.arguments[name] for name in call.case.inputs)
-    options = {name: value for name, value in call.arguments.items() if name not in list(call.case.inputs)[:2]}
-    result = {"losses": TORCH_FUNCTIONS[call.case.loss](values, others[0], **{**options, "reduction": "none"})}
-    return result | ({"probabilities": values.sigmoid()} if call.case.loss == "bce_with_logits" else {})
 
 
 def _of_classes(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:  # noqa: A002

@@ -35,22 +35,6 @@ MOST = 64  # samples in a dtype that people train in; in float64 it is all of th
 LEFT_OUT = {
     "linear_cross_entropy": "to come",
     "triplet_margin_with_distance_loss": "its distance is a function of the caller's own",
-SAMPLES = {
-    "mse": 6,
-    "l1": 6,
-    "smooth_l1": 8,
-    "huber": 9,
-    "bce": 11,
-    "bce_with_logits": 26,
-    "kl_div": 16,
-    "soft_margin": 6,
-    "hinge_embedding": 10,
-    "multilabel_soft_margin": 4,
-    "margin_ranking": 24,
-    "gaussian_nll": 108,
-    "poisson_nll": 72,
-    "nll": 61,
-    "cross_entropy": 21,
 }
 # How its losses are called.
 ENDS_OF_NAMES = ("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div")

@@ -39,7 +39,9 @@ from refloss.losses.margin_ranking import margin_ranking as margin_ranking
 from refloss.losses.mse import mse as mse
 from refloss.losses.multi_margin import multi_margin as multi_margin
 from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
+from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
+from refloss.losses.poisson_nll import poisson_nll as poisson_nll
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
@@ -84,9 +86,11 @@ __all__ = [
     "mse",
     "multi_margin",
     "multilabel_margin",
+    "multilabel_soft_margin",
     "nll",
     "object_detection",
     "pocket_tts",
+    "poisson_nll",
     "question_answering",
     "rf_detr_instance_segmentation",
     "rnnt",

@@ -12,13 +12,8 @@ from refloss.testing.verdict import Question
 
 @functools.cache
 def questions(function: str) -> tuple[Question, ...]:
-    """The built-in ones of a function; their bounds as numbers, which are asked for again and again."""
-    return tuple(with_numbers(question(case)) for case in corpus({function}))
-
-
-def with_numbers(asked: Question) -> Question:
-    """A question whose bounds are not computed anew for every answer."""
-    return asked._replace(bounds={name: whole(bound) for name, bound in asked.bounds.items()})
+    """The built-in ones of a function."""
+    return tuple(question(case) for case in corpus({function}))
 
 
 class Remembered:
@@ -38,5 +33,4 @@ class Remembered:
             if len(self.known) >= self.many:
                 self.known.pop(next(iter(self.known)))
             self.known[key] = question(case, compute_dtype)
-            self.known[key] = with_numbers(question(case, compute_dtype))
         return self.known[key]

@@ -21,8 +21,6 @@ OF_ELEMENTS = (
     *("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal"),
     *("soft_margin", "hinge_embedding", "sigmoid_contrastive", "info_nce", "multilabel_soft_margin"),
 )
-OF_TRIPLES = tuple(triples.LOSSES)
-OF_ELEMENTS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal")
 OF_TRIPLES = (*triples.LOSSES, "poisson_nll")
 
 VALUES = {

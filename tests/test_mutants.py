@@ -41,7 +41,6 @@ PARTLY_ROUNDED_AWAY = {
 @pytest.fixture(autouse=True)
 def _without_explanations(monkeypatch):
     monkeypatch.setattr(judge, "_causes", lambda asked, tensors, candidate: ())
-    monkeypatch.setattr(judge, "_causes", lambda asked, judged, candidate: ())
 
 
 def tensors(asked):

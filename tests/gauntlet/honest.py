@@ -8,14 +8,12 @@ from tests.gauntlet.alignments import Ctc
 from tests.gauntlet.contrastive import InfoNce, SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
-from tests.gauntlet.margins import HingeEmbedding, SoftMargin
 from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
-from tests.gauntlet.triples import GaussianNll, MarginRanking
-from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
 from tests.gauntlet.transducers import Transducer
 from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
+from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
 
 if TYPE_CHECKING:
     from tests.gauntlet.kernels import Kernel

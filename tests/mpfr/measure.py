@@ -17,6 +17,7 @@ from tests.mpfr import (
     flow,
     language,
     masks,
+    multilabel,
     points,
     rows,
     scenes,
@@ -24,7 +25,6 @@ from tests.mpfr import (
     triples,
     vectors,
 )
-from tests.mpfr import boxes, contrastive, detection, elements, language, masks, multilabel, rows, scenes
 from tests.mpfr.rounding import Comparison, Tally, tally
 
 Measure = Callable[[np.random.Generator, int], Iterator[Comparison]]

@@ -19,9 +19,9 @@ from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
+from tests.gauntlet.mistakes.transducers import TRANSDUCER_MISTAKES
 from tests.gauntlet.mistakes.triples import TRIPLE_MISTAKES
 from tests.gauntlet.mistakes.vectors import VECTOR_MISTAKES
-from tests.gauntlet.mistakes.transducers import TRANSDUCER_MISTAKES
 
 MISTAKES: tuple[Mistake, ...] = (
     *SOFTMAX_MISTAKES,
