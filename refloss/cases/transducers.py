@@ -231,9 +231,9 @@ def tdt(function: str) -> list[Case]:
         case("sigma", inputs, sigma=0.5, grad_output=-1.5),
         case("durations-without-0", inputs, durations=(1, 2), sigma=0.05, reduction="none", grad_output=cotangent),
         case("durations-without-1", inputs, durations=(0, 2), reduction="none", grad_output=-cotangent),
-        case("durations-twice", inputs, durations=(2, 0, 1, 1), sigma=0.05, reduction="sum", grad_output=0.7),
     ]
-    return [*plain, *in_every_format([*reductions, *durations, *_of_rows(case, inputs)]), *_of_sizes(case)]
+    twice = case("durations-twice", inputs, durations=(2, 0, 1, 1), sigma=0.05, reduction="sum", grad_output=0.7)
+    return [*plain, *in_every_format([*reductions, *durations, *_of_rows(case, inputs)]), twice, *_of_sizes(case)]
 
 
 def draw_tdt(draws: Draws) -> Drawn:
