@@ -65,7 +65,7 @@ def sigmoid_contrastive(function: str) -> list[Case]:
     sure = (40.0 * eye - 20.0) * (0.5 + source.uniform(7, 7))
     wrong = np.where(source.uniform(7, 7) < 0.3, -sure, sure)
     far = wrong * np.array([1.0, 4.0, 30.0, 0.25, 1.0, 0.125, 2.0])[:, None]
-    cotangent = source.normal(7) * 2.0
+    cotangent = source.normal(7) * np.array([2.0, -2.0, 2.0, -2.0, 2.0, -2.0, 2.0])
     options = [
         case(f"options-{reduction}", far, dtype=np.float64, reduction=reduction, grad_output=grad_output)
         for reduction, grad_output in (("mean", -2.5), ("sum", 1.75), ("none", cotangent))
