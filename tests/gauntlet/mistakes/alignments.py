@@ -70,7 +70,7 @@ ALIGNMENT_MISTAKES = [
     ),
     Mistake(
         "mean over the sum of target lengths",
-        "pytorch/pytorch#13250",
+        TUTORIALS,
         ALIGNMENTS,
         stepped(weights=over_all_labels),
         "divided by the sum of all target lengths",
