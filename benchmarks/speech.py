@@ -1,6 +1,6 @@
-"""Losses of speech: time and peak memory of CTC's value and gradient against PyTorch.
+"""Losses of speech: time and peak memory of CTC's value and gradient against PyTorch; and transducers.
 
-Run as `python -m benchmarks.speech [--write]`.
+Run as `python -m benchmarks.speech [--write]`; transducers alone are `python -m benchmarks.transducers`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from benchmarks import transducers
 from benchmarks.measure import in_fresh_process, interleaved, machine, peak_memory
 from benchmarks.report import Aim, Table, console, publish, wants_write
 
@@ -132,6 +133,7 @@ def main() -> None:
     aims = [aim for _, own in found for aim in own]
     held = f"{sum(aim.holds() for aim in aims)} of {len(aims)} aims hold."
     publish("speech", machine(("refloss", "numpy", "numba", "torch")), [table for table, _ in found], held, write)
+    transducers.main()
 
 
 if __name__ == "__main__":
