@@ -190,6 +190,8 @@ FLAWS = {
         "α on positives only": {"symmetric"},
     },
     "dice": {"the first pixel counts double": {"permuted elements"}},
+    "info_nce": {"rows alone": {"transposed"}},
+    "sigmoid_contrastive": {"the first row is left out": {"permuted pairs", "transposed"}},
     "mse": {"negative differences have half the slope": {"symmetric"}},
     "l1": {"√(d² + ε)": {"scaled"}, "inputs are clamped at 16": {"moved", "scaled"}},
     "smooth_l1": {"Huber for smooth L1": {"scaled"}},

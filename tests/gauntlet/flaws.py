@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.gauntlet.contrastive import SigmoidContrastive
 from tests.gauntlet.elements import L1, BceWithLogits, Mse
 from tests.gauntlet.honest import HONEST
 from tests.gauntlet.kernels import Kernel
@@ -87,6 +88,10 @@ def first_pixel_twice(self: Any, values: np.ndarray) -> np.ndarray:
     return self.sum(values, axis=1)[:, None] + values[:, :1]
 
 
+def without_first_row(self: SigmoidContrastive, x: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(len(x))[:, None] == 0, 0, SigmoidContrastive.signs(self, x)).astype(x.dtype)
+
+
 def longer_by(pixel: float) -> Callable[..., Any]:
     """Lengths that include the last pixel."""
 
@@ -129,6 +134,7 @@ FLAWS: dict[str, dict[str, Callable[[str], Kernel]]] = {
         "targets are rounded": stepped(element=rounded_targets),
         "negative logits have half the slope": stepped(element=halved_below_zero),
     },
+    "sigmoid_contrastive": {"the first row is left out": stepped(signs=without_first_row)},
     "bce": {
         "log of p + 1e-7": stepped(
             logarithms=lambda self, p: (np.log(p + p.dtype.type(1e-7)), np.log1p(-p + p.dtype.type(1e-7)))

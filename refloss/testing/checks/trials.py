@@ -210,8 +210,7 @@ class Trial:
     @property
     def are_elements(self) -> bool:
         """Whether arguments are arrays of corresponding numbers."""
-        others = ("boxes", "indices")
-        others = ("boxes", "similarities")
+        others = ("boxes", "indices", "similarities")
         return not any(each.class_axis is not None or each.nested or each.role in others for each in self._all)
 
     @property

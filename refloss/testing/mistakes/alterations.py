@@ -117,11 +117,11 @@ def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
 
 def _sequence_divisor(case: Case) -> Divisor | None:
     """Samples, or all of their labels."""
-    specification, counts = specification_of(case), case.inputs["label_lengths"]
-    reduction = case.parameters.get("reduction", specification.parameters["reduction"].values[0])
-    ends = (float(max(counts.sum(), 1)), "the labels"), (float(counts.size), "the samples")
+    reduction = case.parameters.get("reduction", specification_of(case).parameters["reduction"].values[0])
     if reduction not in ("mean_volume", "mean_batch"):
         return None
+    counts = case.inputs["label_lengths"]
+    ends = (float(max(counts.sum(), 1)), "the labels"), (float(counts.size), "the samples")
     (right, what), (other, all_what) = ends if reduction == "mean_volume" else ends[::-1]
     return Divisor(right, other, what, all_what)
 
@@ -159,7 +159,7 @@ def _element_divisor(case: Case) -> Divisor | None:
         return None
     if specification_of(case).named("similarities"):
         return Divisor(batch, size, "the pairs", "all elements")
-    if specification_of(case).mean == "rows" and not specification_of(case).named("boxes"):
+    if specification_of(case).mean == "rows" and not specification_of(case).named("boxes", "vectors"):
         return Divisor(float(math.prod(shape[:-1])), size, "the rows", "all elements")
     if specification_of(case).mean == "weights" and "weight" in case.inputs:
         total = math.fsum(np.broadcast_to(case.inputs["weight"], shape).astype(np.float64).ravel())

@@ -59,14 +59,14 @@ MARGIN_MISTAKES = [
         stepped(cut=lambda self, hinge: (hinge, np.ones_like(hinge, bool))),
         "the hinge is not cut off at 0",
     ),
-    ignored("margin", TUTORIALS, ("hinge_embedding",)),
+    ignored("margin", TUTORIALS, ("hinge_embedding", "margin_ranking")),
     Mistake(
         "divided by the classes twice",
         TUTORIALS,
         ("multilabel_soft_margin",),
         stepped(width=lambda self, x: x.shape[-1] ** 2),
         "divided by the length of axis 1",
-        lambda case: case.parameters.get("reduction", "mean") == "mean",
-        "where the reduction is mean",
+        lambda case: case.inputs["input"].shape[-1] > 1,
+        "where there are several classes",
     ),
 ]

@@ -52,7 +52,6 @@ def averaged(self: Any, gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 TRIPLE_MISTAKES = [
-    ignored("margin", TUTORIALS, ("margin_ranking",)),
     Mistake(
         "no slope at the hinge",
         TUTORIALS,
