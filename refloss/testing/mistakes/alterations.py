@@ -116,12 +116,12 @@ def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
 
 
 def _sequence_divisor(case: Case) -> Divisor | None:
-    """Samples, or all of their labels."""
-    specification, counts = specification_of(case), case.inputs["label_lengths"]
-    reduction = case.parameters.get("reduction", specification.parameters["reduction"].values[0])
-    ends = (float(max(counts.sum(), 1)), "the labels"), (float(counts.size), "the samples")
+    """Samples, or all of their labels; None where each loss is divided by its own."""
+    reduction = case.parameters.get("reduction", specification_of(case).parameters["reduction"].values[0])
     if reduction not in ("mean_volume", "mean_batch"):
         return None
+    counts = case.inputs["label_lengths"]
+    ends = (float(max(counts.sum(), 1)), "the labels"), (float(counts.size), "the samples")
     (right, what), (other, all_what) = ends if reduction == "mean_volume" else ends[::-1]
     return Divisor(right, other, what, all_what)
 
