@@ -85,6 +85,9 @@ def _divergences() -> Iterator[Divergence]:
     # −log(2p·q + p²) with q = 1 − p has the derivative 2p·q·(p − 1)/(1 − q²) in either frame's label.
     p, q = 1.0 / (1.0 + np.exp(-1.0)), 1.0 / (1.0 + np.exp(1.0))
     yield Divergence(case, "grad.logits", (0, 0, 1), theirs=_UNDEFINED, ours=-p * q * q / (1.0 - q * q))
+    log_probs = _log_softmax(masked).transpose(1, 0, 2)
+    case = _ctc("masked_class", log_probs, labels, [2], [1], grad_output=1.0)
+    yield Divergence(case, "grad.log_probs", (0, 0, 2), theirs=_UNDEFINED, ours=0.0)
 
 
 DIVERGENCES: tuple[Divergence, ...] = tuple(_divergences())

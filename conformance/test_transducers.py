@@ -16,7 +16,7 @@ import refloss
 from conformance.call import Call
 from conformance.cases import Case
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
-from conformance.reference import formula_precision, run_refloss, run_torch
+from conformance.reference import Outcome, formula_precision, run_refloss, run_torch
 from conformance.transducers import TDT, TRANSDUCERS
 
 DURATIONS = (0, 1, 2, 3, 4)
@@ -104,6 +104,55 @@ def test_labels_that_are_padded_are_taken_here(key: str) -> None:
     if key == TDT:
         with pytest.raises((IndexError, RuntimeError)):
             LOSS_MAPPING[TDT](**padded.arguments)
+
+
+def both(call: Call) -> tuple[Outcome, Outcome]:
+    """Transformers' outcome and ours; losses agree."""
+    with formula_precision():
+        theirs = run_torch(call)
+    ours = run_refloss(call)
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-12)
+    return theirs, ours
+
+
+def test_what_is_beyond_the_lengths_does_not_leak_here() -> None:
+    """The second sample has 5 frames and 2 labels; beyond them there is no number."""
+    each = case(TDT, "beyond", reduction="none")
+    clean = run_refloss(Call(each, torch.float64))
+    logits = each.inputs["token_logits"].copy()
+    logits[1, 5:], logits[1, :, 3:] = np.nan, np.nan
+    theirs, ours = both(Call(each._replace(inputs={**each.inputs, "token_logits": logits}), torch.float64))
+    assert np.isnan(theirs["grad.token_logits"][1]).all()
+    for name in ("grad.token_logits", "grad.duration_logits"):
+        np.testing.assert_array_equal(ours[name], clean[name])
+    assert not ours["grad.token_logits"][1, 5:].any()
+
+
+def test_a_logit_of_minus_infinity_has_a_gradient_here() -> None:
+    """Where all nodes are reached, there too; not where no blank leads out of the first one."""
+    each = case(TDT, "masked", durations=(0, 1, 2), reduction="none")
+    masked = each.inputs["token_logits"].copy()
+    masked[0, 2, 1, 0] = -np.inf
+    theirs, ours = both(Call(each._replace(inputs={**each.inputs, "token_logits": masked}), torch.float64))
+    np.testing.assert_allclose(ours["grad.token_logits"], theirs["grad.token_logits"], rtol=1e-9, atol=1e-13)
+    assert ours["grad.token_logits"][0, 2, 1, 0] == 0.0
+    masked[0, 0, 0, 0] = -np.inf
+    theirs, ours = both(Call(each._replace(inputs={**each.inputs, "token_logits": masked}), torch.float64))
+    unknown = np.isnan(theirs["grad.token_logits"])
+    assert unknown.any()
+    assert np.isfinite(ours["grad.token_logits"]).all()
+    np.testing.assert_allclose(
+        ours["grad.token_logits"][~unknown], theirs["grad.token_logits"][~unknown], rtol=1e-9, atol=1e-13
+    )
+
+
+def test_a_sample_without_frames() -> None:
+    each = case(TDT, "no_frames", reduction="none")
+    frames = np.array([7, 0, 6])
+    theirs, ours = both(Call(each._replace(inputs={**each.inputs, "logit_lengths": frames}), torch.float64))
+    assert ours["loss"][1] == INFINITY
+    assert not theirs["grad.token_logits"][1].any()
+    assert not ours["grad.token_logits"][1].any()
 
 
 def test_the_mappings_take_the_same_keywords() -> None:

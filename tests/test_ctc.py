@@ -282,6 +282,7 @@ WRONG = [
     (dict(log_probs=np.zeros(4)), r"log_probs has shape \(4,\); expected \[T, N, C\] or \[T, C\]"),
     (dict(log_probs=np.zeros((5, 2, 0)), target_lengths=[0, 0]), "blank is 0; expected a class, below 0"),
     (dict(targets=[[1, 2]]), r"targets has shape \(1, 2\); expected \(2, 2\), a row for each sequence"),
+    (dict(targets=[[[1]]]), r"targets has shape \(1, 1, 1\); expected \[N, U\] or one axis"),
     (dict(targets=[1, 2]), r"targets has shape \(2,\); expected \(3,\), \[N, U\], or as many labels as"),
     (dict(targets=[[1, 4], [3, 1]]), r"targets\[0, 1\] = 4 is outside \[0, 3\]"),
     (dict(targets=[1, 2, -1]), r"targets\[2\] = -1 is outside \[0, 3\]"),

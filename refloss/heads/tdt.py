@@ -108,7 +108,8 @@ def tdt(
         sigma: what every arc costs, in nats; it is no part of the durations' logits.
         reduction: "mean" is that of ℓ/U, "mean_volume" Σ ℓ/Σ U, "mean_batch" the mean over samples, "sum", "none".
             Where U, or Σ U, is 0, 1 stands in for it.
-        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out is for the tokens' gradient.
+        grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy; out and grad_dtype are for the
+            tokens' gradient.
 
     Returns:
         loss in nats, [B] for "none"; within 4 ulp. grads: "token_logits" and "duration_logits".

@@ -118,8 +118,10 @@ def ctc(
     blank_class = alignments.blank_class(blank, "blank", x.shape[-1])
     count = x.shape[1] if x.ndim == 3 else 1
     labels = arrays.integer_array(targets, "targets")
+    if labels.ndim not in (1, 2):
+        raise ValueError(f"targets has shape {labels.shape}; expected [N, U] or one axis")
     of_inputs = alignments.lengths(input_lengths, "input_lengths", count, x.shape[0])
-    of_targets = alignments.lengths(target_lengths, "target_lengths", count, labels.shape[-1] if labels.ndim else 0)
+    of_targets = alignments.lengths(target_lengths, "target_lengths", count, labels.shape[-1])
     batch = Batch(
         "log_probs",
         x,

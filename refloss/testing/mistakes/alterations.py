@@ -116,7 +116,7 @@ def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
 
 
 def _sequence_divisor(case: Case) -> Divisor | None:
-    """Samples, or all of their labels."""
+    """Samples, or all of their labels; None where each loss is divided by its own."""
     reduction = case.parameters.get("reduction", specification_of(case).parameters["reduction"].values[0])
     if reduction not in ("mean_volume", "mean_batch"):
         return None
