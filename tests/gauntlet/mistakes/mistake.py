@@ -69,8 +69,8 @@ def of_gradients(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[str], 
         honest = HONEST[function]
 
         def answer(self: Kernel, *arguments: Any) -> Any:
-            loss, grads = honest.answer(self, *arguments)
-            return loss, {name: change(value) for name, value in grads.items()}
+            loss, grads, *components = honest.answer(self, *arguments)
+            return loss, {name: change(value) for name, value in grads.items()}, *components
 
         return with_steps(honest, answer=answer)(function)
 
