@@ -96,7 +96,8 @@ def _stretched(case: Case) -> Case:
     """The case whose input and target have one shape, as torch stretches them."""
     names = list(case.inputs)[:2]
     shape = np.broadcast_shapes(*(case.inputs[name].shape for name in names))
-    return case._replace(inputs=case.inputs | {name: np.broadcast_to(case.inputs[name], shape) for name in names})
+    stretched = {name: np.broadcast_to(case.inputs[name], shape) for name in names}
+    return case._replace(inputs={**case.inputs, **stretched})
 
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=identifier)
