@@ -123,6 +123,15 @@ def float_array(value: Any, name: str) -> np.ndarray:
     return array.copy()
 
 
+def target_array(value: Any, name: str) -> tuple[np.ndarray, bool]:
+    """Targets of a float dtype, or integers, which become float64; and whether they have a gradient."""
+    array = as_array(value, name)
+    is_list = isinstance(value, list | tuple | int | float)
+    if array.dtype.kind in "iu" and not is_list and not isinstance(array, device.Resident):
+        return array.astype(np.float64), False
+    return float_array(value, name), True
+
+
 def is_float(array: np.ndarray) -> bool:
     """Whether a dtype is a float of any kind."""
     return array.dtype.kind == "f" or array.dtype == FLOAT_DTYPES[3]

@@ -223,3 +223,20 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 def test_bad_input(name, arguments, error, message):
     with pytest.raises(error, match=message):
         getattr(refloss, name)(**arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_undefined_rows_and_columns_stay_so_where_elements_are_computed_again(axis, value):
+    generator = np.random.default_rng(0)
+    similarity, cotangent = generator.standard_normal((130, 130)), generator.standard_normal(130)
+    of_column = similarity if axis else similarity.T
+    of_column[:, 1] = value if value < 0 else of_column[:, 1]
+    of_column[5, 1] = value
+    undefined = np.zeros((130, 130), bool)
+    undefined[:, 1] = True
+    undefined[5] |= not value < 0
+    for smoothing in (0.2, 1.0):
+        options = {"label_smoothing": smoothing, "reduction": "none", "grad_output": cotangent}
+        gradient = refloss.info_nce(similarity, **options).grads["similarity"]
+        assert np.array_equal(np.isnan(gradient), undefined if axis else undefined.T)

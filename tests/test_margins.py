@@ -208,6 +208,19 @@ def test_rows_of_several_labels_keep_their_bits(monkeypatch):
         assert bits(refloss.multilabel_soft_margin(view, t, **call)) == expected, layout
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, ">i4"])
+@pytest.mark.parametrize("name", ["soft_margin", "hinge_embedding", "multilabel_soft_margin"])
+def test_integer_targets_are_those_numbers_without_a_gradient(name, dtype):
+    x, target = np.array([0.5, -2.0, 1.0], np.float32), np.array([1, -1, 0])
+    loss = getattr(refloss, name)
+    found, wanted = loss(x, target.astype(dtype)), loss(x, target.astype(np.float32), grad="input")
+    assert found.loss == wanted.loss
+    assert list(found.grads) == ["input"]
+    assert found.grads["input"].tobytes() == wanted.grads["input"].tobytes()
+    with pytest.raises(ValueError, match="grad is 'target'"):
+        loss(x, target, grad="target")
+
+
 BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     (
         "soft_margin",
@@ -215,7 +228,7 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"target has shape \(3,\); expected \(2,\), the shape of input",
     ),
-    ("soft_margin", {"target": np.ones(2, int)}, TypeError, "target has dtype int64"),
+    ("soft_margin", {"target": np.ones(2, bool)}, TypeError, "target has dtype bool"),
     ("soft_margin", {"reduction": "batchmean"}, ValueError, "reduction is 'batchmean'"),
     ("soft_margin", {"grad": "target"}, ValueError, "grad is 'target'; expected .*'input'"),
     ("hinge_embedding", {"margin": np.inf}, ValueError, "margin is inf; expected a finite number"),

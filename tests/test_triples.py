@@ -381,9 +381,22 @@ def test_threads_blocks_and_layouts_do_not_show_in_poisson_nll(log_input, monkey
         assert bits(refloss.poisson_nll(view, t, **options)) == expected, layout
 
 
+@pytest.mark.parametrize("name", ["poisson_nll", "margin_ranking"])
+def test_integer_targets_have_no_gradient(name):
+    arrays, target = [np.array([0.5, 2.0, 1.0], np.float32)] * (1 + (name == "margin_ranking")), np.array([1, 3, -1])
+    loss = getattr(refloss, name)
+    found = loss(*arrays, target)
+    floats = loss(*arrays, target.astype(np.float32), grad=list(found.grads))
+    assert "target" not in found.grads
+    assert "target" in loss(*arrays, target.tolist()).grads
+    assert bits(found) == bits(floats)
+    with pytest.raises(ValueError, match="grad is 'target'"):
+        loss(*arrays, target, grad="target")
+
+
 BAD_COUNTS = [
     ({"target": np.zeros((2, 1))}, ValueError, "target has shape"),
-    ({"target": np.ones(2, int)}, TypeError, "target has dtype int64"),
+    ({"target": np.ones(2, bool)}, TypeError, "target has dtype bool"),
     ({"eps": np.nan}, ValueError, "eps is nan; expected a finite number"),
     ({"log_input": "no"}, TypeError, "log_input is 'no'"),
     ({"full": "no"}, TypeError, "full is 'no'"),
@@ -400,7 +413,7 @@ def test_bad_input_of_poisson_nll(arguments, error, message):
 BAD = [
     ({"input2": np.zeros(3)}, ValueError, r"input2 has shape \(3,\); expected \(2,\), the shape of input1"),
     ({"target": np.zeros((1, 2))}, ValueError, r"target has shape \(1, 2\); expected \(2,\), the shape of input1"),
-    ({"target": np.ones(2, int)}, TypeError, "target has dtype int64"),
+    ({"target": np.ones(2, bool)}, TypeError, "target has dtype bool"),
     ({"margin": np.nan}, ValueError, "margin is nan; expected a finite number"),
     ({"reduction": "batchmean"}, ValueError, "reduction is 'batchmean'"),
     ({"grad": "margin"}, ValueError, "margin"),

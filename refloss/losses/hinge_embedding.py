@@ -82,7 +82,8 @@ def hinge_embedding(
     the sum of both for any other target. Held constant: target.
 
     Args:
-        input, target: arrays of one shape, any float dtype and layout; torch broadcasts them.
+        input, target: arrays of one shape, any float dtype and layout; torch broadcasts them. Targets may be of an
+            integer dtype, too.
         margin: m, any finite number.
         reduction: "mean", "sum" or "none".
         grad: True, False, or the names of the inputs whose gradients to compute.
@@ -101,7 +102,7 @@ def hinge_embedding(
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
     margin = arrays.number(margin, "margin", finite=True)
-    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    x, (t, _) = arrays.float_array(input, "input"), arrays.target_array(target, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.loss_of_elements(
         LOOP,

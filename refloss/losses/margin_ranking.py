@@ -111,6 +111,7 @@ def margin_ranking(
     Args:
         input1, input2, target: arrays of one shape, any float dtype and layout; torch broadcasts where shapes differ.
             A target of 1 says that input1 should rank higher, one of −1 that input2 should; any other is a factor.
+            Targets may be of an integer dtype; they have no gradient then.
         margin: any finite number.
         reduction: "mean", "sum" or "none".
         grad: True, False, or the names of the inputs whose gradients to compute.
@@ -128,14 +129,15 @@ def margin_ranking(
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
-    inputs = {"input1": input1, "input2": input2, "target": target}
-    x = {name: arrays.float_array(array, name) for name, array in inputs.items()}
+    x = {name: arrays.float_array(array, name) for name, array in (("input1", input1), ("input2", input2))}
+    x["target"], is_float = arrays.target_array(target, "target")
     return elementwise.loss_of_elements(
         LOOP,
         x,
         Options(grad_output, grad, grad_dtype, out, backend),
         parameters=(arrays.number(margin, "margin", finite=True),),
         factor_loop=LOOP_FOR_TARGET,
+        factor_has_gradient=is_float,
         divisor=x["input1"].size,
         reduction=reduction,
     )

@@ -89,7 +89,8 @@ def multilabel_soft_margin(
     ∂/∂t_rc = −c_r·w_rc·x_rc. Held constant: weight, of which torch computes a gradient.
 
     Args:
-        input, target: [..., C] of one shape, any float dtype and layout; targets are usually in [0, 1].
+        input, target: [..., C] of one shape, any float dtype and layout; targets are usually in [0, 1], and may be of
+            an integer dtype: they have no gradient then.
         weight: broadcasts to the shape of input; usually [C].
         reduction: "mean", "sum" or "none", which gives ℓ [...].
         grad: True, False, or the names of the inputs whose gradients to compute.
@@ -107,7 +108,7 @@ def multilabel_soft_margin(
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
-    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    x, (t, is_float) = arrays.float_array(input, "input"), arrays.target_array(target, "target")
     if x.ndim == 0:
         raise ValueError("input has shape (); expected [..., C]")
     arrays.check_shape(t, x.shape, "target", "the shape of input")
@@ -115,7 +116,7 @@ def multilabel_soft_margin(
         LOOP,
         {"input": x, "target": t},
         Options(grad_output, grad, grad_dtype, out, backend),
-        target_has_gradient=True,
+        target_has_gradient=is_float,
         weight=elementwise.broadcast(weight, x.shape, "weight"),
         width=x.shape[-1],
         reduction=reduction,

@@ -217,6 +217,7 @@ def poisson_nll(
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch broadcasts where shapes differ.
+            Targets may be of an integer dtype; they have no gradient then.
         log_input: input holds logarithms of rates, not rates.
         full: add Stirling's approximation of log t!.
         eps: what is added to a rate before its logarithm is taken, a number; float32 torch rounds the sum.
@@ -236,13 +237,14 @@ def poisson_nll(
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
-    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    x, (t, is_float) = arrays.float_array(input, "input"), arrays.target_array(target, "target")
     parameters = float(arrays.flag(full, "full")), arrays.number(eps, "eps", finite=True)
     return elementwise.loss_of_elements(
         LOOP if arrays.flag(log_input, "log_input") else LOOP_OF_RATE,
         {"input": x, "target": t},
         Options(grad_output, grad, grad_dtype, out, backend),
         parameters=parameters,
+        target_has_gradient=is_float,
         divisor=x.size,
         reduction=reduction,
     )

@@ -98,7 +98,7 @@ def soft_margin(
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch broadcasts them. Targets are usually 1 and
-            −1, and may be any numbers.
+            −1, and may be any numbers, of an integer dtype, too.
         reduction: "mean", "sum" or "none".
         grad: True, False, or the names of the inputs whose gradients to compute.
         grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
@@ -115,7 +115,7 @@ def soft_margin(
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
-    x, t = arrays.float_array(input, "input"), arrays.float_array(target, "target")
+    x, (t, _) = arrays.float_array(input, "input"), arrays.target_array(target, "target")
     options = Options(grad_output, grad, grad_dtype, out, backend)
     return elementwise.loss_of_elements(
         LOOP,

@@ -225,7 +225,9 @@ def accurate_side(written, index, logit, others):
     left = multiply(others, of_others)
     alone = others[0] == 0.0
     total = add(left, of_label)
-    total = (1.0 if alone else total[0]), (0.0 if alone else total[1])
+    # A row that is undefined stays so, whatever its exponentials are relative to.
+    undefined = np.nan if written.side[SHARE, index] != written.side[SHARE, index] else 0.0
+    total = (1.0 if alone else total[0]) + undefined, (0.0 if alone else total[1])
     of_label = (1.0 if alone else of_label[0]), (0.0 if alone else of_label[1])
     term, share, rest = divide(of_others, total), divide(of_label, total), divide(left, total)
     set_side(written.accurate, index, reference, term, share, rest, whole)

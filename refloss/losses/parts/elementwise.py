@@ -31,6 +31,7 @@ def loss_of_elements(
     factor_loop: Loop | None = None,
     factor_is_shared: bool = False,
     target_has_gradient: bool = True,
+    factor_has_gradient: bool = True,
     reduction: str,
     divisor: float | None = None,
 ) -> LossResult:
@@ -45,7 +46,7 @@ def loss_of_elements(
     shared = _shared_shape(factor, x.shape, factor_name) if factor_is_shared and factor is not None else x.shape
     factor = np.broadcast_to(factor.reshape(shared), x.shape) if factor_is_shared and factor is not None else factor
     cotangent = options.cotangent(x.shape if reduction == "none" else ())
-    names = [input_name, *[target_name] * target_has_gradient, *[name for name, _ in third]]
+    names = [input_name, *[target_name] * target_has_gradient, *[name for name, _ in third if factor_has_gradient]]
     names += ["weight"] * (weight is not None and weight_has_gradient)
     wanted = options.wanted(names)
     buffers = {
