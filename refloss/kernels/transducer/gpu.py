@@ -29,7 +29,6 @@ from refloss.kernels.transducer.lattice import (
     keep_worths,
     load,
     loss_of,
-    passing_of,
     plain_counts,
     shift_of,
     slopes_of,
@@ -258,11 +257,10 @@ def slopes(logits, gradient, of_durations, samples, arcs, lattice, worths, outpu
         close = found.close
         if arcs.weighted:
             mean = keep_worths(worths, node * steps, lattice, arcs, first, width, frames, t, u)
-            passing = passing_of(lattice, node, total, shift)
             to = row_offset(of_durations, index)
             for i in range(steps):
                 value, is_close = duration_slope(
-                    worths, node * steps, mean, lattice, arcs, passing, coefficient, node, i
+                    worths, node * steps, mean, lattice, arcs, total, shift, coefficient, node, i
                 )
                 value = before_storing(of_durations.memory, value)
                 store(of_durations.memory, to + i * of_durations.class_stride, value)

@@ -477,18 +477,15 @@ def _from_others(worths, place, lattice, node, count, i):
     return value, positive, size
 
 
-@jit.scalar
-def passing_of(lattice, node, probability, shift):
-    """α·s/P."""
-    return multiply(ratio(load(lattice.alpha, node), probability), shift)
-
-
 @jit.helper
-def duration_slope(worths, place, mean, lattice, arcs, passing, coefficient, node, i):
+def duration_slope(worths, place, mean, lattice, arcs, probability, shift, coefficient, node, i):
     """The gradient of the logit of a duration, and whether it is close to 0."""
     size = _larger(mean, load(worths, place + i))
     value, positive = difference(mean, load(worths, place + i))
     if value[2] < size[2] - _LEFT:
         value, positive, size = _from_others(worths, place, lattice, node, arcs.blanks.size, i)
-    factor = multiply(passing, load(lattice.durations, node * arcs.blanks.size + i))
-    return _slope(factor, value, not positive, coefficient), _is_close(value, size)
+    passing = multiply(
+        multiply(ratio(load(lattice.alpha, node), probability), shift),
+        load(lattice.durations, node * arcs.blanks.size + i),
+    )
+    return _slope(passing, value, not positive, coefficient), _is_close(value, size)

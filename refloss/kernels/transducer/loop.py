@@ -27,7 +27,6 @@ from refloss.kernels.transducer.lattice import (
     keep_worths,
     load,
     loss_of,
-    passing_of,
     plain_counts,
     shift_of,
     slopes_of,
@@ -371,44 +370,40 @@ def _forwards(buffers, lattice, arcs, shift, first, width, t):
 
 
 @jit.helper
-def _copy_next(buffers, into, lattice, step, first, width, frames, t, start, count):
+def _copy_next(buffers, lattice, step, first, width, frames, t, start, count):
     """β where a blank leads to from some nodes."""
     if step > 0 and t + step < frames:
-        _copy_in(buffers, into, lattice.beta, first + (t + step) * width + start, count)
+        _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start, count)
         return
-    _fill_lanes(buffers, into, ZERO)
+    _fill_lanes(buffers, _VALUE, ZERO)
     if step > 0 and t + step == frames and start + count == width:
-        _put(buffers, into, count - 1, ONE)
+        _put(buffers, _VALUE, count - 1, ONE)
 
 
 @jit.helper
-def _copy_after_label(buffers, into, lattice, step, first, width, frames, t, start, count):
+def _copy_after_label(buffers, lattice, step, first, width, frames, t, start, count):
     """β where a label leads to from some nodes."""
     if t + step >= frames:
-        _fill_lanes(buffers, into, ZERO)
+        _fill_lanes(buffers, _VALUE, ZERO)
         return
-    _copy_in(buffers, into, lattice.beta, first + (t + step) * width + start + 1, min(count, width - 1 - start))
+    _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start + 1, min(count, width - 1 - start))
     if start + count == width:
-        _put(buffers, into, count - 1, ZERO)
+        _put(buffers, _VALUE, count - 1, ZERO)
 
 
 @jit.helper
 def _behind_lanes(buffers, lattice, arcs, first, width, frames, t, start, count, least):
     """X and Y of some nodes; of labels whose steps are no less."""
     node = first + t * width + start
-    if not arcs.weighted and arcs.labels[0] >= least:
-        _copy_next(buffers, _SUM, lattice, arcs.blanks[0], first, width, frames, t, start, count)
-        _copy_after_label(buffers, _OTHER_SUM, lattice, arcs.labels[0], first, width, frames, t, start, count)
-        return
     _fill_lanes(buffers, _SUM, ZERO)
     _fill_lanes(buffers, _OTHER_SUM, ZERO)
     for i in range(arcs.blanks.size):
         if arcs.weighted:
             _copy_durations(buffers, lattice, arcs, node, i, count)
-        _copy_next(buffers, _VALUE, lattice, arcs.blanks[i], first, width, frames, t, start, count)
+        _copy_next(buffers, lattice, arcs.blanks[i], first, width, frames, t, start, count)
         _add_values(buffers, _SUM, arcs.weighted)
         if arcs.labels[i] >= least:
-            _copy_after_label(buffers, _VALUE, lattice, arcs.labels[i], first, width, frames, t, start, count)
+            _copy_after_label(buffers, lattice, arcs.labels[i], first, width, frames, t, start, count)
             _add_values(buffers, _OTHER_SUM, arcs.weighted)
 
 
@@ -482,7 +477,7 @@ def _store_others(x, reference, factor, at_one):
 
 # Numbers of lanes from which gradients are computed, and rows of floats that hold them.
 _ALPHA, _BETA, _OF_BLANK, _OF_LABEL, _SHARE, _PAIR = range(6, 12)
-_FACTOR, _AT_ONE, _AT_BLANK, _AT_LABEL = 4, 6, 7, 8  # _VALUE and what follows it are free by then
+_FACTOR, _AT_BLANK, _AT_LABEL = 4, 6, 8  # _VALUE and what follows it are free by then
 _CLOSE, _IS_BLANK = 24, 25
 
 
@@ -502,7 +497,7 @@ def _copy_node_lanes(buffers, lattice, samples, sample, node, start, count):
 
 
 @jit.scalar
-def _slopes_of_lanes(buffers, probability, shift, coefficient, wide):
+def _slopes_of_lanes(buffers, probability, shift, coefficient):
     floats = buffers.floats
     for lane in range(LANES):
         pair = _get(buffers, _PAIR, lane)
@@ -513,25 +508,28 @@ def _slopes_of_lanes(buffers, probability, shift, coefficient, wide):
         )  # fmt: skip
         found = slopes_of(node, probability, shift, coefficient, floats[_IS_BLANK * LANES + lane] > 0.0)
         floats[_FACTOR * LANES + lane], floats[(_FACTOR + 1) * LANES + lane] = found.factor
-        floats[_AT_ONE * LANES + lane] = kept(found.factor, wide)
-        floats[_AT_BLANK * LANES + lane] = kept(found.blank, wide)
-        floats[_AT_LABEL * LANES + lane] = kept(found.label, wide)
+        floats[_AT_BLANK * LANES + lane], floats[(_AT_BLANK + 1) * LANES + lane] = found.blank
+        floats[_AT_LABEL * LANES + lane], floats[(_AT_LABEL + 1) * LANES + lane] = found.label
         floats[_CLOSE * LANES + lane] = 1.0 if found.close else 0.0
 
 
+@jit.scalar
+def _pair_of(buffers, row, lane):
+    return buffers.floats[row * LANES + lane], buffers.floats[(row + 1) * LANES + lane]
+
+
 @jit.helper
-def _store_row(x, reference, buffers, lane, blank, label):
+def _store_row(x, reference, buffers, lane, blank, label, wide):
     """A row's gradient in place of its logits; whether it is close to 0."""
-    floats = buffers.floats
+    factor = _pair_of(buffers, _FACTOR, lane)
     if reference == -np.inf:
         _fill(x, 0.0)
     else:
-        factor = floats[_FACTOR * LANES + lane], floats[(_FACTOR + 1) * LANES + lane]
-        _store_others(x, reference, factor, floats[_AT_ONE * LANES + lane])
-    x[blank] = floats[_AT_BLANK * LANES + lane]
+        _store_others(x, reference, factor, kept(factor, wide))
+    x[blank] = kept(_pair_of(buffers, _AT_BLANK, lane), wide)
     if label >= 0:
-        x[label] = floats[_AT_LABEL * LANES + lane]
-    return floats[_CLOSE * LANES + lane] > 0.0
+        x[label] = kept(_pair_of(buffers, _AT_LABEL, lane), wide)
+    return buffers.floats[_CLOSE * LANES + lane] > 0.0
 
 
 @jit.kernel
@@ -557,7 +555,7 @@ def slopes(
             if known and lanes > 0:
                 _behind_lanes(buffers, lattice, arcs, origin, inside, length, t, start, lanes, 0)
                 _copy_node_lanes(buffers, lattice, samples, sample, origin + t * inside + start, start, lanes)
-                _slopes_of_lanes(buffers, total, shift, coefficient, wide[0])
+                _slopes_of_lanes(buffers, total, shift, coefficient)
             for part in range(start, min(start + LANES, width), step):
                 rows = min(step, start + LANES - part, width - part)
                 load_rows(logits, row + part, min(rows, max(0, inside - part)), buffers.rows)
@@ -569,18 +567,16 @@ def slopes(
                         continue
                     label = samples.labels[sample, u] if u < inside - 1 else -1
                     reference = lattice.reference[origin + t * inside + u]
-                    close |= _store_row(x, reference, buffers, u - start, samples.blank, label)
+                    close |= _store_row(x, reference, buffers, u - start, samples.blank, label, wide[0])
                 save_rows(buffers.rows, gradient, row + part, rows)
         for u in range(width if arcs.weighted else 0):
             if u >= inside or not known:
                 _fill(buffers.durations, 0.0 if u >= inside else np.nan)
             else:
                 mean = keep_worths(buffers.worths, 0, lattice, arcs, origin, inside, length, t, u)
-                here = origin + t * inside + u
-                passing = passing_of(lattice, here, total, shift)
                 for i in range(steps):
                     value, is_close = duration_slope(
-                        buffers.worths, 0, mean, lattice, arcs, passing, coefficient, here, i
+                        buffers.worths, 0, mean, lattice, arcs, total, shift, coefficient, origin + t * inside + u, i
                     )
                     buffers.durations[i] = kept(value, wide[1])
                     close |= is_close
