@@ -37,7 +37,7 @@ import numpy as np
 from refloss import jit
 from refloss.numerics import pairs
 from refloss.numerics.accurate import exp_accurate, exp_less_one, log1p_accurate
-from refloss.numerics.bits import float64_bits
+from refloss.numerics.bits import float64_bits, float64_from_bits
 from refloss.numerics.exponential import UNDERFLOW, exp_pair, scale
 from refloss.numerics.extended import (
     LEAST,
@@ -52,6 +52,7 @@ from refloss.numerics.extended import (
     logarithm,
     multiply,
     normalised,
+    product,
     ratio,
 )
 from refloss.numerics.formats import read
@@ -67,6 +68,8 @@ _CLOSE = 20
 # Below this share a duration's difference is summed from those of all others.
 _LEFT = 10
 _REACH = 2040
+# e to the power of it is below 2^-75, which is no unit of the finer of two grids.
+_UNCOUNTED = -52.0
 
 
 class Numbers(NamedTuple):
@@ -151,10 +154,11 @@ def keep(numbers, index, value):
 def plain_counts(x, reference):
     """e^(x − reference) with an error of some 2^-58, as counts on two grids; see numerics.sums."""
     high, low = two_sum(x, -reference)
-    vanishes = high < UNDERFLOW
-    leading, tail, n = exp_pair(UNDERFLOW if vanishes else high, 0.0 if vanishes else low)
-    coarse, rest = grid_step(scale(leading, n), COARSE_MAGIC)
-    fine, _ = grid_step(rest + scale(tail, n), FINE_MAGIC)
+    vanishes = high < _UNCOUNTED
+    leading, tail, n = exp_pair(_UNCOUNTED if vanishes else high, 0.0 if vanishes else low)
+    power = float64_from_bits((n + 1023) << 52)
+    coarse, rest = grid_step(leading * power, COARSE_MAGIC)
+    fine, _ = grid_step(rest + tail * power, FINE_MAGIC)
     return coarse - float64_bits(COARSE_MAGIC), fine - float64_bits(FINE_MAGIC)
 
 
@@ -273,7 +277,7 @@ def from_before(lattice, arcs, shift, first, width, t, u):
 @jit.scalar
 def joined(others, weight, beside):
     """α or β of a node, from what comes from other frames and from the node beside it in its own."""
-    return add(others, multiply(weight, beside))
+    return add(others, product(weight, beside))
 
 
 @jit.scalar

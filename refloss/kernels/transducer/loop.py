@@ -60,6 +60,7 @@ class Buffers(NamedTuple):
     """One thread's rows of logits and of durations, float64, a number for each duration, and lanes."""
 
     rows: np.ndarray
+    columns: np.ndarray  # as many
     durations: np.ndarray
     worths: Numbers
     floats: np.ndarray  # [FLOAT_ROWS·LANES]
@@ -149,6 +150,74 @@ def _read_row(buffers, lane, x, blank, label, accurate):
     return sound
 
 
+# More of them for short rows, with sums as counts.
+_OVERFLOW = 12
+_COARSE, _FINE = range(2)
+
+
+@jit.scalar
+def _turn(rows, columns, size):
+    """LANES rows, class by class."""
+    for c in range(size):
+        for lane in range(LANES):
+            columns[c * LANES + lane] = rows[lane * size + c]
+
+
+@jit.helper
+def _take_out(buffers, samples, sample, start, count):
+    """Move logits of blank and label out of columns; begin maxima and sums."""
+    floats, integers, columns = buffers.floats, buffers.integers, buffers.columns
+    blank, last = samples.blank, samples.counts[sample]
+    for lane in range(LANES):
+        floats[_REFERENCE * LANES + lane], floats[_OVERFLOW * LANES + lane] = -np.inf, 0.0
+        integers[_COARSE * LANES + lane], integers[_FINE * LANES + lane] = 0, 0
+    for lane in range(count):
+        label = samples.labels[sample, start + lane] if start + lane < last else -1
+        floats[_BLANK * LANES + lane] = columns[blank * LANES + lane]
+        floats[_LABEL * LANES + lane] = columns[label * LANES + lane] if label >= 0 else -np.inf
+        floats[_SAME * LANES + lane] = 1.0 if label == blank else 0.0
+        columns[blank * LANES + lane] = -np.inf
+        if label >= 0:
+            columns[label * LANES + lane] = -np.inf
+
+
+@jit.scalar
+def _scan_columns(columns, floats, size):
+    for c in range(size):
+        for lane in range(LANES):
+            x, highest, beyond = columns[c * LANES + lane], _REFERENCE * LANES + lane, _OVERFLOW * LANES + lane
+            floats[highest] = x if x > floats[highest] else floats[highest]
+            floats[beyond] = floats[beyond] if x < np.inf else np.inf
+
+
+@jit.scalar
+def _add_columns(columns, floats, integers, size):
+    for c in range(size):
+        for lane in range(LANES):
+            reference = floats[_REFERENCE * LANES + lane]
+            counts = plain_counts(columns[c * LANES + lane], reference if reference > -np.inf else 0.0)
+            integers[_COARSE * LANES + lane] += counts[0]
+            integers[_FINE * LANES + lane] += counts[1]
+
+
+@jit.helper
+def _read_rows(buffers, samples, sample, start, count, size):
+    """_read_row of up to LANES short rows, of which many are summed at a time. Whether all are sound."""
+    floats, integers, sound = buffers.floats, buffers.integers, True
+    _turn(buffers.rows, buffers.columns, size)
+    _take_out(buffers, samples, sample, start, count)
+    _scan_columns(buffers.columns, floats, size)
+    _add_columns(buffers.columns, floats, integers, size)
+    for lane in range(LANES):
+        total = grid_total(integers[_COARSE * LANES + lane], integers[_FINE * LANES + lane], 0)
+        floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = total
+    for lane in range(count):
+        of_blank, of_label = floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane]
+        sound &= floats[_OVERFLOW * LANES + lane] < np.inf and of_blank < np.inf and of_label < np.inf
+        sound &= max(floats[_REFERENCE * LANES + lane], of_blank, of_label) > -np.inf
+    return sound
+
+
 @jit.scalar
 def _weights_of_lanes(buffers, accurate):
     floats = buffers.floats
@@ -190,6 +259,9 @@ def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, ac
             for part in range(0, lanes, step):
                 rows = min(step, lanes - part)
                 load_rows(logits, row + start + part, rows, buffers.rows)
+                if step == LANES and not accurate:
+                    sound &= _read_rows(buffers, samples, sample, start, rows, size)
+                    continue
                 for i in range(rows):
                     u = start + part + i
                     label = samples.labels[sample, u] if u < count - 1 else -1

@@ -135,7 +135,7 @@ class _Passes:
         size, steps = self.logits.classes, len(self.task.blank_steps)
         rows = max(1, BUFFER_ELEMENTS // max(1, size))
         lanes = np.zeros(FLOAT_ROWS * LANES), np.zeros(INTEGER_ROWS * LANES, np.int64)
-        return Buffers(np.empty(rows * size), np.empty(steps), _numbers(steps), *lanes)
+        return Buffers(np.empty(rows * size), np.empty(rows * size), np.empty(steps), _numbers(steps), *lanes)
 
     def _block(self, frames: int) -> int:
         elements = self.task.logits[0, 0].size if self.task.logits.size else 1
@@ -190,12 +190,15 @@ def _is_wide(rows: AnyRows) -> bool:
 
 
 def _numbers(size: int) -> Numbers:
-    return Numbers(np.empty(size), np.empty(size), np.empty(size, np.int64))
+    return _numbers_in(np.empty((3, size)))
+
+
+def _numbers_in(block: np.ndarray) -> Numbers:
+    return Numbers(block[0], block[1], block[2].view(np.int64))
 
 
 def _empty_lattice(nodes: int, steps: int, with_gradient: bool) -> Lattice:
-    """Without gradients nobody asks for α."""
-    sizes = nodes, nodes, nodes, nodes * steps, nodes if with_gradient else 0, nodes
-    blank, label, share, durations, alpha, beta = map(_numbers, sizes)
-    others = np.empty(nodes), np.empty(nodes), np.empty(nodes)
-    return Lattice(blank, label, share, *others, durations, alpha, beta)
+    """Without gradients nobody asks for α. One array for all: NumPy has larger pages for it, which cost far less."""
+    block = np.empty((18, nodes))
+    blank, label, share, beta, alpha = (_numbers_in(block[i : i + 3]) for i in range(0, 15, 3))
+    return Lattice(blank, label, share, *block[15:], _numbers(nodes * steps), alpha if with_gradient else beta, beta)
