@@ -18,6 +18,7 @@ from conformance import flow
 from conformance.call import TORCH_FUNCTIONS
 from conformance.cases import Case
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
+from conformance.triple_cases import without_nothing
 from refloss.cases.draws import Limits
 from refloss.golden.drawn import seeded
 from refloss.registry import FUNCTIONS
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")
 
 SEEDS = range(2)
+# torch has them in no shorter type on a CPU.
+IN_FLOAT32 = ("ctc", "multi_margin", "multilabel_margin")
 LIMITS = Limits(("float64",), max_rows=4, max_classes=5, extreme=False, exact=True)
 # What a head reads from its configuration only.
 OF_CONFIG = ("num_labels", "problem_type")
@@ -57,14 +60,15 @@ def _called(drawn: Drawn, loss: str) -> Case:
         logits = drawn.inputs[FUNCTIONS[drawn.function].required[0]]
         given = {name: options.pop(name, None) for name in OF_CONFIG}
         options["config"] = SimpleNamespace(**given | {"num_labels": logits.shape[-1]})
-    return Case(drawn.id, loss, drawn.inputs, options, drawn.grad_output, degenerate=not np.any(drawn.grad_output))
+    inputs = without_nothing(loss, drawn.inputs, options)
+    return Case(drawn.id, loss, inputs, options, drawn.grad_output, degenerate=not np.any(drawn.grad_output))
 
 
 CASES = tuple(cases())
 RUNS = [
     (case, dtype)
     for case, dtype in product(CASES, (torch.float32, torch.bfloat16))
-    if case.loss != "ctc" or dtype == torch.float32  # torch has no other
+    if case.loss not in IN_FLOAT32 or dtype == torch.float32
 ]
 
 
@@ -76,4 +80,6 @@ def test_formula(case: Case) -> None:
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=identifier)
 def test_as_shipped(case: Case, dtype: torch.dtype) -> None:
     """And wrong answers fail."""
-    assert_as_shipped(case, dtype, telling=not case.degenerate)
+    # Distances that are nearly equal leave nothing of 8 bits.
+    blurred = case.loss == "triplet_margin" and dtype == torch.bfloat16
+    assert_as_shipped(case, dtype, telling=not case.degenerate and not blurred)
