@@ -68,8 +68,9 @@ def _case(
     **options: Any,
 ) -> Case:
     cotangent: Any = -3.5
-    if options.get("reduction") == "none" and inputs[0].ndim:
-        cotangent = np.asarray(random.standard_normal(inputs[0].shape))
+    shape = np.broadcast_shapes(inputs[0].shape, inputs[1].shape)
+    if options.get("reduction") == "none" and shape:
+        cotangent = np.asarray(random.standard_normal(shape))
     arguments = dict(zip(ARGUMENTS[loss], inputs, strict=True))
     return Case(f"{loss}-{name}", loss, arguments, options, cotangent, layout, degenerate)
 
@@ -124,6 +125,25 @@ def _shared() -> Iterator[Case]:
     yield _case(random, "gaussian_nll", "undefined", undefined, reduction="none", degenerate=True)
 
 
+def _broadcast() -> Iterator[Case]:
+    """Targets that elements share, and inputs beside larger targets."""
+    random = np.random.default_rng(46)
+    shapes: tuple[tuple[tuple[int, ...], ...], ...] = (
+        (SHAPE, (4, 3, 1), (4, 3)),
+        (SHAPE, (3, 5), SHAPE),
+        (SHAPE, (1, 3, 5), (4, 1, 5)),
+        (SHAPE, (), (4, 3, 1)),
+        ((5,), (2, 5), (5,)),
+        ((3, 1), (3, 2), (3,)),
+        ((2, 3), (0, 2, 3), (2, 3)),
+    )
+    for own, reduction in product(shapes, REDUCTIONS):
+        inputs = [np.asarray(random.standard_normal(shape)) for shape in own]
+        inputs[2] = np.asarray(random.uniform(0.25, 2.0, own[2]))
+        name = "broadcast_" + "-".join("x".join(map(str, shape)) for shape in own[:2])
+        yield _case(random, "gaussian_nll", f"{name}-{reduction}", inputs, degenerate=0 in own[1], reduction=reduction)
+
+
 def _counted() -> Iterator[Case]:
     """Counts of 0 and 1, negative logarithms, rates next to 0, and what is not finite."""
     random = np.random.default_rng(44)
@@ -141,7 +161,7 @@ def _counted() -> Iterator[Case]:
     yield _case(random, "poisson_nll", "nothing", nothing, degenerate=True, **options)
 
 
-CASES: tuple[Case, ...] = (*_shapes(), *_edges(), *_shared(), *_counted())
+CASES: tuple[Case, ...] = (*_shapes(), *_edges(), *_shared(), *_broadcast(), *_counted())
 
 
 def _divergences() -> Iterator[Divergence]:

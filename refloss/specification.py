@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    import numpy as np
 
     from refloss.cases.draws import Drawn, Draws
     from refloss.cases.source import Case
@@ -81,7 +81,7 @@ class Argument:
         shift: for labels, how many places after its row a label stands.
         resampled: whether rows are made from it, with other sizes, before anything else.
         batched: whether its first axis is that of the batch.
-        broadcast: whether it may have fewer axes than the first argument, or sizes of 1.
+        broadcast: whether it may have fewer axes than the others, or sizes of 1.
         on_gpu: whether it is computed where it lives, if that is a GPU; all other arguments are copied to the host.
         nested: whether it is a list of arrays, or of mappings to arrays.
         shape: the names of its axes, such as "B S V", "..." for any more of them, and | between several shapes; if
@@ -108,9 +108,9 @@ class Argument:
     parts: Any = None
 
 
-def values(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
+def values(*, on_gpu: bool = True, differentiable: bool = True, broadcast: bool = False) -> Argument:
     """Real numbers of corresponding elements, with a gradient."""
-    return Argument("values", differentiable, on_gpu=on_gpu)
+    return Argument("values", differentiable, on_gpu=on_gpu, broadcast=broadcast)
 
 
 def probabilities(*, on_gpu: bool = True, differentiable: bool = True) -> Argument:
@@ -353,6 +353,10 @@ class Elementwise(Specification):
 
     magnitudes: Callable[[np.ndarray, np.ndarray, Case, Roundoff], Magnitudes]
     intermediates: tuple[str, ...] = ("losses",)
+
+    def elements(self, inputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """The shape of the elements of a case, to which its first two arguments may broadcast."""
+        return np.broadcast_shapes(*(inputs[name].shape for name in self.required[:2]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

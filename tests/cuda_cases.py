@@ -25,6 +25,7 @@ _OTHER_KERNELS = (
     "cross_entropy-weighted-smoothed",
     "info_nce-uniform",
     "gaussian_nll-options-shared-lacking-sum",
+    "gaussian_nll-options-target-last-mean",
     "kl_div-log-target",
     "poisson_nll-rates-mean",
 )

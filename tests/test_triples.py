@@ -151,6 +151,72 @@ def test_gaussian_nll_is_rounded_once(shared, dtype):
     assert ulp_errors(result.loss, total, "float64") <= 2
 
 
+# Shapes of input, target and var; torch has them all.
+BROADCAST = {
+    "target-last": ((20, 30), (20, 1), (20,)),
+    "target-lacking": ((20, 30), (30,), (20, 30)),
+    "target-all": ((20, 30), (), (1, 30)),
+    "input-lacking": ((30,), (20, 30), (1,)),
+    "both": ((20, 1), (1, 30), (20,)),
+}
+
+
+def _summed(values, shape, var=False):
+    """Of elements, the sums over those that share a number of an array of a shape."""
+    values = np.array(values, dtype=object).reshape(20, 30)
+    own = (*shape, 1) if var and shape == (20,) else (1,) * (2 - len(shape)) + shape
+    axes = tuple(axis for axis in (0, 1) if own[axis] == 1)
+    return np.asarray(np.add.reduce(values, axes)).reshape(shape) if axes else values.reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", SHORT, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("shapes", BROADCAST)
+def test_the_gradient_of_what_is_broadcast_is_a_sum_that_is_rounded_once(shapes, dtype):
+    generator = np.random.default_rng(11)
+    shapes = BROADCAST[shapes]
+    x, t = (generator.standard_normal(shape).astype(dtype) for shape in shapes[:2])
+    v = generator.exponential(1.0, shapes[2]).astype(dtype)
+    cotangent = generator.choice([1 / 3, -0.1, 1 / 7, 0.7], (20, 30))
+    result = refloss.gaussian_nll(x, t, v, reduction="none", grad_output=cotangent, eps=0.05)
+    assert result.loss.shape == result.intermediates["losses"].shape == (20, 30)
+    variances = v[:, None] if v.shape == (20,) else v
+    points = [np.broadcast_to(array, (20, 30)).ravel() for array in (x, t, variances)]
+    with mpmath.workprec(400):
+        found = [
+            [mpmath.mpf(c) * slope for slope in _gaussian(*point, eps=0.05)[1:]]
+            for c, *point in zip(cotangent.ravel(), *points, strict=True)
+        ]
+        slopes = zip(*found, strict=True)
+        exact = [pairs(_summed(each, array.shape, array is v)) for each, array in zip(slopes, (x, t, v), strict=True)]
+    for name, right in zip(("input", "target", "var"), exact, strict=True):
+        errors = ulp_errors(result.grads[name], right, dtype.name)
+        assert result.grads[name].dtype == dtype
+        assert correctly_rounded(errors).all(), (name, errors.max())
+
+
+def test_what_is_broadcast_is_as_if_it_were_repeated():
+    """Losses and gradients of what is not broadcast are; input's gradient goes where it is told to, in any dtype."""
+    generator = np.random.default_rng(12)
+    x, t = generator.standard_normal((4, 3)), generator.standard_normal((3,))
+    v = generator.uniform(0.5, 2.0, (4, 3))
+    for reduction in ("mean", "sum", "none"):
+        narrow = refloss.gaussian_nll(x, t, v, reduction=reduction, grad_output=-0.3)
+        wide = refloss.gaussian_nll(x, np.tile(t, (4, 1)), v, reduction=reduction, grad_output=-0.3)
+        assert np.array_equal(narrow.loss, wide.loss)
+        assert all(np.array_equal(narrow.grads[name], wide.grads[name]) for name in ("input", "var"))
+    out = np.empty(3, np.float32)
+    result = refloss.gaussian_nll(t, x, np.ones(1), grad="input", out=out)
+    assert result.grads.keys() == {"input"}
+    assert result.grads["input"] is out
+    assert out.tolist() == refloss.gaussian_nll(t, x, 1.0, grad_dtype=np.float32).grads["input"].tolist()
+    with pytest.raises(ValueError, match=r"out has shape \(4, 3\); expected \(3,\), the shape of input"):
+        refloss.gaussian_nll(t, x, 1.0, out=np.empty((4, 3)))
+    nothing = refloss.gaussian_nll(np.empty((0, 3)), t, np.ones((1, 3)), reduction="sum")
+    assert (nothing.loss, nothing.grads["target"].tolist()) == (0.0, [0.0, 0.0, 0.0])
+    endless = refloss.gaussian_nll(np.array([np.inf, 1.0]), np.zeros(1), np.ones(2), reduction="sum")
+    assert endless.grads["target"].tolist() == [-np.inf]
+
+
 def test_gaussian_nll_where_terms_cancel():
     """log v + d²/v next to 0 for float64 inputs, and d² next to v, to the bit."""
     generator = np.random.default_rng(6)
@@ -187,13 +253,14 @@ def test_a_shared_variance_has_an_exact_sum():
     assert again.grads["var"][1].tolist() == [float(exact)]
 
 
-@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("shared", [*SHARED, *BROADCAST])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_gaussian_nll_gradients_are_derivatives(reduction, shared):
     generator = np.random.default_rng(7)
-    shape = {(20, 30): (3, 5), (20, 1): (3, 1), (20,): (3,), (1, 30): (1, 5), (): ()}[SHARED[shared]]
-    arrays = {"input": generator.standard_normal((3, 5)), "target": generator.standard_normal((3, 5))}
-    arrays["var"] = np.asarray(generator.uniform(0.8, 2.0, shape))
+    shapes = BROADCAST.get(shared) or ((20, 30), (20, 30), SHARED[shared])
+    shapes = [tuple({20: 3, 30: 5, 1: 1}[size] for size in shape) for shape in shapes]
+    x, t = (np.asarray(generator.standard_normal(shape)) for shape in shapes[:2])
+    arrays = {"input": x, "target": t, "var": np.asarray(generator.uniform(0.8, 2.0, shapes[2]))}
     cotangent = generator.standard_normal((3, 5)) if reduction == "none" else -1.7
     given = {"full": True, "reduction": reduction}
     result = refloss.gaussian_nll(**arrays, grad_output=cotangent, **given)
@@ -244,7 +311,8 @@ BAD_VARIANCES = [
     ({"var": -1.0}, ValueError, "var = -1.0 is negative"),
     ({"var": np.array([1.0, -0.5])}, ValueError, r"var\[1\] = -0.5 is negative"),
     ({"var": np.ones((2, 3), int)}, TypeError, "var has dtype int64"),
-    ({"target": np.zeros((2, 1))}, ValueError, "target has shape"),
+    ({"target": np.zeros((3, 2))}, ValueError, r"target has shape \(3, 2\); expected one that broadcasts with input's"),
+    ({"grad_output": np.zeros(3), "reduction": "none"}, ValueError, r"grad_output has shape \(3,\); expected \(2, 3\)"),
     ({"eps": np.inf}, ValueError, "eps is inf; expected a finite number"),
     ({"full": "no"}, TypeError, "full is 'no'"),
 ]
@@ -256,13 +324,14 @@ def test_bad_input_of_gaussian_nll(arguments, error, message):
         refloss.gaussian_nll(**{"input": np.zeros((2, 3)), "target": np.zeros((2, 3)), "var": 1.0} | arguments)
 
 
-@pytest.mark.parametrize("shared", SHARED)
+@pytest.mark.parametrize("shared", [*SHARED, *BROADCAST])
 def test_threads_blocks_and_layouts_do_not_show_in_a_shared_gradient(shared, monkeypatch):
     from refloss.kernels.elementwise import run
 
     generator = np.random.default_rng(9)
-    x, t = generator.standard_normal((2, 20, 30)).astype(np.float32)
-    v = generator.exponential(1.0, SHARED[shared]).astype(np.float32)
+    shapes = BROADCAST.get(shared) or ((20, 30), (20, 30), SHARED[shared])
+    x, t = (np.asarray(generator.standard_normal(shape), np.float32) for shape in shapes[:2])
+    v = generator.exponential(1.0, shapes[2]).astype(np.float32)
     cotangent = generator.standard_normal((20, 30))
     expected = bits(refloss.gaussian_nll(x, t, v, reduction="none", grad_output=cotangent))
     threads = refloss.get_num_threads()

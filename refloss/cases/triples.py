@@ -48,7 +48,7 @@ class _Function(NamedTuple):
 
     def options(self, name: str, values: tuple[Any, ...], *reductions: str, seed: int, **given: Any) -> list[Case]:
         """Options in every format, by reduction."""
-        shape = np.shape(values[0])
+        shape = np.broadcast_shapes(*map(np.shape, values[:2]))
         return in_every_format(
             self.case(
                 f"options-{name}-{reduction}",
@@ -119,6 +119,12 @@ def likely(seed: int) -> Callable[[str], list[Case]]:
                 for case in of.options(f"shared-{name}", (x, t, narrow), _REDUCTIONS[k % 3], seed=215 + k)
             ),
             of.case("hit", (t, t, v), grad_output=-1.5, dtype=np.float32),
+            *(
+                case
+                for k, (name, narrow) in enumerate({"last": t[:, :1], "lacking": t[0], "all": t[0, 0]}.items())
+                for case in of.options(f"target-{name}", (x, narrow, v[:, 0]), _REDUCTIONS[k], seed=226 + k)
+            ),
+            *of.options("target-larger", (x[0], t, v[0]), "none", seed=229, full=True),
         ]
 
     return build

@@ -4,8 +4,8 @@ With d = x − t and v = max(var, ε),
 
     ℓ = (log v + d²/v + [log 2π])/2,    ∂ℓ/∂x = d/v, ∂ℓ/∂t = −d/v,    ∂ℓ/∂v = (1/v − d²/v²)/2 = (1 − d²/v)/2v
 
-The clamp has no part in the derivative: a variance below ε has that of ε, as torch has it. A variance of several
-elements has the sum of their derivatives, which is exact, and rounded once.
+The clamp has no part in the derivative: a variance below ε has that of ε, as torch has it. What several elements share,
+a variance, a target or an input, has the sum of their derivatives, which is exact, and rounded once.
 
 log v and d²/v have both signs: where they nearly cancel, the value is computed again in pairs, or where these have too
 few digits left, from d²/v as three float64. Near d² = v the derivative in v is (v − d²)/2v², whose difference is a sum
@@ -82,6 +82,13 @@ def _loss(x, t, var, parameters):
 
 
 @jit.scalar
+def _for_shared(x, t, var, parameters):
+    """The derivative in x, as _for_var has that in the variance."""
+    slope, _ = _squared(two_sum(x, -t), _clamped(var, parameters))
+    return slope, slope, pair(slope[1])
+
+
+@jit.scalar
 def _is_close(x, t, var, parameters, value, for_input, for_target):
     return abs(value) < _LEFT * (abs(for_input * (x - t)) + parameters[1]), False, False
 
@@ -150,6 +157,7 @@ def _accurate_for_var(x, t, var, parameters):
 
 
 LOOP = Loop("gaussian_nll", _loss, _is_close, _accurate, signed=True)
+LOOP_FOR_SHARED = Loop("gaussian_nll_for_shared", _for_shared)
 LOOP_FOR_VAR = Loop("gaussian_nll_for_var", _for_var, _is_close_for_var, _accurate_for_var)
 
 
@@ -163,15 +171,19 @@ def _magnitudes(x, t, case, unit):
 def _draw(draws):
     shape = draws.elements()
     parameters = draws.parameters(_PARAMETERS)
-    x = draws.logits(*shape)
-    near = draws.limits.exact or not draws.maybe()
-    t = draws.logits(*shape) if near else draws.near(x)
-    narrow = shape
+    # Either of both may be the narrow one; variances fit input.
+    own = [shape, shape]
     if shape and not draws.limits.exact:
-        narrow = draws.one_of(shape, (*shape[:-1], 1), shape[:-1], (1, *shape[1:]))
+        own[draws.one_of(1, 0)] = draws.one_of(shape, (*shape[:-1], 1), (1, *shape[1:]), ())
+    x = draws.logits(*own[0])
+    near = own == [shape, shape] and not draws.limits.exact and draws.maybe()
+    t = draws.near(x) if near else draws.logits(*own[1])
+    narrow = x.shape
+    if narrow and not draws.limits.exact:
+        narrow = draws.one_of(narrow, (*narrow[:-1], 1), narrow[:-1], (1, *narrow[1:]))
     var = spread(draws.uniform(*narrow), exact=draws.limits.exact)
     # Some variances are the squared distance, where the derivative in them is 0.
-    if narrow == shape and not near and draws.maybe():
+    if narrow == shape and near and draws.maybe():
         distance = x.astype(np.float64) - t.astype(np.float64)
         var = np.clip(distance * distance, 2.0**-20, 2.0**20)
     return Drawn({"input": x, "target": t, "var": draws.cast(var)}, parameters, shape)
@@ -183,8 +195,8 @@ _PARAMETERS = REDUCTION | {"full": Parameter(bool, (False, True)), "eps": Parame
 @loss(
     Elementwise(
         arguments={
-            "input": values(),
-            "target": values(),
+            "input": values(broadcast=True),
+            "target": values(broadcast=True),
             "var": Argument("values", differentiable=True, broadcast=True),
         },
         parameters=_PARAMETERS,
@@ -218,8 +230,8 @@ def gaussian_nll(
     ∂/∂var_i = c·(1/v_i − d_i²/v_i²)/2, below eps as well. Held constant: nothing; the clamp has no derivative.
 
     Args:
-        input, target: arrays of one shape, any float dtype and layout; torch broadcasts where shapes differ.
-        var: of that shape, of that shape but for one axis of size 1, or without the last axis; a number, or an array
+        input, target: arrays of any float dtype and layout, whose shapes broadcast to that of the elements.
+        var: of input's shape, of that shape but for one axis of size 1, or without the last axis; a number, or an array
             without axes, is the variance of all elements. Not negative.
         full: add log(2π)/2 to each element.
         eps: the least variance, a number; float32 torch rounds it.
@@ -228,8 +240,8 @@ def gaussian_nll(
         grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
 
     Returns:
-        loss in nats. grads: "input", "target" and "var"; where var is broadcast, its gradient is the exact sum over
-        the elements that share it, rounded once. intermediates: "losses" of the elements, computed from the inputs
+        loss in nats. grads: "input", "target" and "var"; where one of them is broadcast, its gradient is the exact sum
+        over the elements that share it, rounded once. intermediates: "losses" of the elements, computed from the inputs
         when asked for.
 
     Edges:
@@ -252,7 +264,6 @@ def gaussian_nll(
         Options(grad_output, grad, grad_dtype, out, backend),
         parameters=(arrays.number(eps, "eps", finite=True), *constant),
         factor_loop=LOOP_FOR_VAR,
-        factor_is_shared=True,
-        divisor=x.size,
+        shared_loop=LOOP_FOR_SHARED,
         reduction=reduction,
     )

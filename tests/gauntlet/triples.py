@@ -25,14 +25,19 @@ class Triples(Kernel):
         """The loss of each element."""
         raise NotImplementedError
 
+    def own_shape(self, inputs: dict[str, Any], name: str) -> tuple[int, ...]:
+        """That of an input, the last of which may lack axes that the first one has."""
+        shape: tuple[int, ...] = inputs[name].shape
+        return shape + (1,) * (inputs[self.names[0]].ndim - len(shape)) if name == self.names[2] else shape
+
     def given(self, inputs: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
         """An input, as the first one is; elements may share its numbers."""
         array = inputs[name].astype(self.widened(inputs[self.names[0]]).dtype)
-        return np.broadcast_to(array.reshape(array.shape + (1,) * (len(shape) - array.ndim)), shape)
+        return np.broadcast_to(array.reshape(self.own_shape(inputs, name)), shape)
 
     def gathered(self, gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The sum over the elements that share a number."""
-        kept = shape + (1,) * (gradient.ndim - len(shape))
+        kept = (1,) * (gradient.ndim - len(shape)) + shape
         for axis, size in enumerate(kept):
             if size != gradient.shape[axis]:
                 gradient = np.expand_dims(self.sum(gradient, axis), axis)
@@ -40,7 +45,7 @@ class Triples(Kernel):
 
     def answer(self, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Answer:
         """The loss and its gradients."""
-        shape = inputs[self.names[0]].shape
+        shape = np.broadcast_shapes(*(inputs[name].shape for name in self.names[:2]))
         values = [self.given(inputs, name, shape) for name in self.names]
         losses, *slopes = self.element(*values, parameters=parameters)
         reduction = parameters.get("reduction", "mean")
@@ -48,10 +53,10 @@ class Triples(Kernel):
         loss = losses if reduction == "none" else np.asarray(self.sum(losses) / divisor)
         factor = self.upstream(cotangent, losses) / divisor
         grads = {
-            name: self.gathered(factor * slope, inputs[name].shape).astype(inputs[name].dtype)
+            name: self.gathered(factor * slope, self.own_shape(inputs, name)).reshape(inputs[name].shape)
             for name, slope in zip(self.names, slopes, strict=True)
         }
-        return loss, grads
+        return loss, {name: gradient.astype(inputs[name].dtype) for name, gradient in grads.items()}
 
 
 class MarginRanking(Triples):

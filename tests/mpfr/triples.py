@@ -27,7 +27,7 @@ class TripleLoss(NamedTuple):
         near: inputs of which a derivative, or the loss, is 0 or nearly so.
         parameters: calls' parameters that are worth trying.
         far: float64 inputs far out, and what brings their gradients back.
-        broadcast: shapes of all inputs and of the last one, which is broadcast to them.
+        broadcast: shapes of the three inputs, which broadcast, where the last one may lack the first one's last axis.
     """
 
     name: str
@@ -37,7 +37,7 @@ class TripleLoss(NamedTuple):
     near: Callable[[np.random.Generator, int], Arrays]
     parameters: tuple[dict[str, Any], ...]
     scaled: tuple[bool, bool, bool] = (True, True, True)
-    broadcast: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    broadcast: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 class Sample(NamedTuple):
@@ -98,11 +98,12 @@ LOSSES = {
             _near_variances,
             tuple({"eps": eps, "full": full} for full in (False, True) for eps in (1e-6, 0.1)),
             broadcast=(
-                ((50, 7), (50, 1)),
-                ((6, 50), (6,)),
-                ((30, 11), (1, 11)),
-                ((2, 5, 30), (2, 1, 30)),
-                ((300,), (1,)),
+                ((50, 7), (50, 7), (50, 1)),
+                ((6, 50), (50,), (6,)),
+                ((30, 11), (30, 1), (1, 11)),
+                ((2, 5, 30), (5, 30), (2, 1, 30)),
+                ((300,), (300,), (1,)),
+                ((1, 40), (7, 1), (1,)),
             ),
         ),
     )
@@ -178,15 +179,16 @@ class Inputs:
             yield self._fitted(drawn, dtypes, cotangent=COTANGENTS[k])
 
     def broadcast(self, generator: np.random.Generator, size: int) -> Iterator[Sample]:
-        """A last input of fewer elements, and of many formats."""
+        """Inputs of fewer elements than others have, and of many formats."""
         for k in range(max(size // 2000, 1)):
-            for shape, narrow in self.loss.broadcast:
-                drawn = [array.reshape(shape) for array in self.loss.draw(generator, int(np.prod(shape)))]
-                last = self.loss.draw(generator, int(np.prod(narrow)))[2].reshape(narrow)
+            for shapes in self.loss.broadcast:
+                drawn = self.loss.draw(generator, max(int(np.prod(shape)) for shape in shapes))
+                arrays = [array[: int(np.prod(own))].reshape(own) for array, own in zip(drawn, shapes, strict=True)]
                 dtypes = (np.float32, np.float32, INPUT_DTYPES[k % 4])
                 reduction = ("mean", "none", "sum")[k % 3]
-                cotangent = generator.choice(COTANGENTS, shape) if reduction == "none" else COTANGENTS[k % 5]
-                yield self._fitted((*drawn[:2], last), dtypes, cotangent=cotangent, reduction=reduction)
+                each = generator.choice(COTANGENTS, np.broadcast_shapes(*shapes[:2]))
+                cotangent = each if reduction == "none" else COTANGENTS[k % 5]
+                yield self._fitted(tuple(arrays), dtypes, cotangent=cotangent, reduction=reduction)
 
 
 def compare(loss: TripleLoss, sample: Sample) -> Iterator[Comparison]:
@@ -196,15 +198,24 @@ def compare(loss: TripleLoss, sample: Sample) -> Iterator[Comparison]:
 
 
 def _compare(loss: TripleLoss, sample: Sample) -> Iterator[Comparison]:
-    shape = next(iter(sample.inputs.values())).shape
+    first, second, last = (array.shape for array in sample.inputs.values())
+    shape = np.broadcast_shapes(first, second)
+    own = [first, second, (*last, *(1,) * (len(first) - len(last)))]
     # Where an input is broadcast, which of its elements each element of the loss has.
-    places = {name: _places(array.shape, shape) for name, array in sample.inputs.items()}
+    places = {name: _places(array, shape) for name, array in zip(sample.inputs, own, strict=True)}
     given = {name: reals(array) for name, array in sample.inputs.items()}
     points = zip(*([given[name][k] for k in places[name]] for name in loss.arguments), strict=True)
     define = loss.define(sample.parameters)
     values, *slopes = zip(*(define(*point) for point in points), strict=True)
     divisor = real(len(values)) if sample.reduction == "mean" else definitions.ONE
     coefficients = [c / divisor for c in reals(np.broadcast_to(sample.cotangent, shape))]
+
+    gradients = {}
+    for name, of_elements in zip(loss.arguments, slopes, strict=True):
+        terms: list[list[Real]] = [[] for _ in given[name]]
+        for k, c, slope in zip(places[name], coefficients, of_elements, strict=True):
+            terms[k].append(c * slope)
+        gradients[name] = [gmpy2.fsum(each) for each in terms]
 
     def describe(index: int) -> str:
         listed = {name: float(array.reshape(-1)[index % array.size]) for name, array in sample.inputs.items()}
@@ -218,13 +229,9 @@ def _compare(loss: TripleLoss, sample: Sample) -> Iterator[Comparison]:
     options = {**sample.parameters, "reduction": sample.reduction, "grad_output": sample.cotangent}
     for format_name, dtype in DTYPES.items():
         result = function(**sample.inputs, **options, grad_dtype=dtype)
-        first = [c * slope for c, slope in zip(coefficients, slopes[0], strict=True)]
-        yield comparison(loss.arguments[0], format_name, result.grads[loss.arguments[0]], first)
-    for name, own in [*zip(loss.arguments, slopes, strict=True)][1:]:
-        terms: list[list[Real]] = [[] for _ in given[name]]
-        for k, c, slope in zip(places[name], coefficients, own, strict=True):
-            terms[k].append(c * slope)
-        yield comparison(name, str(sample.inputs[name].dtype), result.grads[name], [gmpy2.fsum(each) for each in terms])
+        yield comparison(loss.arguments[0], format_name, result.grads[loss.arguments[0]], gradients[loss.arguments[0]])
+    for name in loss.arguments[1:]:
+        yield comparison(name, str(sample.inputs[name].dtype), result.grads[name], gradients[name])
     if sample.reduction == "none":
         yield comparison("loss", "float64", result.loss, list(values))
     else:
@@ -232,8 +239,6 @@ def _compare(loss: TripleLoss, sample: Sample) -> Iterator[Comparison]:
 
 
 def _places(narrow: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
-    """Of every element, the index of what is broadcast to it; an axis that is lacking is the last one."""
+    """Of every element, the index of what is broadcast to it."""
     index = np.arange(int(np.prod(narrow))).reshape(narrow)
-    if len(narrow) < len(shape):
-        index = index[..., None]
     return np.broadcast_to(index, shape).reshape(-1).tolist()

@@ -129,6 +129,19 @@ def test_elementwise_losses_and_mixed_inputs():
     assert_same_bits(np.asarray(soft.grads["input"]), refloss.bce(np.abs(x) / 9, np.abs(t) / 9).grads["input"], "bce")
 
 
+def test_what_is_broadcast_has_its_gradient_where_it_lives():
+    generator = np.random.default_rng(4)
+    x, t = generator.standard_normal((4, 6)), generator.standard_normal((1, 6)).astype(np.float32)
+    for first, second in ((x, t), (t, x)):
+        wanted = refloss.gaussian_nll(first, second, 0.5, grad_output=3.0).grads
+        for k, there in enumerate(((ByCapsule(first), second), (first, ByCapsule(second)))):
+            found = refloss.gaussian_nll(*there, 0.5, grad_output=3.0).grads
+            assert [isinstance(found[name], DeviceArray) for name in ("input", "target")] == [k == 0, k == 1]
+            assert all(np.array_equal(np.asarray(found[name]), wanted[name]) for name in wanted)
+    with pytest.raises(ValueError, match="out lives on a GPU; expected a NumPy array where input is broadcast"):
+        refloss.gaussian_nll(ByInterface(t), x, 0.5, out=ByInterface(np.zeros((1, 6), np.float32)))
+
+
 def test_lists_of_arrays_are_looked_through():
     boxes = np.array([[[0.5, 0.5, 0.2, 0.2], [0.3, 0.4, 0.2, 0.1]]], np.float32)
     logits = np.array([[[0.1, 1.0, -0.5], [0.3, -1.0, 2.0]]], np.float32)

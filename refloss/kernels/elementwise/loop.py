@@ -303,6 +303,17 @@ class Loop(jit.Description):
 _ONE = np.ones(())
 
 
+class Apart(NamedTuple):
+    """A gradient that takes a pass of its own: a factor's, or that of an array whose numbers elements share.
+
+    It has the axes of the elements, with one number for all of them along some axes where they share it.
+    """
+
+    loop: Loop  # whose derivative for input it is; of what is shared, whose value, of which for_target is the low part
+    gradient: np.ndarray
+    sign: int = 1  # of what is shared
+
+
 class Task(NamedTuple):
     """An elementwise loss as its file states it; arrays are of one shape, or a cotangent without axes."""
 
@@ -318,14 +329,24 @@ class Task(NamedTuple):
     input_gradient: np.ndarray | None
     target_gradient: np.ndarray | None
     weight_gradient: np.ndarray | None
-    factor_loop: Loop | None = None  # whose derivative for input is that for the factor; its values are not looked at
-    factor_gradient: np.ndarray | None = None
+    apart: tuple[Apart, ...] = ()
 
-    def of_factor(self) -> Task:
-        """What is left to do for a factor that has a gradient: a pass over the same elements."""
-        assert self.factor_loop is not None
+    def of(self, apart: Apart) -> Task:
+        """What is left to do for a gradient that no weight multiplies: a pass over the same elements."""
         return self._replace(
-            loop=self.factor_loop, input_gradient=self.factor_gradient, target_gradient=None, weight_gradient=None
+            loop=apart.loop,
+            weight=None,
+            input_gradient=apart.gradient,
+            target_gradient=None,
+            weight_gradient=None,
+            apart=(),
+        )
+
+    @property
+    def without_gradients(self) -> Task:
+        """The same, but that it yields the losses of its elements alone."""
+        return self._replace(
+            reduction="none", input_gradient=None, target_gradient=None, weight_gradient=None, apart=()
         )
 
     def inputs(self, elements: Callable[[np.ndarray, tuple[int, ...]], Any]) -> Inputs:

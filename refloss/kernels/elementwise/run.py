@@ -11,7 +11,7 @@ import numpy as np
 
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
-from refloss.kernels.elementwise.loop import NO_PARAMETERS, Pass, Scalars, Task, compiled
+from refloss.kernels.elementwise.loop import NO_PARAMETERS, Apart, Pass, Scalars, Task, compiled
 from refloss.kernels.elementwise.shared import add_shared
 from refloss.kernels.rows import elements_of
 from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, joined_sum, quotient, ratio
@@ -47,8 +47,8 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
         exact_mean = isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0
         mean = as_pair(total / normaliser) if exact_mean else (float(loss), 0.0)
         run(Pass(task, scalars._replace(mean=mean), None, gradients=True, whole=False))
-    if task.factor_gradient is not None:
-        _hand_to_factor(task, task.factor_gradient, normaliser, run)
+    for apart in task.apart:
+        _hand_to(apart, task, normaliser, run)
     return loss
 
 
@@ -57,21 +57,19 @@ def exact_total(task: Task, backend: str) -> Exact:
     return _device(backend)(Pass(task, _scalars(task, Fraction(1)), None, gradients=False, whole=True))
 
 
-def _hand_to_factor(task: Task, gradient: np.ndarray, normaliser: Exact, run: Callable[[Pass], Exact]) -> None:
-    """The gradient of a factor: that of every element, or the sum of those that share one of its own."""
-    of_factor = task.of_factor()
-    if gradient.shape == task.input.shape:
-        run(Pass(of_factor, _scalars(of_factor, normaliser), None, gradients=True, whole=False))
+def _hand_to(apart: Apart, task: Task, normaliser: Exact, run: Callable[[Pass], Exact]) -> None:
+    """A gradient with a pass of its own: that of every element, or the sum of those that share a number."""
+    later = task.of(apart)
+    if apart.gradient.shape == task.input.shape:
+        run(Pass(later, _scalars(later, normaliser), None, gradients=True, whole=False))
         return
     # What is summed are the derivatives' pairs: the high parts as values, the low ones as the second derivative.
     high, low = np.empty(task.input.shape), np.empty(task.input.shape)
-    parts = of_factor._replace(
-        reduction="none", cotangent=_ONE, input_gradient=None, target_gradient=low, weight_gradient=None
-    )
+    parts = later._replace(reduction="none", cotangent=_ONE, input_gradient=None, target_gradient=low)
     run(Pass(parts, _scalars(parts, Fraction(1)), high, gradients=True, whole=False))
     cotangent = task.cotangent
-    number = exact(cotangent.item()) if cotangent.ndim == 0 else Fraction(1)
-    add_shared(high, low, cotangent if cotangent.ndim else _ONE, as_pair(ratio(number, normaliser)), gradient)
+    number = apart.sign * (exact(cotangent.item()) if cotangent.ndim == 0 else Fraction(1))
+    add_shared(high, low, cotangent if cotangent.ndim else _ONE, as_pair(ratio(number, normaliser)), apart.gradient)
 
 
 def _scalars(task: Task, normaliser: Exact) -> Scalars:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from refloss.registry import FUNCTIONS
-from refloss.specification import Softmax
+from refloss.specification import Elementwise, Softmax
 from refloss.testing.judging.driver import GRAD
 from refloss.testing.judging.judge import question
 from refloss.testing.spacing import FLOATS, spacing
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from refloss.cases.source import Case
-    from refloss.specification import Argument
+    from refloss.specification import Argument, Specification
     from refloss.testing.judging.driver import Driver
 
 # What adding and scaling results rounds here, in float64.
@@ -141,12 +142,11 @@ class Trial:
     @functools.cached_property
     def rows(self) -> list[str]:
         """Arguments whose first axis is that of the batch; a weight may be the same for all rows."""
-        first = next(iter(self.case.inputs.values()))
+        shape = elements(self.specification, self.case)
         return [
             name
             for name, argument in self.arguments.items()
-            if argument.batched
-            and not (argument.broadcast and self.case.inputs[name].shape[:1] != first.shape[: first.ndim and 1])
+            if argument.batched and not (argument.broadcast and self.case.inputs[name].shape[:1] != shape[:1])
         ]
 
     @property
@@ -338,12 +338,19 @@ def element(name: str, index: tuple[int, ...]) -> str:
     return f"{name}[{', '.join(str(i) for i in index)}]" if index else name
 
 
+def elements(specification: Specification, case: Case) -> tuple[int, ...]:
+    """The shape of what has rows along its first axis: of the elements of a case, or of its first array."""
+    if isinstance(specification, Elementwise):
+        return specification.elements(case.inputs)
+    return next(iter(case.inputs.values())).shape
+
+
 def divisor(trial: Trial, case: Case) -> float | None:
     """What a case's mean divides a sum over rows by; None where no one number of its inputs is that."""
     specification = trial.specification
     if specification.divisor is not None:
         return specification.divisor(case)
-    first = next(iter(case.inputs.values()))
+    shape = elements(specification, case)
     names = [name for name in specification.named("weight", "class weight") if name in case.inputs]
     weights = [case.inputs[name].astype(np.float64) for name in names]
     if specification.mean == "labels":
@@ -351,8 +358,8 @@ def divisor(trial: Trial, case: Case) -> float | None:
     if specification.mean == "weights" and weights:
         return None  # the weights' own gradients are of the whole
     if case.parameters.get("reduction") == "batchmean" or specification.mean == "rows":
-        return float(len(first))
-    return float(first.size) if specification.mean in ("elements", "weights") else None
+        return float(shape[0])
+    return float(math.prod(shape)) if specification.mean in ("elements", "weights") else None
 
 
 def _labels_counted(trial: Trial, case: Case, weights: list[np.ndarray]) -> float:

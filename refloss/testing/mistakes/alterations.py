@@ -9,6 +9,7 @@ import numpy as np
 
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
+from refloss.specification import Elementwise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,19 +150,23 @@ def _probability_divisor(case: Case) -> Divisor:
 
 def _element_divisor(case: Case) -> Divisor | None:
     reduction = case.parameters.get("reduction", "mean")
-    shape = case.inputs[FUNCTIONS[case.function].differentiable[0]].shape
-    if specification_of(case).named("boxes", "vectors"):
+    specification = specification_of(case)
+    if isinstance(specification, Elementwise):
+        shape = specification.elements(case.inputs)
+    else:
+        shape = case.inputs[specification.differentiable[0]].shape
+    if specification.named("boxes", "vectors"):
         shape = shape[:-1]
     size, batch = float(math.prod(shape)), float(shape[0] if shape else 1)
     if reduction == "batchmean":
         return Divisor(batch, size, "the batch size", "all elements")
     if reduction != "mean":
         return None
-    if specification_of(case).named("similarities"):
+    if specification.named("similarities"):
         return Divisor(batch, size, "the pairs", "all elements")
-    if specification_of(case).mean == "rows" and not specification_of(case).named("boxes", "vectors"):
+    if specification.mean == "rows" and not specification.named("boxes", "vectors"):
         return Divisor(float(math.prod(shape[:-1])), size, "the rows", "all elements")
-    if specification_of(case).mean == "weights" and "weight" in case.inputs:
+    if specification.mean == "weights" and "weight" in case.inputs:
         total = math.fsum(np.broadcast_to(case.inputs["weight"], shape).astype(np.float64).ravel())
         return Divisor(total, size, "the sum of weights", "all elements")
     return Divisor(size, batch, "the elements", "the rows")

@@ -6,6 +6,7 @@ parts: f(x + ih) has the imaginary part h·f'(x), with nothing subtracted.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Elements:
     parameters: Mapping[str, Any]
     inputs: Mapping[str, np.ndarray]
     by_weight: bool  # whether a mean divides by the sum of weights
-    shape: tuple[int, ...]  # of the logits as they are given
+    shape: tuple[int, ...]  # of x as it is given
 
     @property
     def type(self) -> Any:
@@ -61,7 +62,9 @@ def elements_of(case: Case) -> Elements | None:
         return None
     shape = case.inputs[names[0]].shape
     x, t = real(case.inputs[names[0]]), real(case.inputs[names[1]])
-    if x.shape != t.shape:
+    if kind == case.function:
+        x, t = np.broadcast_arrays(x, t)
+    elif x.shape != t.shape:
         x, t = x.reshape(-1), t.reshape(-1)
     given = case.inputs.get("weight")
     weight = np.ones(x.shape) if given is None else np.broadcast_to(real(given), x.shape)
@@ -125,10 +128,17 @@ def tensors(
             found["grad.weight"] = given.cotangent / divisor * (value - mean)
     for name, slope in zip(given.names, (for_x, for_t), strict=True):
         if slope is not None:
-            found[f"grad.{name}"] = given.cotangent / divisor * weight * slope
-    if given.names[0] == "pooled_logits" and for_x is not None:
-        found["grad.pooled_logits"] = found["grad.pooled_logits"].reshape(given.shape)
+            found[f"grad.{name}"] = gathered(given.cotangent / divisor * weight * slope, given.inputs[name].shape)
     return found
+
+
+def gathered(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A gradient of all elements as that of an array of a shape, which is broadcast to them where it is not theirs."""
+    if math.prod(shape) == gradient.size:
+        return np.reshape(gradient, shape)
+    own = (1,) * (gradient.ndim - len(shape)) + shape
+    shared = tuple(axis for axis, (kept, size) in enumerate(zip(own, gradient.shape, strict=True)) if kept != size)
+    return np.asarray(np.add.reduce(gradient, shared, keepdims=True)).reshape(shape)
 
 
 def of_formula(given: Elements, formula: Formula) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.roundoff import real
-from refloss.testing.mistakes.elements import STEP, Elements, derivatives, of_formula, tensors
+from refloss.testing.mistakes.elements import STEP, Elements, derivatives, gathered, of_formula, tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 
 def _third(given: Elements, name: str, slope: np.ndarray) -> Tensors:
     """The gradient for the third array: the sum of those of elements that share a number of it."""
-    shape = given.inputs[name].shape
+    array = given.inputs[name]
     each = given.cotangent / given.divisor * slope
-    kept = _kept(given.inputs[name], each.shape)
-    shared = tuple(axis for axis, (own, size) in enumerate(zip(kept, each.shape, strict=True)) if own != size)
-    return {f"grad.{name}": np.asarray(np.add.reduce(each, shared, keepdims=True)).reshape(shape)}
+    return {f"grad.{name}": gathered(each, _kept(given, array)).reshape(array.shape)}
 
 
-def _kept(array: np.ndarray, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Its shape with an axis for each of the elements'."""
-    return array.shape + (1,) * (len(shape) - array.ndim)
+def _kept(given: Elements, array: np.ndarray) -> tuple[int, ...]:
+    """Its shape with an axis for each of the first array's, of which it may lack the last ones."""
+    return array.shape + (1,) * (len(given.shape) - array.ndim)
 
 
 def _no_slope_at_hinge(given: Elements) -> Iterator[Tensors]:
@@ -40,7 +38,7 @@ def _no_slope_at_hinge(given: Elements) -> Iterator[Tensors]:
 
 def _variances(given: Elements) -> np.ndarray:
     var = given.inputs["var"]
-    return np.broadcast_to(real(var).reshape(_kept(var, given.x.shape)), given.x.shape)
+    return np.broadcast_to(real(var).reshape(_kept(given, var)), given.x.shape)
 
 
 def _of_variance(given: Elements, formula: Formula) -> Iterator[Tensors]:
@@ -69,18 +67,18 @@ def _clamp_differentiated(given: Elements) -> Iterator[Tensors]:
 
 
 def _mean_of_shared(given: Elements) -> Iterator[Tensors]:
-    count = given.x.size / max(given.inputs["var"].size, 1)
-    if count > 1:
-        v = np.maximum(_variances(given), given.parameters.get("eps", 1e-6))
-        slope = (1 - (given.x - given.t) ** 2 / v) / (2 * v)
-        yield _third(given, "var", slope / count)
+    counts = {name: given.x.size / max(array.size, 1) for name, array in given.inputs.items()}
+    if max(counts.values()) > 1:
+        d, v = given.x - given.t, np.maximum(_variances(given), given.parameters.get("eps", 1e-6))
+        right = tensors(given, None, d / v, -d / v) | _third(given, "var", (1 - d**2 / v) / (2 * v))
+        yield {f"grad.{name}": right[f"grad.{name}"] / count for name, count in counts.items() if count > 1}
 
 
 OF_VARIANCES: dict[str, Step] = {
     "var is taken to be a standard deviation": _of_deviations,
     "var is taken to be a logarithm": _of_log_variances,
     "var has no gradient below eps": _clamp_differentiated,
-    "the gradient of a shared var is a mean": _mean_of_shared,
+    "the gradient of a shared number is a mean": _mean_of_shared,
 }
 
 

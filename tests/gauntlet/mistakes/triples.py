@@ -27,8 +27,9 @@ def is_clamped(case: Case) -> bool:
 
 
 def is_shared(case: Case) -> bool:
-    """Whether elements share a variance."""
-    return case.inputs["var"].size < case.inputs["input"].size
+    """Whether elements share the numbers of an array."""
+    sizes = {case.inputs[name].size for name in ("input", "target", "var")}
+    return len(sizes) > 1
 
 
 def is_small(case: Case) -> bool:
@@ -110,8 +111,8 @@ TRIPLE_MISTAKES = [
         TUTORIALS,
         ("gaussian_nll",),
         stepped(gathered=averaged),
-        "the gradient of a shared var is a mean",
+        "the gradient of a shared number is a mean",
         is_shared,
-        "where elements share a variance",
+        "where elements share a number",
     ),
 ]
