@@ -149,11 +149,11 @@ def test_a_sum_of_both_signs_is_that_of_the_exact_terms():
 
 
 def several_labels(dtype):
-    """Rows of several classes, and a weight of each class."""
+    """Rows of several classes, and a weight of each class, which every format holds."""
     generator = np.random.default_rng(5)
     x = (generator.standard_normal((12, 9)) * generator.choice([0.1, 3.0, 60.0], (12, 9))).astype(dtype)
     t = generator.random((12, 9))
-    return x, np.where(t < 0.5, np.round(t), t).astype(dtype), generator.uniform(0.2, 2.0, 9)
+    return x, np.where(t < 0.5, np.round(t), t).astype(dtype), np.round(generator.uniform(0.2, 2.0, 9) * 64) / 64
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -163,15 +163,20 @@ def test_rows_of_several_labels(reduction, dtype):
     upstream = np.linspace(-1.0, 2.0, 12) if reduction == "none" else -0.7
     with mpmath.workprec(3200):
         each = [mpmath.mpf(float(c)) / (9 * (12 if reduction == "mean" else 1)) for c in np.broadcast_to(upstream, 12)]
-        losses, for_input, for_target = [], [], []
+        losses, for_input, for_target, for_weight = [], [], [], [mpmath.mpf(0)] * 9
         for c, *row in zip(each, x, t, strict=True):
             terms = [tuple(map(mpmath.mpf, map(float, term))) for term in zip(*row, weight, strict=True)]
             losses.append(mpmath.fsum(w * (b * softplus(-a) + (1 - b) * softplus(a)) for a, b, w in terms) / 9)
             for_input.append([c * w * ((1 - b) * sigmoid(a) - b * sigmoid(-a)) for a, b, w in terms])
             for_target.append([-c * w * a for a, _, w in terms])
+            of_row = [c * (b * softplus(-a) + (1 - b) * softplus(a)) for a, b, _ in terms]
+            for_weight = [summed + own for summed, own in zip(for_weight, of_row, strict=True)]
         total = mpmath.fsum(losses) / (12 if reduction == "mean" else 1)
-        expected, gradients = pairs(losses if reduction == "none" else total), (pairs(for_input), pairs(for_target))
+        expected = pairs(losses if reduction == "none" else total)
+        gradients = tuple(map(pairs, (for_input, for_target, for_weight)))
+    weight = weight.astype(x.dtype)
     result = refloss.multilabel_soft_margin(x, t, weight=weight, reduction=reduction, grad_output=upstream)
+    assert list(result.grads) == ["input", "target", "weight"]
     assert np.max(ulp_errors(result.loss, expected, "float64")) <= 2
     for gradient, true in zip(result.grads.values(), gradients, strict=True):
         errors = ulp_errors(gradient, true, dtype)
@@ -193,6 +198,23 @@ def test_shapes_of_several_labels():
         empty = np.zeros(shape, np.float32)
         assert np.isnan(refloss.multilabel_soft_margin(empty, empty).loss)
     assert set(refloss.multilabel_soft_margin(x, t, weight=weight, grad="target").grads) == {"target"}
+
+
+def test_weights_of_several_shapes_have_the_sum_of_what_each_element_has():
+    x, t, _ = several_labels(np.float64)
+    upstream = np.linspace(-1.0, 2.0, 12)
+    call = {"reduction": "none", "grad_output": upstream}
+    each = refloss.multilabel_soft_margin(x, t, weight=np.ones((12, 9)), **call).grads["weight"]
+    losses = refloss.multilabel_soft_margin(x, t, weight=np.ones(9)).intermediates["losses"]
+    np.testing.assert_allclose(each, upstream[:, None] * losses / 9, rtol=1e-15)
+    for shape, axes in (((9,), (0,)), ((1, 9), (0,)), ((12, 1), (1,)), ((1,), (0, 1)), ((), (0, 1))):
+        found = refloss.multilabel_soft_margin(x, t, weight=np.full(shape, 0.5, np.float32), **call).grads["weight"]
+        assert (found.shape, found.dtype) == (shape, np.float32)
+        np.testing.assert_allclose(found, each.sum(axes).reshape(shape), rtol=1e-6)
+    sure = refloss.multilabel_soft_margin(np.array([np.inf, -1e4]), np.array([0.0, 1.0]), weight=np.ones(2))
+    assert sure.grads["weight"].tolist() == [np.inf, 5e3]
+    with pytest.raises(ValueError, match=r"weight has shape \(12,\); expected one that broadcasts to \(12, 9\)"):
+        refloss.multilabel_soft_margin(x, t, weight=np.ones(12))
 
 
 def test_rows_of_several_labels_keep_their_bits(monkeypatch):

@@ -76,6 +76,20 @@ def whole(values: Any, shape: tuple[int, ...] | None = None, lost: float = 0.0) 
     return Bound(held.shape if shape is None else shape, lambda first, last: flat[first:last])
 
 
+def summed(each: Bound, own: tuple[int, ...], shape: tuple[int, ...]) -> Bound:
+    """Of elements' bounds, the sums of those that share a number of an array.
+
+    Args:
+        each: of all elements.
+        own: the array's shape with all of their axes.
+        shape: the array's own.
+    """
+    if own == each.shape:
+        return each.reshaped(shape)
+    axes = tuple(axis for axis, (kept, size) in enumerate(zip(own, each.shape, strict=True)) if kept != size)
+    return whole(np.add.reduce(np.asarray(each), axes), shape)
+
+
 def without_nan(values: Any) -> np.ndarray:
     """Infinitely many times nothing is nothing: an element without terms, where no label counts."""
     numbers = real(values)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from refloss.error_model.bound import Aligned, Bound, total, whole
+from refloss.error_model.bound import Aligned, Bound, summed, total, whole
 from refloss.roundoff import STEPS, Roundoff
 
 if TYPE_CHECKING:
@@ -142,8 +142,7 @@ class _Terms:
             terms = here.cotangent / self._divisor * getattr(here.magnitudes, of)
             return np.asarray(self._slope(first, last, of) + off * terms)
 
-        axes = tuple(axis for axis, (kept, size) in enumerate(zip(own, self.shape, strict=True)) if kept != size)
-        return whole(np.add.reduce(np.asarray(Bound(self.shape, each)), axes), self._case.inputs[name].shape)
+        return summed(Bound(self.shape, each), own, self._case.inputs[name].shape)
 
     def slope_of_weight(self, first: int, last: int) -> np.ndarray:
         """That of a weight's gradient."""

@@ -41,6 +41,7 @@ from refloss.numerics.pairs import (
     fast_two_sum,
     multiply,
     negate,
+    normalised,
     pair,
     product,
     rounded,
@@ -154,7 +155,27 @@ def _accurate(x, t, factor, parameters):
     return value, accurate_slope(x, positive, negative), _for_target(x, factor, small)
 
 
+@jit.scalar
+def _value_alone(x, t, factor, parameters):
+    """ℓ, which is the derivative in a weight: as a value, as that of the first argument, and its low part alone."""
+    value = normalised(unweighted(x, t, factor, parameters)[0])
+    return value, value, pair(value[1])
+
+
+@jit.scalar
+def _is_value_close(x, t, factor, parameters, value, for_input, for_target):
+    close = _is_close(x, t, factor, parameters, value, value, value)[0]
+    return close, close, close
+
+
+@jit.helper
+def _accurate_value(x, t, factor, parameters):
+    value = normalised(_accurate(x, t, factor, parameters)[0])
+    return value, value, pair(value[1])
+
+
 LOOP = Loop("bce_with_logits", unweighted, _is_close, _accurate)
+LOOP_FOR_WEIGHT = Loop("bce_with_logits_for_weight", _value_alone, _is_value_close, _accurate_value)
 LOOP_WITH_FACTOR = Loop("bce_with_logits_with_factor", _loss_with_factor, _is_close, _accurate)
 
 

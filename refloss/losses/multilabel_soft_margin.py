@@ -2,10 +2,12 @@
 
     ℓ_r = −(1/C)·Σ_c w_c·(t_c·log σ(x_c) + (1 − t_c)·log σ(−x_c))
 
-Each element is one of losses/bce_with_logits.py, whose derivatives it has, times w_c/C.
+Each element is one of losses/bce_with_logits.py, whose derivatives it has, times w_c/C. The derivative in w_c is the
+element over C, without its weight; a weight that several rows share has the sum of theirs, which is exact, and rounded
+once.
 
 Torch counterpart: torch.nn.functional.multilabel_soft_margin_loss, where C is the last axis. It is written in torch's
-own operations there, so that a weight has a gradient as well; here it is held constant, as in bce_with_logits.
+own operations there, so that a weight has a gradient, unlike that of bce_with_logits.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from refloss.cases import multilabel as cases
 from refloss.error_model import element_rows as error_model
 from refloss.error_model.bound import Aligned
 from refloss.loss import loss
-from refloss.losses.bce_with_logits import LOOP, magnitudes_of_logits
+from refloss.losses.bce_with_logits import LOOP, LOOP_FOR_WEIGHT, magnitudes_of_logits
 from refloss.losses.parts import elementwise
 from refloss.losses.parts.element_rows import loss_of_rows
 from refloss.options import Gradients, Options
@@ -42,12 +44,12 @@ def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Any]:
     def terms(first: int, last: int) -> error_model.Terms:
         part = elements.part(first, last)
         found, weight = magnitudes_of_logits(part["input"], part["target"], case, unit), np.abs(part["weight"])
-        return error_model.Terms(weight * found.value, {"input": weight * found.first, "target": weight * found.target})
+        slopes = {"input": weight * found.first, "target": weight * found.target, "weight": found.value}
+        return error_model.Terms(weight * found.value, slopes)
 
     reduction = case.parameters.get("reduction", "mean")
-    return error_model.bounds(
-        shape, terms, ("input", "target"), case.grad_output, unit, width=shape[-1], reduction=reduction
-    )
+    own = {name: case.inputs[name].shape if name in case.inputs else shape for name in ("input", "target", "weight")}
+    return error_model.bounds(shape, terms, own, case.grad_output, unit, width=shape[-1], reduction=reduction)
 
 
 @loss(
@@ -55,7 +57,7 @@ def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Any]:
         arguments={
             "input": dataclasses.replace(sigmoid_logits(), shape=_SHAPE),
             "target": dataclasses.replace(probabilities(), shape=_SHAPE),
-            "weight": weights(broadcast=True),
+            "weight": weights(differentiable=True, broadcast=True),
         },
         parameters=REDUCTION,
         mean="rows",
@@ -86,7 +88,7 @@ def multilabel_soft_margin(
 
     ℓ_r = (1/C)·Σ_c w_rc·(t_rc·softplus(−x_rc) + (1 − t_rc)·softplus(x_rc)); "mean" divides their sum by the number of
     rows, "sum" by nothing more. With c_r = grad_output over that, and over C: ∂/∂x_rc = c_r·w_rc·(σ(x_rc) − t_rc),
-    ∂/∂t_rc = −c_r·w_rc·x_rc. Held constant: weight, of which torch computes a gradient.
+    ∂/∂t_rc = −c_r·w_rc·x_rc, ∂/∂w_rc = c_r·(t_rc·softplus(−x_rc) + (1 − t_rc)·softplus(x_rc)). Held constant: nothing.
 
     Args:
         input, target: [..., C] of one shape, any float dtype and layout; targets are usually in [0, 1], and may be of
@@ -97,7 +99,8 @@ def multilabel_soft_margin(
         grad_output, grad_dtype, out, backend: as in refloss.cross_entropy; out is for input's gradient.
 
     Returns:
-        loss in nats. grads: "input" and "target".
+        loss in nats. grads: "input", "target" and, if there is one, "weight"; where it is broadcast, its gradient is
+        the exact sum over the elements that share it, rounded once.
         intermediates: "losses" of the elements, times their weights, computed from the inputs when asked for.
 
     Edges:
@@ -117,7 +120,8 @@ def multilabel_soft_margin(
         {"input": x, "target": t},
         Options(grad_output, grad, grad_dtype, out, backend),
         target_has_gradient=is_float,
-        weight=elementwise.broadcast(weight, x.shape, "weight"),
+        weight=None if weight is None else arrays.float_array(weight, "weight"),
+        weight_loop=LOOP_FOR_WEIGHT,
         width=x.shape[-1],
         reduction=reduction,
     )

@@ -60,7 +60,9 @@ def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Any]:
         return error_model.Terms(2.0 * np.logaddexp(0.0, -z), {"logits": missed * (2.0 + 2.0 * of_exponent)})
 
     reduction = case.parameters.get("reduction", "mean")
-    return error_model.bounds(logits.shape, terms, ("logits",), case.grad_output, unit, width=1.0, reduction=reduction)
+    return error_model.bounds(
+        logits.shape, terms, {"logits": logits.shape}, case.grad_output, unit, width=1.0, reduction=reduction
+    )
 
 
 @loss(

@@ -56,7 +56,7 @@ class Elements(Kernel):
         grads = {first: factor * weight * of_x, second: factor * weight * of_t}
         if self.weight_differentiable and "weight" in inputs:
             mean = loss if self.mean_of_weights and parameters.get("reduction", "mean") == "mean" else 0
-            grads["weight"] = factor * (losses - mean)
+            grads["weight"] = self.gathered(factor * (losses - mean), inputs["weight"].shape)
         return loss, {name: value.astype(inputs[name].dtype) for name, value in grads.items()}
 
 

@@ -43,6 +43,14 @@ class Kernel:
         """NumPy adds in blocks along axes that lie in memory one after the other, and the blocks pairwise."""
         return np.asarray(np.sum(values, axis=axis))
 
+    def gathered(self, gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The sum over the elements that share a number."""
+        kept = (1,) * (gradient.ndim - len(shape)) + shape
+        for axis, size in enumerate(kept):
+            if size != gradient.shape[axis]:
+                gradient = np.expand_dims(self.sum(gradient, axis), axis)
+        return gradient.reshape(shape)
+
 
 def with_steps(kernel: type[Kernel], **steps: Callable[..., Any]) -> type[Kernel]:
     """A kernel with some of its steps replaced, each a function of the kernel and of what the step is given."""

@@ -61,6 +61,7 @@ class MultilabelSoftMargin(BceWithLogits):
     """The mean over a row's classes of binary cross-entropies."""
 
     names = "input", "target"
+    weight_differentiable = True
 
     def divisor(self, x: np.ndarray, weight: np.ndarray, parameters: dict[str, Any]) -> Any:
         """The classes of a row, and the rows of a mean."""

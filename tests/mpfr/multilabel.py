@@ -24,7 +24,7 @@ MULTILABEL = ElementLoss(
     draw=LOSSES["bce_with_logits"].draw,
     close=LOSSES["bce_with_logits"].close,
     crossing=LOSSES["bce_with_logits"].crossing,
-    weight="constant",
+    weight="differentiable",
     unit_interval=(False, True),
     call=_rows,
 )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refloss.device import empty
-from refloss.kernels.elementwise.loop import Loop, Task
+from refloss.kernels.elementwise.loop import Apart, Loop, Task
 from refloss.kernels.elementwise.run import BLOCK_ELEMENTS, elementwise_loss
 from refloss.kernels.row_sums import row_quotients
+from refloss.losses.parts.elementwise import broadcast
 from refloss.result import Intermediates, LossResult
 
 if TYPE_CHECKING:
@@ -25,15 +26,24 @@ def loss_of_rows(
     *,
     target_has_gradient: bool,
     weight: np.ndarray | None = None,
+    weight_loop: Loop | None = None,
     width: int,
     reduction: str,
 ) -> LossResult:
-    """A row's loss is the sum of the losses of its elements over a width; inputs are two, as a loop has them."""
+    """A row's loss is the sum of the losses of its elements over a width; inputs are two, as a loop has them.
+
+    A weight broadcasts to them; weight_loop knows of its gradient.
+    """
     (name, x), (target_name, t) = inputs.items()
     rows = x.shape[:-1]
-    wanted = options.wanted([name, *[target_name] * target_has_gradient])
-    gradient = options.buffer(x, name, wanted=name in wanted)
-    target_gradient = empty(t.shape, t.dtype, like=t) if target_name in wanted else None
+    spread = broadcast(weight, x.shape, "weight")
+    has_weight = weight is not None and weight_loop is not None
+    wanted = options.wanted([name, *[target_name] * target_has_gradient, *["weight"] * has_weight])
+    buffers = {
+        name: options.buffer(x, name, wanted=name in wanted),
+        target_name: empty(t.shape, t.dtype, like=t) if target_name in wanted else None,
+        "weight": np.empty(weight.shape, weight.dtype) if weight is not None and "weight" in wanted else None,
+    }
     cotangent = options.cotangent(rows if reduction == "none" else ())
     of_rows = reduction == "none" and cotangent.size == math.prod(rows)
     task = Task(
@@ -41,14 +51,15 @@ def loss_of_rows(
         parameters=(),
         input=x,
         target=t,
-        weight=weight,
+        weight=spread,
         factor=None,
         reduction="mean",
         divisor=float(width * (math.prod(rows) if reduction == "mean" else 1)),
         cotangent=np.broadcast_to(cotangent.reshape((*rows, 1)), x.shape) if of_rows else cotangent.reshape(()),
-        input_gradient=gradient,
-        target_gradient=target_gradient,
+        input_gradient=buffers[name],
+        target_gradient=buffers[target_name],
         weight_gradient=None,
+        apart=_apart(weight_loop, buffers["weight"], x.ndim),
     )
     if reduction == "none":
         loss: np.float64 | np.ndarray = _row_losses(task, width, options.backend)
@@ -56,7 +67,6 @@ def loss_of_rows(
             elementwise_loss(task, options.backend)
     else:
         loss = elementwise_loss(task, options.backend)
-    buffers = {name: gradient, target_name: target_gradient}
     return LossResult(
         loss=loss,
         grads={key: buffer for key, buffer in buffers.items() if buffer is not None},
@@ -64,10 +74,16 @@ def loss_of_rows(
     )
 
 
+def _apart(loop: Loop | None, gradient: np.ndarray | None, axes: int) -> tuple[Apart, ...]:
+    """A weight's gradient, if it is wanted."""
+    if loop is None or gradient is None:
+        return ()
+    return (Apart(loop, gradient.reshape((1,) * (axes - gradient.ndim) + gradient.shape)),)
+
+
 def _losses(task: Task, backend: str) -> np.ndarray:
     """The loss of every element, which nothing divides."""
-    of_elements = task._replace(reduction="none", input_gradient=None, target_gradient=None)
-    return np.asarray(elementwise_loss(of_elements, backend))
+    return np.asarray(elementwise_loss(task.without_gradients, backend))
 
 
 def _row_losses(task: Task, width: int, backend: str) -> np.ndarray:
