@@ -18,7 +18,6 @@ from conformance import flow
 from conformance.call import TORCH_FUNCTIONS
 from conformance.cases import Case
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
-from conformance.triple_cases import without_nothing
 from refloss.cases.draws import Limits
 from refloss.golden.drawn import seeded
 from refloss.registry import FUNCTIONS
@@ -60,8 +59,7 @@ def _called(drawn: Drawn, loss: str) -> Case:
         logits = drawn.inputs[FUNCTIONS[drawn.function].required[0]]
         given = {name: options.pop(name, None) for name in OF_CONFIG}
         options["config"] = SimpleNamespace(**given | {"num_labels": logits.shape[-1]})
-    inputs = without_nothing(loss, drawn.inputs, options)
-    return Case(drawn.id, loss, inputs, options, drawn.grad_output, degenerate=not np.any(drawn.grad_output))
+    return Case(drawn.id, loss, drawn.inputs, options, drawn.grad_output, degenerate=not np.any(drawn.grad_output))
 
 
 CASES = tuple(cases())

@@ -20,7 +20,6 @@ import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import Case
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
-from conformance.triple_cases import without_nothing
 from refloss.registry import FUNCTIONS
 from refloss.specification import Elementwise
 
@@ -56,7 +55,6 @@ def _cases(loss: str, dtype: torch.dtype) -> Iterator[Case]:
         arrays = {name: value for name, value in given.items() if name in FUNCTIONS[loss].specification.arguments}
         inputs = {name: array(torch.as_tensor(value)) for name, value in arrays.items()}
         options = {name: value for name, value in given.items() if name not in arrays}
-        inputs = without_nothing(loss, inputs, options)
         with warnings.catch_warnings(action="ignore"):
             shape = TORCH_FUNCTIONS[loss](sample.input, *sample.args, **sample.kwargs).shape
         cotangent = random.standard_normal(tuple(shape)) if len(shape) else -3.5

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.cases import Array, Case, Divergence, Layout
+from conformance.cases import Array, Case, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -149,7 +149,9 @@ def _counted() -> Iterator[Case]:
     random = np.random.default_rng(44)
     logs, counts = np.array([-3.0, 0.5, 0.0, 2.0, -80.0, 4.0]), np.array([0.0, 1.0, 2.0, 1.5, 3.0, 40.0])
     yield _case(random, "poisson_nll", "logs", [logs, counts], reduction="none")
-    yield _case(random, "poisson_nll", "logs-full", [logs[1:], counts[1:]], reduction="none", full=True)
+    yield _case(random, "poisson_nll", "logs-full", [logs, counts - 1.0], reduction="none", full=True)
+    small = [np.zeros(6), np.array([-1.0, -0.5, 0.0, 2.0**-20, 0.5, 1.0])]
+    yield _case(random, "poisson_nll", "small-full", small, reduction="none", full=True, degenerate=True)
     rates = np.array([0.0, 2.0**-20, 0.5, 1.0, 30.0, 1000.0])
     yield _case(random, "poisson_nll", "rates", [rates, counts], reduction="none", log_input=False, eps=2.0**-10)
     ends = [np.array([np.inf, -np.inf, np.nan, 0.0, 2.0]), np.array([1.0, 1.0, 1.0, np.nan, np.inf])]
@@ -162,23 +164,3 @@ def _counted() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (*_shapes(), *_edges(), *_shared(), *_broadcast(), *_counted())
-
-
-def _divergences() -> Iterator[Divergence]:
-    """0·log 0 of a term that is masked afterwards."""
-    random = np.random.default_rng(45)
-    counts = [np.array([0.5, 0.5]), np.array([0.0, -1.0])]
-    case = _case(random, "poisson_nll", "stirling_of_nothing", counts, reduction="sum", full=True)
-    yield Divergence(case, "grad.target", (0,), theirs=float("nan"), ours=1.75)
-    yield Divergence(case, "grad.target", (1,), theirs=float("nan"), ours=1.75)
-
-
-DIVERGENCES: tuple[Divergence, ...] = tuple(_divergences())
-
-
-def without_nothing(loss: str, inputs: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts of 1 for those of nothing, the derivative of whose own term is NaN in torch (DIVERGENCES)."""
-    if loss != "poisson_nll" or not options.get("full"):
-        return inputs
-    target = inputs["target"]
-    return inputs | {"target": np.where(target > 0, target, np.ones_like(target))}

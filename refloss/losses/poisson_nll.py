@@ -4,6 +4,9 @@
     a rate x:         ℓ = x − t·log(x + ε) + S,        ∂ℓ/∂x = 1 − t/(x + ε),    ∂ℓ/∂t = −log(x + ε) + S′
     Stirling's term:  S = t·log t − t + log(2πt)/2,    S′ = log t + 1/2t         if full, and t > 1; else 0
 
+A count of 0 or less has no Stirling term, but torch multiplies the derivative of one, which has a logarithm of it, by
+0: ∂ℓ/∂t is NaN there if full.
+
 Where a rate is learnt, e^x and t, log t and x, and the terms of the value nearly cancel: what has lost more than three
 bits there is computed again, with exponentials and logarithms as pairs. x + ε is a pair, and 1 − t/(x + ε) is
 (x − t + ε)/(x + ε), whose sum has no error.
@@ -53,7 +56,9 @@ def _with_stirling(value, for_target, t, log_t, full):
     # The term of a target that is undefined is so, and that of an infinite one, inf − inf.
     term, slope = (term, slope) if t < np.inf else (pair(np.nan), pair(np.nan))
     some = full and not t <= 1.0
-    return add(value, term) if some else value, add(for_target, slope) if some else for_target
+    for_target = add(for_target, slope) if some else for_target
+    # Of a term that is left out torch differentiates the logarithms.
+    return add(value, term) if some else value, pair(np.nan) if full and t <= 0.0 else for_target
 
 
 @jit.scalar
@@ -213,7 +218,7 @@ def poisson_nll(
     ℓ_i = e^x_i − t_i·x_i, or x_i − t_i·log(x_i + eps) without log_input; if full, t_i·log t_i − t_i + log(2π·t_i)/2
     more where t_i > 1. "mean" divides the sum by the number of elements. With c = grad_output over that: ∂/∂x_i =
     c·(e^x_i − t_i), or c·(1 − t_i/(x_i + eps)); ∂/∂t_i = −c·x_i, or −c·log(x_i + eps), and c·(log t_i + 1/2t_i) more
-    where t_i > 1, if full. Held constant: nothing.
+    where t_i > 1, if full, and NaN where t_i ≤ 0. Held constant: nothing.
 
     Args:
         input, target: arrays of one shape, any float dtype and layout; torch broadcasts where shapes differ.
@@ -231,7 +236,7 @@ def poisson_nll(
 
     Edges:
         A rate of −eps: the loss is inf, its derivative −inf; NaN for t = 0. Below, the loss is NaN. A target of 0 or
-        less has no Stirling term, and no derivative of one, where torch's is NaN. No elements: "mean" is NaN.
+        less has no Stirling term, but with full ∂/∂t is NaN there, as torch has it. No elements: "mean" is NaN.
 
     Raises:
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.

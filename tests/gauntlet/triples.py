@@ -35,14 +35,6 @@ class Triples(Kernel):
         array = inputs[name].astype(self.widened(inputs[self.names[0]]).dtype)
         return np.broadcast_to(array.reshape(self.own_shape(inputs, name)), shape)
 
-    def gathered(self, gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The sum over the elements that share a number."""
-        kept = (1,) * (gradient.ndim - len(shape)) + shape
-        for axis, size in enumerate(kept):
-            if size != gradient.shape[axis]:
-                gradient = np.expand_dims(self.sum(gradient, axis), axis)
-        return gradient.reshape(shape)
-
     def answer(self, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Answer:
         """The loss and its gradients."""
         shape = np.broadcast_shapes(*(inputs[name].shape for name in self.names[:2]))
@@ -123,5 +115,7 @@ class PoissonNll(Elements):
             losses, of_x, of_t = x - t * np.log(rate), 1 - t / rate, -np.log(rate)
         if parameters.get("full"):
             (term, slope), some = self.stirling(t), self.some(t)
-            losses, of_t = losses + np.where(some, term, 0), of_t + np.where(some, slope, 0)
+            # 0·log 0 of a term that is masked.
+            left_out = np.where(t > 0, 0, t.dtype.type(np.nan))
+            losses, of_t = losses + np.where(some, term, 0), of_t + np.where(some, slope, left_out)
         return losses, of_x, of_t

@@ -123,7 +123,7 @@ def gaussian_nll(x: Real, t: Real, var: Real, eps: Real, *, full: bool) -> tuple
 
 
 def poisson_nll(x: Real, t: Real, *, log_input: bool, full: bool, eps: Real) -> Slopes:
-    """e^x − t·x, or x − t·log(x + ε), and Stirling's term for t > 1."""
+    """e^x − t·x, or x − t·log(x + ε), and Stirling's term for t > 1; the derivative in t ≤ 0 is torch's."""
     if log_input:
         value, slope, of_target = exp(x) - t * x, exp(x) - t, -x
     else:
@@ -131,7 +131,7 @@ def poisson_nll(x: Real, t: Real, *, log_input: bool, full: bool, eps: Real) -> 
     if full and t > 1:
         value += t * log(t) - t + log(2 * gmpy2.const_pi() * t) / 2
         of_target += log(t) + 1 / (2 * t)
-    return value, slope, of_target
+    return value, slope, gmpy2.nan() if full and t <= 0 else of_target
 
 
 def sigmoid_focal(x: Real, t: Real, alpha: Real, gamma: Real) -> Slopes:

@@ -89,7 +89,9 @@ def _counted(given: Elements, some: np.ndarray) -> Formula:
     def formula(x: np.ndarray, t: np.ndarray) -> np.ndarray:
         term = t * np.log(t) - t + np.log(2 * np.pi * t) / 2
         value = np.exp(x) - t * x if log_input else x - t * np.log(x + eps)
-        return np.asarray(value + np.where(some, term, 0))
+        # The derivative in t of a term that is left out is undefined for t ≤ 0; there is none in x.
+        left_out = np.where((t.real <= 0) & (t.imag != 0), complex(0, np.nan), 0)
+        return np.asarray(value + np.where(some, term, left_out))
 
     return formula
 
