@@ -34,7 +34,7 @@ from refloss.kernels.ctc.states import (
 )
 from refloss.kernels.rows import AnyRows, load_strided, row_offset, save_strided
 from refloss.numerics import pairs
-from refloss.numerics.extended import LEAST, ONE, ZERO, add, from_pair, logarithm, multiply, probability, ratio
+from refloss.numerics.extended import ONE, ZERO, add, from_pair, logarithm, multiply, probability, ratio
 from refloss.numerics.formats import uncounted
 from refloss.numerics.pairs import scaled, to_odd
 
@@ -74,8 +74,8 @@ class Terms(NamedTuple):
 class Lattice(NamedTuple):
     """What is known of sequences at work, each in a slot of its own."""
 
-    alphas: Numbers  # [slots, blocks, 2, P + 2·MARGIN], α before each block of frames, blanks and labels
-    omegas: Numbers  # [slots, blocks, 2, P + 2·MARGIN], ω behind each block
+    alphas: Numbers  # [slots, blocks, 2·(P + 2·MARGIN)], α before each block of frames, blanks and then labels
+    omegas: Numbers  # [slots, blocks, 2·(P + 2·MARGIN)], ω behind each block
     emitted: Numbers  # [slots, T, D]
     maxima: np.ndarray  # [slots, T], of frames
     totals: np.ndarray  # [slots, T, 4], S and the part of the classes that are no labels, pairs
@@ -85,8 +85,8 @@ class Lattice(NamedTuple):
 class Scratch(NamedTuple):
     """What a thread works in."""
 
-    alphas: Numbers  # [block + 1, 2, P + 2·MARGIN]
-    omegas: Numbers  # [2, 2, P + 2·MARGIN]
+    alphas: Numbers  # [block + 1, 2·(P + 2·MARGIN)]
+    omegas: Numbers  # [2, 2·(P + 2·MARGIN)]
     emitted: Numbers  # [block, P], for each label in order
     betas: Numbers  # [2, P], of what a frame has of a row
     shares: np.ndarray  # [4, P], of blanks and of labels, pairs
@@ -110,6 +110,7 @@ class Sequence(NamedTuple):
     skips: np.ndarray
     is_softmax: bool
     noise: float
+    block: int  # how many frames are worked on together
     alphas: Numbers
     omegas: Numbers
     emitted: Numbers
@@ -124,61 +125,56 @@ def _row(numbers, k):
 
 
 @jit.scalar
-def _part(numbers, kind, start, end):
-    """Some of a row of blanks or labels: loops that begin at 0 vectorise."""
-    first, last = start + MARGIN, end + MARGIN
-    return Numbers(numbers.high[kind, first:last], numbers.low[kind, first:last], numbers.exponent[kind, first:last])
-
-
-@jit.scalar
 def _some(numbers, start, end):
     return Numbers(numbers.high[start:end], numbers.low[start:end], numbers.exponent[start:end])
 
 
+@jit.scalar
+def _part(numbers, kind, start, end):
+    """Some of a row of blanks, or of the labels behind them: loops that begin at 0 vectorise."""
+    offset = kind * (numbers.high.size // 2) + MARGIN
+    return _some(numbers, offset + start, offset + end)
+
+
 @jit.helper
-def _load(sequence, t, scratch):
+def _load(rows, frame, labels, distinct, row, logits):
     """A frame's logits without those of the sequence's labels, which are put aside; behind them, −inf."""
-    rows = sequence.rows
-    load_strided(
-        rows, row_offset(rows, sequence.first + t * sequence.stride), rows.class_stride, scratch.row[: rows.classes]
-    )
-    for i in range(rows.classes, scratch.row.size):
-        scratch.row[i] = -np.inf
-    for d in range(sequence.distinct):
-        scratch.chosen.logits[d] = scratch.row[sequence.labels[d]]
+    load_strided(rows, row_offset(rows, frame), rows.class_stride, row[: rows.classes])
+    for i in range(rows.classes, row.size):
+        row[i] = -np.inf
+    for d in range(distinct):
+        logits[d] = row[labels[d]]
 
 
 @jit.helper
-def _leave_labels_out(sequence, scratch):
-    for d in range(sequence.distinct):
-        scratch.row[sequence.labels[d]] = -np.inf
+def _leave_labels_out(labels, distinct, row):
+    for d in range(distinct):
+        row[labels[d]] = -np.inf
 
 
 @jit.helper
-def _emit(sequence, t, maximum, logits):
+def _emit(emitted, distinct, maximum, logits):
     """What a frame emits; nothing in slots that are no label's."""
-    emitted = sequence.emitted
-    for d in range(sequence.distinct, logits.size):
+    for d in range(distinct, logits.size):
         logits[d] = -np.inf
     for d in range(logits.size):
-        emitted.high[t, d], emitted.low[t, d], emitted.exponent[t, d] = probability(logits[d], (maximum, 0.0))
+        set_number(emitted, d, probability(logits[d], (maximum, 0.0)))
 
 
 @jit.helper
 def _look(sequence, t, scratch):
     """A frame's largest logit, what it emits and its sum."""
-    logits = scratch.chosen.logits
+    logits, frame = scratch.chosen.logits, sequence.first + t * sequence.stride
     sequence.maxima[t] = 0.0
     if not sequence.is_softmax:
-        frame = sequence.first + t * sequence.stride
         frames.at_labels(sequence.rows, frame, sequence.labels, sequence.distinct, logits)
-        _emit(sequence, t, 0.0, logits)
+        _emit(_row(sequence.emitted, t), sequence.distinct, 0.0, logits)
         return
-    _load(sequence, t, scratch)
+    _load(sequence.rows, frame, sequence.labels, sequence.distinct, scratch.row, logits)
     maximum = frames.largest(scratch.row, scratch.lanes)
     sequence.maxima[t] = maximum
-    _emit(sequence, t, maximum, logits)
-    _leave_labels_out(sequence, scratch)
+    _emit(_row(sequence.emitted, t), sequence.distinct, maximum, logits)
+    _leave_labels_out(sequence.labels, sequence.distinct, scratch.row)
     if abs(maximum) < np.inf:
         frames.exponentials(scratch.row, maximum)
         _set_total(sequence, t, scratch, frames.total_of(scratch.row, scratch.lanes))
@@ -188,13 +184,20 @@ def _look(sequence, t, scratch):
 
 
 @jit.helper
+def _look_at(sequence, start, end, scratch):
+    """The same of the frames of a block."""
+    for t in range(start, end):
+        _look(sequence, t, scratch)
+
+
+@jit.helper
 def _set_total(sequence, t, scratch, of_others):
     of_labels, totals = frames.of_labels(sequence.emitted, t, scratch.chosen, scratch.lanes), sequence.totals
     totals[t, 0], totals[t, 1] = pairs.add(of_labels, of_others)
     totals[t, 2], totals[t, 3] = of_others
 
 
-@jit.helper
+@jit.scalar
 def _spread(emitted, t, slots, destination, k):
     """What a frame emits for each label."""
     high, low, exponent = destination.high[k], destination.low[k], destination.exponent[k]
@@ -235,15 +238,19 @@ def _share(alphas, betas, exponent, high, low):
         high[i], low[i] = share(number(alphas, i), number(betas, i), exponent)
 
 
-@jit.helper
+@jit.scalar
+def _clear_group(row, kind, start):
+    group = _part(row, kind, start, start + GROUP)
+    for i in range(GROUP):
+        set_number(group, i, ZERO)
+
+
+@jit.scalar
 def _clear_around(row, start, end):
     """Zeros beside what a frame has of a row: the next one sees a group more."""
     for kind in range(2):
-        for i in range(GROUP):
-            row.high[kind, start + i] = row.low[kind, start + i] = 0.0
-            row.exponent[kind, start + i] = LEAST
-            row.high[kind, end + MARGIN + i] = row.low[kind, end + MARGIN + i] = 0.0
-            row.exponent[kind, end + MARGIN + i] = LEAST
+        _clear_group(row, kind, start - GROUP)
+        _clear_group(row, kind, end)
 
 
 @jit.helper
@@ -267,7 +274,7 @@ def _advance_frames(sequence, start, end, scratch):
         _clear_around(following, first, last)
 
 
-@jit.helper
+@jit.scalar
 def _return_frame(sequence, t, emitted, scratch):
     """ω of a frame from that of the frame behind it."""
     first, last = first_pair(sequence.count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
@@ -288,43 +295,38 @@ def _return_frame(sequence, t, emitted, scratch):
 
 @jit.helper
 def _copy_row(source, destination):
-    for kind in range(2):
-        for i in range(source.high.shape[1]):
-            destination.high[kind, i] = source.high[kind, i]
-            destination.low[kind, i] = source.low[kind, i]
-            destination.exponent[kind, i] = source.exponent[kind, i]
+    for i in range(source.high.size):
+        set_number(destination, i, number(source, i))
 
 
 @jit.helper
 def _begin(row, pair):
     """Zeros but for a label that is there: the one before the first, or behind the last."""
-    for kind in range(2):
-        for i in range(row.high.shape[1]):
-            row.high[kind, i] = 1.0 if kind == 1 and i == pair + MARGIN else 0.0
-            row.low[kind, i] = 0.0
-            row.exponent[kind, i] = 0 if kind == 1 and i == pair + MARGIN else LEAST
+    for i in range(row.high.size):
+        set_number(row, i, ZERO)
+    set_number(_part(row, 1, pair, pair + 1), 0, ONE)
 
 
 @jit.helper
-def _all_forward(sequence, block, scratch, looks):
+def _forward(sequence, scratch, looks):
     """Rows of α, of which those before each block are kept; then the sum over all alignments."""
+    block = sequence.block
     _begin(_row(scratch.alphas, 0), -1)
     for start in range(0, sequence.frames, block):
         end = min(start + block, sequence.frames)
         if looks:
-            for t in range(start, end):
-                _look(sequence, t, scratch)
+            _look_at(sequence, start, end, scratch)
         if start:
             _copy_row(_row(scratch.alphas, block), _row(scratch.alphas, 0))
         _copy_row(_row(scratch.alphas, 0), _row(sequence.alphas, start // block))
         _advance_frames(sequence, start, end, scratch)
-    total, norm = _ends(sequence, block, scratch)
+    total, norm = _ends(sequence, scratch)
     set_number(sequence.ends, 0, total)
     set_number(sequence.ends, 1, norm)
 
 
 @jit.helper
-def _ends(sequence, block, scratch):
+def _ends(sequence, scratch):
     """The sum over all alignments, and what the frames' sums multiply it by."""
     norm, poisoned, count = ONE, 0, sequence.count
     for t in range(sequence.frames):
@@ -338,24 +340,11 @@ def _ends(sequence, block, scratch):
         return ZERO, norm
     if sequence.frames == 0:
         return ONE, norm
-    alpha = _row(scratch.alphas, (sequence.frames - 1) % block + 1)
-    blanks, labels = _row(alpha, 0), _row(alpha, 1)
-    return add(number(blanks, count + MARGIN), number(labels, count + MARGIN - 1)), norm
+    alpha = _row(scratch.alphas, (sequence.frames - 1) % sequence.block + 1)
+    return add(number(_part(alpha, 0, count, count + 1), 0), number(_part(alpha, 1, count - 1, count), 0)), norm
 
 
-@jit.helper
-def _all_backward(sequence, block, scratch):
-    """ω behind each block is kept."""
-    _begin(_row(scratch.omegas, 0), sequence.count)
-    for start in range((sequence.frames - 1) // block * block, -1, -block):
-        end = min(start + block, sequence.frames)
-        _copy_row(_row(scratch.omegas, (sequence.frames - end) % 2), _row(sequence.omegas, start // block))
-        for t in range(end - 1, start - 1, -1):
-            _spread(sequence.emitted, t, sequence.slots, scratch.emitted, 0)
-            _return_frame(sequence, t, _row(scratch.emitted, 0), scratch)
-
-
-@jit.helper
+@jit.scalar
 def _gammas(sequence, t, k, inverse, scratch):
     """γ of the labels of a frame: sums of their states' shares, in pairs."""
     first, last = first_pair(sequence.count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
@@ -375,68 +364,93 @@ def _gammas(sequence, t, k, inverse, scratch):
 
 
 @jit.helper
-def _differences(sequence, t, scratch):
-    """p − γ of the labels of a frame; whether one of them is not known well enough."""
-    chosen, totals, emitted = scratch.chosen, sequence.totals, sequence.emitted
-    inverse, others, some_sure, close = (1.0, 0.0), (0.0, 0.0), 0, 0
-    if sequence.is_softmax:
-        inverse = pairs.divide((1.0, 0.0), (totals[t, 0], totals[t, 1]))
-        others = pairs.multiply((totals[t, 2], totals[t, 3]), inverse)
+def _differences(emitted, totals, is_softmax, noise, chosen):
+    """p − γ of the labels of a frame.
+
+    Returns: whether one is not known well enough, whether one is sure, and the part of the classes that are no labels.
+    """
+    inverse, others, sure, close = (1.0, 0.0), (0.0, 0.0), 0, 0
+    if is_softmax:
+        inverse = pairs.divide((1.0, 0.0), (totals[0], totals[1]))
+        others = pairs.multiply((totals[2], totals[3]), inverse)
     for d in range(chosen.high.size):
-        own = emitted.high[t, d], emitted.low[t, d], emitted.exponent[t, d]
         gamma = chosen.gamma[d], chosen.gamma_low[d]
-        (chosen.high[d], chosen.low[d]), chosen.p[d] = frames.difference(own, inverse, gamma, sequence.noise)
+        value, p = frames.difference(number(emitted, d), inverse, gamma, noise)
+        chosen.high[d], chosen.low[d], chosen.p[d] = value[0], value[1], p
     for d in range(chosen.high.size):
-        sure = frames.is_sure(chosen.p[d], chosen.gamma[d])
-        some_sure |= 1 if sure else 0
-        close |= 1 if not sure and frames.is_close(chosen.high[d], chosen.p[d], others[0]) else 0
-    if some_sure:
-        close |= 1 if _set_sure(sequence, t, scratch, others) else 0
-    return close
+        is_sure = frames.is_sure(chosen.p[d], chosen.gamma[d])
+        sure |= 1 if is_sure else 0
+        close |= 1 if not is_sure and frames.is_close(chosen.high[d], chosen.p[d], others[0]) else 0
+    return close, sure, others
 
 
 @jit.helper
-def _set_sure(sequence, t, scratch, others):
-    """The difference of a label that is sure."""
-    chosen, sure = scratch.chosen, 0
-    for d in range(sequence.distinct):
+def _set_sure(rows, frame, labels, distinct, others, is_softmax, noise, chosen):
+    """The difference of a label that is sure; whether it is not known well enough."""
+    sure = 0
+    for d in range(distinct):
         sure = d if frames.is_sure(chosen.p[d], chosen.gamma[d]) else sure
-    frame = sequence.first + t * sequence.stride
-    frames.at_labels(sequence.rows, frame, sequence.labels, sequence.distinct, chosen.logits)
-    value = frames.sure_difference(chosen, sequence.distinct, sure, others, sequence.is_softmax, sequence.noise)
+    frames.at_labels(rows, frame, labels, distinct, chosen.logits)
+    value = frames.sure_difference(chosen, distinct, sure, others, is_softmax, noise)
     chosen.high[sure], chosen.low[sure] = value
     return frames.is_close(value[0], 1.0, others[0])
 
 
 @jit.helper
-def _frame_gradient(sequence, t, scratch, coefficient, gradient):
-    """The gradient of a frame: c·p for all classes, then c·(p − γ) for labels."""
-    chosen, totals, frame = scratch.chosen, sequence.totals, sequence.first + t * sequence.stride
-    if _differences(sequence, t, scratch):
-        _load(sequence, t, scratch)
-        _leave_labels_out(sequence, scratch)
-        _set_total(sequence, t, scratch, frames.accurate_total(scratch.row, sequence.maxima[t], scratch.lanes))
-        _differences(sequence, t, scratch)
-    factor = coefficient
-    if sequence.is_softmax:
-        factor = pairs.divide(coefficient, (totals[t, 0], totals[t, 1]))
-    _write_probabilities(sequence, t, scratch, factor, gradient)
-    for d in range(chosen.high.size):
-        value = scaled((chosen.high[d], chosen.low[d]), coefficient)
-        chosen.high[d] = to_odd(value) if gradient.format != 0 else value[0]
-    frames.put_at_labels(chosen.high, gradient, frame, sequence.labels, sequence.distinct)
+def _total_again(sequence, t, scratch):
+    """The sums of a frame of which a difference leaves too little, in pairs."""
+    frame = sequence.first + t * sequence.stride
+    _load(sequence.rows, frame, sequence.labels, sequence.distinct, scratch.row, scratch.chosen.logits)
+    _leave_labels_out(sequence.labels, sequence.distinct, scratch.row)
+    _set_total(sequence, t, scratch, frames.accurate_total(scratch.row, sequence.maxima[t], scratch.lanes))
 
 
 @jit.helper
-def _write_probabilities(sequence, t, scratch, factor, gradient):
+def _all_differences(sequence, t, scratch):
+    """p − γ of the labels of a frame, well enough."""
+    chosen, frame, is_softmax = scratch.chosen, sequence.first + t * sequence.stride, sequence.is_softmax
+    for attempt in range(2):
+        close, sure, others = _differences(
+            _row(sequence.emitted, t), sequence.totals[t], is_softmax, sequence.noise, chosen
+        )
+        if sure and _set_sure(
+            sequence.rows, frame, sequence.labels, sequence.distinct, others, is_softmax, sequence.noise, chosen
+        ):
+            close = 1
+        if attempt or not close:
+            break
+        _total_again(sequence, t, scratch)
+
+
+@jit.helper
+def _scale(chosen, coefficient, is_narrow):
+    """Differences times a pair; rounded to odd, if their format has fewer bits than float64."""
+    for d in range(chosen.high.size):
+        value = scaled((chosen.high[d], chosen.low[d]), coefficient)
+        chosen.high[d] = to_odd(value) if is_narrow else value[0]
+
+
+@jit.helper
+def _frame_gradient(sequence, t, scratch, coefficient, gradient):
+    """The gradient of a frame: c·p for all classes, then c·(p − γ) for labels."""
+    totals, frame, factor = sequence.totals, sequence.first + t * sequence.stride, coefficient
+    _all_differences(sequence, t, scratch)
+    if sequence.is_softmax:
+        factor = pairs.divide(coefficient, (totals[t, 0], totals[t, 1]))
+    _write_probabilities(sequence.rows, gradient, frame, sequence.is_softmax, sequence.maxima[t], factor, scratch.part)
+    _scale(scratch.chosen, coefficient, gradient.format != 0)
+    frames.put_at_labels(scratch.chosen.high, gradient, frame, sequence.labels, sequence.distinct)
+
+
+@jit.helper
+def _write_probabilities(rows, gradient, frame, is_softmax, maximum, factor, space):
     """A factor times the exponentials of all classes, some at a time, so that they stay in cache."""
-    rows, frame = sequence.rows, sequence.first + t * sequence.stride
     source, destination = row_offset(rows, frame), row_offset(gradient, frame)
     for start in range(0, rows.classes, PART):
-        part = scratch.part[: min(PART, rows.classes - start)]
+        part = space[: min(PART, rows.classes - start)]
         load_strided(rows, source + start * rows.class_stride, rows.class_stride, part)
-        if sequence.is_softmax:
-            frames.exponentials(part, sequence.maxima[t])
+        if is_softmax:
+            frames.exponentials(part, maximum)
         else:
             frames.plain_exponentials(part)
         frames.multiply(part, factor, gradient.format != 0)
@@ -456,48 +470,47 @@ def _fill(sequence, start, end, value, scratch, gradient):
 
 
 @jit.helper
-def _slopes(sequence, start, end, inverse, scratch, coefficient, gradient):
-    """The gradient of the frames of a block, from the last one on; rows of α, and the one of ω behind it, are there."""
-    for t in range(end - 1, start - 1, -1):
-        k = t - start
-        _return_frame(sequence, t, _row(scratch.emitted, k), scratch)
-        _gammas(sequence, t, k, inverse, scratch)
-        _frame_gradient(sequence, t, scratch, coefficient, gradient)
+def _rows_of_block(sequence, start, end, scratch, stage):
+    """What a backward recursion over the frames of a block begins with: ω behind them, what they emit, and α."""
+    behind = _row(scratch.omegas, (sequence.frames - end) % 2)
+    if stage == SLOPES:
+        _copy_row(_row(sequence.omegas, start // sequence.block), behind)
+    elif end == sequence.frames:
+        _begin(behind, sequence.count)
+    if stage == SWEEP:
+        _copy_row(behind, _row(sequence.omegas, start // sequence.block))
+        for t in range(start, end):
+            _spread(sequence.emitted, t, sequence.slots, scratch.emitted, t - start)
+    elif stage == SLOPES or end < sequence.frames:
+        _copy_row(_row(sequence.alphas, start // sequence.block), _row(scratch.alphas, 0))
+        _advance_frames(sequence, start, end, scratch)
 
 
 @jit.helper
-def _whole_gradient(sequence, block, scratch, coefficient, gradient):
-    """The gradient of every frame, block by block; the last block's rows of α are there."""
-    inverse = ratio(ONE, number(sequence.ends, 0))
-    _begin(_row(scratch.omegas, 0), sequence.count)
-    for start in range((sequence.frames - 1) // block * block, -1, -block):
-        end = min(start + block, sequence.frames)
-        if end < sequence.frames:
-            _copy_row(_row(sequence.alphas, start // block), _row(scratch.alphas, 0))
-            _advance_frames(sequence, start, end, scratch)
-        _slopes(sequence, start, end, inverse, scratch, coefficient, gradient)
+def _backward(sequence, first, last, scratch, stage, coefficient, gradient):
+    """ω of the frames of some blocks, the last one first, and their gradients."""
+    inverse = ONE if stage == SWEEP else ratio(ONE, number(sequence.ends, 0))
+    for b in range(last - 1, first - 1, -1):
+        start, end = b * sequence.block, min((b + 1) * sequence.block, sequence.frames)
+        _rows_of_block(sequence, start, end, scratch, stage)
+        for t in range(end - 1, start - 1, -1):
+            _return_frame(sequence, t, _row(scratch.emitted, t - start), scratch)
+            if stage != SWEEP:
+                _gammas(sequence, t, t - start, inverse, scratch)
+                _frame_gradient(sequence, t, scratch, coefficient, gradient)
 
 
 @jit.helper
-def _block_gradient(sequence, start, end, block, scratch, coefficient, gradient):
-    """The gradient of the frames of a block, whatever has become of the others."""
-    _copy_row(_row(sequence.alphas, start // block), _row(scratch.alphas, 0))
-    _advance_frames(sequence, start, end, scratch)
-    _copy_row(_row(sequence.omegas, start // block), _row(scratch.omegas, (sequence.frames - end) % 2))
-    _slopes(sequence, start, end, ratio(ONE, number(sequence.ends, 0)), scratch, coefficient, gradient)
-
-
-@jit.helper
-def _gradient(sequence, start, end, block, scratch, terms, n, gradient):
-    """The gradient of the frames of a block, or of all."""
-    coefficient, total = (terms.coefficients[n, 0], terms.coefficients[n, 1]), sequence.ends.high[0]
-    if total == 0.0 or total != total:
+def _gradient(sequence, first, last, scratch, stage, terms, n, gradient):
+    """The gradient of the frames of some blocks, or ω alone."""
+    total = sequence.ends.high[0]
+    if stage == SWEEP or (total == total and total != 0.0):
+        coefficient = terms.coefficients[n, 0], terms.coefficients[n, 1]
+        _backward(sequence, first, last, scratch, stage, coefficient, gradient)
+    else:
         value = 0.0 if total == 0.0 and terms.zero_infinity else np.nan
-        _fill(sequence, start, end, value, scratch, gradient)
-    elif end - start == sequence.frames:
-        _whole_gradient(sequence, block, scratch, coefficient, gradient)
-    elif start < end:
-        _block_gradient(sequence, start, end, block, scratch, coefficient, gradient)
+        end = min(last * sequence.block, sequence.frames)
+        _fill(sequence, first * sequence.block, end, value, scratch, gradient)
 
 
 @jit.helper
@@ -510,7 +523,7 @@ def _set_loss(sequence, terms, n, nll):
 
 
 @jit.scalar
-def _sequence(rows, paths, terms, lattice, n, slot):
+def _sequence(rows, paths, terms, lattice, n, slot, block):
     return Sequence(
         rows,
         n * terms.sequence_stride,
@@ -523,6 +536,7 @@ def _sequence(rows, paths, terms, lattice, n, slot):
         paths.skips[n],
         terms.is_softmax,
         frames.noise_of(paths.frames[n]),
+        block,
         _row(lattice.alphas, slot),
         _row(lattice.omegas, slot),
         _row(lattice.emitted, slot),
@@ -544,19 +558,17 @@ def ctc_sequences(rows, gradient, paths, terms, lattice, scratch, nll, stage, pa
     known, block = uncounted(lattice), scratch.alphas.high.shape[0] - 1
     for item in range(first, last):
         n, part = item // parts, item % parts
-        sequence = _sequence(source, plan, terms, known, n, 0 if stage == WHOLE else n)
-        start, end = 0, sequence.frames
-        if stage == LOOK or stage == SLOPES:
-            start, end = min(part * block, end), min((part + 1) * block, end)
+        sequence = _sequence(source, plan, terms, known, n, 0 if stage == WHOLE else n, block)
+        begin, end = 0, -(-sequence.frames // block)
+        if stage in (LOOK, SLOPES):
+            begin, end = min(part, end), min(part + 1, end)
         if stage == LOOK:
-            for t in range(start, end):
-                _look(sequence, t, space)
-        elif stage == SWEEP and part == 1:
-            _all_backward(sequence, block, space)
-        elif stage == WHOLE or stage == SWEEP:
-            _all_forward(sequence, block, space, stage == WHOLE)
+            _look_at(sequence, begin * block, min(end * block, sequence.frames), space)
+        if stage == WHOLE or (stage == SWEEP and part == 0):
+            _forward(sequence, space, stage == WHOLE)
             _set_loss(sequence, terms, n, nll)
-        if terms.with_gradient and (stage == WHOLE or stage == SLOPES):
-            _gradient(sequence, start, end, block, space, terms, n, destination)
-            if part == 0:
-                _fill(sequence, sequence.frames, terms.length, 0.0, space, destination)
+        slopes = terms.with_gradient and stage in (WHOLE, SLOPES)
+        if slopes or (stage == SWEEP and part == 1):
+            _gradient(sequence, begin, end, space, stage, terms, n, destination)
+        if slopes and part == 0:
+            _fill(sequence, sequence.frames, terms.length, 0.0, space, destination)

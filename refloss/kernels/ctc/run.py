@@ -73,21 +73,26 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
             ctc_sequences(rows, gradient, paths, terms, *space, nll, stage, parts, first, last)
 
         def space() -> tuple[Lattice, Scratch]:
-            return _lattice(task, paths, 1) if shared is None else shared, _scratch(task, paths)
+            return _lattice(paths, 1) if shared is None else shared, _scratch(task, paths)
 
         parallel.run_blocks(work, count * parts, each, space)
 
     if count >= parallel.get_num_threads() or size < 2 * _PAIRS:
         run(WHOLE, 1, max(1, _PAIRS // max(1, size)), None)
         return
-    shared = _lattice(task, paths, count)
+    shared = _lattice(paths, count)
     blocks = -(-frames // _block(frames))
+    # Calling a kernel takes as long as a frame or two.
+    each = max(1, count * blocks // (8 * parallel.get_num_threads()))
     # A caller hears of the last step alone.
     with parallel.progress(None):
-        run(LOOK, blocks, 1, shared)
+        run(LOOK, blocks, each, shared)
         if task.gradient is not None:
             run(SWEEP, 2, 1, shared)
-    run(*((SWEEP, 1) if task.gradient is None else (SLOPES, blocks)), 1, shared)
+    if task.gradient is None:
+        run(SWEEP, 1, 1, shared)
+    else:
+        run(SLOPES, blocks, each, shared)
 
 
 def _block(frames: int) -> int:
@@ -95,12 +100,12 @@ def _block(frames: int) -> int:
     return max(1, math.isqrt(frames))
 
 
-def _lattice(task: Task, paths: Paths, slots: int) -> Lattice:
-    frames, size = int(paths.frames.max(initial=0)), paths.slots.shape[1] + 2 * MARGIN
+def _lattice(paths: Paths, slots: int) -> Lattice:
+    frames, size = int(paths.frames.max(initial=0)), 2 * (paths.slots.shape[1] + 2 * MARGIN)
     blocks = -(-frames // _block(frames))
     return Lattice(
-        alphas=zeros(slots, blocks, 2, size),
-        omegas=zeros(slots, blocks, 2, size),
+        alphas=zeros(slots, blocks, size),
+        omegas=zeros(slots, blocks, size),
         emitted=zeros(slots, frames, _width(paths)),
         maxima=np.zeros((slots, frames)),
         totals=np.zeros((slots, frames, 4)),
@@ -117,8 +122,8 @@ def _scratch(task: Task, paths: Paths) -> Scratch:
     pairs, block = paths.slots.shape[1], _block(int(paths.frames.max(initial=0)))
     classes = -(-task.logits.shape[-1] // LANES) * LANES
     return Scratch(
-        alphas=zeros(block + 1, 2, pairs + 2 * MARGIN),
-        omegas=zeros(2, 2, pairs + 2 * MARGIN),
+        alphas=zeros(block + 1, 2 * (pairs + 2 * MARGIN)),
+        omegas=zeros(2, 2 * (pairs + 2 * MARGIN)),
         emitted=zeros(block, pairs),
         betas=zeros(2, pairs),
         shares=np.zeros((4, pairs)),
