@@ -106,10 +106,8 @@ def _largest(row, lanes):
 
 
 @gpu_function
-def _folded(lanes, total):
-    """The sum of what lanes have, one of which each of the first threads brings."""
-    if cuda.threadIdx.x < LANES:
-        lanes[0, cuda.threadIdx.x], lanes[1, cuda.threadIdx.x] = total
+def _folded(lanes):
+    """The sum of what lanes have, which it spoils."""
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
         lanes[0, 0], lanes[1, 0] = frames.folded(lanes)
@@ -122,11 +120,12 @@ def _folded(lanes, total):
 @gpu_function
 def _total_of(row, lanes, maximum, is_accurate):
     """As frames.accurate_total, or frames.total_of."""
-    total = (0.0, 0.0)
-    if cuda.threadIdx.x < LANES:
-        for i in range(cuda.threadIdx.x, row.size, LANES):
+    for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
+        total = (0.0, 0.0)
+        for i in range(lane, row.size, LANES):
             total = frames.with_term(total, row[i], maximum) if is_accurate else plus(total, (row[i], 0.0))
-    return _folded(lanes, total)
+        lanes[0, lane], lanes[1, lane] = total
+    return _folded(lanes)
 
 
 @gpu_function
@@ -146,11 +145,12 @@ def _emit(logits, distinct, maximum, emitted):
 @gpu_function
 def _of_labels(emitted, distinct, lanes):
     """As frames.of_labels."""
-    total = (0.0, 0.0)
-    if cuda.threadIdx.x < LANES:
-        for d in range(cuda.threadIdx.x, distinct, LANES):
+    for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
+        total = (0.0, 0.0)
+        for d in range(lane, distinct, LANES):
             total = frames.with_pair(total, as_pair(number(emitted, d)))
-    return _folded(lanes, total)
+        lanes[0, lane], lanes[1, lane] = total
+    return _folded(lanes)
 
 
 @gpu_function
@@ -237,11 +237,13 @@ def _return(behind, emitted, paths, n, alpha, first, last, exponent, omega, shar
 @gpu_function
 def _gammas(paths, n, t, shares, lanes, inverse, chosen):
     """As loop._gammas."""
-    first, total = first_pair(paths.counts[n], paths.frames[n], t), (0.0, 0.0)
-    if cuda.threadIdx.x < LANES:
-        for i in range(first + cuda.threadIdx.x, paths.counts[n] + 1, LANES):
+    first = first_pair(paths.counts[n], paths.frames[n], t)
+    for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
+        total = (0.0, 0.0)
+        for i in range(first + lane, paths.counts[n] + 1, LANES):
             total = frames.with_pair(total, (shares[0, 2 * i], shares[1, 2 * i]))
-    of_blanks = _folded(lanes, total)
+        lanes[0, lane], lanes[1, lane] = total
+    of_blanks = _folded(lanes)
     for d in range(cuda.threadIdx.x, paths.distinct[n], cuda.blockDim.x):
         gamma = of_blanks if d == 0 else (0.0, 0.0)
         for k in range(paths.starts[n, d], paths.starts[n, d + 1]):
