@@ -44,6 +44,7 @@ class Chosen(NamedTuple):
     low: np.ndarray
     gamma: np.ndarray
     gamma_low: np.ndarray
+    p: np.ndarray
 
 
 @jit.helper
@@ -87,9 +88,11 @@ def put_at_labels(values, rows, frame, labels, count):
 
 
 @jit.helper
-def largest(row):
+def largest(row, lanes):
     """The largest element; NaN if one is NaN."""
-    top, undefined = np.full(LANES, -np.inf), 0
+    top, undefined = lanes[0], 0
+    for lane in range(LANES):
+        top[lane] = -np.inf
     for start in range(0, row.size, LANES):
         for lane in range(LANES):
             x = row[start + lane]
@@ -131,53 +134,84 @@ def multiply(row, factor, is_narrow):
 
 
 @jit.scalar
-def lanes_total(high, low):
-    """The sum of what lanes have."""
-    total = (high[0], low[0])
-    for lane in range(1, LANES):
-        total = pairs.fast_two_sum(*plus(total, (high[lane], low[lane])))
-    return total
+def _halved(high, low, half):
+    for lane in range(half):
+        a, b = (high[lane], low[lane]), (high[lane + half], low[lane + half])
+        high[lane], low[lane] = pairs.fast_two_sum(*plus(a, b))
 
 
 @jit.helper
-def total_of(row):
+def folded(lanes):
+    """The sum of what lanes have, which it spoils."""
+    high, low = lanes[0], lanes[1]
+    _halved(high, low, 16)
+    _halved(high, low, 8)
+    _halved(high, low, 4)
+    _halved(high, low, 2)
+    _halved(high, low, 1)
+    return high[0], low[0]
+
+
+@jit.scalar
+def _cleared(lanes):
+    for lane in range(LANES):
+        lanes[0, lane] = lanes[1, lane] = 0.0
+    return lanes[0], lanes[1]
+
+
+@jit.helper
+def total_of(row, lanes):
     """The sum of non-negative numbers, a pair."""
-    high, low = np.zeros(LANES), np.zeros(LANES)
+    high, low = _cleared(lanes)
     for start in range(0, row.size, LANES):
         for lane in range(LANES):
             high[lane], low[lane] = plus((high[lane], low[lane]), (row[start + lane], 0.0))
-    return lanes_total(high, low)
+    return folded(lanes)
+
+
+@jit.scalar
+def with_pair(total, value):
+    """The sum of two pairs that are not negative."""
+    return pairs.fast_two_sum(*plus(total, value))
+
+
+@jit.helper
+def total_of_pairs(row, low_row, lanes):
+    """The same of pairs."""
+    high, low = _cleared(lanes)
+    whole = row.size // LANES * LANES
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            value = row[start + lane], low_row[start + lane]
+            high[lane], low[lane] = with_pair((high[lane], low[lane]), value)
+    for i in range(whole, row.size):
+        high[i - whole], low[i - whole] = with_pair((high[i - whole], low[i - whole]), (row[i], low_row[i]))
+    return folded(lanes)
 
 
 @jit.scalar
 def with_term(total, x, maximum):
     """A sum and e^(x − m), pairs."""
-    return pairs.fast_two_sum(*plus(total, as_pair(probability(x, (maximum, 0.0)))))
+    return with_pair(total, as_pair(probability(x, (maximum, 0.0))))
 
 
 @jit.helper
-def accurate_total(row, maximum):
+def accurate_total(row, maximum, lanes):
     """Σ e^(x − m) in pairs, of logits."""
-    high, low = np.zeros(LANES), np.zeros(LANES)
+    high, low = _cleared(lanes)
     for start in range(0, row.size, LANES):
         for lane in range(LANES):
             high[lane], low[lane] = with_term((high[lane], low[lane]), row[start + lane], maximum)
-    return lanes_total(high, low)
-
-
-@jit.scalar
-def with_number(total, value):
-    """A sum, a pair, and a number."""
-    return pairs.fast_two_sum(*plus(total, as_pair(value)))
+    return folded(lanes)
 
 
 @jit.helper
-def of_labels(emitted, row, count):
-    """What a frame emits for all labels of a sequence together, a pair."""
-    total = (0.0, 0.0)
-    for d in range(count):
-        total = with_number(total, (emitted.high[row, d], emitted.low[row, d], emitted.exponent[row, d]))
-    return total
+def of_labels(emitted, frame, chosen, lanes):
+    """What a frame emits for all labels of a sequence together, a pair; it spoils the chosen differences."""
+    for d in range(chosen.high.size):
+        number = emitted.high[frame, d], emitted.low[frame, d], emitted.exponent[frame, d]
+        chosen.high[d], chosen.low[d] = as_pair(number)
+    return total_of_pairs(chosen.high, chosen.low, lanes)
 
 
 @jit.scalar
@@ -197,6 +231,12 @@ def difference(emitted, inverse, gamma, noise):
     """p − γ of a label, and p; inverse is 1/S."""
     p = pairs.multiply(as_pair(emitted), inverse)
     return _without_noise(pairs.add(p, pairs.negate(gamma)), noise * max(p[0], gamma[0])), p[0]
+
+
+@jit.scalar
+def is_sure(p, gamma):
+    """Whether a label is."""
+    return p > SURE and gamma > SURE
 
 
 @jit.scalar

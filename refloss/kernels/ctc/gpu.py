@@ -12,24 +12,24 @@ from numba import cuda
 
 from refloss.kernels.ctc import frames
 from refloss.kernels.ctc.frames import LANES, Chosen
-from refloss.kernels.ctc.states import (
-    MARGIN,
-    Numbers,
-    first_state,
-    followed,
-    last_state,
-    number,
-    of_label,
-    set_number,
-    share,
-    stepped,
-)
+from refloss.kernels.ctc.states import Numbers, arrived, first_pair, followed, number, set_number, share, stepped
 from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.rows import row_offset
 from refloss.numerics import pairs
 from refloss.numerics.exponential import exp_difference
-from refloss.numerics.extended import ONE, ZERO, add, from_pair, logarithm, multiply, plus, probability, ratio
+from refloss.numerics.extended import (
+    ONE,
+    ZERO,
+    add,
+    as_pair,
+    from_pair,
+    logarithm,
+    multiply,
+    plus,
+    probability,
+    ratio,
+)
 from refloss.numerics.formats import read, store_pair
 from refloss.numerics.pairs import scaled
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from refloss.kernels.ctc.states import Paths
 
 _BLOCK = 128
+# Zeros on either side of a row of states.
+_MARGIN = 2
 # What all blocks' rows of α may take together.
 _MOST_BYTES = 1 << 29
 
@@ -45,12 +47,12 @@ _MOST_BYTES = 1 << 29
 class Workspace(NamedTuple):
     """What each block works in."""
 
-    alphas: Numbers  # [B, T + 1, S + 2·MARGIN]
-    omegas: Numbers  # [B, 2, S + 2·MARGIN]
+    alphas: Numbers  # [B, T + 1, S + 2·_MARGIN]
+    omegas: Numbers  # [B, 2, S + 2·_MARGIN]
     emitted: Numbers  # [B, D]
     totals: np.ndarray  # [B, T, 5], m, S and the part of the classes that are no labels
     shares: np.ndarray  # [B, 2, S]
-    chosen: np.ndarray  # [B, 5, D]
+    chosen: np.ndarray  # [B, 6, D]
     lanes: np.ndarray  # [B, 2, LANES]
     row: np.ndarray  # [B, C], in whole lanes
 
@@ -104,6 +106,18 @@ def _largest(row, lanes):
 
 
 @gpu_function
+def _folded(lanes):
+    """The sum of what lanes have, which it spoils."""
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        lanes[0, 0], lanes[1, 0] = frames.folded(lanes)
+    cuda.syncthreads()
+    result = lanes[0, 0], lanes[1, 0]
+    cuda.syncthreads()
+    return result
+
+
+@gpu_function
 def _total_of(row, lanes, maximum, is_accurate):
     """As frames.accurate_total, or frames.total_of."""
     for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
@@ -111,10 +125,7 @@ def _total_of(row, lanes, maximum, is_accurate):
         for i in range(lane, row.size, LANES):
             total = frames.with_term(total, row[i], maximum) if is_accurate else plus(total, (row[i], 0.0))
         lanes[0, lane], lanes[1, lane] = total
-    cuda.syncthreads()
-    total = frames.lanes_total(lanes[0], lanes[1])
-    cuda.syncthreads()
-    return total
+    return _folded(lanes)
 
 
 @gpu_function
@@ -132,12 +143,14 @@ def _emit(logits, distinct, maximum, emitted):
 
 
 @gpu_function
-def _of_labels(emitted, distinct):
+def _of_labels(emitted, distinct, lanes):
     """As frames.of_labels."""
-    total = (0.0, 0.0)
-    for d in range(distinct):
-        total = frames.with_number(total, number(emitted, d))
-    return total
+    for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
+        total = (0.0, 0.0)
+        for d in range(lane, distinct, LANES):
+            total = frames.with_pair(total, as_pair(number(emitted, d)))
+        lanes[0, lane], lanes[1, lane] = total
+    return _folded(lanes)
 
 
 @gpu_function
@@ -162,45 +175,86 @@ def _first_look(rows, frame, labels, distinct, is_softmax, row, lanes, logits, e
     if abs(maximum) < np.inf:
         _leave_labels_out(row, labels, distinct)
         _exponentials(row, maximum, True)
-        _set_totals(totals, _of_labels(emitted, distinct), _total_of(row, lanes, maximum, False))
+        _set_totals(totals, _of_labels(emitted, distinct, lanes), _total_of(row, lanes, maximum, False))
     else:
         _set_totals(totals, (np.nan, 0.0), (np.nan, 0.0))
 
 
 @gpu_function
+def _first_state(states, count, t):
+    """The first state of frame t from which the rest can be finished."""
+    return max(0, states - 2 * (count - t))
+
+
+@gpu_function
+def _last_state(states, t):
+    """The state behind the last one that frame t can be in."""
+    return min(states, 2 * (t + 1))
+
+
+@gpu_function
+def _slot(paths, n, s):
+    return paths.slots[n, s // 2] if s % 2 else 0
+
+
+@gpu_function
+def _skip(paths, n, s):
+    """Whether the state two before may come directly before; no blank may."""
+    return paths.skips[n, s // 2] if s % 2 else 0
+
+
+@gpu_function
 def _advance(previous, emitted, paths, n, first, last, following):
     for s in range(first + cuda.threadIdx.x, last, cuda.blockDim.x):
-        i = s + MARGIN
-        here, near, far = number(previous, i), number(previous, i - 1), number(previous, i - 2)
-        value = stepped(here, near, far, paths.skips[n, s], number(emitted, paths.slots[n, s]))
-        set_number(following, i, value)
+        i = s + _MARGIN
+        total = arrived(number(previous, i), number(previous, i - 1), number(previous, i - 2), _skip(paths, n, s))
+        set_number(following, i, stepped(total, number(emitted, _slot(paths, n, s))))
     if cuda.threadIdx.x == 0:
-        for i in range(MARGIN):
+        for i in range(_MARGIN):
             set_number(following, i, ZERO)
-            set_number(following, last + MARGIN + i, ZERO)
+            set_number(following, last + _MARGIN + i, ZERO)
     cuda.syncthreads()
 
 
 @gpu_function
-def _return(behind, emitted, paths, n, alpha, first, last, omega, shares):
+def _return(behind, emitted, paths, n, alpha, first, last, exponent, omega, shares):
     for s in range(cuda.threadIdx.x, shares.shape[1], cuda.blockDim.x):
         shares[0, s] = shares[1, s] = 0.0
     cuda.syncthreads()
     for s in range(first + cuda.threadIdx.x, last, cuda.blockDim.x):
-        i = s + MARGIN
-        here, near, far = number(behind, i), number(behind, i + 1), number(behind, i + 2)
-        beta = followed(here, near, far, paths.skips[n, s + 2])
-        shares[0, s], shares[1, s] = share(number(alpha, i), beta)
-        set_number(omega, i, multiply(beta, number(emitted, paths.slots[n, s])))
+        i = s + _MARGIN
+        total = arrived(number(behind, i), number(behind, i + 1), number(behind, i + 2), _skip(paths, n, s + 2))
+        beta = followed(total)
+        shares[0, s], shares[1, s] = share(number(alpha, i), beta, exponent)
+        set_number(omega, i, multiply(beta, number(emitted, _slot(paths, n, s))))
     if cuda.threadIdx.x == 0:
-        for i in range(MARGIN):
+        for i in range(_MARGIN):
             set_number(omega, first + i, ZERO)
-            set_number(omega, last + MARGIN + i, ZERO)
+            set_number(omega, last + _MARGIN + i, ZERO)
     cuda.syncthreads()
 
 
 @gpu_function
-def _differences(paths, n, is_softmax, emitted, totals, chosen, shares, special):
+def _gammas(paths, n, t, shares, lanes, inverse, chosen):
+    """As loop._gammas."""
+    first = first_pair(paths.counts[n], paths.frames[n], t)
+    for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
+        total = (0.0, 0.0)
+        for i in range(first + lane, paths.counts[n] + 1, LANES):
+            total = frames.with_pair(total, (shares[0, 2 * i], shares[1, 2 * i]))
+        lanes[0, lane], lanes[1, lane] = total
+    of_blanks = _folded(lanes)
+    for d in range(cuda.threadIdx.x, paths.distinct[n], cuda.blockDim.x):
+        gamma = of_blanks if d == 0 else (0.0, 0.0)
+        for k in range(paths.starts[n, d], paths.starts[n, d + 1]):
+            s = 2 * paths.order[n, k] + 1
+            gamma = frames.with_pair(gamma, (shares[0, s], shares[1, s]))
+        chosen.gamma[d], chosen.gamma_low[d] = pairs.multiply(gamma, (inverse[0], inverse[1]))
+    cuda.syncthreads()
+
+
+@gpu_function
+def _differences(paths, n, is_softmax, emitted, totals, chosen, special):
     """As loop._differences; every thread knows whether a label is not known well enough."""
     inverse, others, noise = (1.0, 0.0), (0.0, 0.0), frames.noise_of(paths.frames[n])
     if is_softmax:
@@ -210,10 +264,9 @@ def _differences(paths, n, is_softmax, emitted, totals, chosen, shares, special)
         special[0], special[1] = -1.0, 0.0
     cuda.syncthreads()
     for d in range(cuda.threadIdx.x, paths.distinct[n], cuda.blockDim.x):
-        gamma = of_label(shares[0], shares[1], paths.order[n], paths.starts[n, d], paths.starts[n, d + 1])
-        chosen.gamma[d], chosen.gamma_low[d] = gamma
+        gamma = chosen.gamma[d], chosen.gamma_low[d]
         (chosen.high[d], chosen.low[d]), p = frames.difference(number(emitted, d), inverse, gamma, noise)
-        if p > frames.SURE and gamma[0] > frames.SURE:
+        if frames.is_sure(p, gamma[0]):
             special[0] = d
         elif frames.is_close(chosen.high[d], p, others[0]):
             special[1] = 1.0
@@ -261,10 +314,10 @@ def _begin(row, place, value):
 @gpu_function
 def _forward(rows, paths, terms, n, space, block):
     """Rows of α; the sum over all alignments, and what the frames' sums multiply it by."""
-    states, count, distinct = paths.states[n], paths.frames[n], paths.distinct[n]
+    states, count, distinct = 2 * paths.counts[n] + 1, paths.frames[n], paths.distinct[n]
     emitted, row = _flat(space.emitted, block), space.row[block]
     norm, undefined = ONE, False
-    _begin(_row(space.alphas, block, 0), MARGIN - 1, ONE)
+    _begin(_row(space.alphas, block, 0), _MARGIN - 1, ONE)
     for t in range(count):
         frame, totals = n * terms.sequence_stride + t * terms.frame_stride, space.totals[block, t]
         logits = space.chosen[block, 0]
@@ -275,13 +328,13 @@ def _forward(rows, paths, terms, n, space, block):
         for d in range(distinct):
             undefined |= emitted.high[d] != emitted.high[d]
         norm = multiply(norm, from_pair((totals[1], totals[2]))) if terms.is_softmax else norm
-        first, last = first_state(states, count, t), last_state(states, t)
+        first, last = _first_state(states, count, t), _last_state(states, t)
         previous, following = _row(space.alphas, block, t), _row(space.alphas, block, t + 1)
         _advance(previous, emitted, paths, n, first, last, following)
     total = ONE if states == 1 else ZERO
     if count > 0 and states <= 2 * count + 1:
         alpha = _row(space.alphas, block, count)
-        total = add(number(alpha, states + MARGIN - 1), number(alpha, states + MARGIN - 2))
+        total = add(number(alpha, states + _MARGIN - 1), number(alpha, states + _MARGIN - 2))
     if undefined or norm[0] != norm[0]:
         total = (np.nan, 0.0, 0)
     return total, norm
@@ -289,12 +342,12 @@ def _forward(rows, paths, terms, n, space, block):
 
 @gpu_function
 def _backward(rows, gradient, paths, terms, n, space, block, inverse):
-    states, count, distinct = paths.states[n], paths.frames[n], paths.distinct[n]
+    states, count, distinct = 2 * paths.counts[n] + 1, paths.frames[n], paths.distinct[n]
     emitted, row, labels = _flat(space.emitted, block), space.row[block], paths.labels[n]
     coefficient = terms.coefficients[n, 0], terms.coefficients[n, 1]
     parts = space.chosen[block]
-    chosen = Chosen(parts[0], parts[1], parts[2], parts[3], parts[4])
-    _begin(_row(space.omegas, block, 0), states + MARGIN, inverse)
+    chosen = Chosen(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5])
+    _begin(_row(space.omegas, block, 0), states + _MARGIN, ONE)
     for back in range(count):
         t = count - 1 - back
         frame, totals = n * terms.sequence_stride + t * terms.frame_stride, space.totals[block, t]
@@ -304,13 +357,14 @@ def _backward(rows, gradient, paths, terms, n, space, block, inverse):
         _leave_labels_out(row, labels, distinct)
         behind, omega = _row(space.omegas, block, back % 2), _row(space.omegas, block, (back + 1) % 2)
         alpha, shares = _row(space.alphas, block, t + 1), space.shares[block]
-        first, last = first_state(states, count, t), last_state(states, t)
-        _return(behind, emitted, paths, n, alpha, first, last, omega, shares)
+        first, last = _first_state(states, count, t), _last_state(states, t)
+        _return(behind, emitted, paths, n, alpha, first, last, inverse[2], omega, shares)
+        _gammas(paths, n, t, shares, space.lanes[block], inverse, chosen)
         special = space.lanes[block, 0]
-        if _differences(paths, n, terms.is_softmax, emitted, totals, chosen, shares, special):
+        if _differences(paths, n, terms.is_softmax, emitted, totals, chosen, special):
             of_others = _total_of(row, space.lanes[block], totals[0], True)
-            _set_totals(totals, _of_labels(emitted, distinct), of_others)
-            _differences(paths, n, terms.is_softmax, emitted, totals, chosen, shares, special)
+            _set_totals(totals, _of_labels(emitted, distinct, space.lanes[block]), of_others)
+            _differences(paths, n, terms.is_softmax, emitted, totals, chosen, special)
         factor = pairs.divide(coefficient, (totals[1], totals[2])) if terms.is_softmax else coefficient
         _exponentials(row, totals[0], terms.is_softmax)
         _store(gradient, frame, row, factor, labels, distinct, chosen, coefficient)
@@ -354,8 +408,8 @@ def run(task: Task, paths: Paths, terms: Terms, nll: np.ndarray) -> None:
 
 
 def _workspace(task: Task, paths: Paths) -> Any:
-    count, states, labels = len(paths.frames), paths.slots.shape[1], paths.labels.shape[1]
-    length, size = int(paths.frames.max(initial=0)), paths.slots.shape[1] + 2 * MARGIN
+    count, states, labels = len(paths.frames), 2 * paths.order.shape[1] + 1, paths.labels.shape[1]
+    length, size = int(paths.frames.max(initial=0)), states + 2 * _MARGIN
     classes = -(-task.logits.shape[-1] // LANES) * LANES
     blocks = max(1, min(count, _MOST_BYTES // (24 * (length + 1) * size)))
 
@@ -372,7 +426,7 @@ def _workspace(task: Task, paths: Paths) -> Any:
         emitted=numbers(labels),
         totals=array(length, 5),
         shares=array(2, states),
-        chosen=array(5, labels),
+        chosen=array(6, labels),
         lanes=array(2, LANES),
         row=array(classes),
     )

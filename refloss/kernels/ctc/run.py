@@ -9,13 +9,13 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.ctc.frames import LANES, Chosen
-from refloss.kernels.ctc.loop import PART, Scratch, Task, Terms, ctc_sequences
-from refloss.kernels.ctc.states import MARGIN, Paths, find_paths, zeros
+from refloss.kernels.ctc.loop import LOOK, PART, SLOPES, SWEEP, WHOLE, Lattice, Scratch, Task, Terms, ctc_sequences
+from refloss.kernels.ctc.states import MARGIN, Paths, find_paths, whole_groups, zeros
 from refloss.kernels.rows import any_rows_of
 from refloss.numerics.memory import as_writable
 
-# How many states of all frames are worth a thread's while: calling a kernel takes as long as some thousand.
-_STATES = 1 << 15
+# How many pairs of states of all frames are worth a thread's while: calling a kernel takes as long as some thousand.
+_PAIRS = 1 << 14
 
 
 def ctc_loss(task: Task, backend: str) -> np.ndarray:
@@ -48,12 +48,12 @@ def _paths(task: Task) -> Paths:
     """What the sequences go through; only as many labels can be different as there are classes."""
     count, classes = len(task.input_lengths), task.logits.shape[-1]
     most = int(task.target_lengths.max(initial=0))
-    states, distinct = 2 * most + 1, min(most + 1, classes)
+    pairs, distinct = whole_groups(most + 1), min(most + 1, classes)
     offsets = np.concatenate([[0], np.cumsum(task.target_lengths)]).astype(np.int64)
-    shapes = {"slots": states, "skips": states + 2, "labels": distinct, "starts": distinct + 1, "order": states}
+    shapes = {"labels": distinct, "slots": pairs, "skips": pairs + 1, "starts": distinct + 1, "order": most}
     paths = Paths(
         frames=as_writable(task.input_lengths),
-        states=np.empty(count, np.int64),
+        counts=np.empty(count, np.int64),
         distinct=np.empty(count, np.int64),
         **{name: np.zeros((count, size), np.int64) for name, size in shapes.items()},
     )
@@ -65,12 +65,34 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
     rows = any_rows_of(task.logits, task.logits.ndim - 1)
     gradient = rows if task.gradient is None else any_rows_of(task.gradient, task.logits.ndim - 1)
     terms = terms_of(task)
+    count, frames = len(nll), int(paths.frames.max(initial=0))
+    size = frames * paths.slots.shape[1]
 
-    def work(first: int, last: int, scratch: Scratch) -> None:
-        ctc_sequences(rows, gradient, paths, terms, scratch, nll, first, last)
+    def run(stage: int, parts: int, each: int, shared: Lattice | None) -> None:
+        def work(first: int, last: int, space: tuple[Lattice, Scratch]) -> None:
+            ctc_sequences(rows, gradient, paths, terms, *space, nll, stage, parts, first, last)
 
-    each = max(1, _STATES // max(1, int(paths.frames.max(initial=0)) * paths.slots.shape[1]))
-    parallel.run_blocks(work, len(nll), each, lambda: _scratch(task, paths))
+        def space() -> tuple[Lattice, Scratch]:
+            return _lattice(paths, 1) if shared is None else shared, _scratch(task, paths)
+
+        parallel.run_blocks(work, count * parts, each, space)
+
+    if count >= parallel.get_num_threads() or size < 2 * _PAIRS:
+        run(WHOLE, 1, max(1, _PAIRS // max(1, size)), None)
+        return
+    shared = _lattice(paths, count)
+    blocks = -(-frames // _block(frames))
+    # Calling a kernel takes as long as a frame or two.
+    each = max(1, count * blocks // (8 * parallel.get_num_threads()))
+    # A caller hears of the last step alone.
+    with parallel.progress(None):
+        run(LOOK, blocks, each, shared)
+        if task.gradient is not None:
+            run(SWEEP, 2, 1, shared)
+    if task.gradient is None:
+        run(SWEEP, 1, 1, shared)
+    else:
+        run(SLOPES, blocks, each, shared)
 
 
 def _block(frames: int) -> int:
@@ -78,21 +100,35 @@ def _block(frames: int) -> int:
     return max(1, math.isqrt(frames))
 
 
+def _lattice(paths: Paths, slots: int) -> Lattice:
+    frames, size = int(paths.frames.max(initial=0)), 2 * (paths.slots.shape[1] + 2 * MARGIN)
+    blocks = -(-frames // _block(frames))
+    return Lattice(
+        alphas=zeros(slots, blocks, size),
+        omegas=zeros(slots, blocks, size),
+        emitted=zeros(slots, frames, _width(paths)),
+        maxima=np.zeros((slots, frames)),
+        totals=np.zeros((slots, frames, 4)),
+        ends=zeros(slots, 2),
+    )
+
+
+def _width(paths: Paths) -> int:
+    """Labels that are different, and one that is none, which states behind the last one have."""
+    return whole_groups(paths.labels.shape[1] + 1)
+
+
 def _scratch(task: Task, paths: Paths) -> Scratch:
-    frames, states = int(paths.frames.max(initial=0)), paths.slots.shape[1]
-    block = _block(frames)
-    blocks, size, labels = -(-frames // block) + 1, states + 2 * MARGIN, paths.labels.shape[1]
+    pairs, block = paths.slots.shape[1], _block(int(paths.frames.max(initial=0)))
     classes = -(-task.logits.shape[-1] // LANES) * LANES
     return Scratch(
-        kept=zeros(blocks, size),
-        alphas=zeros(block + 1, size),
-        omegas=zeros(2, size),
-        emitted=zeros(frames, labels),
-        spread=zeros(states),
-        maxima=np.zeros(frames),
-        totals=np.zeros((frames, 4)),
-        shares=np.zeros((2, states)),
-        chosen=Chosen(*np.zeros((5, labels))),
+        alphas=zeros(block + 1, 2 * (pairs + 2 * MARGIN)),
+        omegas=zeros(2, 2 * (pairs + 2 * MARGIN)),
+        emitted=zeros(block, pairs),
+        betas=zeros(2, pairs),
+        shares=np.zeros((4, pairs)),
+        lanes=np.zeros((2, LANES)),
+        chosen=Chosen(*np.zeros((len(Chosen._fields), _width(paths)))),
         row=np.zeros(classes if task.is_softmax else 0),
         part=np.zeros(PART),
     )

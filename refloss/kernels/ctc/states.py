@@ -11,8 +11,10 @@ of the last two.
 p is a probability, or one times a number that a frame has for all of its classes. A state's share of the probability of
 all alignments is α·β/Σ, whatever those numbers are.
 
-Rows of states are numbers.extended, with two zeros before and two behind them. A state before first_state cannot
-be finished any more, and none from last_state on has been reached.
+Blanks and labels have a row each, since a blank is reached from two states only, and emits the same wherever it is:
+pair i is state 2i, a blank, and state 2i + 1, label y_i. Rows are numbers.extended in whole groups, with a group of
+zeros on either side. What is beyond the last label emits nothing. A pair before first_pair cannot be finished any more,
+and none from last_pair on has been reached.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from refloss import jit
 from refloss.numerics import pairs
 from refloss.numerics.extended import LEAST, aligned, as_pair, normalised, plus, product
 
+# Loops are over whole groups, as many as a processor's widest registers hold: what is left over would take longer.
+GROUP = 8
 # Zeros on either side of a row of states.
-MARGIN = 2
+MARGIN = GROUP
 
 
 class Numbers(NamedTuple):
@@ -41,13 +45,18 @@ class Paths(NamedTuple):
     """What each of N sequences goes through, in arrays that are as long as the longest needs."""
 
     frames: np.ndarray  # [N]
-    states: np.ndarray  # [N]
-    distinct: np.ndarray  # [N], how many labels are different, blank among them
+    counts: np.ndarray  # [N], how many labels there are
+    distinct: np.ndarray  # [N], how many of them are different, blank among them
     labels: np.ndarray  # [N, D], these, blank first
-    slots: np.ndarray  # [N, S], which of them a state has
-    skips: np.ndarray  # [N, S + 2], whether the state two before may come directly before
-    starts: np.ndarray  # [N, D + 1], where a label's states begin in order
-    order: np.ndarray  # [N, S], states by their label
+    slots: np.ndarray  # [N, P], which of them a pair has; behind the last one, one that is none
+    skips: np.ndarray  # [N, P + 1], whether the label before may come directly before
+    starts: np.ndarray  # [N, D + 1], where a label's pairs begin in order
+    order: np.ndarray  # [N, U], pairs by their label
+
+
+def whole_groups(size: int) -> int:
+    """A size in whole groups."""
+    return -(-size // GROUP) * GROUP
 
 
 def zeros(*shape: int) -> Numbers:
@@ -57,15 +66,17 @@ def zeros(*shape: int) -> Numbers:
 
 @jit.helper
 def _find_slots(targets, blank, seen, labels, slots):
-    """The different labels of a sequence, and which of them each state has; seen [C] is −1, and is so afterwards."""
+    """The different labels of a sequence, and which of them each pair has; seen [C] is −1, and is so afterwards."""
     labels[0], seen[blank], count = blank, 0, 1
-    for s in range(2 * targets.size + 1):
-        label = targets[s // 2] if s % 2 else blank
+    for i in range(targets.size):
+        label = targets[i]
         if seen[label] < 0:
             seen[label] = count
             labels[count] = label
             count += 1
-        slots[s] = seen[label]
+        slots[i] = seen[label]
+    for i in range(targets.size, slots.size):
+        slots[i] = count
     for d in range(count):
         seen[labels[d]] = -1
     return count
@@ -74,22 +85,21 @@ def _find_slots(targets, blank, seen, labels, slots):
 @jit.helper
 def _find_skips(targets, skips):
     """A label may follow another one directly. The first may follow nothing, and what is behind the last state, it."""
-    for s in range(2 * targets.size + 3):
-        label = s // 2
-        skips[s] = s % 2 == 1 and (s == 1 or s > 2 * targets.size or targets[label] != targets[label - 1])
+    for i in range(skips.size):
+        skips[i] = i == 0 or i >= targets.size or targets[i] != targets[i - 1]
 
 
 @jit.helper
-def _sort_by_label(states, count, slots, starts, order):
+def _sort_by_label(size, count, slots, starts, order):
     for d in range(count + 1):
         starts[d] = 0
-    for s in range(states):
-        starts[slots[s] + 1] += 1
+    for i in range(size):
+        starts[slots[i] + 1] += 1
     for d in range(count):
         starts[d + 1] += starts[d]
-    for s in range(states):
-        order[starts[slots[s]]] = s
-        starts[slots[s]] += 1
+    for i in range(size):
+        order[starts[slots[i]]] = i
+        starts[slots[i]] += 1
     for d in range(count, 0, -1):
         starts[d] = starts[d - 1]
     starts[0] = 0
@@ -98,25 +108,24 @@ def _sort_by_label(states, count, slots, starts, order):
 @jit.kernel
 def find_paths(targets, offsets, blank, seen, paths):
     """What sequences of labels, one after the other, go through."""
-    for n in range(paths.states.size):
+    for n in range(paths.counts.size):
         own = targets[offsets[n] : offsets[n + 1]]
-        paths.states[n] = 2 * own.size + 1
         count = _find_slots(own, blank, seen, paths.labels[n], paths.slots[n])
         _find_skips(own, paths.skips[n])
-        _sort_by_label(paths.states[n], count, paths.slots[n], paths.starts[n], paths.order[n])
-        paths.distinct[n] = count
+        _sort_by_label(own.size, count, paths.slots[n], paths.starts[n], paths.order[n])
+        paths.counts[n], paths.distinct[n] = own.size, count
 
 
 @jit.scalar
-def first_state(states, frames, t):
-    """The first state of frame t from which the rest can be finished."""
-    return max(0, states - 2 * (frames - t))
+def first_pair(labels, frames, t):
+    """The first pair of frame t from which the rest can be finished, in whole groups."""
+    return max(0, labels - (frames - t)) // GROUP * GROUP
 
 
 @jit.scalar
-def last_state(states, t):
-    """The state behind the last one that frame t can be in."""
-    return min(states, 2 * (t + 1))
+def last_pair(t):
+    """The pair behind the last one that frame t can be in, in whole groups."""
+    return (t + GROUP) // GROUP * GROUP
 
 
 @jit.scalar
@@ -132,8 +141,15 @@ def set_number(row, i, value):
 
 
 @jit.scalar
+def met(here, near):
+    """The sum of two numbers: a pair, not normalised, and an exponent."""
+    exponent = max(here[2], near[2])
+    return plus(aligned(here, exponent), aligned(near, exponent)), exponent
+
+
+@jit.scalar
 def arrived(here, near, far, skip):
-    """The sum of two numbers and, if it may be skipped to, a third: a pair, not normalised, and an exponent."""
+    """The same of two numbers and, if it may be skipped to, a third."""
     skipped = skip != 0
     beyond = far[0] if skipped else 0.0, far[1] if skipped else 0.0, far[2] if skipped else LEAST
     exponent = max(here[2], near[2], beyond[2])
@@ -141,40 +157,21 @@ def arrived(here, near, far, skip):
 
 
 @jit.scalar
-def stepped(here, near, far, skip, emitted):
-    """α of a state from those of the frame before, and what the frame emits."""
-    total, exponent = arrived(here, near, far, skip)
-    return normalised(pairs.product(total, (emitted[0], emitted[1])), exponent + emitted[2])
+def stepped(total, emitted):
+    """α of a state from the sum over those of the frame before, and what the frame emits."""
+    value, exponent = total
+    return normalised(pairs.product(value, (emitted[0], emitted[1])), exponent + emitted[2])
 
 
 @jit.scalar
-def followed(here, near, far, skip):
-    """β of a state from ω of the frame behind it."""
-    total, exponent = arrived(here, near, far, skip)
-    return normalised(total, exponent)
+def followed(total):
+    """β of a state from the sum over ω of the frame behind it."""
+    value, exponent = total
+    return normalised(value, exponent)
 
 
 @jit.scalar
-def share(alpha, beta):
-    """α·β of a state as a pair: its share of all alignments, where β begins with 1/Σ."""
-    return as_pair(product(alpha, beta))
-
-
-@jit.scalar
-def of_label(high, low, order, start, end):
-    """The sum of pairs high[s] + low[s] over some states of an order, in four sums: a processor adds them at a time."""
-    a, b, c, d = (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
-    k = start
-    while k + 4 <= end:
-        i, j, m, n = order[k], order[k + 1], order[k + 2], order[k + 3]
-        a = pairs.fast_two_sum(*plus(a, (high[i], low[i])))
-        b = pairs.fast_two_sum(*plus(b, (high[j], low[j])))
-        c = pairs.fast_two_sum(*plus(c, (high[m], low[m])))
-        d = pairs.fast_two_sum(*plus(d, (high[n], low[n])))
-        k += 4
-    while k < end:
-        i = order[k]
-        a = pairs.fast_two_sum(*plus(a, (high[i], low[i])))
-        k += 1
-    left, right = pairs.fast_two_sum(*plus(a, b)), pairs.fast_two_sum(*plus(c, d))
-    return pairs.fast_two_sum(*plus(left, right))
+def share(alpha, beta, exponent):
+    """α·β of a state times 2^exponent, as a pair."""
+    high, low, own = product(alpha, beta)
+    return as_pair((high, low, own + exponent))
