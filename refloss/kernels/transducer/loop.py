@@ -33,6 +33,7 @@ from refloss.kernels.transducer.lattice import (
     wants_complement,
     weights,
 )
+from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.extended import ONE, ZERO, add, multiply
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
@@ -44,7 +45,7 @@ Frames = tuple[np.ndarray, np.ndarray]
 
 LANES = 32
 # Rows of float64 and of int64 that the passes use.
-FLOAT_ROWS, INTEGER_ROWS = 26, 12
+FLOAT_ROWS, INTEGER_ROWS = 28, 12
 
 
 class Output(NamedTuple):
@@ -467,18 +468,13 @@ def _fill(row, value):
         row[i] = value
 
 
-@jit.scalar
-def _store_others(x, reference, factor, at_one):
-    """e^(x − reference) times a factor, in place of x."""
-    for i in range(x.size):
-        term = exp_difference(x[i], reference)
-        x[i] = at_one if term == 1.0 else times(term, factor)
-
-
 # Numbers of lanes from which gradients are computed, and rows of floats that hold them.
 _ALPHA, _BETA, _OF_BLANK, _OF_LABEL, _SHARE, _PAIR = range(6, 12)
-_FACTOR, _AT_BLANK, _AT_LABEL = 4, 6, 8  # _VALUE and what follows it are free by then
-_CLOSE, _IS_BLANK = 24, 25
+_FACTOR, _AT_BLANK, _AT_LABEL, _AT_ONE = 4, 6, 8, 10  # _STAYING and what follows it are free by then
+_CLOSE, _IS_BLANK, _BESIDE, _VANISHES = range(24, 28)
+# Below it numbers are 0 in every format but float64, and below the least positive number they are 0 in that, too.
+_NOTHING = 2.0**-151
+_LEAST_POSITIVE = 2.0**-1074
 
 
 @jit.helper
@@ -492,12 +488,13 @@ def _copy_node_lanes(buffers, lattice, samples, sample, node, start, count):
     for lane in range(count):
         others = lattice.others[node + lane], lattice.others_low[node + lane], 0
         _put(buffers, _PAIR, lane, others)
+        buffers.floats[_BESIDE * LANES + lane] = lattice.reference[node + lane]
         label = samples.labels[sample, start + lane] if start + lane < last else -1
         buffers.floats[_IS_BLANK * LANES + lane] = 1.0 if label == samples.blank else 0.0
 
 
 @jit.scalar
-def _slopes_of_lanes(buffers, probability, shift, coefficient):
+def _slopes_of_lanes(buffers, probability, shift, coefficient, wide):
     floats = buffers.floats
     for lane in range(LANES):
         pair = _get(buffers, _PAIR, lane)
@@ -508,28 +505,89 @@ def _slopes_of_lanes(buffers, probability, shift, coefficient):
         )  # fmt: skip
         found = slopes_of(node, probability, shift, coefficient, floats[_IS_BLANK * LANES + lane] > 0.0)
         floats[_FACTOR * LANES + lane], floats[(_FACTOR + 1) * LANES + lane] = found.factor
-        floats[_AT_BLANK * LANES + lane], floats[(_AT_BLANK + 1) * LANES + lane] = found.blank
-        floats[_AT_LABEL * LANES + lane], floats[(_AT_LABEL + 1) * LANES + lane] = found.label
+        floats[_AT_ONE * LANES + lane] = kept(found.factor, wide)
+        floats[_AT_BLANK * LANES + lane] = kept(found.blank, wide)
+        floats[_AT_LABEL * LANES + lane] = kept(found.label, wide)
         floats[_CLOSE * LANES + lane] = 1.0 if found.close else 0.0
+        # By bits: a factor of −0 leaves zeros of its sign.
+        bits, limit = float64_bits(found.factor[0]), float64_bits(_LEAST_POSITIVE if wide else _NOTHING)
+        vanishes = (bits >= 0 and bits < limit) or floats[_BESIDE * LANES + lane] == -np.inf
+        floats[_VANISHES * LANES + lane] = 1.0 if vanishes else 0.0
 
 
 @jit.scalar
-def _pair_of(buffers, row, lane):
-    return buffers.floats[row * LANES + lane], buffers.floats[(row + 1) * LANES + lane]
+def _store_others(x, reference, high, low, at_one):
+    """e^(x − reference) times a factor, in place of x."""
+    for i in range(x.size):
+        term = exp_difference(x[i], reference)
+        x[i] = at_one if term == 1.0 else times(term, (high, low))
 
 
 @jit.helper
-def _store_row(x, reference, buffers, lane, blank, label, wide):
-    """A row's gradient in place of its logits; whether it is close to 0."""
-    factor = _pair_of(buffers, _FACTOR, lane)
-    if reference == -np.inf:
-        _fill(x, 0.0)
-    else:
-        _store_others(x, reference, factor, kept(factor, wide))
-    x[blank] = kept(_pair_of(buffers, _AT_BLANK, lane), wide)
-    if label >= 0:
-        x[label] = kept(_pair_of(buffers, _AT_LABEL, lane), wide)
-    return buffers.floats[_CLOSE * LANES + lane] > 0.0
+def _all_vanish(floats, lane, count):
+    """Whether the gradients of some lanes are 0 but for blanks and labels."""
+    left = 0
+    for i in range(lane, lane + count):
+        left += 0 if floats[_VANISHES * LANES + i] > 0.0 else 1
+    return left == 0
+
+
+@jit.helper
+def _store_rows(rows, size, count, floats, lane, samples, sample, u):
+    """Gradients in place of the logits of some lanes' rows; whether one is close to 0."""
+    labels, last, close = samples.labels[sample], samples.counts[sample], False
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        if floats[_VANISHES * LANES + at] > 0.0:
+            _fill(x, 0.0)
+        else:
+            high, low = floats[_FACTOR * LANES + at], floats[(_FACTOR + 1) * LANES + at]
+            _store_others(x, floats[_BESIDE * LANES + at], high, low, floats[_AT_ONE * LANES + at])
+        x[samples.blank] = floats[_AT_BLANK * LANES + at]
+        if u + i < last:
+            x[labels[u + i]] = floats[_AT_LABEL * LANES + at]
+        close |= floats[_CLOSE * LANES + at] > 0.0
+    return close
+
+
+@jit.helper
+def _slopes_of_rows(logits, gradient, samples, buffers, sample, row, start, inside, known):
+    """The gradients of some lanes' rows, of which those beyond some are outside; whether one is close to 0."""
+    size, width, close = logits.classes, samples.labels.shape[1] + 1, False
+    step = max(1, min(buffers.rows.size // size, LANES))
+    for u in range(start, min(start + LANES, width), step):
+        rows, lane = min(step, start + LANES - u, width - u), u - start
+        count = max(0, min(rows, inside - u))
+        if known:
+            # Few paths pass most nodes: what is 0 whatever the logits are is not computed from them.
+            if not _all_vanish(buffers.floats, lane, count):
+                load_rows(logits, row + u, count, buffers.rows)
+            close |= _store_rows(buffers.rows, size, count, buffers.floats, lane, samples, sample, u)
+        else:
+            _fill(buffers.rows[: count * size], np.nan)
+        _fill(buffers.rows[count * size : rows * size], 0.0)
+        save_rows(buffers.rows, gradient, row + u, rows)
+    return close
+
+
+@jit.helper
+def _slopes_of_durations(of_durations, arcs, lattice, buffers, total, shift, coefficient, row, place, t, known, wide):
+    """The gradients of a frame's durations; place is where its sample's nodes begin, and how many there are."""
+    first, inside, length, width = place
+    close = False
+    for u in range(width):
+        if u >= inside or not known:
+            _fill(buffers.durations, 0.0 if u >= inside else np.nan)
+        else:
+            mean = keep_worths(buffers.worths, 0, lattice, arcs, first, inside, length, t, u)
+            for i in range(arcs.blanks.size):
+                value, is_close = duration_slope(
+                    buffers.worths, 0, mean, lattice, arcs, total, shift, coefficient, first + t * inside + u, i
+                )
+                buffers.durations[i] = kept(value, wide)
+                close |= is_close
+        save_rows(buffers.durations, of_durations, row + u, 1)
+    return close
 
 
 @jit.kernel
@@ -541,8 +599,7 @@ def slopes(
     logits, durations, samples, arcs = uncounted(logits), uncounted(durations), uncounted(samples), uncounted(arcs)
     lattice, output, frames, buffers = uncounted(lattice), uncounted(output), uncounted(frames), uncounted(buffers)
     gradient, of_durations, coefficients = uncounted(gradient), uncounted(of_durations), uncounted(coefficients)
-    size, width, times_of = logits.classes, samples.labels.shape[1] + 1, output.sound.shape[1]
-    step, steps, shift = max(1, min(buffers.rows.size // size, LANES)), arcs.blanks.size, shift_of(arcs)
+    width, times_of, shift = samples.labels.shape[1] + 1, output.sound.shape[1], shift_of(arcs)
     for k in range(first, last):
         sample, t = frames[0][k], frames[1][k]
         inside = samples.counts[sample] + 1 if t < samples.frames[sample] else 0
@@ -555,30 +612,11 @@ def slopes(
             if known and lanes > 0:
                 _behind_lanes(buffers, lattice, arcs, origin, inside, length, t, start, lanes, 0)
                 _copy_node_lanes(buffers, lattice, samples, sample, origin + t * inside + start, start, lanes)
-                _slopes_of_lanes(buffers, total, shift, coefficient)
-            for part in range(start, min(start + LANES, width), step):
-                rows = min(step, start + LANES - part, width - part)
-                load_rows(logits, row + part, min(rows, max(0, inside - part)), buffers.rows)
-                for i in range(rows):
-                    u = part + i
-                    x = buffers.rows[i * size : (i + 1) * size]
-                    if u >= inside or not known:
-                        _fill(x, 0.0 if u >= inside else np.nan)
-                        continue
-                    label = samples.labels[sample, u] if u < inside - 1 else -1
-                    reference = lattice.reference[origin + t * inside + u]
-                    close |= _store_row(x, reference, buffers, u - start, samples.blank, label, wide[0])
-                save_rows(buffers.rows, gradient, row + part, rows)
-        for u in range(width if arcs.weighted else 0):
-            if u >= inside or not known:
-                _fill(buffers.durations, 0.0 if u >= inside else np.nan)
-            else:
-                mean = keep_worths(buffers.worths, 0, lattice, arcs, origin, inside, length, t, u)
-                for i in range(steps):
-                    value, is_close = duration_slope(
-                        buffers.worths, 0, mean, lattice, arcs, total, shift, coefficient, origin + t * inside + u, i
-                    )
-                    buffers.durations[i] = kept(value, wide[1])
-                    close |= is_close
-            save_rows(buffers.durations, of_durations, row + u, 1)
+                _slopes_of_lanes(buffers, total, shift, coefficient, wide[0])
+            close |= _slopes_of_rows(logits, gradient, samples, buffers, sample, row, start, inside, known)
+        if arcs.weighted:
+            place = origin, inside, length, width
+            close |= _slopes_of_durations(
+                of_durations, arcs, lattice, buffers, total, shift, coefficient, row, place, t, known, wide[1]
+            )
         output.close[sample, t] = close
