@@ -33,9 +33,10 @@ from refloss.kernels.transducer.lattice import (
     wants_complement,
     weights,
 )
+from refloss.numerics.alone import read_alone, write_alone
 from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import exp_difference
-from refloss.numerics.extended import ONE, ZERO, add, multiply
+from refloss.numerics.extended import ONE, ZERO, add, multiply, product
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
 from refloss.numerics.pairs import times
 from refloss.numerics.sums import grid_total, long_total
@@ -82,17 +83,53 @@ def _put(buffers, row, lane, value):
     buffers.integers[row * LANES + lane] = value[2]
 
 
-@jit.scalar
-def _copy_in(buffers, row, numbers, first, count):
-    """Numbers from a place on into lanes."""
-    for lane in range(count):
-        _put(buffers, row, lane, load(numbers, first + lane))
+class Line(NamedTuple):
+    """Nodes (t − back·k, start + k) of a sample for lanes low ≤ k < high: of a frame, or of a diagonal."""
+
+    first: int  # the sample's first node
+    width: int
+    frames: int
+    t: int
+    start: int
+    low: int
+    high: int
+    back: int  # 0 or 1
 
 
 @jit.scalar
-def _copy_out(buffers, row, numbers, first, count):
-    for lane in range(count):
-        keep(numbers, first + lane, _get(buffers, row, lane))
+def _node(line):
+    """The node of lane 0, and how far it is to that of the next lane."""
+    return line.first + line.t * line.width + line.start, 1 - line.back * line.width
+
+
+@jit.scalar
+def _copy_in(buffers, row, numbers, index, stride, low, high):
+    """Numbers at index + k·stride into lanes k."""
+    if stride == 1:
+        for lane in range(low, high):
+            _put(buffers, row, lane, load(numbers, index + lane))
+        return
+    for lane in range(low, high):
+        at = index + lane * stride
+        _put(
+            buffers,
+            row,
+            lane,
+            (read_alone(numbers.high, at), read_alone(numbers.low, at), read_alone(numbers.exponent, at)),
+        )
+
+
+@jit.scalar
+def _copy_out(buffers, row, numbers, index, stride, low, high):
+    if stride == 1:
+        for lane in range(low, high):
+            keep(numbers, index + lane, _get(buffers, row, lane))
+        return
+    for lane in range(low, high):
+        at, value = index + lane * stride, _get(buffers, row, lane)
+        write_alone(numbers.high, at, value[0])
+        write_alone(numbers.low, at, value[1])
+        write_alone(numbers.exponent, at, value[2])
 
 
 @jit.scalar
@@ -235,9 +272,9 @@ def _weights_of_lanes(buffers, accurate):
 
 @jit.helper
 def _keep_lanes(buffers, lattice, first, count):
-    _copy_out(buffers, _WEIGHTS, lattice.blank, first, count)
-    _copy_out(buffers, _WEIGHTS + 1, lattice.label, first, count)
-    _copy_out(buffers, _WEIGHTS + 2, lattice.share, first, count)
+    _copy_out(buffers, _WEIGHTS, lattice.blank, first, 1, 0, count)
+    _copy_out(buffers, _WEIGHTS + 1, lattice.label, first, 1, 0, count)
+    _copy_out(buffers, _WEIGHTS + 2, lattice.share, first, 1, 0, count)
     for lane in range(count):
         lattice.reference[first + lane] = buffers.floats[_REFERENCE * LANES + lane]
         lattice.others[first + lane] = buffers.floats[_OTHERS * LANES + lane]
@@ -280,15 +317,14 @@ def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, ac
         output.sound[sample, t] = sound
 
 
-# Numbers of lanes in which a frame of the lattice is computed.
+# Numbers of lanes in which some of the lattice is computed.
 _SUM, _OTHER_SUM, _STAYING, _VALUE, _WEIGHT, _DURATION = range(6)
 
 
 @jit.scalar
-def _copy_durations(buffers, lattice, arcs, first, i, count):
+def _copy_durations(buffers, lattice, arcs, index, stride, i, low, high):
     steps = arcs.blanks.size
-    for lane in range(count):
-        _put(buffers, _DURATION, lane, load(lattice.durations, (first + lane) * steps + i))
+    _copy_in(buffers, _DURATION, lattice.durations, index * steps + i, stride * steps, low, high)
 
 
 @jit.scalar
@@ -303,18 +339,17 @@ def _add_values(buffers, into, weighted):
             _put(buffers, into, lane, add(_get(buffers, into, lane), _get(buffers, _VALUE, lane)))
 
 
-@jit.helper
-def _staying_of_lanes(buffers, lattice, arcs, shift, first, count):
+@jit.scalar
+def _staying_of_lanes(buffers, lattice, arcs, shift, index, stride, low, high):
     """lattice.staying of some nodes."""
-    _copy_in(buffers, _WEIGHT, lattice.label, first, count)
     if not arcs.weighted:
-        for lane in range(count):
-            _put(buffers, _STAYING, lane, _get(buffers, _WEIGHT, lane))
+        _copy_in(buffers, _STAYING, lattice.label, index, stride, low, high)
         return
+    _copy_in(buffers, _WEIGHT, lattice.label, index, stride, low, high)
     _fill_lanes(buffers, _STAYING, ZERO)
     for i in range(arcs.labels.size):
         if arcs.labels[i] == 0:
-            _copy_durations(buffers, lattice, arcs, first, i, count)
+            _copy_durations(buffers, lattice, arcs, index, stride, i, low, high)
             for lane in range(LANES):
                 _put(buffers, _STAYING, lane, add(_get(buffers, _STAYING, lane), _get(buffers, _DURATION, lane)))
     for lane in range(LANES):
@@ -322,19 +357,14 @@ def _staying_of_lanes(buffers, lattice, arcs, shift, first, count):
         _put(buffers, _STAYING, lane, value)
 
 
-@jit.helper
-def _pass_lanes(buffers, lattice, arcs, shift, weight, first, i, count, skipped):
-    """What comes from some nodes by an arc, added to the sum of lanes; the first of them has none."""
-    lanes = count - skipped
+@jit.scalar
+def _pass_lanes(buffers, lattice, arcs, shift, weight, index, stride, i, low, high):
+    """What comes from some nodes by an arc, added to the sum of lanes."""
     _fill_lanes(buffers, _VALUE, ZERO)
-    for lane in range(lanes):
-        _put(buffers, _VALUE, lane + skipped, load(lattice.alpha, first + lane))
-    for lane in range(lanes):
-        _put(buffers, _WEIGHT, lane + skipped, load(weight, first + lane))
+    _copy_in(buffers, _VALUE, lattice.alpha, index, stride, low, high)
+    _copy_in(buffers, _WEIGHT, weight, index, stride, low, high)
     if arcs.weighted:
-        steps = arcs.blanks.size
-        for lane in range(lanes):
-            _put(buffers, _DURATION, lane + skipped, load(lattice.durations, (first + lane) * steps + i))
+        _copy_durations(buffers, lattice, arcs, index, stride, i, low, high)
         for lane in range(LANES):
             value = multiply(multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane)), shift)
             value = multiply(value, _get(buffers, _DURATION, lane))
@@ -345,86 +375,169 @@ def _pass_lanes(buffers, lattice, arcs, shift, weight, first, i, count, skipped)
             _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
 
 
-@jit.helper
-def _forwards(buffers, lattice, arcs, shift, first, width, t):
-    """α of a frame."""
-    before, weight = ZERO, ZERO
-    for start in range(0, width, LANES):
-        lanes, node = min(LANES, width - start), first + t * width + start
-        _fill_lanes(buffers, _SUM, ZERO)
-        if t == 0 and start == 0:
-            _put(buffers, _SUM, 0, ONE)
-        for i in range(arcs.blanks.size):
-            step = arcs.blanks[i]
-            if 0 < step <= t:
-                _pass_lanes(buffers, lattice, arcs, shift, lattice.blank, node - step * width, i, lanes, 0)
-            step = arcs.labels[i]
-            if 0 < step <= t:
-                skipped = 1 if start == 0 else 0
-                source = node - step * width - 1 + skipped
-                _pass_lanes(buffers, lattice, arcs, shift, lattice.label, source, i, lanes, skipped)
-        _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
-        for lane in range(lanes):
-            before = joined(_get(buffers, _SUM, lane), weight, before)
-            weight = _get(buffers, _STAYING, lane)
-            keep(lattice.alpha, node + lane, before)
+@jit.scalar
+def _join_lanes(buffers):
+    """Values of nodes, from sums of what comes from other frames and from values beside them in their own."""
+    for lane in range(LANES):
+        value = joined(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane), _get(buffers, _VALUE, lane))
+        _put(buffers, _SUM, lane, value)
 
 
-@jit.helper
-def _copy_next(buffers, lattice, step, first, width, frames, t, start, count):
-    """β where a blank leads to from some nodes."""
-    if step > 0 and t + step < frames:
-        _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start, count)
-        return
+@jit.scalar
+def _forwards(buffers, lattice, arcs, shift, line):
+    """α of some nodes."""
+    node, stride = _node(line)
+    written = max(line.low, 1 - line.start)
+    _fill_lanes(buffers, _SUM, ZERO)
+    if line.t == 0 and line.start == 0:
+        _put(buffers, _SUM, 0, ONE)
+    for i in range(arcs.blanks.size):
+        step = arcs.blanks[i]
+        if step > 0:
+            high = min(line.high, line.t - step + 1)
+            _pass_lanes(
+                buffers, lattice, arcs, shift, lattice.blank, node - step * line.width, stride, i, line.low, high
+            )
+        step = arcs.labels[i]
+        if step > 0:
+            high = min(line.high, line.t - step + 1)
+            source = node - step * line.width - 1
+            _pass_lanes(buffers, lattice, arcs, shift, lattice.label, source, stride, i, written, high)
+    _staying_of_lanes(buffers, lattice, arcs, shift, node - 1, stride, written, line.high)
     _fill_lanes(buffers, _VALUE, ZERO)
-    if step > 0 and t + step == frames and start + count == width:
-        _put(buffers, _VALUE, count - 1, ONE)
+    _copy_in(buffers, _VALUE, lattice.alpha, node - 1, stride, written, line.high)
+    _join_lanes(buffers)
+    _copy_out(buffers, _SUM, lattice.alpha, node, stride, line.low, line.high)
 
 
-@jit.helper
-def _copy_after_label(buffers, lattice, step, first, width, frames, t, start, count):
-    """β where a label leads to from some nodes."""
-    if t + step >= frames:
-        _fill_lanes(buffers, _VALUE, ZERO)
+@jit.scalar
+def _within(line, step):
+    """The first lane from which a step does not lead out of the frames."""
+    if line.back == 0:
+        return line.low if line.t + step < line.frames else line.high
+    return max(line.low, line.t + step - line.frames + 1)
+
+
+@jit.scalar
+def _copy_next(buffers, lattice, step, line):
+    """β where a blank leads to from some nodes."""
+    node, stride = _node(line)
+    _fill_lanes(buffers, _VALUE, ZERO)
+    if step <= 0:
         return
-    _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start + 1, min(count, width - 1 - start))
-    if start + count == width:
-        _put(buffers, _VALUE, count - 1, ZERO)
+    low = _within(line, step)
+    _copy_in(buffers, _VALUE, lattice.beta, node + step * line.width, stride, low, line.high)
+    last = line.width - 1 - line.start
+    if line.low <= last < line.high and line.t - line.back * last + step == line.frames:
+        _put(buffers, _VALUE, last, ONE)
 
 
-@jit.helper
-def _behind_lanes(buffers, lattice, arcs, first, width, frames, t, start, count, least):
+@jit.scalar
+def _copy_after_label(buffers, lattice, step, line):
+    """β where a label leads to from some nodes."""
+    node, stride = _node(line)
+    _fill_lanes(buffers, _VALUE, ZERO)
+    high = min(line.high, line.width - 1 - line.start)
+    _copy_in(buffers, _VALUE, lattice.beta, node + step * line.width + 1, stride, _within(line, step), high)
+
+
+@jit.scalar
+def _behind_lanes(buffers, lattice, arcs, line, least):
     """X and Y of some nodes; of labels whose steps are no less."""
-    node = first + t * width + start
+    node, stride = _node(line)
     _fill_lanes(buffers, _SUM, ZERO)
     _fill_lanes(buffers, _OTHER_SUM, ZERO)
     for i in range(arcs.blanks.size):
         if arcs.weighted:
-            _copy_durations(buffers, lattice, arcs, node, i, count)
-        _copy_next(buffers, lattice, arcs.blanks[i], first, width, frames, t, start, count)
+            _copy_durations(buffers, lattice, arcs, node, stride, i, line.low, line.high)
+        _copy_next(buffers, lattice, arcs.blanks[i], line)
         _add_values(buffers, _SUM, arcs.weighted)
         if arcs.labels[i] >= least:
-            _copy_after_label(buffers, lattice, arcs.labels[i], first, width, frames, t, start, count)
+            _copy_after_label(buffers, lattice, arcs.labels[i], line)
             _add_values(buffers, _OTHER_SUM, arcs.weighted)
 
 
+@jit.scalar
+def _backwards(buffers, lattice, arcs, shift, line):
+    """β of some nodes."""
+    node, stride = _node(line)
+    _behind_lanes(buffers, lattice, arcs, line, 1)
+    _copy_in(buffers, _VALUE, lattice.blank, node, stride, line.low, line.high)
+    _copy_in(buffers, _WEIGHT, lattice.label, node, stride, line.low, line.high)
+    for lane in range(LANES):
+        of_labels = multiply(_get(buffers, _WEIGHT, lane), _get(buffers, _OTHER_SUM, lane))
+        total = add(multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane)), of_labels)
+        _put(buffers, _SUM, lane, multiply(total, shift))
+    _staying_of_lanes(buffers, lattice, arcs, shift, node, stride, line.low, line.high)
+    _copy_after_label(buffers, lattice, 0, line)
+    _join_lanes(buffers)
+    _copy_out(buffers, _SUM, lattice.beta, node, stride, line.low, line.high)
+
+
+@jit.scalar
+def _diagonal(first, width, frames, t, start, lanes):
+    """The nodes with one t + u of some columns, of which the first has reached a frame, or is beyond all."""
+    return Line(first, width, frames, t, start, max(0, t - frames + 1), min(lanes, t + 1), 1)
+
+
+@jit.scalar
+def _copy_arcs(buffers, lattice, line):
+    """Weights of blanks and labels of some nodes."""
+    node, stride = _node(line)
+    _copy_in(buffers, _VALUE, lattice.blank, node, stride, line.low, line.high)
+    _copy_in(buffers, _WEIGHT, lattice.label, node, stride, line.low, line.high)
+
+
+@jit.scalar
+def _begin_columns(buffers):
+    """Nothing comes from columns that have not begun."""
+    for row in range(_DURATION + 1):
+        _fill_lanes(buffers, row, ZERO)
+
+
 @jit.helper
-def _backwards(buffers, lattice, arcs, shift, first, width, frames, t):
-    """β of a frame."""
-    after = ZERO
-    for start in range((width - 1) // LANES * LANES, -1, -LANES):
-        lanes, node = min(LANES, width - start), first + t * width + start
-        _behind_lanes(buffers, lattice, arcs, first, width, frames, t, start, lanes, 1)
-        _copy_in(buffers, _VALUE, lattice.blank, node, lanes)
-        _copy_in(buffers, _WEIGHT, lattice.label, node, lanes)
+def _plain_forwards(buffers, lattice, first, width, frames, start):
+    """α of some columns, if blanks read a frame and labels none: what leaves a diagonal arrives at the next."""
+    lanes = min(LANES, width - start)
+    _begin_columns(buffers)
+    if start == 0:
+        _put(buffers, _SUM, 0, ONE)
+    for t in range(frames + lanes - 1):
+        line = _diagonal(first, width, frames, t, start, lanes)
+        node, stride = _node(line)
+        if start > 0 and t < frames:
+            _put(buffers, _STAYING, 0, product(load(lattice.label, node - 1), load(lattice.alpha, node - 1)))
+        _copy_arcs(buffers, lattice, line)
         for lane in range(LANES):
-            of_labels = multiply(_get(buffers, _WEIGHT, lane), _get(buffers, _OTHER_SUM, lane))
-            total = add(multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane)), of_labels)
-            _put(buffers, _SUM, lane, multiply(total, shift))
-        _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
-        for lane in range(lanes - 1, -1, -1):
-            after = joined(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane), after)
-            keep(lattice.beta, node + lane, after)
+            alpha = add(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane))
+            _put(buffers, _DURATION, lane, alpha)
+            _put(buffers, _SUM, lane, multiply(alpha, _get(buffers, _VALUE, lane)))
+            _put(buffers, _OTHER_SUM, lane, product(_get(buffers, _WEIGHT, lane), alpha))
+        for lane in range(LANES - 1):
+            _put(buffers, _STAYING, lane + 1, _get(buffers, _OTHER_SUM, lane))
+        _copy_out(buffers, _DURATION, lattice.alpha, node, stride, line.low, line.high)
+
+
+@jit.helper
+def _plain_backwards(buffers, lattice, first, width, frames, start):
+    """β of some columns in the same way."""
+    lanes = min(LANES, width - start)
+    _begin_columns(buffers)
+    if start + lanes == width:
+        _put(buffers, _SUM, lanes - 1, ONE)
+    for t in range(frames + lanes - 2, -1, -1):
+        line = _diagonal(first, width, frames, t, start, lanes)
+        node, stride = _node(line)
+        for lane in range(LANES - 1):
+            _put(buffers, _STAYING, lane, _get(buffers, _SUM, lane + 1))
+        if start + lanes < width and line.high == lanes:
+            _put(buffers, _STAYING, lanes - 1, load(lattice.beta, node + (lanes - 1) * stride + 1))
+        _copy_arcs(buffers, lattice, line)
+        for lane in range(LANES):
+            later = multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane))
+            beta = joined(later, _get(buffers, _WEIGHT, lane), _get(buffers, _STAYING, lane))
+            _put(buffers, _SUM, lane, beta)
+        _copy_out(buffers, _SUM, lattice.beta, node, stride, line.low, line.high)
 
 
 @jit.helper
@@ -446,12 +559,24 @@ def sweep(samples, arcs, lattice, output, buffers, forwards, of_losses, sample):
     buffers = uncounted(buffers)
     first, width, frames = samples.first[sample], samples.counts[sample] + 1, samples.frames[sample]
     shift = shift_of(arcs)
+    for strip in range(-(-width // LANES) if frames > 0 else 0):
+        start = strip * LANES if forwards else (width - 1) // LANES * LANES - strip * LANES
+        lanes = min(LANES, width - start)
+        if not arcs.weighted:
+            if forwards:
+                _plain_forwards(buffers, lattice, first, width, frames, start)
+            else:
+                _plain_backwards(buffers, lattice, first, width, frames, start)
+            continue
+        diagonals = frames + lanes - 1
+        for t in range(diagonals):
+            if forwards:
+                _forwards(buffers, lattice, arcs, shift, _diagonal(first, width, frames, t, start, lanes))
+            else:
+                last = diagonals - 1 - t
+                _backwards(buffers, lattice, arcs, shift, _diagonal(first, width, frames, last, start, lanes))
     if forwards:
-        for t in range(frames):
-            _forwards(buffers, lattice, arcs, shift, first, width, t)
         return
-    for t in range(frames - 1, -1, -1):
-        _backwards(buffers, lattice, arcs, shift, first, width, frames, t)
     total = load(lattice.beta, first) if frames > 0 else ZERO
     keep(output.totals, sample, total)
     if of_losses:
@@ -477,13 +602,13 @@ _NOTHING = 2.0**-151
 _LEAST_POSITIVE = 2.0**-1074
 
 
-@jit.helper
+@jit.scalar
 def _copy_node_lanes(buffers, lattice, samples, sample, node, start, count):
-    _copy_in(buffers, _ALPHA, lattice.alpha, node, count)
-    _copy_in(buffers, _BETA, lattice.beta, node, count)
-    _copy_in(buffers, _OF_BLANK, lattice.blank, node, count)
-    _copy_in(buffers, _OF_LABEL, lattice.label, node, count)
-    _copy_in(buffers, _SHARE, lattice.share, node, count)
+    _copy_in(buffers, _ALPHA, lattice.alpha, node, 1, 0, count)
+    _copy_in(buffers, _BETA, lattice.beta, node, 1, 0, count)
+    _copy_in(buffers, _OF_BLANK, lattice.blank, node, 1, 0, count)
+    _copy_in(buffers, _OF_LABEL, lattice.label, node, 1, 0, count)
+    _copy_in(buffers, _SHARE, lattice.share, node, 1, 0, count)
     last = samples.counts[sample]
     for lane in range(count):
         others = lattice.others[node + lane], lattice.others_low[node + lane], 0
@@ -610,7 +735,8 @@ def slopes(
         for start in range(0, width, LANES):
             lanes = min(LANES, inside - start)
             if known and lanes > 0:
-                _behind_lanes(buffers, lattice, arcs, origin, inside, length, t, start, lanes, 0)
+                line = Line(origin, inside, length, t, start, 0, lanes, 0)
+                _behind_lanes(buffers, lattice, arcs, line, 0)
                 _copy_node_lanes(buffers, lattice, samples, sample, origin + t * inside + start, start, lanes)
                 _slopes_of_lanes(buffers, total, shift, coefficient, wide[0])
             close |= _slopes_of_rows(logits, gradient, samples, buffers, sample, row, start, inside, known)
