@@ -27,6 +27,7 @@ from refloss.kernels.transducer.lattice import (
     keep_worths,
     load,
     loss_of,
+    plain_bits,
     plain_counts,
     shift_of,
     slopes_of,
@@ -39,12 +40,14 @@ from refloss.numerics.exponential import exp_difference
 from refloss.numerics.extended import ONE, ZERO, add, multiply, product
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
 from refloss.numerics.pairs import times
-from refloss.numerics.sums import grid_total, long_total
+from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_total, long_total
 
 # The samples and the times of some frames, one of each for a frame.
 Frames = tuple[np.ndarray, np.ndarray]
 
 LANES = 32
+# From this many classes on, a vector of classes is well filled.
+ROW_CLASSES = 16
 # Rows of float64 and of int64 that the passes use.
 FLOAT_ROWS, INTEGER_ROWS = 28, 12
 
@@ -138,15 +141,15 @@ def _fill_lanes(buffers, row, value):
         _put(buffers, row, lane, value)
 
 
-@jit.helper
+@jit.scalar
 def _plain_sum(x, reference):
-    """Σ e^(x − reference), as a pair."""
+    """Sums of the bits of e^(x − reference) on two grids."""
     coarse, fine = 0, 0
     for i in range(x.size):
-        counts = plain_counts(x[i], reference)
-        coarse += counts[0]
-        fine += counts[1]
-    return grid_total(coarse, fine, 0)
+        bits = plain_bits(x[i], reference)
+        coarse += bits[0]
+        fine += bits[1]
+    return coarse, fine
 
 
 @jit.helper
@@ -163,34 +166,45 @@ def _accurate_sum(x, reference):
 # Rows of floats in which the weights of nodes are computed; their numbers follow.
 _REFERENCE, _OTHERS, _OTHERS_LOW, _BLANK, _LABEL, _SAME = range(6)
 _WEIGHTS = 3
+# Then one that is NaN or +inf where a logit is, and sums as counts, of integers.
+_OVERFLOW = 12
+_COARSE, _FINE = range(2)
 
 
-@jit.helper
-def _read_row(buffers, lane, x, blank, label, accurate):
-    """What a row gives to its lane; it loses what it has at blank and label. Whether it is sound."""
-    of_blank = x[blank]
-    of_label = x[label] if label >= 0 else -np.inf
+@jit.scalar
+def _take_row(x, floats, lane, blank, label):
+    """Move what a row has at blank and label to its lane, and find the largest of the others."""
+    floats[_BLANK * LANES + lane] = x[blank]
+    floats[_LABEL * LANES + lane] = x[label] if label >= 0 else -np.inf
+    floats[_SAME * LANES + lane] = 1.0 if label == blank else 0.0
     x[blank] = -np.inf
     if label >= 0:
         x[label] = -np.inf
     highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
     reference = widen(from_ordinal(highest, x))
-    sound = largest == infinity_bits(x) and reference < np.inf and of_blank < np.inf and of_label < np.inf
-    sound &= max(reference, of_blank, of_label) > -np.inf
-    others = 0.0, 0.0
-    if sound and reference > -np.inf:
-        others = _accurate_sum(x, reference) if accurate else _plain_sum(x, reference)
-    floats = buffers.floats
     floats[_REFERENCE * LANES + lane] = reference
-    floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = others
-    floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane] = of_blank, of_label
-    floats[_SAME * LANES + lane] = 1.0 if label == blank else 0.0
-    return sound
+    floats[_OVERFLOW * LANES + lane] = reference if largest == infinity_bits(x) else np.inf
+    return reference if reference > -np.inf else 0.0
 
 
-# More of them for short rows, with sums as counts.
-_OVERFLOW = 12
-_COARSE, _FINE = range(2)
+@jit.helper
+def _read_rows(rows, size, count, floats, integers, lane, labels, blank, u, last):
+    """What some rows give to their lanes."""
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        reference = _take_row(x, floats, at, blank, labels[u + i] if u + i < last else -1)
+        coarse, fine = _plain_sum(x, reference)
+        integers[_COARSE * LANES + at] = coarse - size * float64_bits(COARSE_MAGIC)
+        integers[_FINE * LANES + at] = fine - size * float64_bits(FINE_MAGIC)
+
+
+@jit.helper
+def _read_accurately(rows, size, count, floats, lane, labels, blank, u, last):
+    """The same with sums that are good to some 2^-98, which are pairs at once."""
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        reference = _take_row(x, floats, at, blank, labels[u + i] if u + i < last else -1)
+        floats[_OTHERS * LANES + at], floats[_OTHERS_LOW * LANES + at] = _accurate_sum(x, reference)
 
 
 @jit.scalar
@@ -239,21 +253,52 @@ def _add_columns(columns, floats, integers, size):
 
 
 @jit.helper
-def _read_rows(buffers, samples, sample, start, count, size):
-    """_read_row of up to LANES short rows, of which many are summed at a time. Whether all are sound."""
-    floats, integers, sound = buffers.floats, buffers.integers, True
+def _read_columns(buffers, samples, sample, start, count, size):
+    """_read_rows of up to LANES short rows, of which a class of all is added at a time."""
     _turn(buffers.rows, buffers.columns, size)
     _take_out(buffers, samples, sample, start, count)
-    _scan_columns(buffers.columns, floats, size)
-    _add_columns(buffers.columns, floats, integers, size)
+    _scan_columns(buffers.columns, buffers.floats, size)
+    _add_columns(buffers.columns, buffers.floats, buffers.integers, size)
+
+
+@jit.scalar
+def _are_sound(floats, count):
+    """Whether all rows of some lanes have a softmax."""
+    unsound = 0
+    for lane in range(count):
+        of_blank, of_label = floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane]
+        sound = floats[_OVERFLOW * LANES + lane] < np.inf and of_blank < np.inf and of_label < np.inf
+        sound &= max(floats[_REFERENCE * LANES + lane], of_blank, of_label) > -np.inf
+        unsound += 0 if sound else 1
+    return unsound == 0
+
+
+@jit.scalar
+def _total_lanes(floats, integers):
+    """Sums of others as pairs."""
     for lane in range(LANES):
         total = grid_total(integers[_COARSE * LANES + lane], integers[_FINE * LANES + lane], 0)
         floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = total
-    for lane in range(count):
-        of_blank, of_label = floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane]
-        sound &= floats[_OVERFLOW * LANES + lane] < np.inf and of_blank < np.inf and of_label < np.inf
-        sound &= max(floats[_REFERENCE * LANES + lane], of_blank, of_label) > -np.inf
-    return sound
+
+
+@jit.helper
+def _read_lanes(logits, samples, buffers, sample, row, start, lanes, accurate):
+    """What the rows of some lanes give to them. Whether all are sound."""
+    size, last, labels = logits.classes, samples.counts[sample], samples.labels[sample]
+    floats, integers = buffers.floats, buffers.integers
+    step = max(1, min(buffers.rows.size // size, LANES))
+    for part in range(0, lanes, step):
+        rows, u = min(step, lanes - part), start + part
+        load_rows(logits, row + u, rows, buffers.rows)
+        if accurate:
+            _read_accurately(buffers.rows, size, rows, floats, part, labels, samples.blank, u, last)
+        elif size < ROW_CLASSES:
+            _read_columns(buffers, samples, sample, start, rows, size)
+        else:
+            _read_rows(buffers.rows, size, rows, floats, integers, part, labels, samples.blank, u, last)
+    if not accurate:
+        _total_lanes(floats, integers)
+    return _are_sound(floats, lanes)
 
 
 @jit.scalar
@@ -286,25 +331,14 @@ def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, ac
     """The rows of frames first ... last of some: what each node weighs."""
     logits, durations, samples, arcs = uncounted(logits), uncounted(durations), uncounted(samples), uncounted(arcs)
     lattice, output, frames, buffers = uncounted(lattice), uncounted(output), uncounted(frames), uncounted(buffers)
-    size, width, times_of = logits.classes, samples.labels.shape[1] + 1, output.sound.shape[1]
-    step = max(1, min(buffers.rows.size // size, LANES))
+    width, times_of = samples.labels.shape[1] + 1, output.sound.shape[1]
     for k in range(first, last):
         sample, t = frames[0][k], frames[1][k]
         count, sound = samples.counts[sample] + 1, True
         row, node = (sample * times_of + t) * width, samples.first[sample] + t * count
         for start in range(0, count, LANES):
             lanes = min(LANES, count - start)
-            for part in range(0, lanes, step):
-                rows = min(step, lanes - part)
-                load_rows(logits, row + start + part, rows, buffers.rows)
-                if step == LANES and not accurate:
-                    sound &= _read_rows(buffers, samples, sample, start, rows, size)
-                    continue
-                for i in range(rows):
-                    u = start + part + i
-                    label = samples.labels[sample, u] if u < count - 1 else -1
-                    x = buffers.rows[i * size : (i + 1) * size]
-                    sound &= _read_row(buffers, part + i, x, samples.blank, label, accurate)
+            sound &= _read_lanes(logits, samples, buffers, sample, row, start, lanes, accurate)
             if accurate:
                 _weights_of_lanes(buffers, True)
             else:
@@ -328,23 +362,16 @@ def _copy_durations(buffers, lattice, arcs, index, stride, i, low, high):
 
 
 @jit.scalar
-def _add_values(buffers, into, weighted):
-    """Values, times the durations' probabilities, to a sum."""
-    if weighted:
-        for lane in range(LANES):
-            value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _DURATION, lane))
-            _put(buffers, into, lane, add(_get(buffers, into, lane), value))
-    else:
-        for lane in range(LANES):
-            _put(buffers, into, lane, add(_get(buffers, into, lane), _get(buffers, _VALUE, lane)))
+def _add_values(buffers, into):
+    """Values times the durations' probabilities to a sum."""
+    for lane in range(LANES):
+        value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _DURATION, lane))
+        _put(buffers, into, lane, add(_get(buffers, into, lane), value))
 
 
 @jit.scalar
 def _staying_of_lanes(buffers, lattice, arcs, shift, index, stride, low, high):
     """lattice.staying of some nodes."""
-    if not arcs.weighted:
-        _copy_in(buffers, _STAYING, lattice.label, index, stride, low, high)
-        return
     _copy_in(buffers, _WEIGHT, lattice.label, index, stride, low, high)
     _fill_lanes(buffers, _STAYING, ZERO)
     for i in range(arcs.labels.size):
@@ -363,16 +390,11 @@ def _pass_lanes(buffers, lattice, arcs, shift, weight, index, stride, i, low, hi
     _fill_lanes(buffers, _VALUE, ZERO)
     _copy_in(buffers, _VALUE, lattice.alpha, index, stride, low, high)
     _copy_in(buffers, _WEIGHT, weight, index, stride, low, high)
-    if arcs.weighted:
-        _copy_durations(buffers, lattice, arcs, index, stride, i, low, high)
-        for lane in range(LANES):
-            value = multiply(multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane)), shift)
-            value = multiply(value, _get(buffers, _DURATION, lane))
-            _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
-    else:
-        for lane in range(LANES):
-            value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane))
-            _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
+    _copy_durations(buffers, lattice, arcs, index, stride, i, low, high)
+    for lane in range(LANES):
+        value = multiply(multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane)), shift)
+        value = multiply(value, _get(buffers, _DURATION, lane))
+        _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
 
 
 @jit.scalar
@@ -419,42 +441,44 @@ def _within(line, step):
 
 
 @jit.scalar
-def _copy_next(buffers, lattice, step, line):
+def _copy_next(buffers, row, lattice, step, line):
     """β where a blank leads to from some nodes."""
     node, stride = _node(line)
-    _fill_lanes(buffers, _VALUE, ZERO)
-    if step <= 0:
-        return
-    low = _within(line, step)
-    _copy_in(buffers, _VALUE, lattice.beta, node + step * line.width, stride, low, line.high)
-    last = line.width - 1 - line.start
-    if line.low <= last < line.high and line.t - line.back * last + step == line.frames:
-        _put(buffers, _VALUE, last, ONE)
+    _fill_lanes(buffers, row, ZERO)
+    if step > 0:
+        low = _within(line, step)
+        _copy_in(buffers, row, lattice.beta, node + step * line.width, stride, low, line.high)
+        last = line.width - 1 - line.start
+        if line.low <= last < line.high and line.t - line.back * last + step == line.frames:
+            _put(buffers, row, last, ONE)
 
 
 @jit.scalar
-def _copy_after_label(buffers, lattice, step, line):
+def _copy_after_label(buffers, row, lattice, step, line):
     """β where a label leads to from some nodes."""
     node, stride = _node(line)
-    _fill_lanes(buffers, _VALUE, ZERO)
+    _fill_lanes(buffers, row, ZERO)
     high = min(line.high, line.width - 1 - line.start)
-    _copy_in(buffers, _VALUE, lattice.beta, node + step * line.width + 1, stride, _within(line, step), high)
+    _copy_in(buffers, row, lattice.beta, node + step * line.width + 1, stride, _within(line, step), high)
 
 
 @jit.scalar
 def _behind_lanes(buffers, lattice, arcs, line, least):
     """X and Y of some nodes; of labels whose steps are no less."""
+    if not arcs.weighted:
+        _copy_next(buffers, _SUM, lattice, 1, line)
+        _copy_after_label(buffers, _OTHER_SUM, lattice, 0, line)
+        return
     node, stride = _node(line)
     _fill_lanes(buffers, _SUM, ZERO)
     _fill_lanes(buffers, _OTHER_SUM, ZERO)
     for i in range(arcs.blanks.size):
-        if arcs.weighted:
-            _copy_durations(buffers, lattice, arcs, node, stride, i, line.low, line.high)
-        _copy_next(buffers, lattice, arcs.blanks[i], line)
-        _add_values(buffers, _SUM, arcs.weighted)
+        _copy_durations(buffers, lattice, arcs, node, stride, i, line.low, line.high)
+        _copy_next(buffers, _VALUE, lattice, arcs.blanks[i], line)
+        _add_values(buffers, _SUM)
         if arcs.labels[i] >= least:
-            _copy_after_label(buffers, lattice, arcs.labels[i], line)
-            _add_values(buffers, _OTHER_SUM, arcs.weighted)
+            _copy_after_label(buffers, _VALUE, lattice, arcs.labels[i], line)
+            _add_values(buffers, _OTHER_SUM)
 
 
 @jit.scalar
@@ -469,7 +493,7 @@ def _backwards(buffers, lattice, arcs, shift, line):
         total = add(multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane)), of_labels)
         _put(buffers, _SUM, lane, multiply(total, shift))
     _staying_of_lanes(buffers, lattice, arcs, shift, node, stride, line.low, line.high)
-    _copy_after_label(buffers, lattice, 0, line)
+    _copy_after_label(buffers, _VALUE, lattice, 0, line)
     _join_lanes(buffers)
     _copy_out(buffers, _SUM, lattice.beta, node, stride, line.low, line.high)
 
