@@ -38,6 +38,7 @@ from refloss.numerics.alone import read_alone, write_alone
 from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.extended import ONE, ZERO, add, multiply, product
+from refloss.numerics.fetch import fetch
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
 from refloss.numerics.pairs import times
 from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_total, long_total
@@ -48,6 +49,8 @@ Frames = tuple[np.ndarray, np.ndarray]
 LANES = 32
 # From this many classes on, a vector of classes is well filled.
 ROW_CLASSES = 16
+# Diagonals between a frame's being asked for and its first use.
+_AHEAD = 8
 # Rows of float64 and of int64 that the passes use.
 FLOAT_ROWS, INTEGER_ROWS = 28, 12
 
@@ -136,6 +139,21 @@ def _copy_out(buffers, row, numbers, index, stride, low, high):
 
 
 @jit.scalar
+def _fetch_to_read(numbers, start):
+    """Ask for some lanes' numbers. There are more arrays than a processor sees the next lines of by itself."""
+    fetch(numbers.high, start, start + LANES, False)
+    fetch(numbers.low, start, start + LANES, False)
+    fetch(numbers.exponent, start, start + LANES, False)
+
+
+@jit.scalar
+def _fetch_to_write(numbers, start):
+    fetch(numbers.high, start, start + LANES, True)
+    fetch(numbers.low, start, start + LANES, True)
+    fetch(numbers.exponent, start, start + LANES, True)
+
+
+@jit.scalar
 def _fill_lanes(buffers, row, value):
     for lane in range(LANES):
         _put(buffers, row, lane, value)
@@ -172,28 +190,37 @@ _COARSE, _FINE = range(2)
 
 
 @jit.scalar
-def _take_row(x, floats, lane, blank, label):
-    """Move what a row has at blank and label to its lane, and find the largest of the others."""
-    floats[_BLANK * LANES + lane] = x[blank]
-    floats[_LABEL * LANES + lane] = x[label] if label >= 0 else -np.inf
-    floats[_SAME * LANES + lane] = 1.0 if label == blank else 0.0
-    x[blank] = -np.inf
-    if label >= 0:
-        x[label] = -np.inf
-    highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
-    reference = widen(from_ordinal(highest, x))
-    floats[_REFERENCE * LANES + lane] = reference
-    floats[_OVERFLOW * LANES + lane] = reference if largest == infinity_bits(x) else np.inf
+def _take_rows(rows, size, count, floats, lane, labels, blank, u, last):
+    """Move what rows have at blank and label to their lanes, and find the largest of the others."""
+    for i in range(count):
+        x, at, label = rows[i * size : (i + 1) * size], lane + i, labels[u + i] if u + i < last else -1
+        floats[_BLANK * LANES + at] = x[blank]
+        floats[_LABEL * LANES + at] = x[label] if label >= 0 else -np.inf
+        floats[_SAME * LANES + at] = 1.0 if label == blank else 0.0
+        x[blank] = -np.inf
+        if label >= 0:
+            x[label] = -np.inf
+    # In a loop of its own: a vector of what has just been written in parts would be waited for.
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
+        reference = widen(from_ordinal(highest, x))
+        floats[_REFERENCE * LANES + at] = reference
+        floats[_OVERFLOW * LANES + at] = reference if largest == infinity_bits(x) else np.inf
+
+
+@jit.scalar
+def _finite(reference):
     return reference if reference > -np.inf else 0.0
 
 
 @jit.helper
 def _read_rows(rows, size, count, floats, integers, lane, labels, blank, u, last):
     """What some rows give to their lanes."""
+    _take_rows(rows, size, count, floats, lane, labels, blank, u, last)
     for i in range(count):
         x, at = rows[i * size : (i + 1) * size], lane + i
-        reference = _take_row(x, floats, at, blank, labels[u + i] if u + i < last else -1)
-        coarse, fine = _plain_sum(x, reference)
+        coarse, fine = _plain_sum(x, _finite(floats[_REFERENCE * LANES + at]))
         integers[_COARSE * LANES + at] = coarse - size * float64_bits(COARSE_MAGIC)
         integers[_FINE * LANES + at] = fine - size * float64_bits(FINE_MAGIC)
 
@@ -201,10 +228,11 @@ def _read_rows(rows, size, count, floats, integers, lane, labels, blank, u, last
 @jit.helper
 def _read_accurately(rows, size, count, floats, lane, labels, blank, u, last):
     """The same with sums that are good to some 2^-98, which are pairs at once."""
+    _take_rows(rows, size, count, floats, lane, labels, blank, u, last)
     for i in range(count):
         x, at = rows[i * size : (i + 1) * size], lane + i
-        reference = _take_row(x, floats, at, blank, labels[u + i] if u + i < last else -1)
-        floats[_OTHERS * LANES + at], floats[_OTHERS_LOW * LANES + at] = _accurate_sum(x, reference)
+        total = _accurate_sum(x, _finite(floats[_REFERENCE * LANES + at]))
+        floats[_OTHERS * LANES + at], floats[_OTHERS_LOW * LANES + at] = total
 
 
 @jit.scalar
@@ -247,7 +275,7 @@ def _add_columns(columns, floats, integers, size):
     for c in range(size):
         for lane in range(LANES):
             reference = floats[_REFERENCE * LANES + lane]
-            counts = plain_counts(columns[c * LANES + lane], reference if reference > -np.inf else 0.0)
+            counts = plain_counts(columns[c * LANES + lane], _finite(reference))
             integers[_COARSE * LANES + lane] += counts[0]
             integers[_FINE * LANES + lane] += counts[1]
 
@@ -529,6 +557,10 @@ def _plain_forwards(buffers, lattice, first, width, frames, start):
     for t in range(frames + lanes - 1):
         line = _diagonal(first, width, frames, t, start, lanes)
         node, stride = _node(line)
+        ahead = node + _AHEAD * width
+        _fetch_to_read(lattice.blank, ahead)
+        _fetch_to_read(lattice.label, ahead)
+        _fetch_to_write(lattice.alpha, ahead)
         if start > 0 and t < frames:
             _put(buffers, _STAYING, 0, product(load(lattice.label, node - 1), load(lattice.alpha, node - 1)))
         _copy_arcs(buffers, lattice, line)
@@ -552,6 +584,10 @@ def _plain_backwards(buffers, lattice, first, width, frames, start):
     for t in range(frames + lanes - 2, -1, -1):
         line = _diagonal(first, width, frames, t, start, lanes)
         node, stride = _node(line)
+        ahead = node - (LANES + _AHEAD) * width
+        _fetch_to_read(lattice.blank, ahead)
+        _fetch_to_read(lattice.label, ahead)
+        _fetch_to_write(lattice.beta, ahead)
         for lane in range(LANES - 1):
             _put(buffers, _STAYING, lane, _get(buffers, _SUM, lane + 1))
         if start + lanes < width and line.high == lanes:
