@@ -34,7 +34,6 @@ from refloss.kernels.transducer.lattice import (
     wants_complement,
     weights,
 )
-from refloss.numerics.alone import read_alone, write_alone
 from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.extended import ONE, ZERO, add, multiply, product
@@ -111,31 +110,14 @@ def _node(line):
 @jit.scalar
 def _copy_in(buffers, row, numbers, index, stride, low, high):
     """Numbers at index + k·stride into lanes k."""
-    if stride == 1:
-        for lane in range(low, high):
-            _put(buffers, row, lane, load(numbers, index + lane))
-        return
     for lane in range(low, high):
-        at = index + lane * stride
-        _put(
-            buffers,
-            row,
-            lane,
-            (read_alone(numbers.high, at), read_alone(numbers.low, at), read_alone(numbers.exponent, at)),
-        )
+        _put(buffers, row, lane, load(numbers, index + lane * stride))
 
 
 @jit.scalar
 def _copy_out(buffers, row, numbers, index, stride, low, high):
-    if stride == 1:
-        for lane in range(low, high):
-            keep(numbers, index + lane, _get(buffers, row, lane))
-        return
     for lane in range(low, high):
-        at, value = index + lane * stride, _get(buffers, row, lane)
-        write_alone(numbers.high, at, value[0])
-        write_alone(numbers.low, at, value[1])
-        write_alone(numbers.exponent, at, value[2])
+        keep(numbers, index + lane * stride, _get(buffers, row, lane))
 
 
 @jit.scalar
