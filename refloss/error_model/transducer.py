@@ -22,7 +22,7 @@ import numpy as np
 
 from refloss.error_model import softmax
 from refloss.error_model.bound import Bound, whole, without_nan
-from refloss.roundoff import STEPS, Roundoff, real
+from refloss.roundoff import STEPS, Roundoff, real, roundoff
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,6 +188,15 @@ class _Reduction(NamedTuple):
     summed: int
 
 
+class _Passing(NamedTuple):
+    """A sample's rows, the share of paths that pass each, its cotangent, and logarithms of softmaxes by argument."""
+
+    place: tuple[int, slice, slice]
+    share: np.ndarray
+    cotangent: float
+    log_p: dict[str, np.ndarray]
+
+
 def _reduction(case: Case, default: str) -> _Reduction:
     counts = np.maximum(real(case.inputs["label_lengths"]), 0.0)
     reduction, batch = case.parameters.get("reduction", default), counts.size
@@ -218,12 +227,9 @@ def rnnt(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
     reduction = _reduction(case, "mean_volume")
     bound, errors = np.zeros(logits.shape), np.zeros(len(logits))
     for sample in _samples(case):
-        inside = logits[sample.place, : sample.frames, : sample.width]
-        rows = _rows(inside, unit)
-        arcs = _token_arcs(rows, sample, blank, 1, 0)
-        lattice = _Lattice(arcs, sample.frames, sample.width, unit)
+        rows, arcs, lattice = _lattice_of(case, sample, unit)
         errors[sample.place] = lattice.error
-        own = _token_bound(lattice, [arcs[:1], arcs[1:]], rows, sample, blank, unit)
+        own = _token_bound(lattice, arcs, rows["logits"], sample, blank, unit)
         cotangent = float(np.broadcast_to(reduction.cotangents, len(logits))[sample.place])
         lost = unit.tiny * (1.0 + cotangent)
         bound[sample.place, : sample.frames, : sample.width] = without_nan(cotangent * own) + lost
@@ -249,6 +255,36 @@ def _arcs_of_durations(
     return found
 
 
+def _lattice_of(case: Case, sample: _Sample, unit: Roundoff) -> tuple[dict[str, _Rows], list[list[_Arc]], _Lattice]:
+    """A sample's rows of logits, by argument, its arcs, the blank's and the label's or those of each duration."""
+    inputs, blank = case.inputs, int(case.parameters["blank_token_id"])
+    names: list[str] = [name for name in ("logits", "token_logits", "duration_logits") if name in inputs]
+    rows = {name: _rows(inputs[name][sample.place, : sample.frames, : sample.width], unit) for name in names}
+    if "durations" in inputs:
+        steps, sigma = inputs["durations"].tolist(), case.parameters.get("sigma", 0.0)
+        of_tokens, of_durations = rows.values()
+        arcs = _arcs_of_durations(of_tokens, of_durations, sample, blank, steps, sigma, unit)
+    else:
+        arcs = [[arc] for arc in _token_arcs(rows["logits"], sample, blank, 1, 0)]
+    lattice = _Lattice([arc for of in arcs for arc in of], sample.frames, sample.width, unit)
+    return rows, arcs, lattice
+
+
+@np.errstate(all="ignore")
+def passings(case: Case) -> list[_Passing]:
+    """How often the paths of each sample pass its nodes, in float64."""
+    default = "mean" if "durations" in case.inputs else "mean_volume"
+    over, found = _reduction(case, default).over, []
+    for sample in _samples(case):
+        rows, _, lattice = _lattice_of(case, sample, roundoff("float64"))
+        cotangents = np.broadcast_to(real(case.grad_output) / over, over.shape)
+        place = sample.place, slice(sample.frames), slice(sample.width)
+        share = np.exp(np.minimum(lattice.alpha + lattice.beta - lattice.log_p, 0.0))
+        log_p = {name: each.log_p for name, each in rows.items()}
+        found.append(_Passing(place, share, float(cotangents[sample.place]), log_p))
+    return found
+
+
 def _duration_bound(lattice: _Lattice, arcs: list[list[_Arc]], rows: _Rows, unit: Roundoff) -> np.ndarray:
     """Of a sample's logits of durations, without its cotangent."""
     bound, relative = np.zeros(rows.log_p.shape), STEPS * unit.between
@@ -268,21 +304,18 @@ def _duration_bound(lattice: _Lattice, arcs: list[list[_Arc]], rows: _Rows, unit
 @np.errstate(all="ignore")
 def tdt(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
     """Rows of two softmaxes."""
-    inputs, blank, sigma = case.inputs, int(case.parameters["blank_token_id"]), case.parameters.get("sigma", 0.0)
-    names = ("token_logits", "duration_logits")
-    reduction, steps = _reduction(case, "mean"), inputs["durations"].tolist()
+    inputs, blank = case.inputs, int(case.parameters["blank_token_id"])
+    names, reduction = ("token_logits", "duration_logits"), _reduction(case, "mean")
     bounds, errors = {name: np.zeros(inputs[name].shape) for name in names}, np.zeros(len(inputs["labels"]))
     for sample in _samples(case):
         place = sample.place, slice(sample.frames), slice(sample.width)
-        rows, of_durations = (_rows(inputs[name][place], unit) for name in names)
-        arcs = _arcs_of_durations(rows, of_durations, sample, blank, steps, sigma, unit)
-        every = [arc for of in arcs for arc in of]
-        lattice = _Lattice(every, sample.frames, sample.width, unit)
+        rows, arcs, lattice = _lattice_of(case, sample, unit)
         errors[sample.place] = lattice.error
+        every = lattice.arcs
         by_token = [[arc for arc in every if not arc.writes], [arc for arc in every if arc.writes]]
         own = (
-            _token_bound(lattice, by_token, rows, sample, blank, unit),
-            _duration_bound(lattice, arcs, of_durations, unit),
+            _token_bound(lattice, by_token, rows[names[0]], sample, blank, unit),
+            _duration_bound(lattice, arcs, rows[names[1]], unit),
         )
         cotangent = float(np.broadcast_to(reduction.cotangents, errors.shape)[sample.place])
         for name, each in zip(names, own, strict=True):

@@ -151,14 +151,21 @@ def keep(numbers, index, value):
 
 
 @jit.scalar
-def plain_counts(x, reference):
-    """e^(x − reference) with an error of some 2^-58, as counts on two grids; see numerics.sums."""
+def plain_bits(x, reference):
+    """e^(x − reference) with an error of some 2^-58, as bits on two grids; see numerics.sums."""
     high, low = two_sum(x, -reference)
     vanishes = high < _UNCOUNTED
     leading, tail, n = exp_pair(_UNCOUNTED if vanishes else high, 0.0 if vanishes else low)
     power = float64_from_bits((n + 1023) << 52)
     coarse, rest = grid_step(leading * power, COARSE_MAGIC)
     fine, _ = grid_step(rest + tail * power, FINE_MAGIC)
+    return coarse, fine
+
+
+@jit.scalar
+def plain_counts(x, reference):
+    """The same as counts."""
+    coarse, fine = plain_bits(x, reference)
     return coarse - float64_bits(COARSE_MAGIC), fine - float64_bits(FINE_MAGIC)
 
 

@@ -27,24 +27,31 @@ from refloss.kernels.transducer.lattice import (
     keep_worths,
     load,
     loss_of,
+    plain_bits,
     plain_counts,
     shift_of,
     slopes_of,
     wants_complement,
     weights,
 )
+from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import exp_difference
-from refloss.numerics.extended import ONE, ZERO, add, multiply
+from refloss.numerics.extended import ONE, ZERO, add, multiply, product
+from refloss.numerics.fetch import fetch
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
 from refloss.numerics.pairs import times
-from refloss.numerics.sums import grid_total, long_total
+from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_total, long_total
 
 # The samples and the times of some frames, one of each for a frame.
 Frames = tuple[np.ndarray, np.ndarray]
 
 LANES = 32
+# From this many classes on, a vector of classes is well filled.
+ROW_CLASSES = 16
+# Diagonals between a frame's being asked for and its first use.
+_AHEAD = 8
 # Rows of float64 and of int64 that the passes use.
-FLOAT_ROWS, INTEGER_ROWS = 26, 12
+FLOAT_ROWS, INTEGER_ROWS = 28, 12
 
 
 class Output(NamedTuple):
@@ -81,17 +88,51 @@ def _put(buffers, row, lane, value):
     buffers.integers[row * LANES + lane] = value[2]
 
 
-@jit.scalar
-def _copy_in(buffers, row, numbers, first, count):
-    """Numbers from a place on into lanes."""
-    for lane in range(count):
-        _put(buffers, row, lane, load(numbers, first + lane))
+class Line(NamedTuple):
+    """Nodes (t − back·k, start + k) of a sample for lanes low ≤ k < high: of a frame, or of a diagonal."""
+
+    first: int  # the sample's first node
+    width: int
+    frames: int
+    t: int
+    start: int
+    low: int
+    high: int
+    back: int  # 0 or 1
 
 
 @jit.scalar
-def _copy_out(buffers, row, numbers, first, count):
-    for lane in range(count):
-        keep(numbers, first + lane, _get(buffers, row, lane))
+def _node(line):
+    """The node of lane 0, and how far it is to that of the next lane."""
+    return line.first + line.t * line.width + line.start, 1 - line.back * line.width
+
+
+@jit.scalar
+def _copy_in(buffers, row, numbers, index, stride, low, high):
+    """Numbers at index + k·stride into lanes k."""
+    for lane in range(low, high):
+        _put(buffers, row, lane, load(numbers, index + lane * stride))
+
+
+@jit.scalar
+def _copy_out(buffers, row, numbers, index, stride, low, high):
+    for lane in range(low, high):
+        keep(numbers, index + lane * stride, _get(buffers, row, lane))
+
+
+@jit.scalar
+def _fetch_to_read(numbers, start):
+    """Ask for some lanes' numbers. There are more arrays than a processor sees the next lines of by itself."""
+    fetch(numbers.high, start, start + LANES, False)
+    fetch(numbers.low, start, start + LANES, False)
+    fetch(numbers.exponent, start, start + LANES, False)
+
+
+@jit.scalar
+def _fetch_to_write(numbers, start):
+    fetch(numbers.high, start, start + LANES, True)
+    fetch(numbers.low, start, start + LANES, True)
+    fetch(numbers.exponent, start, start + LANES, True)
 
 
 @jit.scalar
@@ -100,15 +141,15 @@ def _fill_lanes(buffers, row, value):
         _put(buffers, row, lane, value)
 
 
-@jit.helper
+@jit.scalar
 def _plain_sum(x, reference):
-    """Σ e^(x − reference), as a pair."""
+    """Sums of the bits of e^(x − reference) on two grids."""
     coarse, fine = 0, 0
     for i in range(x.size):
-        counts = plain_counts(x[i], reference)
-        coarse += counts[0]
-        fine += counts[1]
-    return grid_total(coarse, fine, 0)
+        bits = plain_bits(x[i], reference)
+        coarse += bits[0]
+        fine += bits[1]
+    return coarse, fine
 
 
 @jit.helper
@@ -125,34 +166,55 @@ def _accurate_sum(x, reference):
 # Rows of floats in which the weights of nodes are computed; their numbers follow.
 _REFERENCE, _OTHERS, _OTHERS_LOW, _BLANK, _LABEL, _SAME = range(6)
 _WEIGHTS = 3
+# Then one that is NaN or +inf where a logit is, and sums as counts, of integers.
+_OVERFLOW = 12
+_COARSE, _FINE = range(2)
+
+
+@jit.scalar
+def _take_rows(rows, size, count, floats, lane, labels, blank, u, last):
+    """Move what rows have at blank and label to their lanes, and find the largest of the others."""
+    for i in range(count):
+        x, at, label = rows[i * size : (i + 1) * size], lane + i, labels[u + i] if u + i < last else -1
+        floats[_BLANK * LANES + at] = x[blank]
+        floats[_LABEL * LANES + at] = x[label] if label >= 0 else -np.inf
+        floats[_SAME * LANES + at] = 1.0 if label == blank else 0.0
+        x[blank] = -np.inf
+        if label >= 0:
+            x[label] = -np.inf
+    # In a loop of its own: a vector of what has just been written in parts would be waited for.
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
+        reference = widen(from_ordinal(highest, x))
+        floats[_REFERENCE * LANES + at] = reference
+        floats[_OVERFLOW * LANES + at] = reference if largest == infinity_bits(x) else np.inf
+
+
+@jit.scalar
+def _finite(reference):
+    return reference if reference > -np.inf else 0.0
 
 
 @jit.helper
-def _read_row(buffers, lane, x, blank, label, accurate):
-    """What a row gives to its lane; it loses what it has at blank and label. Whether it is sound."""
-    of_blank = x[blank]
-    of_label = x[label] if label >= 0 else -np.inf
-    x[blank] = -np.inf
-    if label >= 0:
-        x[label] = -np.inf
-    highest, largest = scan(x, lowest_ordinal(x), infinity_bits(x))
-    reference = widen(from_ordinal(highest, x))
-    sound = largest == infinity_bits(x) and reference < np.inf and of_blank < np.inf and of_label < np.inf
-    sound &= max(reference, of_blank, of_label) > -np.inf
-    others = 0.0, 0.0
-    if sound and reference > -np.inf:
-        others = _accurate_sum(x, reference) if accurate else _plain_sum(x, reference)
-    floats = buffers.floats
-    floats[_REFERENCE * LANES + lane] = reference
-    floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = others
-    floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane] = of_blank, of_label
-    floats[_SAME * LANES + lane] = 1.0 if label == blank else 0.0
-    return sound
+def _read_rows(rows, size, count, floats, integers, lane, labels, blank, u, last):
+    """What some rows give to their lanes."""
+    _take_rows(rows, size, count, floats, lane, labels, blank, u, last)
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        coarse, fine = _plain_sum(x, _finite(floats[_REFERENCE * LANES + at]))
+        integers[_COARSE * LANES + at] = coarse - size * float64_bits(COARSE_MAGIC)
+        integers[_FINE * LANES + at] = fine - size * float64_bits(FINE_MAGIC)
 
 
-# More of them for short rows, with sums as counts.
-_OVERFLOW = 12
-_COARSE, _FINE = range(2)
+@jit.helper
+def _read_accurately(rows, size, count, floats, lane, labels, blank, u, last):
+    """The same with sums that are good to some 2^-98, which are pairs at once."""
+    _take_rows(rows, size, count, floats, lane, labels, blank, u, last)
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        total = _accurate_sum(x, _finite(floats[_REFERENCE * LANES + at]))
+        floats[_OTHERS * LANES + at], floats[_OTHERS_LOW * LANES + at] = total
 
 
 @jit.scalar
@@ -195,27 +257,58 @@ def _add_columns(columns, floats, integers, size):
     for c in range(size):
         for lane in range(LANES):
             reference = floats[_REFERENCE * LANES + lane]
-            counts = plain_counts(columns[c * LANES + lane], reference if reference > -np.inf else 0.0)
+            counts = plain_counts(columns[c * LANES + lane], _finite(reference))
             integers[_COARSE * LANES + lane] += counts[0]
             integers[_FINE * LANES + lane] += counts[1]
 
 
 @jit.helper
-def _read_rows(buffers, samples, sample, start, count, size):
-    """_read_row of up to LANES short rows, of which many are summed at a time. Whether all are sound."""
-    floats, integers, sound = buffers.floats, buffers.integers, True
+def _read_columns(buffers, samples, sample, start, count, size):
+    """_read_rows of up to LANES short rows, of which a class of all is added at a time."""
     _turn(buffers.rows, buffers.columns, size)
     _take_out(buffers, samples, sample, start, count)
-    _scan_columns(buffers.columns, floats, size)
-    _add_columns(buffers.columns, floats, integers, size)
+    _scan_columns(buffers.columns, buffers.floats, size)
+    _add_columns(buffers.columns, buffers.floats, buffers.integers, size)
+
+
+@jit.scalar
+def _are_sound(floats, count):
+    """Whether all rows of some lanes have a softmax."""
+    unsound = 0
+    for lane in range(count):
+        of_blank, of_label = floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane]
+        sound = floats[_OVERFLOW * LANES + lane] < np.inf and of_blank < np.inf and of_label < np.inf
+        sound &= max(floats[_REFERENCE * LANES + lane], of_blank, of_label) > -np.inf
+        unsound += 0 if sound else 1
+    return unsound == 0
+
+
+@jit.scalar
+def _total_lanes(floats, integers):
+    """Sums of others as pairs."""
     for lane in range(LANES):
         total = grid_total(integers[_COARSE * LANES + lane], integers[_FINE * LANES + lane], 0)
         floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = total
-    for lane in range(count):
-        of_blank, of_label = floats[_BLANK * LANES + lane], floats[_LABEL * LANES + lane]
-        sound &= floats[_OVERFLOW * LANES + lane] < np.inf and of_blank < np.inf and of_label < np.inf
-        sound &= max(floats[_REFERENCE * LANES + lane], of_blank, of_label) > -np.inf
-    return sound
+
+
+@jit.helper
+def _read_lanes(logits, samples, buffers, sample, row, start, lanes, accurate):
+    """What the rows of some lanes give to them. Whether all are sound."""
+    size, last, labels = logits.classes, samples.counts[sample], samples.labels[sample]
+    floats, integers = buffers.floats, buffers.integers
+    step = max(1, min(buffers.rows.size // size, LANES))
+    for part in range(0, lanes, step):
+        rows, u = min(step, lanes - part), start + part
+        load_rows(logits, row + u, rows, buffers.rows)
+        if accurate:
+            _read_accurately(buffers.rows, size, rows, floats, part, labels, samples.blank, u, last)
+        elif size < ROW_CLASSES:
+            _read_columns(buffers, samples, sample, start, rows, size)
+        else:
+            _read_rows(buffers.rows, size, rows, floats, integers, part, labels, samples.blank, u, last)
+    if not accurate:
+        _total_lanes(floats, integers)
+    return _are_sound(floats, lanes)
 
 
 @jit.scalar
@@ -234,9 +327,9 @@ def _weights_of_lanes(buffers, accurate):
 
 @jit.helper
 def _keep_lanes(buffers, lattice, first, count):
-    _copy_out(buffers, _WEIGHTS, lattice.blank, first, count)
-    _copy_out(buffers, _WEIGHTS + 1, lattice.label, first, count)
-    _copy_out(buffers, _WEIGHTS + 2, lattice.share, first, count)
+    _copy_out(buffers, _WEIGHTS, lattice.blank, first, 1, 0, count)
+    _copy_out(buffers, _WEIGHTS + 1, lattice.label, first, 1, 0, count)
+    _copy_out(buffers, _WEIGHTS + 2, lattice.share, first, 1, 0, count)
     for lane in range(count):
         lattice.reference[first + lane] = buffers.floats[_REFERENCE * LANES + lane]
         lattice.others[first + lane] = buffers.floats[_OTHERS * LANES + lane]
@@ -248,25 +341,14 @@ def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, ac
     """The rows of frames first ... last of some: what each node weighs."""
     logits, durations, samples, arcs = uncounted(logits), uncounted(durations), uncounted(samples), uncounted(arcs)
     lattice, output, frames, buffers = uncounted(lattice), uncounted(output), uncounted(frames), uncounted(buffers)
-    size, width, times_of = logits.classes, samples.labels.shape[1] + 1, output.sound.shape[1]
-    step = max(1, min(buffers.rows.size // size, LANES))
+    width, times_of = samples.labels.shape[1] + 1, output.sound.shape[1]
     for k in range(first, last):
         sample, t = frames[0][k], frames[1][k]
         count, sound = samples.counts[sample] + 1, True
         row, node = (sample * times_of + t) * width, samples.first[sample] + t * count
         for start in range(0, count, LANES):
             lanes = min(LANES, count - start)
-            for part in range(0, lanes, step):
-                rows = min(step, lanes - part)
-                load_rows(logits, row + start + part, rows, buffers.rows)
-                if step == LANES and not accurate:
-                    sound &= _read_rows(buffers, samples, sample, start, rows, size)
-                    continue
-                for i in range(rows):
-                    u = start + part + i
-                    label = samples.labels[sample, u] if u < count - 1 else -1
-                    x = buffers.rows[i * size : (i + 1) * size]
-                    sound &= _read_row(buffers, part + i, x, samples.blank, label, accurate)
+            sound &= _read_lanes(logits, samples, buffers, sample, row, start, lanes, accurate)
             if accurate:
                 _weights_of_lanes(buffers, True)
             else:
@@ -279,41 +361,32 @@ def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, ac
         output.sound[sample, t] = sound
 
 
-# Numbers of lanes in which a frame of the lattice is computed.
+# Numbers of lanes in which some of the lattice is computed.
 _SUM, _OTHER_SUM, _STAYING, _VALUE, _WEIGHT, _DURATION = range(6)
 
 
 @jit.scalar
-def _copy_durations(buffers, lattice, arcs, first, i, count):
+def _copy_durations(buffers, lattice, arcs, index, stride, i, low, high):
     steps = arcs.blanks.size
-    for lane in range(count):
-        _put(buffers, _DURATION, lane, load(lattice.durations, (first + lane) * steps + i))
+    _copy_in(buffers, _DURATION, lattice.durations, index * steps + i, stride * steps, low, high)
 
 
 @jit.scalar
-def _add_values(buffers, into, weighted):
-    """Values, times the durations' probabilities, to a sum."""
-    if weighted:
-        for lane in range(LANES):
-            value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _DURATION, lane))
-            _put(buffers, into, lane, add(_get(buffers, into, lane), value))
-    else:
-        for lane in range(LANES):
-            _put(buffers, into, lane, add(_get(buffers, into, lane), _get(buffers, _VALUE, lane)))
+def _add_values(buffers, into):
+    """Values times the durations' probabilities to a sum."""
+    for lane in range(LANES):
+        value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _DURATION, lane))
+        _put(buffers, into, lane, add(_get(buffers, into, lane), value))
 
 
-@jit.helper
-def _staying_of_lanes(buffers, lattice, arcs, shift, first, count):
+@jit.scalar
+def _staying_of_lanes(buffers, lattice, arcs, shift, index, stride, low, high):
     """lattice.staying of some nodes."""
-    _copy_in(buffers, _WEIGHT, lattice.label, first, count)
-    if not arcs.weighted:
-        for lane in range(count):
-            _put(buffers, _STAYING, lane, _get(buffers, _WEIGHT, lane))
-        return
+    _copy_in(buffers, _WEIGHT, lattice.label, index, stride, low, high)
     _fill_lanes(buffers, _STAYING, ZERO)
     for i in range(arcs.labels.size):
         if arcs.labels[i] == 0:
-            _copy_durations(buffers, lattice, arcs, first, i, count)
+            _copy_durations(buffers, lattice, arcs, index, stride, i, low, high)
             for lane in range(LANES):
                 _put(buffers, _STAYING, lane, add(_get(buffers, _STAYING, lane), _get(buffers, _DURATION, lane)))
     for lane in range(LANES):
@@ -321,109 +394,192 @@ def _staying_of_lanes(buffers, lattice, arcs, shift, first, count):
         _put(buffers, _STAYING, lane, value)
 
 
-@jit.helper
-def _pass_lanes(buffers, lattice, arcs, shift, weight, first, i, count, skipped):
-    """What comes from some nodes by an arc, added to the sum of lanes; the first of them has none."""
-    lanes = count - skipped
+@jit.scalar
+def _pass_lanes(buffers, lattice, arcs, shift, weight, index, stride, i, low, high):
+    """What comes from some nodes by an arc, added to the sum of lanes."""
     _fill_lanes(buffers, _VALUE, ZERO)
-    for lane in range(lanes):
-        _put(buffers, _VALUE, lane + skipped, load(lattice.alpha, first + lane))
-    for lane in range(lanes):
-        _put(buffers, _WEIGHT, lane + skipped, load(weight, first + lane))
-    if arcs.weighted:
-        steps = arcs.blanks.size
-        for lane in range(lanes):
-            _put(buffers, _DURATION, lane + skipped, load(lattice.durations, (first + lane) * steps + i))
-        for lane in range(LANES):
-            value = multiply(multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane)), shift)
-            value = multiply(value, _get(buffers, _DURATION, lane))
-            _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
-    else:
-        for lane in range(LANES):
-            value = multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane))
-            _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
+    _copy_in(buffers, _VALUE, lattice.alpha, index, stride, low, high)
+    _copy_in(buffers, _WEIGHT, weight, index, stride, low, high)
+    _copy_durations(buffers, lattice, arcs, index, stride, i, low, high)
+    for lane in range(LANES):
+        value = multiply(multiply(_get(buffers, _VALUE, lane), _get(buffers, _WEIGHT, lane)), shift)
+        value = multiply(value, _get(buffers, _DURATION, lane))
+        _put(buffers, _SUM, lane, add(_get(buffers, _SUM, lane), value))
 
 
-@jit.helper
-def _forwards(buffers, lattice, arcs, shift, first, width, t):
-    """α of a frame."""
-    before, weight = ZERO, ZERO
-    for start in range(0, width, LANES):
-        lanes, node = min(LANES, width - start), first + t * width + start
-        _fill_lanes(buffers, _SUM, ZERO)
-        if t == 0 and start == 0:
-            _put(buffers, _SUM, 0, ONE)
-        for i in range(arcs.blanks.size):
-            step = arcs.blanks[i]
-            if 0 < step <= t:
-                _pass_lanes(buffers, lattice, arcs, shift, lattice.blank, node - step * width, i, lanes, 0)
-            step = arcs.labels[i]
-            if 0 < step <= t:
-                skipped = 1 if start == 0 else 0
-                source = node - step * width - 1 + skipped
-                _pass_lanes(buffers, lattice, arcs, shift, lattice.label, source, i, lanes, skipped)
-        _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
-        for lane in range(lanes):
-            before = joined(_get(buffers, _SUM, lane), weight, before)
-            weight = _get(buffers, _STAYING, lane)
-            keep(lattice.alpha, node + lane, before)
+@jit.scalar
+def _join_lanes(buffers):
+    """Values of nodes, from sums of what comes from other frames and from values beside them in their own."""
+    for lane in range(LANES):
+        value = joined(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane), _get(buffers, _VALUE, lane))
+        _put(buffers, _SUM, lane, value)
 
 
-@jit.helper
-def _copy_next(buffers, lattice, step, first, width, frames, t, start, count):
+@jit.scalar
+def _forwards(buffers, lattice, arcs, shift, line):
+    """α of some nodes."""
+    node, stride = _node(line)
+    written = max(line.low, 1 - line.start)
+    _fill_lanes(buffers, _SUM, ZERO)
+    if line.t == 0 and line.start == 0:
+        _put(buffers, _SUM, 0, ONE)
+    for i in range(arcs.blanks.size):
+        step = arcs.blanks[i]
+        if step > 0:
+            high = min(line.high, line.t - step + 1)
+            _pass_lanes(
+                buffers, lattice, arcs, shift, lattice.blank, node - step * line.width, stride, i, line.low, high
+            )
+        step = arcs.labels[i]
+        if step > 0:
+            high = min(line.high, line.t - step + 1)
+            source = node - step * line.width - 1
+            _pass_lanes(buffers, lattice, arcs, shift, lattice.label, source, stride, i, written, high)
+    _staying_of_lanes(buffers, lattice, arcs, shift, node - 1, stride, written, line.high)
+    _fill_lanes(buffers, _VALUE, ZERO)
+    _copy_in(buffers, _VALUE, lattice.alpha, node - 1, stride, written, line.high)
+    _join_lanes(buffers)
+    _copy_out(buffers, _SUM, lattice.alpha, node, stride, line.low, line.high)
+
+
+@jit.scalar
+def _within(line, step):
+    """The first lane from which a step does not lead out of the frames."""
+    if line.back == 0:
+        return line.low if line.t + step < line.frames else line.high
+    return max(line.low, line.t + step - line.frames + 1)
+
+
+@jit.scalar
+def _copy_next(buffers, row, lattice, step, line):
     """β where a blank leads to from some nodes."""
-    if step > 0 and t + step < frames:
-        _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start, count)
-        return
-    _fill_lanes(buffers, _VALUE, ZERO)
-    if step > 0 and t + step == frames and start + count == width:
-        _put(buffers, _VALUE, count - 1, ONE)
+    node, stride = _node(line)
+    _fill_lanes(buffers, row, ZERO)
+    if step > 0:
+        low = _within(line, step)
+        _copy_in(buffers, row, lattice.beta, node + step * line.width, stride, low, line.high)
+        last = line.width - 1 - line.start
+        if line.low <= last < line.high and line.t - line.back * last + step == line.frames:
+            _put(buffers, row, last, ONE)
 
 
-@jit.helper
-def _copy_after_label(buffers, lattice, step, first, width, frames, t, start, count):
+@jit.scalar
+def _copy_after_label(buffers, row, lattice, step, line):
     """β where a label leads to from some nodes."""
-    if t + step >= frames:
-        _fill_lanes(buffers, _VALUE, ZERO)
-        return
-    _copy_in(buffers, _VALUE, lattice.beta, first + (t + step) * width + start + 1, min(count, width - 1 - start))
-    if start + count == width:
-        _put(buffers, _VALUE, count - 1, ZERO)
+    node, stride = _node(line)
+    _fill_lanes(buffers, row, ZERO)
+    high = min(line.high, line.width - 1 - line.start)
+    _copy_in(buffers, row, lattice.beta, node + step * line.width + 1, stride, _within(line, step), high)
 
 
-@jit.helper
-def _behind_lanes(buffers, lattice, arcs, first, width, frames, t, start, count, least):
+@jit.scalar
+def _behind_lanes(buffers, lattice, arcs, line, least):
     """X and Y of some nodes; of labels whose steps are no less."""
-    node = first + t * width + start
+    if not arcs.weighted:
+        _copy_next(buffers, _SUM, lattice, 1, line)
+        _copy_after_label(buffers, _OTHER_SUM, lattice, 0, line)
+        return
+    node, stride = _node(line)
     _fill_lanes(buffers, _SUM, ZERO)
     _fill_lanes(buffers, _OTHER_SUM, ZERO)
     for i in range(arcs.blanks.size):
-        if arcs.weighted:
-            _copy_durations(buffers, lattice, arcs, node, i, count)
-        _copy_next(buffers, lattice, arcs.blanks[i], first, width, frames, t, start, count)
-        _add_values(buffers, _SUM, arcs.weighted)
+        _copy_durations(buffers, lattice, arcs, node, stride, i, line.low, line.high)
+        _copy_next(buffers, _VALUE, lattice, arcs.blanks[i], line)
+        _add_values(buffers, _SUM)
         if arcs.labels[i] >= least:
-            _copy_after_label(buffers, lattice, arcs.labels[i], first, width, frames, t, start, count)
-            _add_values(buffers, _OTHER_SUM, arcs.weighted)
+            _copy_after_label(buffers, _VALUE, lattice, arcs.labels[i], line)
+            _add_values(buffers, _OTHER_SUM)
+
+
+@jit.scalar
+def _backwards(buffers, lattice, arcs, shift, line):
+    """β of some nodes."""
+    node, stride = _node(line)
+    _behind_lanes(buffers, lattice, arcs, line, 1)
+    _copy_in(buffers, _VALUE, lattice.blank, node, stride, line.low, line.high)
+    _copy_in(buffers, _WEIGHT, lattice.label, node, stride, line.low, line.high)
+    for lane in range(LANES):
+        of_labels = multiply(_get(buffers, _WEIGHT, lane), _get(buffers, _OTHER_SUM, lane))
+        total = add(multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane)), of_labels)
+        _put(buffers, _SUM, lane, multiply(total, shift))
+    _staying_of_lanes(buffers, lattice, arcs, shift, node, stride, line.low, line.high)
+    _copy_after_label(buffers, _VALUE, lattice, 0, line)
+    _join_lanes(buffers)
+    _copy_out(buffers, _SUM, lattice.beta, node, stride, line.low, line.high)
+
+
+@jit.scalar
+def _diagonal(first, width, frames, t, start, lanes):
+    """The nodes with one t + u of some columns, of which the first has reached a frame, or is beyond all."""
+    return Line(first, width, frames, t, start, max(0, t - frames + 1), min(lanes, t + 1), 1)
+
+
+@jit.scalar
+def _copy_arcs(buffers, lattice, line):
+    """Weights of blanks and labels of some nodes."""
+    node, stride = _node(line)
+    _copy_in(buffers, _VALUE, lattice.blank, node, stride, line.low, line.high)
+    _copy_in(buffers, _WEIGHT, lattice.label, node, stride, line.low, line.high)
+
+
+@jit.scalar
+def _begin_columns(buffers):
+    """Nothing comes from columns that have not begun."""
+    for row in range(_DURATION + 1):
+        _fill_lanes(buffers, row, ZERO)
 
 
 @jit.helper
-def _backwards(buffers, lattice, arcs, shift, first, width, frames, t):
-    """β of a frame."""
-    after = ZERO
-    for start in range((width - 1) // LANES * LANES, -1, -LANES):
-        lanes, node = min(LANES, width - start), first + t * width + start
-        _behind_lanes(buffers, lattice, arcs, first, width, frames, t, start, lanes, 1)
-        _copy_in(buffers, _VALUE, lattice.blank, node, lanes)
-        _copy_in(buffers, _WEIGHT, lattice.label, node, lanes)
+def _plain_forwards(buffers, lattice, first, width, frames, start):
+    """α of some columns, if blanks read a frame and labels none: what leaves a diagonal arrives at the next."""
+    lanes = min(LANES, width - start)
+    _begin_columns(buffers)
+    if start == 0:
+        _put(buffers, _SUM, 0, ONE)
+    for t in range(frames + lanes - 1):
+        line = _diagonal(first, width, frames, t, start, lanes)
+        node, stride = _node(line)
+        ahead = node + _AHEAD * width
+        _fetch_to_read(lattice.blank, ahead)
+        _fetch_to_read(lattice.label, ahead)
+        _fetch_to_write(lattice.alpha, ahead)
+        if start > 0 and t < frames:
+            _put(buffers, _STAYING, 0, product(load(lattice.label, node - 1), load(lattice.alpha, node - 1)))
+        _copy_arcs(buffers, lattice, line)
         for lane in range(LANES):
-            of_labels = multiply(_get(buffers, _WEIGHT, lane), _get(buffers, _OTHER_SUM, lane))
-            total = add(multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane)), of_labels)
-            _put(buffers, _SUM, lane, multiply(total, shift))
-        _staying_of_lanes(buffers, lattice, arcs, shift, node, lanes)
-        for lane in range(lanes - 1, -1, -1):
-            after = joined(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane), after)
-            keep(lattice.beta, node + lane, after)
+            alpha = add(_get(buffers, _SUM, lane), _get(buffers, _STAYING, lane))
+            _put(buffers, _DURATION, lane, alpha)
+            _put(buffers, _SUM, lane, multiply(alpha, _get(buffers, _VALUE, lane)))
+            _put(buffers, _OTHER_SUM, lane, product(_get(buffers, _WEIGHT, lane), alpha))
+        for lane in range(LANES - 1):
+            _put(buffers, _STAYING, lane + 1, _get(buffers, _OTHER_SUM, lane))
+        _copy_out(buffers, _DURATION, lattice.alpha, node, stride, line.low, line.high)
+
+
+@jit.helper
+def _plain_backwards(buffers, lattice, first, width, frames, start):
+    """β of some columns in the same way."""
+    lanes = min(LANES, width - start)
+    _begin_columns(buffers)
+    if start + lanes == width:
+        _put(buffers, _SUM, lanes - 1, ONE)
+    for t in range(frames + lanes - 2, -1, -1):
+        line = _diagonal(first, width, frames, t, start, lanes)
+        node, stride = _node(line)
+        ahead = node - (LANES + _AHEAD) * width
+        _fetch_to_read(lattice.blank, ahead)
+        _fetch_to_read(lattice.label, ahead)
+        _fetch_to_write(lattice.beta, ahead)
+        for lane in range(LANES - 1):
+            _put(buffers, _STAYING, lane, _get(buffers, _SUM, lane + 1))
+        if start + lanes < width and line.high == lanes:
+            _put(buffers, _STAYING, lanes - 1, load(lattice.beta, node + (lanes - 1) * stride + 1))
+        _copy_arcs(buffers, lattice, line)
+        for lane in range(LANES):
+            later = multiply(_get(buffers, _VALUE, lane), _get(buffers, _SUM, lane))
+            beta = joined(later, _get(buffers, _WEIGHT, lane), _get(buffers, _STAYING, lane))
+            _put(buffers, _SUM, lane, beta)
+        _copy_out(buffers, _SUM, lattice.beta, node, stride, line.low, line.high)
 
 
 @jit.helper
@@ -445,12 +601,24 @@ def sweep(samples, arcs, lattice, output, buffers, forwards, of_losses, sample):
     buffers = uncounted(buffers)
     first, width, frames = samples.first[sample], samples.counts[sample] + 1, samples.frames[sample]
     shift = shift_of(arcs)
+    for strip in range(-(-width // LANES) if frames > 0 else 0):
+        start = strip * LANES if forwards else (width - 1) // LANES * LANES - strip * LANES
+        lanes = min(LANES, width - start)
+        if not arcs.weighted:
+            if forwards:
+                _plain_forwards(buffers, lattice, first, width, frames, start)
+            else:
+                _plain_backwards(buffers, lattice, first, width, frames, start)
+            continue
+        diagonals = frames + lanes - 1
+        for t in range(diagonals):
+            if forwards:
+                _forwards(buffers, lattice, arcs, shift, _diagonal(first, width, frames, t, start, lanes))
+            else:
+                last = diagonals - 1 - t
+                _backwards(buffers, lattice, arcs, shift, _diagonal(first, width, frames, last, start, lanes))
     if forwards:
-        for t in range(frames):
-            _forwards(buffers, lattice, arcs, shift, first, width, t)
         return
-    for t in range(frames - 1, -1, -1):
-        _backwards(buffers, lattice, arcs, shift, first, width, frames, t)
     total = load(lattice.beta, first) if frames > 0 else ZERO
     keep(output.totals, sample, total)
     if of_losses:
@@ -467,37 +635,33 @@ def _fill(row, value):
         row[i] = value
 
 
-@jit.scalar
-def _store_others(x, reference, factor, at_one):
-    """e^(x − reference) times a factor, in place of x."""
-    for i in range(x.size):
-        term = exp_difference(x[i], reference)
-        x[i] = at_one if term == 1.0 else times(term, factor)
-
-
 # Numbers of lanes from which gradients are computed, and rows of floats that hold them.
 _ALPHA, _BETA, _OF_BLANK, _OF_LABEL, _SHARE, _PAIR = range(6, 12)
-_FACTOR, _AT_BLANK, _AT_LABEL = 4, 6, 8  # _VALUE and what follows it are free by then
-_CLOSE, _IS_BLANK = 24, 25
+_FACTOR, _AT_BLANK, _AT_LABEL, _AT_ONE = 4, 6, 8, 10  # _STAYING and what follows it are free by then
+_CLOSE, _IS_BLANK, _BESIDE, _VANISHES = range(24, 28)
+# Below it numbers are 0 in every format but float64, and below the least positive number they are 0 in that, too.
+_NOTHING = 2.0**-151
+_LEAST_POSITIVE = 2.0**-1074
 
 
-@jit.helper
+@jit.scalar
 def _copy_node_lanes(buffers, lattice, samples, sample, node, start, count):
-    _copy_in(buffers, _ALPHA, lattice.alpha, node, count)
-    _copy_in(buffers, _BETA, lattice.beta, node, count)
-    _copy_in(buffers, _OF_BLANK, lattice.blank, node, count)
-    _copy_in(buffers, _OF_LABEL, lattice.label, node, count)
-    _copy_in(buffers, _SHARE, lattice.share, node, count)
+    _copy_in(buffers, _ALPHA, lattice.alpha, node, 1, 0, count)
+    _copy_in(buffers, _BETA, lattice.beta, node, 1, 0, count)
+    _copy_in(buffers, _OF_BLANK, lattice.blank, node, 1, 0, count)
+    _copy_in(buffers, _OF_LABEL, lattice.label, node, 1, 0, count)
+    _copy_in(buffers, _SHARE, lattice.share, node, 1, 0, count)
     last = samples.counts[sample]
     for lane in range(count):
         others = lattice.others[node + lane], lattice.others_low[node + lane], 0
         _put(buffers, _PAIR, lane, others)
+        buffers.floats[_BESIDE * LANES + lane] = lattice.reference[node + lane]
         label = samples.labels[sample, start + lane] if start + lane < last else -1
         buffers.floats[_IS_BLANK * LANES + lane] = 1.0 if label == samples.blank else 0.0
 
 
 @jit.scalar
-def _slopes_of_lanes(buffers, probability, shift, coefficient):
+def _slopes_of_lanes(buffers, probability, shift, coefficient, wide):
     floats = buffers.floats
     for lane in range(LANES):
         pair = _get(buffers, _PAIR, lane)
@@ -508,28 +672,89 @@ def _slopes_of_lanes(buffers, probability, shift, coefficient):
         )  # fmt: skip
         found = slopes_of(node, probability, shift, coefficient, floats[_IS_BLANK * LANES + lane] > 0.0)
         floats[_FACTOR * LANES + lane], floats[(_FACTOR + 1) * LANES + lane] = found.factor
-        floats[_AT_BLANK * LANES + lane], floats[(_AT_BLANK + 1) * LANES + lane] = found.blank
-        floats[_AT_LABEL * LANES + lane], floats[(_AT_LABEL + 1) * LANES + lane] = found.label
+        floats[_AT_ONE * LANES + lane] = kept(found.factor, wide)
+        floats[_AT_BLANK * LANES + lane] = kept(found.blank, wide)
+        floats[_AT_LABEL * LANES + lane] = kept(found.label, wide)
         floats[_CLOSE * LANES + lane] = 1.0 if found.close else 0.0
+        # By bits: a factor of −0 leaves zeros of its sign.
+        bits, limit = float64_bits(found.factor[0]), float64_bits(_LEAST_POSITIVE if wide else _NOTHING)
+        vanishes = (bits >= 0 and bits < limit) or floats[_BESIDE * LANES + lane] == -np.inf
+        floats[_VANISHES * LANES + lane] = 1.0 if vanishes else 0.0
 
 
 @jit.scalar
-def _pair_of(buffers, row, lane):
-    return buffers.floats[row * LANES + lane], buffers.floats[(row + 1) * LANES + lane]
+def _store_others(x, reference, high, low, at_one):
+    """e^(x − reference) times a factor, in place of x."""
+    for i in range(x.size):
+        term = exp_difference(x[i], reference)
+        x[i] = at_one if term == 1.0 else times(term, (high, low))
 
 
 @jit.helper
-def _store_row(x, reference, buffers, lane, blank, label, wide):
-    """A row's gradient in place of its logits; whether it is close to 0."""
-    factor = _pair_of(buffers, _FACTOR, lane)
-    if reference == -np.inf:
-        _fill(x, 0.0)
-    else:
-        _store_others(x, reference, factor, kept(factor, wide))
-    x[blank] = kept(_pair_of(buffers, _AT_BLANK, lane), wide)
-    if label >= 0:
-        x[label] = kept(_pair_of(buffers, _AT_LABEL, lane), wide)
-    return buffers.floats[_CLOSE * LANES + lane] > 0.0
+def _all_vanish(floats, lane, count):
+    """Whether the gradients of some lanes are 0 but for blanks and labels."""
+    left = 0
+    for i in range(lane, lane + count):
+        left += 0 if floats[_VANISHES * LANES + i] > 0.0 else 1
+    return left == 0
+
+
+@jit.helper
+def _store_rows(rows, size, count, floats, lane, samples, sample, u):
+    """Gradients in place of the logits of some lanes' rows; whether one is close to 0."""
+    labels, last, close = samples.labels[sample], samples.counts[sample], False
+    for i in range(count):
+        x, at = rows[i * size : (i + 1) * size], lane + i
+        if floats[_VANISHES * LANES + at] > 0.0:
+            _fill(x, 0.0)
+        else:
+            high, low = floats[_FACTOR * LANES + at], floats[(_FACTOR + 1) * LANES + at]
+            _store_others(x, floats[_BESIDE * LANES + at], high, low, floats[_AT_ONE * LANES + at])
+        x[samples.blank] = floats[_AT_BLANK * LANES + at]
+        if u + i < last:
+            x[labels[u + i]] = floats[_AT_LABEL * LANES + at]
+        close |= floats[_CLOSE * LANES + at] > 0.0
+    return close
+
+
+@jit.helper
+def _slopes_of_rows(logits, gradient, samples, buffers, sample, row, start, inside, known):
+    """The gradients of some lanes' rows, of which those beyond some are outside; whether one is close to 0."""
+    size, width, close = logits.classes, samples.labels.shape[1] + 1, False
+    step = max(1, min(buffers.rows.size // size, LANES))
+    for u in range(start, min(start + LANES, width), step):
+        rows, lane = min(step, start + LANES - u, width - u), u - start
+        count = max(0, min(rows, inside - u))
+        if known:
+            # Few paths pass most nodes: what is 0 whatever the logits are is not computed from them.
+            if not _all_vanish(buffers.floats, lane, count):
+                load_rows(logits, row + u, count, buffers.rows)
+            close |= _store_rows(buffers.rows, size, count, buffers.floats, lane, samples, sample, u)
+        else:
+            _fill(buffers.rows[: count * size], np.nan)
+        _fill(buffers.rows[count * size : rows * size], 0.0)
+        save_rows(buffers.rows, gradient, row + u, rows)
+    return close
+
+
+@jit.helper
+def _slopes_of_durations(of_durations, arcs, lattice, buffers, total, shift, coefficient, row, place, t, known, wide):
+    """The gradients of a frame's durations; place is where its sample's nodes begin, and how many there are."""
+    first, inside, length, width = place
+    close = False
+    for u in range(width):
+        if u >= inside or not known:
+            _fill(buffers.durations, 0.0 if u >= inside else np.nan)
+        else:
+            mean = keep_worths(buffers.worths, 0, lattice, arcs, first, inside, length, t, u)
+            for i in range(arcs.blanks.size):
+                value, is_close = duration_slope(
+                    buffers.worths, 0, mean, lattice, arcs, total, shift, coefficient, first + t * inside + u, i
+                )
+                buffers.durations[i] = kept(value, wide)
+                close |= is_close
+        save_rows(buffers.durations, of_durations, row + u, 1)
+    return close
 
 
 @jit.kernel
@@ -541,8 +766,7 @@ def slopes(
     logits, durations, samples, arcs = uncounted(logits), uncounted(durations), uncounted(samples), uncounted(arcs)
     lattice, output, frames, buffers = uncounted(lattice), uncounted(output), uncounted(frames), uncounted(buffers)
     gradient, of_durations, coefficients = uncounted(gradient), uncounted(of_durations), uncounted(coefficients)
-    size, width, times_of = logits.classes, samples.labels.shape[1] + 1, output.sound.shape[1]
-    step, steps, shift = max(1, min(buffers.rows.size // size, LANES)), arcs.blanks.size, shift_of(arcs)
+    width, times_of, shift = samples.labels.shape[1] + 1, output.sound.shape[1], shift_of(arcs)
     for k in range(first, last):
         sample, t = frames[0][k], frames[1][k]
         inside = samples.counts[sample] + 1 if t < samples.frames[sample] else 0
@@ -553,32 +777,14 @@ def slopes(
         for start in range(0, width, LANES):
             lanes = min(LANES, inside - start)
             if known and lanes > 0:
-                _behind_lanes(buffers, lattice, arcs, origin, inside, length, t, start, lanes, 0)
+                line = Line(origin, inside, length, t, start, 0, lanes, 0)
+                _behind_lanes(buffers, lattice, arcs, line, 0)
                 _copy_node_lanes(buffers, lattice, samples, sample, origin + t * inside + start, start, lanes)
-                _slopes_of_lanes(buffers, total, shift, coefficient)
-            for part in range(start, min(start + LANES, width), step):
-                rows = min(step, start + LANES - part, width - part)
-                load_rows(logits, row + part, min(rows, max(0, inside - part)), buffers.rows)
-                for i in range(rows):
-                    u = part + i
-                    x = buffers.rows[i * size : (i + 1) * size]
-                    if u >= inside or not known:
-                        _fill(x, 0.0 if u >= inside else np.nan)
-                        continue
-                    label = samples.labels[sample, u] if u < inside - 1 else -1
-                    reference = lattice.reference[origin + t * inside + u]
-                    close |= _store_row(x, reference, buffers, u - start, samples.blank, label, wide[0])
-                save_rows(buffers.rows, gradient, row + part, rows)
-        for u in range(width if arcs.weighted else 0):
-            if u >= inside or not known:
-                _fill(buffers.durations, 0.0 if u >= inside else np.nan)
-            else:
-                mean = keep_worths(buffers.worths, 0, lattice, arcs, origin, inside, length, t, u)
-                for i in range(steps):
-                    value, is_close = duration_slope(
-                        buffers.worths, 0, mean, lattice, arcs, total, shift, coefficient, origin + t * inside + u, i
-                    )
-                    buffers.durations[i] = kept(value, wide[1])
-                    close |= is_close
-            save_rows(buffers.durations, of_durations, row + u, 1)
+                _slopes_of_lanes(buffers, total, shift, coefficient, wide[0])
+            close |= _slopes_of_rows(logits, gradient, samples, buffers, sample, row, start, inside, known)
+        if arcs.weighted:
+            place = origin, inside, length, width
+            close |= _slopes_of_durations(
+                of_durations, arcs, lattice, buffers, total, shift, coefficient, row, place, t, known, wide[1]
+            )
         output.close[sample, t] = close

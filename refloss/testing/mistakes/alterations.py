@@ -315,6 +315,12 @@ def of_this_function(case: Case) -> list[tuple[str, Altered]]:
     return [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
 
 
+def sigma_twice(case: Case) -> Altered | None:
+    """What every arc of a TDT costs, taken off its tokens and off its durations."""
+    sigma = case.parameters.get("sigma", 0.0)
+    return Altered(altered(case, sigma=2 * sigma)) if sigma else None
+
+
 def _shifts(case: Case) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Labels that are shifted as if their sequences were one, or several."""
     shifted = [name for name, each in specification_of(case).arguments.items() if each.shift]

@@ -26,6 +26,7 @@ from refloss.testing.mistakes import (
     row_labels,
     softmax_steps,
     sums,
+    transducer_steps,
 )
 from refloss.testing.mistakes.elements import elements_of
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL, Guess
@@ -208,6 +209,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)
+    yield from _named(_guarded(lambda: transducer_steps.of_lattices(asked)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
     yield from _named(_guarded(lambda: blocks.elements_left_out(asked)), only)
     yield from _named(_guarded(lambda: sums.in_16_bits(asked, every, only)), only)

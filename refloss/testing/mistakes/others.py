@@ -75,6 +75,7 @@ def _other_cases(asked: Question, *, of_rows: bool) -> Iterator[tuple[str, float
         *((words, 0.9, "", other) for words, other in alterations.of_this_function(case)),
         *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case)),
         *((words, USUAL, "", other) for words, other in alterations.configured(case).items()),
+        ("sigma is twice as large", USUAL, "", alterations.sigma_twice(case)),
         ("reduction is ignored", POSSIBLE, "", alterations.without_reduction(case, real(asked.result.loss))),
     ]
     if np.ndim(case.grad_output) or not 1e-3 < abs(float(case.grad_output)) < 1e3:
