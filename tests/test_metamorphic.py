@@ -154,13 +154,15 @@ FLAWS = {
         "the first row twice": IN_THE_BATCH,
         # It depends on the sum of a row's logits.
         "a row depends on the next one": {"neighbours", "ignored rows", "shift", *IN_THE_BATCH},
-        "class 0 counts double": {"permuted classes", "equal steps"},
+        "class 0 counts double": {"permuted classes", "equal steps", "linear in the target"},
         "rows for their weights": {"batch = loop"},
         "a mean over all rows": {"batch = loop", "padding"},
         "ignored rows have a gradient": {"ignored rows", "padding", "batch = loop", "rows of the gradient sum to 0"},
-        "smoothing of ignored rows": {"ignored rows", "padding"},
+        "smoothing of ignored rows": {"ignored rows", "padding", "batch = loop"},
         "ignore_index in 32 bits": {"renamed ignore_index"},
-        "ignore_index is not read": {"renamed ignore_index", "ignored rows", "padding", "batch = loop"},
+        "ignore_index is not read": {
+            *("renamed ignore_index", "ignored rows", "padding", "batch = loop", "permuted classes"),
+        },
         "Σq is 1": {"linear in the target", "rows of the gradient sum to 0"},
     },
     "masked_lm": {

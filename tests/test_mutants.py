@@ -245,5 +245,7 @@ REASONS = {
     mutants.NO_IGNORED_ROWS: has_no_ignored_rows,
     mutants.NOT_DIVIDED: is_not_divided,
     mutants.EVERYTHING_COUNTS: counts_everything,
-    mutants.NOT_SMOOTHED: lambda case, name, right: not case.parameters.get("label_smoothing"),
+    mutants.NOT_SMOOTHED: lambda case, name, right: (
+        not case.parameters.get("label_smoothing") or name == "component.z_loss"
+    ),
 }

@@ -37,7 +37,7 @@ from refloss import jit
 from refloss.kernels.softmax.loop import LOST
 from refloss.kernels.softmax.split import scan
 from refloss.numerics.accurate import exp_significand, log1p_accurate
-from refloss.numerics.bits import float64_from_bits
+from refloss.numerics.bits import ROUND_TO_INTEGER, float64_from_bits
 from refloss.numerics.exponential import LOG2_E, UNDERFLOW, scale
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, scaled
@@ -111,7 +111,9 @@ def term_of(logit, maximum):
 def grid_of(reference, maximum):
     """The exponent of a grid for exponentials of logits up to a reference, relative to the maximum."""
     gap = (reference - maximum) * LOG2_E
-    return np.int64(np.floor(gap if gap > _LEAST_EXPONENT else _LEAST_EXPONENT)) + 1
+    gap = gap if gap > _LEAST_EXPONENT else float(_LEAST_EXPONENT)
+    # The nearest integer and one more are above it.
+    return np.int64((gap + ROUND_TO_INTEGER) - ROUND_TO_INTEGER) + 1
 
 
 @jit.scalar
