@@ -299,7 +299,7 @@ def difference_of_class(softmax, masses, at_top, term, mass):
 def gradient_of_difference(softmax, push, difference, term, slope):
     """(a·D_j + b·2ζ·lse·e_j)/Z times the derivative of the logit: a pair that is ready for its one rounding."""
     whole = add(multiply(push.coefficient, difference), multiply(push.excess, term))
-    value = scaled(divide(whole, softmax.total), slope)
+    value = scaled(multiply(whole, divide(pair(1.0), softmax.total)), slope)
     return value[0], value[1] if abs(value[1]) >= DUST * abs(value[0]) else 0.0
 
 
