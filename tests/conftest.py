@@ -1,8 +1,10 @@
 """Settings for every test: Hypothesis without deadlines, because first calls compile, and reproducible.
 
-Where workers are to run all tests, kernels are compiled before they start: each would compile the same ones.
+Where workers are to run all tests, kernels are compiled before they start: each would compile the same ones. Workers
+share the cores, so that torch and BLAS have one thread in each: more of them would wait for each other, busily.
 """
 
+import os
 import subprocess
 import sys
 
@@ -26,11 +28,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in EARLY)
 
 
+def has_workers(config):
+    """Whether this process only hands out the tests."""
+    return not hasattr(config, "workerinput") and (config.getoption("numprocesses", None) or 0) > 1
+
+
+def pytest_configure(config):
+    if has_workers(config):
+        for library in ("OMP", "OPENBLAS", "MKL"):
+            os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
 def pytest_sessionstart(session):
     config = session.config
-    is_worker = hasattr(config, "workerinput")
-    has_workers = (config.getoption("numprocesses", None) or 0) > 1
-    if is_worker or not has_workers or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+    if not has_workers(config) or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return
     config.get_terminal_writer().line("compiling kernels, unless they are on disk")
     # What goes wrong there goes wrong in a test as well, which tells more.
