@@ -298,6 +298,23 @@ def cotangent(grad_output: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
 
 
+def component_cotangents(grad_output: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """grad_output as float64 for each component of a loss, of its shape: a mapping, or that of the first alone."""
+    given = grad_output if isinstance(grad_output, Mapping) else {next(iter(shapes)): grad_output}
+    unknown = [name for name in given if name not in shapes]
+    if unknown:
+        raise ValueError(f"grad_output has {unknown[0]!r}; expected components: {', '.join(shapes)}")
+    cotangents = {name: cotangent(given.get(name, 0.0), shape) for name, shape in shapes.items()}
+    return {name: _spread(values, shapes[name]) for name, values in cotangents.items()}
+
+
+def _spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A cotangent for each element of a shape, of one number or of as many."""
+    if values.size == math.prod(shape):
+        return values.reshape(shape)
+    return np.full(shape, values[0])
+
+
 def choice(value: str, name: str, options: Collection[str]) -> str:
     """An argument that is one of a few words."""
     if not isinstance(value, str) or value not in options:

@@ -275,6 +275,7 @@ class Specification:
         positive: whether no loss is negative.
         per: what has a loss of its own before reduction.
         losses: the shape of losses that are not reduced, as the names of its axes, if `per` does not say it.
+        reduces: whether losses become one number, unless a parameter asks for none of that.
         axes: the fewest axes of arrays of corresponding elements.
         divisor: of a case, what its mean divides by, or None where that is no one number; if `mean` does not say it.
         padded: axes along which rows that are ignored may be added.
@@ -302,6 +303,7 @@ class Specification:
     positive: bool = True
     per: Literal["element", "row", "sample"] = "element"
     losses: str = ""
+    reduces: bool = True
     axes: int = 0
     divisor: Callable[[Case], float | None] | None = None
     padded: tuple[int, ...] = ()
@@ -321,6 +323,10 @@ class Specification:
     def named(self, *roles: Role) -> list[str]:
         """The arguments that have one of some roles."""
         return [name for name, argument in self.arguments.items() if argument.role in roles]
+
+    def is_reduced(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether a call with some parameters gives one number."""
+        return self.reduces and parameters.get("reduction") != "none"
 
     @property
     def differentiable(self) -> tuple[str, ...]:

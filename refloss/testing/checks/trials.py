@@ -131,7 +131,7 @@ class Trial:
     @property
     def is_reduced(self) -> bool:
         """Whether the loss is one number."""
-        return self.case.parameters.get("reduction") != "none"
+        return self.specification.is_reduced(self.case.parameters)
 
     @functools.cached_property
     def arguments(self) -> dict[str, Argument]:
