@@ -100,21 +100,28 @@ def exp_less_one(x):
 
 
 @jit.scalar
+def reduced(high, low):
+    """A pair less n·ln 2, as a pair within ±ln(2)/2, and n; |high| below 2^50."""
+    shifted = fma(high, LOG2_E, ROUND_TO_INTEGER)
+    n = shifted - ROUND_TO_INTEGER
+    less, less_low = two_product(-n, LN2_LOW)
+    r = two_sum(fma(-n, LN2_HIGH, high), low)
+    r = add(r, (less, fma(-n, LN2_LOWEST, less_low)))
+    return r, float64_bits(shifted) - float64_bits(ROUND_TO_INTEGER)
+
+
+@jit.scalar
 def exp_significand(high, low):
     """e^(high + low) for |high| below 2^50 as a pair (0.7 to 1.42) and a power of two; a relative error below 2^-101.
 
     The argument less its multiple of ln 2 is halved _HALVINGS times; e^s − 1, not e^s, is doubled as often, so that its
     errors stay small beside 1. No table and no branch: it vectorises.
     """
-    shifted = fma(high, LOG2_E, ROUND_TO_INTEGER)
-    n = shifted - ROUND_TO_INTEGER
-    less, less_low = two_product(-n, LN2_LOW)
-    r = two_sum(fma(-n, LN2_HIGH, high), low)
-    r = add(r, (less, fma(-n, LN2_LOWEST, less_low)))
+    r, n = reduced(high, low)
     excess = exp_less_one(r)
     top, rest = fast_two_sum(1.0, excess[0])
     top, rest = fast_two_sum(top, rest + excess[1])
-    return top, rest, float64_bits(shifted) - float64_bits(ROUND_TO_INTEGER)
+    return top, rest, n
 
 
 @jit.scalar

@@ -87,6 +87,20 @@ def long_counts(term):
     )
 
 
+@jit.scalar
+def pair_counts(high, low):
+    """A normalised pair in [-1, 1] as counts of units on three grids, for long_total."""
+    coarse, rest = grid_step(high, COARSE_MAGIC)
+    rest, tail = two_sum(rest, low)
+    fine, rest = grid_step(rest, FINE_MAGIC)
+    finest, _ = grid_step(rest + tail, FINEST_MAGIC)
+    return (
+        coarse - float64_bits(COARSE_MAGIC),
+        fine - float64_bits(FINE_MAGIC),
+        finest - float64_bits(FINEST_MAGIC),
+    )
+
+
 @jit.helper
 def long_total(coarse, fine, finest):
     """The pair that sums of counts on three grids stand for."""

@@ -1,0 +1,1 @@
+"""Softmax of rows whose logits are pairs: what a logit chain makes of logits, or an exact product."""
