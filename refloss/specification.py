@@ -76,7 +76,7 @@ class Argument:
         optional: whether it may be left out; None says what the signature says.
         class_axis: the axis of its classes where it has one: 1 for [N, C, ...], also of the only axis of [C].
         activation: what turns logits into probabilities.
-        of: for labels, the argument whose classes they are.
+        of: for labels and indices, the argument whose classes they are.
         ignored: for labels, the default of ignore_index; None for one more than there are classes.
         shift: for labels, how many places after its row a label stands.
         resampled: whether rows are made from it, with other sizes, before anything else.
@@ -186,9 +186,9 @@ def vectors(shape: str = "N D|D") -> Argument:
     return Argument("vectors", differentiable=True, on_gpu=True, shape=shape)
 
 
-def indices(shape: str) -> Argument:
-    """Classes that rows name."""
-    return Argument("indices", shape=shape)
+def indices(shape: str, *, of: str = "") -> Argument:
+    """Classes that rows name, of an argument if they are all that decides which of its classes is meant."""
+    return Argument("indices", of=of, ignored=None, shape=shape)
 
 
 def weight(*, differentiable: bool = False, broadcast: bool = False) -> Argument:

@@ -15,7 +15,7 @@ from refloss.cases.source import DTYPES, Case, Source
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
 
-_OPTIONS = {"logit_scale": (1.0, 0.25, -2.0), "softcap": (30.0, 2.5), "temperature": (1.0, 0.7, 3.0)}
+_OPTIONS = {"logit_scale": (1.0, 0.25, 2.0), "softcap": (30.0, 2.5), "temperature": (1.0, 0.7, 3.0)}
 
 
 def draw_selected_log_probs(draws: Draws) -> Drawn:
@@ -33,7 +33,7 @@ def draw_selected_log_probs(draws: Draws) -> Drawn:
         index = np.where(ignored[..., None] if several else ignored, draws.one_of(0, -100), index)
         inputs |= {"mask": ~ignored}
     shape = index.shape
-    cotangent = draws.cotangent(shape)
+    cotangent: Any = draws.cotangent(shape)
     if draws.maybe():
         cotangent = {"log_probs": float(np.reshape(cotangent, -1)[:1].sum()), "entropy": draws.one_of(1.0, -0.01, 0.3)}
     return Drawn({"logits": logits, "index": draws.integers(index), **inputs}, parameters, shape, cotangent)
@@ -78,7 +78,9 @@ def selected_log_probs(function: str) -> list[Case]:
         *(case(f"{name}-{value:g}", x, index, grad_output=both, **{name: value}) for name, value in _each_option()),
         *in_every_format(options),
         *(
-            in_format(case(f"classes-{rows.classes}", rows.logits, rows.labels, grad_output=both, dtype=np.float64), name)
+            in_format(
+                case(f"classes-{rows.classes}", rows.logits, rows.labels, grad_output=both, dtype=np.float64), name
+            )
             for name, rows in many(332)
         ),
     ]
@@ -92,7 +94,7 @@ def _edges(case: Any, source: Source, both: dict[str, float]) -> list[Case]:
     """Where an entropy, a log-probability or a gradient is what little is left of larger terms."""
     rows = np.arange(4)
     sure = source.normal(4, 7)
-    sure[rows, rows] += [12.0, 20.0, 40.0, 90.0]
+    sure[rows, rows] += [2.0, 12.0, 40.0, 90.0]
     masked = np.where(np.arange(7) < 3, source.normal(4, 7), -np.inf)
     masked[0, :3] = [0.0, 0.0, -np.inf]
     masked[1, 1:] = -np.inf

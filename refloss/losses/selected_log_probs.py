@@ -1,4 +1,4 @@
-"""Log-probabilities of the classes that rows name, and the rows' entropy: what policy and preference losses are made of.
+"""Log-probabilities of classes that rows name, and the rows' entropy: what policy and preference losses are made of.
 
 Of a row's logits x, with the chain z = c·tanh(s·x/c)/T (z = s·x/T without a cap c) and p = softmax(z),
 
@@ -7,15 +7,14 @@ Of a row's logits x, with the chain z = c·tanh(s·x/c)/T (z = s·x/T without a 
     dz_j/dx_j = (s/T)·(1 − tanh²(s·x_j/c))
 
 Numerics. Written as above, log p of a sure class, H of a sure row, and log p_j + H where a class has the average
-surprise, are differences of which nothing may be left. With r a class of the largest z and d_j = z_j − z_r ≤ 0, whose
-exact difference of logits is taken before anything else,
+surprise, are differences of which nothing may be left. With r a class of the largest z, in pairs of float64,
 
-    S = Σ_j e^(d_j) = 1 + Σ_{j≠r} e^(d_j),    m = Σ_{j≠r} (e^(d_j)/S)·(−d_j)
-    log p_j = d_j − log S,    H = log S + m,    log p_j + H = d_j + m
+    a_j = z_r − z_j ≥ 0,    S = 1 + Σ_{j≠r} e^(−a_j),    D = Σ_{j≠r} e^(−a_j)·a_j/S
+    log p_j = −a_j − log S,    H = log S + D,    log p_j + H = D − a_j
 
 Both sums have terms of one sign, log S is log1p of the others, and both terms of log p_j and of H have one sign: only
-d_j + m cancels, and all of it is held in pairs of float64. In a row of equal logits d and m are 0, and so is the
-entropy's gradient. 1 − p_r is the others' sum over S. A class of −inf has the probability 0 and adds nothing to H: it is
+D − a_j cancels. In a row of equal logits D and a are 0, and so is the entropy's gradient. 1 − p_r is the others' sum
+over S. A class of −inf has the probability 0 and adds nothing to H: it is
 left out, not multiplied by its logarithm.
 
 Sources of the chain's order and of both outputs: TRL's add_fused_lm_head and selective_log_softmax; verl's
@@ -31,9 +30,9 @@ import numpy as np
 from refloss import arrays
 from refloss.cases import log_probs as cases
 from refloss.error_model import log_probs as error_model
-from refloss.kernels.log_probs.chain import chain_of
 from refloss.kernels.log_probs.loop import Given
 from refloss.kernels.log_probs.run import Task, log_probs_of_rows
+from refloss.kernels.logits.chain import Chain
 from refloss.loss import loss
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
@@ -41,7 +40,7 @@ from refloss.specification import Argument, Parameter, Specification, indices, s
 
 COMPONENTS = ("log_probs", "entropy")
 CHAIN = {
-    "logit_scale": Parameter(float, (1.0, 0.25, -2.0)),
+    "logit_scale": Parameter(float, (1.0, 0.25, 2.0)),
     "softcap": Parameter(float, (30.0, 2.5)),
     "temperature": Parameter(float, (1.0, 0.7, 3.0)),
 }
@@ -51,7 +50,7 @@ CHAIN = {
     Specification(
         arguments={
             "logits": softmax_logits(-1),
-            "index": indices("...|... K"),
+            "index": indices("...|... K", of="logits"),
             "mask": Argument("mask", optional=True, shape="..."),
         },
         parameters=CHAIN,
@@ -113,9 +112,9 @@ def selected_log_probs(
         ValueError: a shape, an index of a row that counts, an option, a component or a buffer that does not fit.
         TypeError: a dtype that does not.
     """
-    chain = chain_of(
+    chain = Chain(
         arrays.number(logit_scale, "logit_scale", finite=True),
-        None if softcap is None else arrays.number(softcap, "softcap", finite=True, positive=True),
+        np.inf if softcap is None else arrays.number(softcap, "softcap", finite=True, positive=True),
         arrays.number(temperature, "temperature", finite=True, positive=True),
     )
     x = arrays.float_array(logits, "logits")
@@ -129,10 +128,10 @@ def selected_log_probs(
     gradient = options.buffer(x, "logits", wanted="logits" in options.wanted(("logits",)))
     rows = counts.size, classes.shape[-1] if classes.ndim == x.ndim else 1
     given = Given(
-        index=classes.reshape(rows),
-        counts=counts.reshape(-1),
-        upstream=cotangents["log_probs"].reshape(rows),
-        of_entropy=cotangents["entropy"].reshape(-1),
+        classes=np.ascontiguousarray(classes.reshape(rows)),
+        counts=np.ascontiguousarray(counts.reshape(-1)),
+        upstream=np.ascontiguousarray(cotangents["log_probs"].reshape(rows)),
+        of_entropy=np.ascontiguousarray(cotangents["entropy"].reshape(-1)),
         chain=chain,
     )
     results = log_probs_of_rows(Task(x, gradient, given), backend)
@@ -151,7 +150,7 @@ def _counted(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = arrays.as_array(mask, "mask")
     arrays.check_shape(array, shape, "mask", "one for each row of logits")
     if array.dtype == bool:
-        return np.ascontiguousarray(array)
+        return array
     if not arrays.is_real(array):
         raise TypeError(f"mask has dtype {array.dtype}; expected bool, or numbers 0 and 1")
     counted = np.asarray(array != 0)
@@ -169,4 +168,4 @@ def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray) -> np
         )
     counted = np.where(counts if array.ndim < len(shape) else counts[..., None], array, array.dtype.type(0))
     arrays.check_range(counted, 0, shape[-1] - 1, "index")
-    return np.ascontiguousarray(counted, dtype=np.int64)
+    return counted.astype(np.int64)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
 from refloss.kernels.gpu import runtime
 from refloss.kernels.gpu.jit import gpu_kernel
-from refloss.kernels.log_probs.loop import LINES, Results, work_on
+from refloss.kernels.log_probs.loop import LINES, PART, PART_LOW, Asked, Results, X, clear, work_on
 from refloss.kernels.log_probs.run import new_results
 from refloss.kernels.rows import row_offset
 from refloss.numerics.formats import read, store_pair
@@ -22,20 +22,31 @@ _BLOCK = 64
 _SCRATCH_BYTES = 1 << 28
 
 
+class Memory(NamedTuple):
+    """What threads work in."""
+
+    scratches: Any  # [threads, lines, V] float64
+
+
 @gpu_kernel
-def log_prob_rows(rows, gradient, given, results, scratches, with_slopes):
+def log_prob_rows(rows, gradient, given, results, memory, with_gradient):
     """loop.log_prob_rows, a thread for each row."""
-    threads = scratches.shape[0]
+    threads = memory.scratches.shape[0]
     if cuda.grid(1) < threads:
-        scratch = scratches[cuda.grid(1)]
+        scratch = memory.scratches[cuda.grid(1)]
         for row in range(cuda.grid(1), results.entropy.size, threads):
-            start = row_offset(rows, row)
-            for c in range(rows.classes):
-                scratch[0, c] = read(rows.memory, start + c * rows.class_stride)
-            work_on(scratch, row, given, results, with_slopes)
+            results.entropy[row] = 0.0
+            if given.counts[row]:
+                start = row_offset(rows, row)
+                for c in range(rows.classes):
+                    scratch[X, c] = read(rows.memory, start + c * rows.class_stride)
+                asked = Asked(given.classes[row], given.upstream[row], given.of_entropy[row], given.chain)
+                results.entropy[row] = work_on(scratch, asked, results.log_probs[row], with_gradient)
+            else:
+                clear(scratch, results.log_probs[row])
             start = row_offset(gradient, row)
-            for c in range(gradient.classes if with_slopes else 0):
-                slope = scratch[LINES - 2, c], scratch[LINES - 1, c]
+            for c in range(gradient.classes if with_gradient else 0):
+                slope = scratch[PART, c], scratch[PART_LOW, c]
                 store_pair(gradient.memory, start + c * gradient.class_stride, slope)
 
 
@@ -47,10 +58,10 @@ def run(task: Task) -> Results:
     gradient = rows if buffer is None else runtime.rows_on_device(buffer.array, axis)
     count = len(results.entropy)
     lanes = max(1, min(count, _SCRATCH_BYTES // max(1, 8 * LINES * rows.classes)))
-    scratches = runtime.Array((lanes, LINES, rows.classes), np.float64)
+    memory = Memory(runtime.Array((lanes, LINES, rows.classes), np.float64))
     written: list[Any] = [runtime.Array(array.shape, array.dtype) for array in results]
     blocks = -(-lanes // min(_BLOCK, runtime.LARGEST_BLOCK))
-    arguments = (rows, gradient, task.given, Results(*written), scratches, buffer is not None)
+    arguments = (rows, gradient, task.given, Results(*written), memory, buffer is not None)
     runtime.launch(log_prob_rows, blocks, _BLOCK, *arguments)
     for array, kept in zip(written, results, strict=True):
         array.download(kept)

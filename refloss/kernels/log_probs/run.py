@@ -11,6 +11,7 @@ from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.log_probs.loop import Given, Results, log_prob_rows
 from refloss.kernels.rows import any_rows_of
+from refloss.numerics.memory import as_writable
 
 BLOCK_ELEMENTS = 1 << 14
 
@@ -25,12 +26,14 @@ class Task(NamedTuple):
 
 def log_probs_of_rows(task: Task, backend: str) -> Results:
     """Log-probabilities [R, K] and entropies [R]; the gradient is written into the task's buffer."""
-    return _device(backend)(task)
+    classes, counts, upstream, of_entropy = map(as_writable, task.given[:4])
+    given = task.given._replace(classes=classes, counts=counts, upstream=upstream, of_entropy=of_entropy)
+    return _device(backend)(task._replace(given=given))
 
 
 def new_results(given: Given) -> Results:
     """Memory for what is written."""
-    return Results(np.empty(given.index.shape), np.empty(len(given.index)))
+    return Results(np.empty(given.classes.shape), np.empty(len(given.classes)))
 
 
 def _device(backend: str) -> Callable[[Task], Results]:
@@ -50,5 +53,5 @@ def _run(task: Task) -> Results:
         log_prob_rows(rows, gradient, task.given, results, task.gradient is not None, first, last)
 
     block = max(1, BLOCK_ELEMENTS // max(1, rows.classes))
-    parallel.run_blocks(work, len(task.given.index), block, lambda: None)
+    parallel.run_blocks(work, len(task.given.classes), block, lambda: None)
     return results

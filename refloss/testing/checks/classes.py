@@ -94,7 +94,7 @@ def permuted_classes(trial: Trial) -> bool:
 def masked_classes(trial: Trial) -> bool:
     """Classes whose logits are −inf, and that nobody asks for, change nothing and have a gradient of 0."""
     case = trial.case
-    if not trial.labels or not trial.classes or case.parameters.get("label_smoothing"):
+    if not trial.labels or not trial.classes or {"label_smoothing", "softcap"} & case.parameters.keys():
         return False
     inputs, before = {}, dict(trial.answer)
     for name, axis in trial.classes.items():
@@ -134,7 +134,7 @@ def equal_steps(trial: Trial) -> bool:
     """
     axes = {trial.targets[name].of: name for name in trial.labels}
     axes = {name: label for name, label in axes.items() if name in trial.classes}
-    if not axes:
+    if not axes or "softcap" in trial.case.parameters:
         return False
     count = min(trial.case.inputs[name].shape[trial.classes[name]] for name in axes)
     known = [label for label in range(count) if all(label != trial.ignore_index(name) for name in trial.labels)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.cases.source import changed_cotangent
 from refloss.registry import FUNCTIONS
 from refloss.specification import Softmax
 from refloss.testing.judging.driver import GRAD
@@ -157,7 +158,8 @@ class Trial:
     @functools.cached_property
     def targets(self) -> dict[str, Argument]:
         """Arguments that say which classes there should be."""
-        return {name: each for name, each in self.arguments.items() if each.role in ("labels", "classes")}
+        roles = ("labels", "classes", "indices")
+        return {name: each for name, each in self.arguments.items() if each.role in roles and each.of}
 
     @property
     def labels(self) -> list[str]:
@@ -181,6 +183,8 @@ class Trial:
     @property
     def softmax(self) -> dict[str, int]:
         """Arguments that are nothing but a softmax to the loss, and their axis of classes."""
+        if "softcap" in self.case.parameters:
+            return {}
         changed = isinstance(self.specification, Softmax) and self.specification.added is not None
         each = any(name not in self.labels and target.role == "labels" for name, target in self.targets.items())
         if changed or each:
@@ -204,7 +208,7 @@ class Trial:
     def is_apart(self) -> bool:
         """Whether what a row gets does not depend on how many rows count."""
         parameters = self.case.parameters
-        is_mean = parameters.get("reduction", "mean") not in ("sum", "none")
+        is_mean = self.specification.reduces and parameters.get("reduction", "mean") not in ("sum", "none")
         return not is_mean or "num_items_in_batch" in parameters or self.specification.mean == "num_boxes"
 
     @property
@@ -244,7 +248,7 @@ class Trial:
     def with_rows(self, change: Callable[[np.ndarray], np.ndarray], **parameters: Any) -> Case:
         """The case with its rows changed, and the cotangents of their losses."""
         case = self.with_inputs({name: change(self.case.inputs[name]) for name in self.rows}, **parameters)
-        return case if self.is_reduced else case._replace(grad_output=change(np.asarray(case.grad_output)))
+        return case if self.is_reduced else case._replace(grad_output=_of_rows(case.grad_output, change))
 
     @np.errstate(invalid="ignore", over="ignore")  # a broken function's values may be anything
     def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Answer:
@@ -257,6 +261,11 @@ class Trial:
             name: measured.changed(change) if name != "loss" or not self.is_reduced else measured
             for name, measured in answer.items()
         }
+
+
+def _of_rows(cotangent: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """The cotangents of changed rows; one number is that of all of them."""
+    return changed_cotangent(cotangent, lambda values: change(values) if np.ndim(values) else values)
 
 
 @np.errstate(invalid="ignore", divide="ignore")
