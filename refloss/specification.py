@@ -285,6 +285,7 @@ class Specification:
         has_classes: whether the labels of a case are classes, where their dtype does not say it.
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
+        upstream_mistakes: the same with other cotangents.
         bounds: how far an honest implementation may be off, where its family has none that fit: Bounds, or arrays.
         components: the names of the parts of its loss.
         intermediates: the names of what a result may have beside.
@@ -312,6 +313,7 @@ class Specification:
     draw: Callable[[Draws], Drawn] | None = None
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
+    upstream_mistakes: Callable[[Case], dict[str, Any]] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], Mapping[str, Any]] | None = None
     components: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()

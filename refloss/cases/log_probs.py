@@ -124,3 +124,14 @@ def mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
     counts = np.asarray(case.inputs.get("mask", np.ones(logits.shape[:-1])), bool)
     each = counts if index.ndim < logits.ndim else counts[..., None]
     return {"index shifted by one": {"index": np.where(each, (index.astype(np.int64) + 1) % logits.shape[-1], 0)}}
+
+
+def upstream_mistakes(case: Case) -> dict[str, dict[str, Any]]:
+    """What a kernel makes of the entropy's cotangent."""
+    given = case.grad_output
+    if not isinstance(given, dict) or not np.any(given.get("entropy", 0.0)):
+        return {}
+    return {
+        "the entropy has no gradient": {**given, "entropy": 0.0},
+        "the entropy's gradient has the wrong sign": {**given, "entropy": -given["entropy"]},
+    }

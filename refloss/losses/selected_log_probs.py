@@ -64,6 +64,7 @@ CHAIN = {
         draw=cases.draw_selected_log_probs,
         bounds=error_model.selected_log_probs,
         mistakes=cases.mistakes,
+        upstream_mistakes=cases.upstream_mistakes,
         components=COMPONENTS,
     )
 )
@@ -167,5 +168,6 @@ def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray) -> np
             f"index has shape {array.shape}; expected {counts.shape}, or that and K, of logits of shape {shape}"
         )
     counted = np.where(counts if array.ndim < len(shape) else counts[..., None], array, array.dtype.type(0))
-    arrays.check_range(counted, 0, shape[-1] - 1, "index")
+    if np.any(counts):
+        arrays.check_range(counted, 0, shape[-1] - 1, "index")
     return counted.astype(np.int64)

@@ -111,7 +111,10 @@ def term_of(logit, maximum):
 def grid_of(reference, maximum):
     """The exponent of a grid for exponentials of logits up to a reference, relative to the maximum."""
     gap = (reference - maximum) * LOG2_E
-    return np.int64(np.floor(gap if gap > _LEAST_EXPONENT else _LEAST_EXPONENT)) + 1
+    gap = gap if gap > _LEAST_EXPONENT else _LEAST_EXPONENT
+    # One more than the integer below it; a GPU has no np.floor.
+    towards_0 = np.int64(gap)
+    return towards_0 if np.float64(towards_0) > gap else towards_0 + 1
 
 
 @jit.scalar

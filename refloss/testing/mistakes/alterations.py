@@ -325,7 +325,10 @@ def of_this_function(case: Case) -> list[tuple[str, Altered]]:
     """What is said of it, and the case with a mistake that only its function can have."""
     mistakes = specification_of(case).mistakes
     wrong = mistakes(case) if mistakes is not None else {}
-    return [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
+    own = [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
+    upstream = specification_of(case).upstream_mistakes
+    others = upstream(case) if upstream is not None else {}
+    return own + [(words, Altered(altered(case, grad_output=given))) for words, given in others.items()]
 
 
 def _shifts(case: Case) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
