@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from refloss.result import LossResult
 
 
+# An exponent that no error of a logarithm needs to go beyond.
+_MOST = 80.0
+
+
 class _Chain:
     """What is between logits and z, in float64, and how far an implementation of it may be off."""
 
@@ -129,7 +133,7 @@ class _Rows:
         off = self._log_off(distance, spread, log_total, log_p, self.chain.off(z) + shift)
         entropy = (p * log_p).sum(axis=1)
         lost = (log_p * ~np.isneginf(z)).sum(axis=1)
-        entropy_off = (p * (self._growth(off) * log_p + off)).sum(axis=1) + self.relative * entropy
+        entropy_off = (p * (self._growth(off, p) * log_p + off)).sum(axis=1) + self.relative * entropy
         entropy_off += self.unit.tiny * (1.0 + lost)
         rows = (maximum[:, 0], log_total[:, 0], spread[:, 0], shift[:, 0], entropy, entropy_off, lost)
         return np.array(rows)
@@ -140,9 +144,10 @@ class _Rows:
         inside = unit.inside * (distance + spread + 4) + unit.sum(self.classes)
         return np.asarray(inside + unit.between * (1 + log_total + log_p) + moved)
 
-    def _growth(self, off: np.ndarray) -> np.ndarray:
-        # A probability whose logarithm has an error above 1 is 0 in every type.
-        return np.asarray(np.expm1(np.minimum(off, 1.0)))
+    def _growth(self, off: np.ndarray, p: np.ndarray) -> np.ndarray:
+        # Without a chain, a probability whose logarithm has an error above 1 is 0 in every type; none is above 1.
+        most = 1.0 if self.chain.plain else _MOST
+        return np.asarray(np.minimum(np.expm1(np.minimum(off, most)), 1.0 / np.maximum(p, self.unit.tiny)))
 
     def _of_classes(self, rows: np.ndarray, classes: np.ndarray, z: np.ndarray) -> _Elements:
         totals, masked = self.totals, np.isneginf(z)
@@ -151,7 +156,8 @@ class _Rows:
         log_p = np.where(masked, 0.0, distance + log_total)
         moved = self.chain.off(z) + totals.shift[rows]
         off = self._log_off(distance, totals.spread[rows], log_total, log_p, moved)
-        return _Elements(rows, classes, np.where(masked, 0.0, np.exp(-log_p)), log_p, off, self._growth(off))
+        p = np.where(masked, 0.0, np.exp(-log_p))
+        return _Elements(rows, classes, p, log_p, off, self._growth(off, p))
 
     def log_probs(self) -> np.ndarray:
         """|δℓ| of the indices, 0 of rows that do not count."""
