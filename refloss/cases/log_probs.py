@@ -15,13 +15,13 @@ from refloss.cases.source import DTYPES, Case, Source
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
 
-_OPTIONS = {"logit_scale": (1.0, 0.25, 2.0), "softcap": (30.0, 2.5), "temperature": (1.0, 0.7, 3.0)}
+# One at a time.
+_OPTIONS = (("logit_scale", 0.25), ("logit_scale", 2.0), ("softcap", 30.0), ("softcap", 2.5), ("temperature", 0.7))
 
 
-def draw_selected_log_probs(draws: Draws) -> Drawn:
+def draw_selected_log_probs(draws: Draws, parameters: dict[str, Any]) -> Drawn:
     """Rows with a class or several each, of which some may not count."""
     rows, classes = draws.row_shape(), draws.classes()
-    parameters = draws.options(**_OPTIONS)
     logits = draws.logits(*rows, classes)
     several = () if draws.limits.exact or not draws.maybe() else (draws.size(0, 3),)
     index = (draws.uniform(*rows, *several) * classes).astype(np.int64)
@@ -75,7 +75,7 @@ def selected_log_probs(function: str) -> list[Case]:
         case("padded", poisoned, padded, mask=counts, grad_output=both),
         case("one-row", x[0, 0], index[0, 0], grad_output=2.0),
         *_edges(case, source, both),
-        *(case(f"{name}-{value:g}", x, index, grad_output=both, **{name: value}) for name, value in _each_option()),
+        *(case(f"{name}-{value:g}", x, index, grad_output=both, **{name: value}) for name, value in _OPTIONS),
         *in_every_format(options),
         *(
             in_format(
@@ -84,10 +84,6 @@ def selected_log_probs(function: str) -> list[Case]:
             for name, rows in many(332)
         ),
     ]
-
-
-def _each_option() -> list[tuple[str, float]]:
-    return [(name, value) for name, values in _OPTIONS.items() for value in values if value != 1.0]
 
 
 def _edges(case: Any, source: Source, both: dict[str, float]) -> list[Case]:

@@ -23,45 +23,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss.error_model.bound import BLOCK, Bound, blocks, part, whole, without_nan
+from refloss.error_model.chain import Chained, chained, error_of_slope, error_of_value, is_chained
 from refloss.roundoff import STEPS, Roundoff, real
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from refloss.cases.source import Case
     from refloss.result import LossResult
 
 
 # An exponent that no error of a logarithm needs to go beyond.
 _MOST = 80.0
-
-
-class _Chain:
-    """What is between logits and z, in float64, and how far an implementation of it may be off."""
-
-    def __init__(self, parameters: Mapping[str, Any], unit: Roundoff) -> None:
-        self.scale = float(parameters.get("logit_scale", 1.0))
-        self.cap, self.temperature = parameters.get("softcap"), float(parameters.get("temperature", 1.0))
-        self.plain = self.scale == 1.0 and self.cap is None and self.temperature == 1.0
-        self._relative = 0.0 if self.plain else STEPS * unit.between
-
-    def values(self, x: np.ndarray) -> np.ndarray:
-        """z of some logits."""
-        z = x * self.scale if self.scale != 1.0 else x
-        if self.cap is not None:
-            z = self.cap * np.tanh(z / self.cap)
-        return np.asarray(z / self.temperature)
-
-    def off(self, z: np.ndarray) -> np.ndarray:
-        """d of some z."""
-        return np.where(np.isfinite(z), self._relative * np.abs(z), 0.0)
-
-    def slopes(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """|y| of some logits, and what it may be off by."""
-        steepest = abs(self.scale / self.temperature)
-        if self.cap is None:
-            return np.full(x.shape, steepest), np.full(x.shape, steepest * self._relative)
-        return steepest / np.cosh(x * self.scale / self.cap) ** 2, np.full(x.shape, steepest * self._relative)
 
 
 class _Totals(NamedTuple):
@@ -103,7 +74,7 @@ class _Rows:
         given = case.grad_output if isinstance(case.grad_output, dict) else {"log_probs": case.grad_output}
         self.cotangents = self._cotangent(given.get("log_probs", 0.0), self.index.shape)
         self.of_entropy = self._cotangent(given.get("entropy", 0.0), (self.rows,))
-        self.chain = _Chain(case.parameters, unit)
+        self.parameters, self.is_chained = case.parameters, is_chained(case.parameters)
         self.relative = STEPS * unit.between + unit.sum(self.classes) + unit.sum(several)
         self.totals = self._totals()
 
@@ -119,7 +90,7 @@ class _Rows:
         return _Totals(*found)
 
     def _z(self, first: int, last: int) -> np.ndarray:
-        return self.chain.values(part(self.logits, first, last))
+        return chained(part(self.logits, first, last), self.parameters).value
 
     def _of_rows(self, z: np.ndarray) -> Any:
         maximum = z.max(axis=1, initial=-np.inf, keepdims=True)
@@ -128,15 +99,19 @@ class _Rows:
         total = terms.sum(axis=1, keepdims=True)
         p, log_total = terms / total, np.log(total)
         spread = (p * distance).sum(axis=1, keepdims=True)
-        shift = (p * self.chain.off(z)).sum(axis=1, keepdims=True)
+        shift = (p * self._off(z)).sum(axis=1, keepdims=True)
         log_p = distance + log_total
-        off = self._log_off(distance, spread, log_total, log_p, self.chain.off(z) + shift)
+        off = self._log_off(distance, spread, log_total, log_p, self._off(z) + shift)
         entropy = (p * log_p).sum(axis=1)
         lost = (log_p * ~np.isneginf(z)).sum(axis=1)
         entropy_off = (p * (self._growth(off, p) * log_p + off)).sum(axis=1) + self.relative * entropy
         entropy_off += self.unit.tiny * (1.0 + lost)
         rows = (maximum[:, 0], log_total[:, 0], spread[:, 0], shift[:, 0], entropy, entropy_off, lost)
         return np.array(rows)
+
+    def _off(self, z: np.ndarray) -> np.ndarray:
+        """d of some z."""
+        return error_of_value(Chained(z, 1.0, 1.0), self.unit) if self.is_chained else np.zeros(z.shape)
 
     def _log_off(self, distance: Any, spread: Any, log_total: Any, log_p: Any, moved: Any) -> np.ndarray:
         """|δℓ|."""
@@ -146,15 +121,16 @@ class _Rows:
 
     def _growth(self, off: np.ndarray, p: np.ndarray) -> np.ndarray:
         # Without a chain, a probability whose logarithm has an error above 1 is 0 in every type; none is above 1.
-        most = 1.0 if self.chain.plain else _MOST
+        most = _MOST if self.is_chained else 1.0
         return np.asarray(np.minimum(np.expm1(np.minimum(off, most)), 1.0 / np.maximum(p, self.unit.tiny)))
 
-    def _of_classes(self, rows: np.ndarray, classes: np.ndarray, z: np.ndarray) -> _Elements:
-        totals, masked = self.totals, np.isneginf(z)
+    def _of_classes(self, rows: np.ndarray, classes: np.ndarray, of: Chained) -> _Elements:
+        totals, z = self.totals, of.value
+        masked = np.isneginf(z)
         distance = np.where(masked, 0.0, totals.maximum[rows] - z)
         log_total = totals.log_total[rows]
         log_p = np.where(masked, 0.0, distance + log_total)
-        moved = self.chain.off(z) + totals.shift[rows]
+        moved = self._off(z) + totals.shift[rows]
         off = self._log_off(distance, totals.spread[rows], log_total, log_p, moved)
         p = np.where(masked, 0.0, np.exp(-log_p))
         return _Elements(rows, classes, p, log_p, off, self._growth(off, p))
@@ -164,7 +140,7 @@ class _Rows:
         rows = np.repeat(np.arange(self.rows), self.index.shape[1])
         known = np.where(self.counts[rows], self.index.reshape(-1), 0)
         chosen = real(self.logits.reshape(self.rows, self.classes)[rows, known])
-        at = self._of_classes(rows, known, self.chain.values(chosen))
+        at = self._of_classes(rows, known, chained(chosen, self.parameters))
         return np.asarray(without_nan(np.where(self.counts[rows], at.off, 0.0)).reshape(self.index_shape))
 
     def entropy(self) -> np.ndarray:
@@ -175,7 +151,9 @@ class _Rows:
         """|δg| of a part of the logits."""
         rows, classes = np.divmod(np.arange(first, last), self.classes)
         x, tiny = part(self.logits, first, last), self.unit.tiny
-        at, (steep, steep_off) = self._of_classes(rows, classes, self.chain.values(x)), self.chain.slopes(x)
+        of = chained(x, self.parameters)
+        at, steep = self._of_classes(rows, classes, of), np.abs(of.slope)
+        steep_off = error_of_slope(of, self.unit) if self.is_chained else 0.0
         given, entropy = self.of_entropy[rows], self.totals.entropy[rows]
         own = (self.cotangents[rows] * (self.index[rows] == classes[:, None])).sum(axis=1)
         pushed, surprise = self.cotangents[rows].sum(axis=1), at.log_probability + entropy

@@ -23,7 +23,7 @@ logprobs_from_logits. Entropy: Shannon, "A Mathematical Theory of Communication"
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,18 +32,20 @@ from refloss.cases import log_probs as cases
 from refloss.error_model import log_probs as error_model
 from refloss.kernels.log_probs.loop import Given
 from refloss.kernels.log_probs.run import Task, log_probs_of_rows
-from refloss.kernels.logits.chain import Chain
 from refloss.loss import loss
+from refloss.losses.parts.chain import CHAIN_PARAMETERS, logit_options
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
-from refloss.specification import Argument, Parameter, Specification, indices, softmax_logits
+from refloss.specification import Argument, Specification, indices, softmax_logits
+
+if TYPE_CHECKING:
+    from refloss.cases.draws import Drawn, Draws
 
 COMPONENTS = ("log_probs", "entropy")
-CHAIN = {
-    "logit_scale": Parameter(float, (1.0, 0.25, 2.0)),
-    "softcap": Parameter(float, (30.0, 2.5)),
-    "temperature": Parameter(float, (1.0, 0.7, 3.0)),
-}
+
+
+def _draw(draws: Draws) -> Drawn:
+    return cases.draw_selected_log_probs(draws, draws.parameters(CHAIN_PARAMETERS))
 
 
 @loss(
@@ -53,7 +55,7 @@ CHAIN = {
             "index": indices("...|... K", of="logits"),
             "mask": Argument("mask", optional=True, shape="..."),
         },
-        parameters=CHAIN,
+        parameters=CHAIN_PARAMETERS,
         positive=False,
         per="row",
         losses="...|... K",
@@ -61,7 +63,7 @@ CHAIN = {
         order=112,
         follows="TRL's selective_log_softmax",
         cases=cases.selected_log_probs,
-        draw=cases.draw_selected_log_probs,
+        draw=_draw,
         bounds=error_model.selected_log_probs,
         mistakes=cases.mistakes,
         upstream_mistakes=cases.upstream_mistakes,
@@ -113,11 +115,7 @@ def selected_log_probs(
         ValueError: a shape, an index of a row that counts, an option, a component or a buffer that does not fit.
         TypeError: a dtype that does not.
     """
-    chain = Chain(
-        arrays.number(logit_scale, "logit_scale", finite=True),
-        np.inf if softcap is None else arrays.number(softcap, "softcap", finite=True, positive=True),
-        arrays.number(temperature, "temperature", finite=True, positive=True),
-    )
+    chain = logit_options(logit_scale, softcap, temperature).chain
     x = arrays.float_array(logits, "logits")
     if x.ndim == 0:
         raise ValueError("logits has shape (); expected [..., V]")
