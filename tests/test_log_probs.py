@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import refloss
+from refloss.golden import store
+from refloss.golden.manifest import read_manifest
+from refloss.testing import assert_matches, golden_case
 from tests.test_derivatives import TOLERANCE, fourth_order
 from tests.test_elementwise import DTYPES
 from tests.test_same_bits import bits, layouts
@@ -263,3 +266,21 @@ def test_bad_input(given, error, message):
     arguments = {"logits": np.zeros((2, 5)), "index": [0, 1], **given}
     with pytest.raises(error, match=message):
         refloss.selected_log_probs(**arguments)
+
+
+def test_cotangents_of_both_are_kept_in_golden_files_and_judged(tmp_path):
+    generator = np.random.default_rng(9)
+    x, index = generator.standard_normal((3, 4, 5)).astype(np.float32), generator.integers(5, size=(3, 4))
+    upstream = {"log_probs": generator.standard_normal((3, 4)), "entropy": generator.standard_normal((3, 4))}
+    case = golden_case("selected_log_probs", logits=x, index=index, grad_output=upstream)
+    result = refloss.selected_log_probs(x, index, grad_output=upstream)
+    assert_matches(result, grads={"logits": result.grads["logits"]}, components=result.components)
+    with pytest.raises(AssertionError, match="entropy has no gradient"):
+        detached = refloss.selected_log_probs(x, index, grad_output=upstream["log_probs"])
+        assert_matches(result, grads=detached.grads)
+    store.add(tmp_path / "golden", case.case._replace(id="both"), result)
+    assert list(store.check(tmp_path / "golden")) == [("both", None)]
+    (entry,) = read_manifest(tmp_path / "golden")["cases"]
+    assert entry["grad_output"] == {"log_probs": None, "entropy": None}
+    read, _ = store.read_case(tmp_path / "golden", entry)
+    assert all(np.array_equal(read.grad_output[name], values) for name, values in upstream.items())

@@ -35,7 +35,7 @@ def draw_selected_log_probs(draws: Draws, parameters: dict[str, Any]) -> Drawn:
     shape = index.shape
     cotangent: Any = draws.cotangent(shape)
     if draws.maybe():
-        cotangent = {"log_probs": float(np.reshape(cotangent, -1)[:1].sum()), "entropy": draws.one_of(1.0, -0.01, 0.3)}
+        cotangent = {"log_probs": cotangent, "entropy": draws.cotangent(rows)}
     return Drawn({"logits": logits, "index": draws.integers(index), **inputs}, parameters, shape, cotangent)
 
 
@@ -55,6 +55,7 @@ def selected_log_probs(function: str) -> list[Case]:
     several[..., 3] = several[..., 0]
     cotangent = source.normal(3, 5) * 2.0
     both = {"log_probs": -0.75, "entropy": 0.3}
+    each = {"log_probs": cotangent, "entropy": source.normal(3, 5)}
     counts = np.ones((3, 5), bool)
     counts[:, 3:], counts[1] = False, False
     poisoned = x.copy()
@@ -63,13 +64,14 @@ def selected_log_probs(function: str) -> list[Case]:
     chain = {"logit_scale": 0.25, "softcap": 2.5, "temperature": 0.7}
     options = [
         case("options", x, padded, mask=counts, dtype=np.float64, grad_output=both, **chain),
-        case("options-each", x, index, dtype=np.float64, grad_output=cotangent, **chain),
+        case("options-each", x, index, dtype=np.float64, grad_output=each, **chain),
         case("options-several", x, several, dtype=np.float64, grad_output=both, temperature=3.0),
         case("options-apart", *apart(), dtype=np.float64, grad_output=both, temperature=0.7),
     ]
     return [
         *(case(name, x, index, dtype=dtype, grad_output=both) for name, dtype in DTYPES.items()),
         case("each", x, index, grad_output=cotangent),
+        case("each-of-both", x, index, grad_output=each, temperature=0.7),
         case("entropy", x, index, grad_output={"entropy": -0.01}),
         case("several", x, several, grad_output=source.normal(3, 5, 4)),
         case("padded", poisoned, padded, mask=counts, grad_output=both),

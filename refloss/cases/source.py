@@ -23,7 +23,7 @@ class Case(NamedTuple):
     function: str
     inputs: dict[str, np.ndarray]
     parameters: dict[str, Any]
-    grad_output: Any  # a number, an array, or a mapping from components to numbers
+    grad_output: Any  # a number, an array, or a mapping from components to such
 
 
 def changed_cotangent(given: Any, change: Callable[[Any], Any]) -> Any:

@@ -172,9 +172,10 @@ def _inputs_unchanged(trial: Trial) -> bool:
     return True
 
 
-def _flat(cotangent: Any) -> Any:
-    """A cotangent, or those of a mapping, as an array."""
-    return list(cotangent.values()) if isinstance(cotangent, Mapping) else cotangent
+def _flat(cotangent: Any) -> np.ndarray:
+    """A cotangent, or those of a mapping, as one array."""
+    given = cotangent.values() if isinstance(cotangent, Mapping) else [cotangent]
+    return np.concatenate([np.ravel(each) for each in given])
 
 
 def _repeated(trial: Trial) -> bool:
