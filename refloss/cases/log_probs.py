@@ -75,7 +75,7 @@ def selected_log_probs(function: str) -> list[Case]:
         case("entropy", x, index, grad_output={"entropy": -0.01}),
         case("several", x, several, grad_output=source.normal(3, 5, 4)),
         case("padded", poisoned, padded, mask=counts, grad_output=both),
-        case("one-row", x[0, 0], index[0, 0], grad_output=2.0),
+        case("one-row", x[0, 0], np.array(index[0, 0]), grad_output=2.0),
         *_edges(case, source, both),
         *(case(f"{name}-{value:g}", x, index, grad_output=both, **{name: value}) for name, value in _OPTIONS),
         *in_every_format(options),
