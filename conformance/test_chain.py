@@ -28,9 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 TARGETS = ("labels", "weighted", "smoothed", "probabilities")
 
 
-def _formula(
-    x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, options: dict[str, Any]
-) -> torch.Tensor:
+def _formula(x: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, options: dict[str, Any]) -> Any:
     """scale, c·tanh(z/c), temperature, cross-entropy; ζ·lse² of counted rows, divided as the loss is."""
     z = x * options.get("logit_scale", 1.0)
     if options.get("softcap") is not None:
@@ -72,7 +70,9 @@ def test_the_formula_in_torch_agrees(name: str, kind: str, reduction: str, dtype
     expected = {"loss": array(value)} | {
         f"grad.{key}": array(gradient) for key, gradient in zip(inputs, grads, strict=True)
     }
-    given = {"logits": x.detach(), "target": target.detach()} | ({} if weight is None else {"weight": weight})
+    given: dict[str, Any] = {"logits": x.detach(), "target": target.detach()} | (
+        {} if weight is None else {"weight": weight}
+    )
     result = refloss.cross_entropy(**given, grad_output=cotangent, **options)
     found = {"loss": np.asarray(result.loss)} | {f"grad.{key}": result.grads[key].astype(np.float64) for key in inputs}
     if dtype == torch.float64:

@@ -21,6 +21,7 @@ _SMALLER = {"d_fine_object_detection": "no-denoising", "deimv2_object_detection"
 # Golden cases that launch other kernels than the first one of their function does.
 _OTHER_KERNELS = (
     "bce_with_logits-pos-weight",
+    "cross_entropy-chain-options-mean",
     "cross_entropy-probabilities-weighted-smoothed",
     "cross_entropy-weighted-smoothed",
     "info_nce-uniform",

@@ -20,6 +20,7 @@ from tests.questions import questions
 ROUNDED_AWAY = {
     "dice-confident": ["loss"],
     **{f"sigmoid_focal-saturated-pair{dtype}": ["loss"] for dtype in ("", "-bfloat16")},
+    "cross_entropy-z-loss-sure": ["component.cross_entropy"],
     "d_fine_object_detection-nearly-taught": ["component.loss_ddf_aux_0"],
     "deimv2_object_detection-nearly-taught": ["component.loss_ddf_aux_0"],
     **{
@@ -210,8 +211,9 @@ def is_not_divided(case, name, right):
         return True  # by the number of its rows, which is num_boxes
     if FUNCTIONS[case.function].specification.mean == "sequences":
         return case.parameters.get("reduction", "mean") not in {"mean_volume", "mean_batch"}
-    if case.parameters.get("reduction") in {"sum", "none"} and not name.startswith("component."):
-        return "num_boxes" not in FUNCTIONS[case.function].parameters or case.parameters["reduction"] == "none"
+    has_boxes = "num_boxes" in FUNCTIONS[case.function].parameters
+    if case.parameters.get("reduction") in {"sum", "none"} and not (has_boxes and name.startswith("component.")):
+        return not has_boxes or case.parameters["reduction"] == "none"
     # Of heads that match, classes may be divided by a sum of weights, or by queries.
     return np.array_equal(of_other_count(case.function)[case.id][f"expected.{name}"], right)
 
@@ -246,5 +248,7 @@ REASONS = {
     mutants.NO_IGNORED_ROWS: has_no_ignored_rows,
     mutants.NOT_DIVIDED: is_not_divided,
     mutants.EVERYTHING_COUNTS: counts_everything,
-    mutants.NOT_SMOOTHED: lambda case, name, right: not case.parameters.get("label_smoothing"),
+    mutants.NOT_SMOOTHED: lambda case, name, right: (
+        not case.parameters.get("label_smoothing") or name == "component.z_loss"
+    ),
 }

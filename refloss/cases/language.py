@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 
 from refloss.cases.classes import WRAPS_TO_A_CLASS, WRAPS_TO_THE_DEFAULT, Rows, apart, improbable, many
-from refloss.cases.draws import Drawn, Draws
+from refloss.cases.draws import Drawn, Draws, Tried
 from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _ITEMS = (1, 40, 12.5)  # values of num_items_in_batch
 _MOST_CLASSES_OF_PIXELS = 5000
@@ -352,10 +352,13 @@ def _of_tiles(function: str) -> list[Case]:
     ]
 
 
-def draw_tokens(draws: Draws, size_name: str, *, shifted: bool = False) -> Drawn:
-    """A class, or a token, for each position of each sequence."""
+def draw_tokens(
+    draws: Draws, size_name: str, *, shifted: bool = False, options: Mapping[str, Tried] | None = None
+) -> Drawn:
+    """A class, or a token, for each position of each sequence; options are what else a head takes."""
     classes, rows = draws.classes(), draws.row_shape(2 if draws.limits.exact else 1, 2)
     parameters = draws.options(num_items_in_batch=_ITEMS, ignore_index=(-100, 0, 255), **{size_name: (classes,)})
+    parameters |= draws.parameters(options or {})
     ignore_index = parameters.get("ignore_index", -100)
     labels = draws.labels(rows, classes, ignore_index)
     tensors, asked = {"labels": labels}, labels

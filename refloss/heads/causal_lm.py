@@ -46,7 +46,7 @@ from refloss.specification import labels as tokens
         mistakes=partial(cases.wrong_shifts, shift=1),
         cases=chain_cases.causal_lm,
         bounds=softmax.tokens,
-        draw=partial(cases.draw_tokens, size_name="vocab_size", shifted=True),
+        draw=partial(cases.draw_tokens, options=CHAIN_PARAMETERS | Z_LOSS, size_name="vocab_size", shifted=True),
     )
 )
 def causal_lm(

@@ -41,7 +41,7 @@ from refloss.specification import labels as tokens
         mistakes=cases.wrong_shifts,
         cases=chain_cases.masked_lm,
         bounds=softmax.tokens,
-        draw=partial(cases.draw_tokens, size_name="vocab_size"),
+        draw=partial(cases.draw_tokens, options=CHAIN_PARAMETERS | Z_LOSS, size_name="vocab_size"),
     )
 )
 def masked_lm(

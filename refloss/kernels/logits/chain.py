@@ -42,9 +42,9 @@ def _tanh(v):
     less = add(pair(1.0), negate(e))
     near = n == 0
     less = (-excess[0] if near else less[0], -excess[1] if near else less[1])
-    whole = add(pair(1.0), e)
-    value = divide(less, whole)
-    slope = divide(divide((4.0 * e[0], 4.0 * e[1]), whole), whole)
+    inverse = divide(pair(1.0), add(pair(1.0), e))
+    value = multiply(less, inverse)
+    slope = multiply(multiply((4.0 * e[0], 4.0 * e[1]), inverse), inverse)
     undefined = v[0] != v[0]
     high, tail = (-value[0] if below else value[0]), (-value[1] if below else value[1])
     return (np.nan if undefined else high, tail), (np.nan if undefined else slope[0], slope[1])
@@ -59,15 +59,14 @@ def chain_slope(chain):
 @jit.scalar
 def uncapped(z, chain):
     """y of a pair z, without a cap."""
-    return divide(multiply(z, pair(chain.scale)), pair(chain.temperature))
+    return multiply(z, chain_slope(chain))
 
 
 @jit.scalar
 def capped(z, chain):
-    """y of a pair z and ∂y/∂z, with a cap."""
-    cap, temperature = pair(chain.cap), pair(chain.temperature)
-    value, slope = _tanh(divide(multiply(z, pair(chain.scale)), cap))
-    return divide(multiply(cap, value), temperature), multiply(slope, chain_slope(chain))
+    """y of a pair z and ∂y/∂z, with a cap. Quotients are of the chain's own numbers: loops have them once."""
+    value, slope = _tanh(multiply(z, divide(pair(chain.scale), pair(chain.cap))))
+    return multiply(value, divide(pair(chain.cap), pair(chain.temperature))), multiply(slope, chain_slope(chain))
 
 
 @jit.scalar

@@ -37,7 +37,7 @@ from refloss import jit
 from refloss.kernels.softmax.loop import LOST
 from refloss.kernels.softmax.split import scan
 from refloss.numerics.accurate import exp_significand, log1p_accurate
-from refloss.numerics.bits import float64_from_bits
+from refloss.numerics.bits import ROUND_TO_INTEGER, float64_from_bits
 from refloss.numerics.exponential import LOG2_E, UNDERFLOW, scale
 from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, scaled
@@ -111,10 +111,9 @@ def term_of(logit, maximum):
 def grid_of(reference, maximum):
     """The exponent of a grid for exponentials of logits up to a reference, relative to the maximum."""
     gap = (reference - maximum) * LOG2_E
-    gap = gap if gap > _LEAST_EXPONENT else _LEAST_EXPONENT
-    # One more than the integer below it; a GPU has no np.floor.
-    towards_0 = np.int64(gap)
-    return towards_0 if np.float64(towards_0) > gap else towards_0 + 1
+    gap = gap if gap > _LEAST_EXPONENT else float(_LEAST_EXPONENT)
+    # The nearest integer and one more are above it.
+    return np.int64((gap + ROUND_TO_INTEGER) - ROUND_TO_INTEGER) + 1
 
 
 @jit.scalar
@@ -300,7 +299,7 @@ def difference_of_class(softmax, masses, at_top, term, mass):
 def gradient_of_difference(softmax, push, difference, term, slope):
     """(a·D_j + b·2ζ·lse·e_j)/Z times the derivative of the logit: a pair that is ready for its one rounding."""
     whole = add(multiply(push.coefficient, difference), multiply(push.excess, term))
-    value = scaled(divide(whole, softmax.total), slope)
+    value = scaled(multiply(whole, divide(pair(1.0), softmax.total)), slope)
     return value[0], value[1] if abs(value[1]) >= DUST * abs(value[0]) else 0.0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from refloss.error_model.chain import chained, is_chained, z_factor
 from refloss.testing.mistakes import alterations
 from refloss.testing.mistakes.guess import USUAL, Guess
-from refloss.testing.mistakes.rows import views_of
+from refloss.testing.mistakes.rows import views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ def of_chains(asked: Question) -> Iterator[Guess]:
     parameters = asked.case.parameters
     if not is_chained(parameters) and not z_factor(parameters):
         return
-    (view,) = views_of(asked.case, asked.result, ["logits"])
+    (view,) = views(asked.case, asked.result)
     if parameters.get("softcap") is not None:
         yield _guess(NO_SLOPE_OF_CAP, view, slope=_slope_without(parameters, "softcap"))
         yield from _cap_last(asked)
@@ -63,7 +63,7 @@ def _cap_last(asked: Question) -> Iterator[Guess]:
         return
     scale = parameters.get("logit_scale", 1.0) / temperature
     other: Case = alterations.altered(asked.case, logit_scale=scale, temperature=None)
-    (view,) = views_of(other, asked.result, ["logits"])
+    (view,) = views(other, asked.result)
     yield _guess(CAP_LAST, view)
 
 

@@ -123,7 +123,9 @@ def _mean_over_the_wrong_count(asked: Question) -> Mutated:
 
 
 def _smoothing_over_the_other_classes(asked: Question) -> Mutated:
-    return _altered(asked, lambda case, _: alterations.smoothed_over_others(case), NOT_SMOOTHED, NOTHING_FINITE)
+    answers = _altered(asked, lambda case, _: alterations.smoothed_over_others(case), NOT_SMOOTHED, NOTHING_FINITE)
+    # No target is part of a z-loss.
+    return {name: NOT_SMOOTHED if name == "component.z_loss" else wrong for name, wrong in answers.items()}
 
 
 _FIFTH = "a fifth too large"

@@ -28,6 +28,7 @@ class Wrong(NamedTuple):
     normaliser: Any = None  # one, or [R]
     cotangent: Any = None
     kept: float | None = None  # of a soft target, beside smoothing
+    squared: np.ndarray | None = None  # [R], which rows have a z-loss
     loss: Any = None  # instead of all of the above
 
 
@@ -58,20 +59,57 @@ def combined(every: list[View], wrong: list[Wrong]) -> Tensors:
         makers[pair[0].tensor] = functools.partial(_gradient, *pair)
         if not pair[0].has_labels:
             makers["grad.target"] = functools.partial(_target_gradient, *pair)
+        if pair[0].z_loss:
+            makers["component.cross_entropy"] = functools.partial(_reduced, *pair, _likelihoods)
+            makers["component.z_loss"] = functools.partial(_reduced, *pair, _squares)
     return Tensors(makers)
 
 
 def _loss(view: View, wrong: Wrong) -> np.ndarray:
     if wrong.loss is not None:
         return view.share * np.asarray(wrong.loss)
-    losses = wrong.losses
-    if losses is None and wrong.lse is not None:
-        losses = view.losses + view.pushed * (wrong.lse - view.lse)[:, 0]
-    if losses is None:
-        same = wrong.log_p is None and wrong.mass is None
-        losses = view.losses if same else view.losses_of(view.log_p if wrong.log_p is None else wrong.log_p, wrong.mass)
-    of_rows = view.share * losses / (view.normaliser if wrong.normaliser is None else wrong.normaliser)
-    return of_rows.reshape(view.row_shape) if view.reduction == "none" else np.asarray(of_rows.sum())
+    return _reduced(view, wrong, _likelihoods if not view.z_loss else _both)
+
+
+def _reduced(view: View, wrong: Wrong, of_rows: Callable[[View, Wrong], np.ndarray]) -> np.ndarray:
+    losses = view.share * of_rows(view, wrong) / (view.normaliser if wrong.normaliser is None else wrong.normaliser)
+    return losses.reshape(view.row_shape) if view.reduction == "none" else np.asarray(losses.sum())
+
+
+def _likelihoods(view: View, wrong: Wrong) -> np.ndarray:
+    """Those of rows, without a z-loss."""
+    if wrong.losses is not None:
+        return wrong.losses
+    if wrong.lse is not None:
+        return np.asarray(view.losses + view.pushed * (wrong.lse - view.lse)[:, 0])
+    same = wrong.log_p is None and wrong.mass is None
+    return view.losses if same else view.losses_of(view.log_p if wrong.log_p is None else wrong.log_p, wrong.mass)
+
+
+def _squares(view: View, wrong: Wrong) -> np.ndarray:
+    """ζ·lse² of rows."""
+    counted = view.counted if wrong.squared is None else wrong.squared
+    return np.asarray(np.where(counted, view.z_loss * _lse(view, wrong)[:, 0] ** 2, 0.0))
+
+
+def _both(view: View, wrong: Wrong) -> np.ndarray:
+    return np.asarray(_likelihoods(view, wrong) + _squares(view, wrong))
+
+
+def _lse(view: View, wrong: Wrong) -> np.ndarray:
+    """[R, 1]; where logarithms are wrong, that of the largest logit tells."""
+    if wrong.lse is not None or wrong.log_p is None or not view.logits.size:
+        return view.lse if wrong.lse is None else wrong.lse
+    top = view.logits.argmax(axis=-1)[:, None]
+    return np.asarray(np.take_along_axis(view.logits, top, 1) - np.take_along_axis(wrong.log_p, top, 1))
+
+
+def _pushed(view: View, wrong: Wrong) -> np.ndarray:
+    """2ζ·lse·p, [R, C]."""
+    lse = _lse(view, wrong)
+    p = view.p * np.exp(view.lse - lse) if wrong.p is None and wrong.lse is not None else view.p
+    counted = view.counted if wrong.squared is None else wrong.squared
+    return np.asarray(np.where(counted[:, None], 2 * view.z_loss * lse * (p if wrong.p is None else wrong.p), 0.0))
 
 
 def coefficient(view: View, wrong: Wrong) -> np.ndarray:
@@ -90,6 +128,7 @@ def _gradient(view: View, wrong: Wrong) -> np.ndarray:
     if slopes is None:
         same = wrong.p is None and wrong.mass is None
         slopes = view.slopes if same else view.slopes_of(view.p if wrong.p is None else wrong.p, wrong.mass)
+    slopes = slopes + _pushed(view, wrong) if view.z_loss else slopes
     classes = np.arange(slopes.shape[-1])
     if wrong.cut is not None:
         slopes = np.where(classes < wrong.cut, slopes, 0.0)
@@ -101,7 +140,7 @@ def _gradient(view: View, wrong: Wrong) -> np.ndarray:
 def glance(every: list[View], wrong: list[Wrong], tensor: str, place: int) -> float | None:
     """One element of a gradient, without the others; None where it is made of several rows."""
     for view, other in zip(every, wrong, strict=True):
-        if view.tensor == tensor and view.logits.size == view.given.size:
+        if view.tensor == tensor and view.logits.size == view.given.size and not view.z_loss:
             index = list(np.unravel_index(place, view.given.shape))
             column = int(index.pop(view.axis))
             rows = np.delete(view.given.shape, view.axis)
@@ -135,6 +174,7 @@ def _magnitude(view: View, wrong: Wrong) -> np.ndarray:
     mass = np.abs(view.mass if wrong.mass is None else wrong.mass)
     p = np.zeros(1) if view.is_log else view.p if wrong.p is None else wrong.p
     terms = mass.sum(axis=-1, keepdims=True) * p + mass
+    terms = terms + np.abs(_pushed(view, wrong)) if view.z_loss else terms
     return np.asarray(np.abs(view.back(np.abs(coefficient(view, wrong)) * terms) * view.slope))
 
 

@@ -46,7 +46,7 @@ def leaking(view: View, *, counted_as_well: bool = False) -> Iterator[Wrong]:
         mass = view.weight * ((1 - view.smoothing) * target + view.smoothing / max(classes, 1)) * ~out[:, None]
         undefined = np.where(view.poisoned & ~out, np.nan, 0.0)
         slopes = view.slopes_of(view.p, mass) + undefined[:, None]
-        yield Wrong(losses=view.losses_of(view.log_p, mass) + undefined, slopes=slopes)
+        yield Wrong(losses=view.losses_of(view.log_p, mass) + undefined, slopes=slopes, squared=~out)
 
 
 def leaking_gradient(view: View) -> Iterator[Wrong]:
@@ -110,15 +110,16 @@ def _counted_as(view: View, counted: np.ndarray, labels: np.ndarray) -> Iterator
     if view.reduction == "mean" and not view.of_items:
         normalisers = [count, float(counted.sum()), view.normaliser]
     for normaliser in dict.fromkeys(normalisers):
-        yield Wrong(mass=mass, normaliser=normaliser)
+        yield Wrong(mass=mass, normaliser=normaliser, squared=counted)
         # A label that is no class: the sum of probabilities is there, and nothing is taken from it.
         pushed = counted[:, None] * (view.p if not view.is_log else 0.0)
         missing = counted & ~target.any(axis=-1)
         slopes = np.where(missing[:, None], pushed, view.slopes_of(view.p, mass))
         losses = np.where(missing, view.lse[:, 0], view.losses_of(view.log_p, mass))
         if missing.any():
-            yield Wrong(losses=losses, slopes=slopes, normaliser=normaliser)
-            yield Wrong(losses=view.losses_of(view.log_p, mass), slopes=slopes, normaliser=normaliser)
+            found = Wrong(losses=losses, slopes=slopes, normaliser=normaliser, squared=counted)
+            yield found
+            yield found._replace(losses=view.losses_of(view.log_p, mass))
 
 
 def ignored_in_32_bits(view: View) -> Iterator[Wrong]:

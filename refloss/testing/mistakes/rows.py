@@ -59,6 +59,7 @@ class View:
     poisoned: np.ndarray  # [R], whether a row that is ignored holds what is not finite
     share: float = 1.0
     is_log: bool = False  # of log-probabilities: without a softmax
+    z_loss: float = 0.0  # the factor of lse², which every row that counts has beside
     slope: np.ndarray | float = 1.0  # what the tensor's gradients are multiplied by where a chain made its logits
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -159,13 +160,6 @@ def views(case: Case, result: LossResult) -> list[View]:
         return []
     if specification.has_classes is not None and not specification.has_classes(case):
         return []
-    # With a z-loss of no row is that all.
-    return [] if z_factor(case.parameters) else views_of(case, result, names)
-
-
-def views_of(case: Case, result: LossResult, names: list[str]) -> list[View]:
-    """Those of some tensors, whatever their rows have beside."""
-    specification = alterations.specification_of(case)
     return [_view(case, result, name, specification.arguments[name]) for name in names]
 
 
@@ -219,6 +213,7 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         poisoned=~sound[:, 0],
         share=_share(case, name),
         is_log=argument.role == "log-probabilities",
+        z_loss=z_factor(parameters),
         slope=slope,
         parameters=parameters,
         inputs=case.inputs,

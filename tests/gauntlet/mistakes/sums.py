@@ -63,8 +63,9 @@ def truncated(function: str) -> Kernel:
     def answer(self: Kernel, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Any:
         narrow = [name for name, value in inputs.items() if value.dtype in NARROW]
         wide = inputs | {name: inputs[name].astype(np.float32) for name in narrow}
-        loss, grads = honest.answer(self, wide, parameters, cotangent)
-        return loss, {name: towards_zero(value, inputs[name].dtype) for name, value in grads.items()}
+        loss, grads, *components = honest.answer(self, wide, parameters, cotangent)
+        cut = {name: towards_zero(value, inputs[name].dtype) for name, value in grads.items()}
+        return loss, cut, *components
 
     return with_steps(honest, answer=answer)(function)
 
