@@ -42,6 +42,7 @@ from refloss.losses.multilabel_margin import multilabel_margin as multilabel_mar
 from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
+from refloss.losses.selected_log_probs import selected_log_probs as selected_log_probs
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
@@ -96,6 +97,7 @@ __all__ = [
     "rnnt",
     "rt_detr_object_detection",
     "segmentation",
+    "selected_log_probs",
     "semantic_segmentation",
     "sequence_classification",
     "set_num_threads",

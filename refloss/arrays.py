@@ -286,16 +286,39 @@ def flag(value: Any, name: str) -> bool:
     raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected True or False")
 
 
-def cotangent(grad_output: Any, shape: tuple[int, ...]) -> np.ndarray:
+def cotangent(grad_output: Any, shape: tuple[int, ...], name: str = "grad_output") -> np.ndarray:
     """grad_output as float64: one element, or one for each element of the loss."""
     if isinstance(grad_output, float):
         return np.array([grad_output], np.float64)
-    array = as_array(grad_output, "grad_output")
+    array = as_array(grad_output, name)
     if not is_real(array):
-        raise TypeError(f"grad_output has dtype {array.dtype}; expected real numbers")
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     if array.ndim:
-        check_shape(array, shape, "grad_output", "the loss's shape, or no axes at all")
+        check_shape(array, shape, name, "the loss's shape, or no axes at all")
     return np.ascontiguousarray(array, dtype=np.float64).reshape(-1)
+
+
+def component_cotangents(grad_output: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """grad_output as float64 for each component of a loss, of its shape: a mapping, or that of the first alone."""
+    if isinstance(grad_output, Mapping):
+        unknown = [name for name in grad_output if name not in shapes]
+        if unknown:
+            raise ValueError(f"grad_output has {unknown[0]!r}; expected components: {', '.join(shapes)}")
+        given = {
+            name: cotangent(grad_output.get(name, 0.0), shape, f"grad_output[{name!r}]")
+            for name, shape in shapes.items()
+        }
+    else:
+        first = next(iter(shapes))
+        given = {name: np.zeros(1) for name in shapes} | {first: cotangent(grad_output, shapes[first])}
+    return {name: _spread(values, shapes[name]) for name, values in given.items()}
+
+
+def _spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A cotangent for each element of a shape, of one number or of as many."""
+    if values.size == math.prod(shape):
+        return values.reshape(shape)
+    return np.full(shape, values[0])
 
 
 def choice(value: str, name: str, options: Collection[str]) -> str:

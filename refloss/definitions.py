@@ -153,7 +153,7 @@ def _parameter(name: str, parameter: Parameter, signature: inspect.Parameter) ->
 def _outputs(specification: Specification) -> dict[str, Any]:
     """Names and shapes of what a result has; a loss has axes only where a parameter asks for no reduction."""
     unreduced: list[Shape] = []
-    if "none" in getattr(specification.parameters.get("reduction"), "values", ()):
+    if not specification.reduces or "none" in getattr(specification.parameters.get("reduction"), "values", ()):
         first = specification.required[0]
         unreduced = shapes(specification, first)
         if specification.losses:

@@ -76,7 +76,7 @@ class Argument:
         optional: whether it may be left out; None says what the signature says.
         class_axis: the axis of its classes where it has one: 1 for [N, C, ...], also of the only axis of [C].
         activation: what turns logits into probabilities.
-        of: for labels, the argument whose classes they are.
+        of: for labels and indices, the argument whose classes they are.
         ignored: for labels, the default of ignore_index; None for one more than there are classes.
         shift: for labels, how many places after its row a label stands.
         resampled: whether rows are made from it, with other sizes, before anything else.
@@ -186,9 +186,9 @@ def vectors(shape: str = "N D|D") -> Argument:
     return Argument("vectors", differentiable=True, on_gpu=True, shape=shape)
 
 
-def indices(shape: str) -> Argument:
-    """Classes that rows name."""
-    return Argument("indices", shape=shape)
+def indices(shape: str, *, of: str = "") -> Argument:
+    """Classes that rows name, of an argument if they are all that decides which of its classes is meant."""
+    return Argument("indices", of=of, ignored=None, shape=shape)
 
 
 def weight(*, differentiable: bool = False, broadcast: bool = False) -> Argument:
@@ -275,6 +275,7 @@ class Specification:
         positive: whether no loss is negative.
         per: what has a loss of its own before reduction.
         losses: the shape of losses that are not reduced, as the names of its axes, if `per` does not say it.
+        reduces: whether losses become one number, unless a parameter asks for none of that.
         axes: the fewest axes of arrays of corresponding elements.
         divisor: of a case, what its mean divides by, or None where that is no one number; if `mean` does not say it.
         padded: axes along which rows that are ignored may be added.
@@ -284,6 +285,7 @@ class Specification:
         has_classes: whether the labels of a case are classes, where their dtype does not say it.
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
+        upstream_mistakes: the same with other cotangents.
         bounds: how far an honest implementation may be off, where its family has none that fit: Bounds, or arrays.
         components: the names of the parts of its loss.
         intermediates: the names of what a result may have beside.
@@ -302,6 +304,7 @@ class Specification:
     positive: bool = True
     per: Literal["element", "row", "sample"] = "element"
     losses: str = ""
+    reduces: bool = True
     axes: int = 0
     divisor: Callable[[Case], float | None] | None = None
     padded: tuple[int, ...] = ()
@@ -310,6 +313,7 @@ class Specification:
     draw: Callable[[Draws], Drawn] | None = None
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
+    upstream_mistakes: Callable[[Case], dict[str, Any]] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], Mapping[str, Any]] | None = None
     components: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()
@@ -321,6 +325,10 @@ class Specification:
     def named(self, *roles: Role) -> list[str]:
         """The arguments that have one of some roles."""
         return [name for name, argument in self.arguments.items() if argument.role in roles]
+
+    def is_reduced(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether a call with some parameters gives one number."""
+        return self.reduces and parameters.get("reduction") != "none"
 
     @property
     def differentiable(self) -> tuple[str, ...]:

@@ -283,6 +283,25 @@ def test_the_page_on_contrastive_losses_chains_gradients_to_embeddings():
     assert_chained(names["siglip"], given | {"bias": np.array(-0.5)})
 
 
+def test_the_page_on_log_probabilities_has_the_gradient_of_its_loss():
+    (block,) = code_blocks("python", "docs/log_probs.md")
+    names: dict = {}
+    exec(block, names)
+    mask, advantages, tokens = names["completion"], names["advantages"], names["tokens"]
+
+    def loss(x):
+        x = x / 0.9
+        p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+        chosen = np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0])
+        entropy = -(p * np.log(p)).sum(-1)
+        return -((advantages * chosen + 0.01 * entropy) * mask).sum() / mask.sum()
+
+    x = names["logits"].astype(np.float64)
+    assert abs(loss(x) - names["loss"]) < TOLERANCE
+    # A gradient of float32 is as far off as its rounding.
+    np.testing.assert_allclose(names["gradient"], fourth_order(loss, x), rtol=0, atol=2.0**-26)
+
+
 def assert_chained(function, inputs):
     """A function's gradients are the derivatives of its loss."""
     _, grads = function(**inputs)

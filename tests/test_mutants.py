@@ -200,10 +200,13 @@ def has_no_ignored_rows(case, name, _right):
     if case.function == "causal_lm" and "shift_labels" not in inputs:
         return np.all(inputs["labels"][:, 1:] != ignored)
     labels = inputs.get("shift_labels", inputs.get("labels", inputs.get("target")))
-    return labels is None or labels.dtype.kind == "f" or np.all(labels != ignored)
+    counted = inputs.get("mask", np.ones(1)).all()
+    return counted and (labels is None or labels.dtype.kind == "f" or np.all(labels != ignored))
 
 
 def is_not_divided(case, name, right):
+    if not FUNCTIONS[case.function].specification.reduces:
+        return True
     if case.id.startswith("sigmoid_focal-saturated-pair"):
         return True  # by the number of its rows, which is num_boxes
     if FUNCTIONS[case.function].specification.mean == "sequences":

@@ -53,7 +53,7 @@ def ignored_in(case):
 
 def nothing_counts(case):
     """Whether a mean is one over nothing, so that it has no value; these three add rows up."""
-    if case.function in SUMS:
+    if case.function in SUMS or not FUNCTIONS[case.function].specification.reduces:
         return False
     if case.parameters.get("reduction", "mean") in ("sum", "none") or "num_items_in_batch" in case.parameters:
         return False
@@ -108,6 +108,12 @@ def has_learnt(case):
     return bool(np.allclose(target.astype(np.float64), predicted, rtol=0.02, atol=0))
 
 
+def cotangents_of(case):
+    """All of them, flat."""
+    given = case.grad_output if isinstance(case.grad_output, dict) else {"loss": case.grad_output}
+    return np.concatenate([np.ravel(value) for value in given.values()])
+
+
 def features_of(case):
     values = predictions_of(case)
     reals = np.concatenate(
@@ -132,8 +138,8 @@ def features_of(case):
         *(["poisoned"] if np.isnan(reals).any() else []),
         *(["masked"] if np.isneginf(reals).any() else []),
         *(["cotangents"] if np.ndim(case.grad_output) else []),
-        *(["negative"] if np.any(np.asarray(case.grad_output) < 0) else []),
-        *(["third"] if np.ndim(case.grad_output) == 0 and case.grad_output == 1 / 3 else []),
+        *(["negative"] if np.any(cotangents_of(case) < 0) else []),
+        *(["third"] if np.any(cotangents_of(case) == 1 / 3) else []),
         *(["learnt"] if has_learnt(case) else []),
     }
 

@@ -106,7 +106,7 @@ def lw_detr(draws: Draws) -> Drawn:
 
 def rf_detr(draws: Draws) -> Drawn:
     """The same with masks of all layers, and points that somebody gives, or a seed."""
-    inputs, parameters, _ = lw_detr(draws)
+    inputs, parameters = lw_detr(draws)[:2]
     _show_masks(draws, inputs["labels"])
     size = (draws.size(1, 3), draws.size(1, 3))
     names = {"logits": "pred_masks", "outputs_class": "outputs_masks", "enc_outputs_class": "enc_outputs_masks"}

@@ -75,11 +75,12 @@ class Limits(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A case without its cotangent; loss_shape is that of a loss which is not reduced."""
+    """A case without its cotangent, unless it has one; loss_shape is that of a loss which is not reduced."""
 
     inputs: dict[str, Any]
     parameters: dict[str, Any]
     loss_shape: tuple[int, ...] = ()
+    cotangent: Any = None
 
 
 class Tried(Protocol):

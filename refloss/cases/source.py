@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -22,7 +23,19 @@ class Case(NamedTuple):
     function: str
     inputs: dict[str, np.ndarray]
     parameters: dict[str, Any]
-    grad_output: float | np.ndarray
+    grad_output: Any  # a number, an array, or a mapping from components to such
+
+
+def changed_cotangent(given: Any, change: Callable[[Any], Any]) -> Any:
+    """A cotangent, or each of a mapping's, changed; a number stays one."""
+    if isinstance(given, Mapping):
+        return {name: changed_cotangent(value, change) for name, value in given.items()}
+    return change(given) if np.ndim(given) else float(change(np.float64(given)))
+
+
+def is_one_number(cotangent: Any) -> bool:
+    """Whether a cotangent is the same for all losses and components."""
+    return not isinstance(cotangent, Mapping) and np.ndim(cotangent) == 0
 
 
 class Source:

@@ -43,8 +43,8 @@ def bounds(case: Case, result: LossResult, compute_dtype: str, summation: str = 
     unit = roundoff(compute_dtype, summation)
     limits = _limits(case, result, unit)
     given = case.grad_output
-    cotangents = np.asarray(list(given.values()) if isinstance(given, Mapping) else given, np.float64)
-    largest = float(np.abs(cotangents).max(initial=0.0))
+    cotangents = list(given.values()) if isinstance(given, Mapping) else [given]
+    largest = max((float(np.abs(np.asarray(each, np.float64)).max(initial=0.0)) for each in cotangents), default=0.0)
     return {name: _bound(name, limit, unit, largest) for name, limit in limits.items()}
 
 

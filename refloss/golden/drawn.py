@@ -32,7 +32,9 @@ def draw(function: Function, draws: Draws, name: str = "drawn") -> Case:
     for argument, value in drawn.inputs.items():
         layout = _LAYOUTS[0] if draws.limits.exact else draws.one_of(*_LAYOUTS)
         laid_out |= {part: _laid_out(array, layout) for part, array in flattened(argument, value).items()}
-    grad_output = draws.cotangent(drawn.loss_shape if drawn.parameters.get("reduction") == "none" else ())
+    grad_output = drawn.cotangent
+    if grad_output is None:
+        grad_output = draws.cotangent(() if specification.is_reduced(drawn.parameters) else drawn.loss_shape)
     return Case(f"{function.name}-{name}", function.name, laid_out, drawn.parameters, grad_output)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -136,17 +137,15 @@ def _file_name(name: str) -> str:
 
 def _write_case(folder: Path, case: Case, result: LossResult, beside: Beside | None) -> dict[str, Any]:
     tensors: dict[str, Any] = {f"input.{name}": value for name, value in case.inputs.items()}
-    scalar = not isinstance(case.grad_output, np.ndarray)
+    upstream, arrays = _taken_apart(case.grad_output)
     entry: dict[str, Any] = {
         "id": case.id,
         "file": _file_name(case.id),
         "function": case.function,
         "parameters": {name: encoded(value, name) for name, value in case.parameters.items()},
-        "grad_output": encoded(case.grad_output, "grad_output") if scalar else None,
+        "grad_output": encoded(upstream, "grad_output"),
     }
-    if not scalar:
-        tensors["grad_output"] = case.grad_output
-    tensors |= expected_tensors(result)
+    tensors |= arrays | expected_tensors(result)
     path = folder / entry["file"]
     if beside is None:
         save_tensors(path, tensors)
@@ -183,8 +182,29 @@ def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.n
     tensors = load_tensors(path)
     inputs = {name.removeprefix("input."): value for name, value in tensors.items() if name.startswith("input.")}
     expected = {name: value for name, value in tensors.items() if name.startswith("expected.")}
-    grad_output = tensors["grad_output"] if "grad_output" in tensors else decoded(entry.get("grad_output", 1.0))
-    return Case(entry["id"], entry["function"], inputs, decoded(entry["parameters"]), grad_output), expected
+    upstream = _put_together(decoded(entry.get("grad_output", 1.0)), tensors)
+    return Case(entry["id"], entry["function"], inputs, decoded(entry["parameters"]), upstream), expected
+
+
+_UPSTREAM = "grad_output"
+
+
+def _taken_apart(given: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """A cotangent as a manifest has it, None in the place of arrays, and these by their names in a file."""
+    if isinstance(given, np.ndarray):
+        return None, {_UPSTREAM: given}
+    if not isinstance(given, Mapping):
+        return given, {}
+    arrays = {name: value for name, value in given.items() if isinstance(value, np.ndarray)}
+    told = {name: None if name in arrays else value for name, value in given.items()}
+    return told, {f"{_UPSTREAM}.{name}": value for name, value in arrays.items()}
+
+
+def _put_together(told: Any, tensors: Mapping[str, np.ndarray]) -> Any:
+    """The inverse."""
+    if isinstance(told, Mapping):
+        return {name: tensors[f"{_UPSTREAM}.{name}"] if value is None else value for name, value in told.items()}
+    return tensors.get(_UPSTREAM, told)
 
 
 def _fault(folder: Path, entry: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from tests.gauntlet.alignments import Ctc
 from tests.gauntlet.contrastive import InfoNce, SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
+from tests.gauntlet.log_probs import SelectedLogProbs
 from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
@@ -39,6 +40,7 @@ LAYERED = ("rt_detr_object_detection", "d_fine_object_detection", "deimv2_object
 HONEST: dict[str, type[Kernel]] = {
     **dict.fromkeys(SOFTMAX, CrossEntropy),
     "nll": Nll,
+    "selected_log_probs": SelectedLogProbs,
     "mse": Mse,
     "l1": L1,
     "huber": Huber,

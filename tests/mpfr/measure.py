@@ -16,6 +16,7 @@ from tests.mpfr import (
     elements,
     flow,
     language,
+    log_probs,
     masks,
     multilabel,
     points,
@@ -92,6 +93,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         for kind, draw in elements.Inputs(multilabel.MULTILABEL).kinds().items()
     },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
+    "selected_log_probs": {kind: _of_samples(draw, log_probs.compare) for kind, draw in log_probs.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
         name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}

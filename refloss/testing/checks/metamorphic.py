@@ -7,12 +7,13 @@ returns: one that is wrong by a factor is wrong, but not in any of these propert
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refloss.cases.draws import Limits
-from refloss.cases.source import DTYPES
+from refloss.cases.source import DTYPES, changed_cotangent
 from refloss.error_model import COMPUTE_DTYPES
 from refloss.golden.corpus import cases_of
 from refloss.golden.drawn import seeded
@@ -165,10 +166,16 @@ def _inputs_unchanged(trial: Trial) -> bool:
     trial.call(native)
     after = trial.driver.held(native)
     pairs = [(name, value, after.inputs[name]) for name, value in before.inputs.items()]
-    for name, value, other in (*pairs, ("cotangent", before.grad_output, after.grad_output)):
+    for name, value, other in (*pairs, ("cotangent", _flat(before.grad_output), _flat(after.grad_output))):
         if np.asarray(value).tobytes() != np.asarray(other).tobytes():
             raise ViolationError(f"{name} is not what it was before the call")
     return True
+
+
+def _flat(cotangent: Any) -> np.ndarray:
+    """A cotangent, or those of a mapping, as one array."""
+    given = cotangent.values() if isinstance(cotangent, Mapping) else [cotangent]
+    return np.concatenate([np.ravel(each) for each in given])
 
 
 def _repeated(trial: Trial) -> bool:
@@ -196,16 +203,19 @@ def _not_negative(trial: Trial) -> bool:
 
 
 def _linear(trial: Trial) -> bool:
-    first = np.asarray(trial.case.grad_output)
-    other = -4.0 * (first[::-1] if first.ndim else first)
+    first = trial.case.grad_output
+
+    def other(values: Any) -> Any:
+        return -4.0 * (values[::-1] if np.ndim(values) else values)
+
     second, both = (
-        trial.measure(trial.case._replace(grad_output=cotangent if first.ndim else float(cotangent)))
-        for cotangent in (other, first + other)
+        trial.measure(trial.case._replace(grad_output=changed_cotangent(first, change)))
+        for change in (other, lambda values: values + other(values))
     )
     compare({"loss": trial.answer["loss"]}, {"loss": second["loss"]}, "for two cotangents")
     summed = added([gradients(trial.answer), gradients(second)])
     compare(summed, gradients(both), "the sum of two cotangents' and their sum's")
-    return _each_row_has_its_own(trial, first) if first.ndim else True
+    return _each_row_has_its_own(trial, first) if np.ndim(first) else True
 
 
 def _each_row_has_its_own(trial: Trial, cotangents: np.ndarray) -> bool:

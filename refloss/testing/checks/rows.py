@@ -88,7 +88,8 @@ def chunks(trial: Trial) -> bool:
     """Chunks of unequal sizes with one normaliser, or as sums, or row by row, give the whole."""
     case = trial.case
     takes_items = "num_items_in_batch" in trial.function.parameters
-    if not trial.rows or (not takes_items and case.parameters.get("reduction") not in ("sum", "none")):
+    is_sum = case.parameters.get("reduction") in ("sum", "none") or not trial.specification.reduces
+    if not trial.rows or not (takes_items or is_sum):
         return False
     options = {}
     if takes_items and not trial.labels:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.cases.source import changed_cotangent
 from refloss.error_model.chain import z_factor
 from refloss.registry import FUNCTIONS
 from refloss.specification import Elementwise, Softmax
@@ -133,7 +134,7 @@ class Trial:
     @property
     def is_reduced(self) -> bool:
         """Whether the loss is one number."""
-        return self.case.parameters.get("reduction") != "none"
+        return self.specification.is_reduced(self.case.parameters)
 
     @functools.cached_property
     def arguments(self) -> dict[str, Argument]:
@@ -158,7 +159,8 @@ class Trial:
     @functools.cached_property
     def targets(self) -> dict[str, Argument]:
         """Arguments that say which classes there should be."""
-        return {name: each for name, each in self.arguments.items() if each.role in ("labels", "classes")}
+        roles = ("labels", "classes", "indices")
+        return {name: each for name, each in self.arguments.items() if each.role in roles and each.of}
 
     @property
     def labels(self) -> list[str]:
@@ -215,7 +217,7 @@ class Trial:
     def is_apart(self) -> bool:
         """Whether what a row gets does not depend on how many rows count."""
         parameters = self.case.parameters
-        is_mean = parameters.get("reduction", "mean") not in ("sum", "none")
+        is_mean = self.specification.reduces and parameters.get("reduction", "mean") not in ("sum", "none")
         return not is_mean or "num_items_in_batch" in parameters or self.specification.mean == "num_boxes"
 
     @property
@@ -255,7 +257,7 @@ class Trial:
     def with_rows(self, change: Callable[[np.ndarray], np.ndarray], **parameters: Any) -> Case:
         """The case with its rows changed, and the cotangents of their losses."""
         case = self.with_inputs({name: change(self.case.inputs[name]) for name in self.rows}, **parameters)
-        return case if self.is_reduced else case._replace(grad_output=change(np.asarray(case.grad_output)))
+        return case if self.is_reduced else case._replace(grad_output=_of_rows(case.grad_output, change))
 
     @np.errstate(invalid="ignore", over="ignore")  # a broken function's values may be anything
     def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> Answer:
@@ -268,6 +270,11 @@ class Trial:
             name: measured.changed(change) if name != "loss" or not self.is_reduced else measured
             for name, measured in answer.items()
         }
+
+
+def _of_rows(cotangent: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """The cotangents of changed rows; one number is that of all of them."""
+    return changed_cotangent(cotangent, lambda values: change(values) if np.ndim(values) else values)
 
 
 @np.errstate(invalid="ignore", divide="ignore")

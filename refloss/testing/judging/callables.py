@@ -60,7 +60,7 @@ class GoldenCase:
         self.case = case
         self.id, self.function = case.id, case.function
         self.parameters: dict[str, Any] = copy.deepcopy(case.parameters)
-        self.grad_output: Any = copy.copy(case.grad_output)
+        self.grad_output: Any = copy.deepcopy(case.grad_output)
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:

@@ -98,6 +98,6 @@ def _configured(function: Function, given: Mapping[str, Any]) -> Mapping[str, An
 
 def _cotangent(given: Any) -> Any:
     if isinstance(given, Mapping):
-        return {name: number(on_host(value, name), name) for name, value in given.items()}
+        return {name: _cotangent(value) for name, value in given.items()}
     array = on_host(given, "grad_output")
     return array if array.ndim else float(array)

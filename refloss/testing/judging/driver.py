@@ -74,7 +74,12 @@ def named(loss: Any, grads: Any, components: Any) -> dict[str, Any]:
 
 def _each(case: Case, convert: Callable[[Any, str], Any]) -> Case:
     inputs = {name: convert(value, name) for name, value in case.inputs.items()}
-    return case._replace(inputs=inputs, grad_output=convert(case.grad_output, "cotangent"))
+    given, upstream = case.grad_output, "cotangent"
+    if isinstance(given, Mapping):
+        return case._replace(
+            inputs=inputs, grad_output={name: convert(value, upstream) for name, value in given.items()}
+        )
+    return case._replace(inputs=inputs, grad_output=convert(given, upstream))
 
 
 def _is_number(value: Any) -> bool:

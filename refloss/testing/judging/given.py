@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 from typing import Any
 
@@ -38,7 +39,7 @@ def golden_case(function: str, *, id: str | None = None, grad_output: Any = 1.0,
         raise ValueError(f"{function} has no loss of these arguments")
     case = called(result)
     inputs = {name: value if _is_file(value) else value.copy() for name, value in case.inputs.items()}
-    cotangent = case.grad_output.copy() if isinstance(case.grad_output, np.ndarray) else case.grad_output
+    cotangent = copy.deepcopy(case.grad_output)
     return GoldenCase(case._replace(id=id or function, inputs=inputs, grad_output=cotangent))
 
 

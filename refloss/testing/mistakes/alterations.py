@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.cases.source import changed_cotangent
 from refloss.golden.store import evaluate
 from refloss.registry import FUNCTIONS
 from refloss.specification import Elementwise
@@ -109,6 +111,8 @@ class Divisor(NamedTuple):
 def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
     """What the loss of a case is divided by if that is a count of its own making; None for sums and for detection."""
     mean = specification_of(case).mean
+    if not specification_of(case).reduces:
+        return None
     if mean == "labels":
         return _row_divisor(case, tensor)
     if mean == "sequences":
@@ -181,7 +185,8 @@ def divided_by(case: Case, count: float) -> Altered:
         right = divisor(case)
         assert right is not None
         factor = right.right / count
-        return Altered(altered(case, grad_output=case.grad_output * factor), 1.0 / factor)
+        upstream = changed_cotangent(case.grad_output, lambda values: values * factor)
+        return Altered(altered(case, grad_output=upstream), 1.0 / factor)
     return Altered(altered(case, grad_output=np.asarray(case.grad_output) / count, reduction="sum"), count)
 
 
@@ -199,9 +204,11 @@ def over_everything(case: Case, tensor: str | None = None) -> Altered | None:
 
 def leaking(case: Case, tensor: str | None = None, *, counted: bool = False) -> Altered | None:
     """Ignored rows as if they were not; the mean's count has them too if they are counted. None without such rows."""
-    if "text_mask" in case.inputs:
-        mask = case.inputs["text_mask"]
-        return None if mask.all() else Altered(altered(case, {"text_mask": np.ones_like(mask)}))
+    for name in {"mask", "text_mask"} & case.inputs.keys():
+        mask = case.inputs[name]
+        # Rows that do not count may name what is no class.
+        named = {key: np.maximum(case.inputs[key], 0) for key in specification_of(case).named("indices")}
+        return None if mask.all() else Altered(altered(case, named | {name: np.ones_like(mask)}))
     row_labels = labels(case, tensor)
     if row_labels is None or row_labels.counts.all():
         return None
@@ -237,15 +244,26 @@ def smoothed_over_others(case: Case) -> Altered | None:
 
 def without_upstream(case: Case) -> Altered | None:
     """The gradient of ones; None where that is right."""
-    return None if np.all(np.asarray(case.grad_output) == 1.0) else Altered(altered(case, grad_output=1.0))
+    # Components of a sum have weights of their own, which 1 for all of it leaves them.
+    is_sum = isinstance(case.grad_output, Mapping) and specification_of(case).reduces
+    ones = 1.0 if is_sum else changed_cotangent(case.grad_output, np.ones_like)
+    return None if _is_same(ones, case.grad_output) else Altered(altered(case, grad_output=ones))
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    """Whether two cotangents are equal."""
+    if isinstance(first, Mapping):
+        return all(np.array_equal(value, second[name]) for name, value in first.items())
+    return bool(np.array_equal(first, second))
 
 
 def first_upstream(case: Case) -> Altered | None:
     """The gradient of one number for all losses; None where they have no others."""
-    given = np.asarray(case.grad_output)
-    if not given.size or (given == given.flat[0]).all():
+    given = case.grad_output
+    if not np.size(given):
         return None
-    return Altered(altered(case, grad_output=np.full_like(given, given.flat[0])))
+    first = changed_cotangent(given, lambda values: np.full_like(values, np.ravel(values)[0]))
+    return None if _is_same(first, given) else Altered(altered(case, grad_output=first))
 
 
 def without_reduction(case: Case, loss: np.ndarray) -> Altered | None:
@@ -312,7 +330,10 @@ def of_this_function(case: Case) -> list[tuple[str, Altered]]:
     """What is said of it, and the case with a mistake that only its function can have."""
     mistakes = specification_of(case).mistakes
     wrong = mistakes(case) if mistakes is not None else {}
-    return [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
+    own = [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
+    upstream = specification_of(case).upstream_mistakes
+    others = upstream(case) if upstream is not None else {}
+    return own + [(words, Altered(altered(case, grad_output=given))) for words, given in others.items()]
 
 
 def sigma_twice(case: Case) -> Altered | None:

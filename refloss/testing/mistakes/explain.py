@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.cases.source import is_one_number
 from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
@@ -55,8 +56,8 @@ def causes(asked: Question, judged: Mapping[str, Tensor], failing: tuple[str, ..
     """Usual mistakes that explain the failing ones of the tensors that are judged, the likeliest first."""
     wrong = [judged[name] for name in failing]
     found = _together(cause._replace(tensors=(tensor.name,)) for tensor in wrong for cause in _read(asked, tensor))
-    upstream = np.asarray(asked.case.grad_output)
-    telling = upstream.ndim > 0 or abs(float(upstream)) not in (0.5, 1.0, 2.0)
+    upstream = asked.case.grad_output
+    telling = not is_one_number(upstream) or abs(float(upstream)) not in (0.5, 1.0, 2.0)
     whole = {cause.mistake for cause in found if len(cause.tensors) == len(failing) and cause.factors is None}
     plain = telling and whole and whole <= set(PLAIN)
     if not plain and sum(value.size for value in asked.case.inputs.values()) < LARGEST:

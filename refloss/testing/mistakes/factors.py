@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
+from refloss.cases.source import is_one_number
 from refloss.registry import FUNCTIONS
 from refloss.testing.mistakes import alterations
 from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, UPSTREAM, USUAL
@@ -65,10 +64,9 @@ def _plain_factors(case: Case, tensor: str) -> Iterator[Factor]:
 
 
 def _of_upstream(case: Case, tensor: str) -> Iterator[Factor]:
-    upstream = np.asarray(case.grad_output)
-    if upstream.ndim or not upstream:
+    if not is_one_number(case.grad_output) or not float(case.grad_output):
         return
-    c = float(upstream)
+    c = float(case.grad_output)
     if tensor.startswith("grad."):
         yield Factor(1 / c, "upstream gradient ignored", f"upstream gradient ({c:g}) ignored", UPSTREAM, True)
         yield Factor(c, "upstream gradient applied twice", f"upstream gradient ({c:g}) applied twice", 0.7, True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.cases.source import is_one_number
 from refloss.error_model import bounds
 from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import real
@@ -78,7 +79,7 @@ def _other_cases(asked: Question, *, of_rows: bool) -> Iterator[tuple[str, float
         ("sigma is twice as large", USUAL, "", alterations.sigma_twice(case)),
         ("reduction is ignored", POSSIBLE, "", alterations.without_reduction(case, real(asked.result.loss))),
     ]
-    if np.ndim(case.grad_output) or not 1e-3 < abs(float(case.grad_output)) < 1e3:
+    if not is_one_number(case.grad_output) or not 1e-3 < abs(float(case.grad_output)) < 1e3:
         guesses.append(("upstream gradient ignored", UPSTREAM, "", alterations.without_upstream(case)))
     if not of_rows:
         twice = alterations.activated_twice(case)

@@ -1,0 +1,1 @@
+"""Log-probabilities of classes that rows name, and the rows' entropy."""
