@@ -12,6 +12,7 @@ from refloss.cases import language as cases
 from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
+from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, logit_options
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
@@ -25,7 +26,13 @@ from refloss.specification import labels as tokens
             "labels": tokens("logits", shift=1),
             "shift_labels": tokens("logits", optional=True),
         },
-        parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
+        parameters={
+            "vocab_size": Parameter(int, structural=True),
+            **ITEMS,
+            **IGNORE_INDEX,
+            **CHAIN_PARAMETERS,
+            **Z_LOSS,
+        },
         mean="labels",
         divisor=partial(cases.tokens_counted, shift=1),
         padded=(0, 1),
@@ -33,6 +40,7 @@ from refloss.specification import labels as tokens
         order=150,
         follows="transformers' ForCausalLMLoss",
         counts_tokens=True,
+        components=COMPONENTS,
         intermediates=("lse", "nll", "shift_labels", "log_probabilities", "probabilities"),
         mistakes=partial(cases.wrong_shifts, shift=1),
         cases=cases.causal_lm,
@@ -48,6 +56,10 @@ def causal_lm(
     ignore_index: int = -100,
     shift_labels: Any = None,
     *,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
     grad_output: Any = 1.0,
     grad: Gradients = True,
     grad_dtype: Any = None,
@@ -89,8 +101,11 @@ def causal_lm(
     rows = token_rows(x, given.shape, vocab_size, name)
     targets = np.full(given.shape, ignore_index, dtype=np.int64)
     targets[..., : given.shape[-1] - shift] = _checked(given[..., shift:], rows.shape[-1], ignore_index, name, shift)
+    of_logits = logit_options(logit_scale, softcap, temperature, z_loss)
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    result = token_loss(x, rows, targets, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)
+    result = token_loss(
+        x, rows, targets, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index, of_logits=of_logits
+    )
     result.intermediates["shift_labels"] = targets
     return result
 

@@ -12,6 +12,7 @@ from refloss.cases import language as cases
 from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
+from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, logit_options
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
@@ -21,7 +22,13 @@ from refloss.specification import labels as tokens
 @loss(
     Softmax(
         arguments={"logits": softmax_logits(-1, shape="B S V | ... V"), "labels": tokens("logits")},
-        parameters={"vocab_size": Parameter(int, structural=True), **ITEMS, **IGNORE_INDEX},
+        parameters={
+            "vocab_size": Parameter(int, structural=True),
+            **ITEMS,
+            **IGNORE_INDEX,
+            **CHAIN_PARAMETERS,
+            **Z_LOSS,
+        },
         mean="labels",
         divisor=cases.tokens_counted,
         padded=(0, 1),
@@ -29,6 +36,7 @@ from refloss.specification import labels as tokens
         order=160,
         follows="transformers' ForMaskedLMLoss",
         counts_tokens=True,
+        components=COMPONENTS,
         mistakes=cases.wrong_shifts,
         cases=cases.masked_lm,
         bounds=softmax.tokens,
@@ -42,6 +50,10 @@ def masked_lm(
     num_items_in_batch: Any = None,
     ignore_index: int = -100,
     *,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
     grad_output: Any = 1.0,
     grad: Gradients = True,
     grad_dtype: Any = None,
@@ -76,5 +88,8 @@ def masked_lm(
     x = arrays.float_array(logits, "logits")
     rows = token_rows(x, given.shape, vocab_size, "labels")
     arrays.check_labels(given, rows.shape[-1], ignore_index, "labels")
+    of_logits = logit_options(logit_scale, softcap, temperature, z_loss)
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    return token_loss(x, rows, given, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index)
+    return token_loss(
+        x, rows, given, options, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index, of_logits=of_logits
+    )

@@ -35,7 +35,8 @@ from refloss import arrays, jit
 from refloss.cases import rows as cases
 from refloss.kernels.softmax.loop import SoftmaxLoop
 from refloss.loss import loss
-from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class, softmax_rows
+from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, cross_entropy_rows, logit_options
+from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class
 from refloss.numerics.pairs import multiply, scaled
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
@@ -68,12 +69,17 @@ LOOP = SoftmaxLoop("cross_entropy", _label, _soft)
 @loss(
     Softmax(
         arguments={"logits": softmax_logits(1), "target": classes("logits"), "weight": class_weight()},
-        parameters=IGNORE_INDEX | REDUCTION | {"label_smoothing": Parameter(float, (0.0, 0.1, 1.0))},
+        parameters=IGNORE_INDEX
+        | REDUCTION
+        | {"label_smoothing": Parameter(float, (0.0, 0.1, 1.0))}
+        | CHAIN_PARAMETERS
+        | Z_LOSS,
         mean="labels",
         per="row",
         padded=(0,),
         order=140,
         follows="torch.nn.functional.cross_entropy",
+        components=COMPONENTS,
         cases=cases.cross_entropy,
     )
 )
@@ -85,6 +91,10 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
     grad_output: Any = 1.0,
     grad: Gradients = True,
     grad_dtype: Any = None,
@@ -141,11 +151,12 @@ def cross_entropy(
         labels = arrays.integer_array(target, "target")
         arrays.check_shape(labels, row_shape, "target", f"one label for each row of logits {x.shape}, or its shape")
         arrays.check_labels(labels, x.shape[class_axis], ignore_index, "target")
-    return softmax_rows(
+    return cross_entropy_rows(
         LOOP,
         x,
         labels,
         Options(grad_output, grad, grad_dtype, out, backend),
+        logit_options(logit_scale, softcap, temperature, z_loss),
         class_axis=class_axis,
         weight=factor_of_each_class(weight, x.shape[class_axis]),
         label_smoothing=smoothing,

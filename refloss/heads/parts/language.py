@@ -9,10 +9,11 @@ import numpy as np
 
 from refloss import arrays
 from refloss.losses import cross_entropy
-from refloss.losses.parts.softmax import softmax_rows
+from refloss.losses.parts.chain import UNCHANGED, cross_entropy_rows
 from refloss.result import Intermediates, LossResult
 
 if TYPE_CHECKING:
+    from refloss.losses.parts.chain import LogitOptions
     from refloss.options import Options
 
 
@@ -45,15 +46,17 @@ def token_loss(
     *,
     num_items_in_batch: Any,
     ignore_index: int,
+    of_logits: LogitOptions = UNCHANGED,
 ) -> LossResult:
-    """Cross-entropy of the rows of logits with labels: the mean, or the sum over num_items_in_batch."""
+    """Cross-entropy of the rows of logits, after a chain, with labels: the mean, or the sum over num_items_in_batch."""
     options = options._replace(out=arrays.reshaped_out(options.out, logits.shape, rows.shape))
     divisor = 1.0 if num_items_in_batch is None else arrays.number(num_items_in_batch, "num_items_in_batch", low=0.0)
-    result = softmax_rows(
+    result = cross_entropy_rows(
         cross_entropy.LOOP,
         rows,
         labels,
         options,
+        of_logits,
         class_axis=rows.ndim - 1,
         ignore_index=ignore_index,
         reduction="mean" if num_items_in_batch is None else "sum",
@@ -62,6 +65,7 @@ def token_loss(
     return LossResult(
         loss=result.loss,
         grads={name: gradient.reshape(logits.shape) for name, gradient in result.grads.items()},
+        components=result.components,
         intermediates=Intermediates(
             {name: value.reshape(labels.shape) for name, value in result.intermediates.computed().items()},
             log_probabilities=lambda: result.intermediates["log_probabilities"].reshape(logits.shape),

@@ -150,8 +150,8 @@ def fill(gradient, to, value):
 
 
 @gpu_function
-def _all_differences(j, lines, scratch):
-    """refine._all_differences, by a block."""
+def all_differences(j, lines, scratch):
+    """refine.all_differences, by a block."""
     here, mass_here = (lines.term[j], lines.term_low[j]), (lines.mass[j], lines.mass_low[j])
     largest = np.int64(0)
     for c in range(cuda.threadIdx.x, lines.term.size, cuda.blockDim.x):
@@ -178,7 +178,7 @@ def _refine_deep(whole, excess, coefficient, gradient, to, logits, start, lines,
         if left == 0:
             return
         j = size - left
-        slope, largest = _all_differences(j, lines, scratch)
+        slope, largest = all_differences(j, lines, scratch)
         slope = deep_slope(slope, largest, (lines.term[j], lines.term_low[j]), whole, excess)
         value = scaled(coefficient, slope)
         logit = read(logits.memory, start + j * logits.class_stride)

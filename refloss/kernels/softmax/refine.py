@@ -140,7 +140,7 @@ def new_lines(count, classes):
 
 
 @jit.helper
-def _all_differences(j, high, low, mass, mass_low, left, left_low):
+def all_differences(j, high, low, mass, mass_low, left, left_low):
     """Σ_i (q_i·e_j − q_j·e_i), and the largest product in it."""
     here, mass_here = (high[j], low[j]), (mass[j], mass_low[j])
     largest = 0.0
@@ -158,7 +158,7 @@ def _refine_deep(x, high, low, whole, excess, coefficient, mass, mass_low, deep,
     for j in range(x.size):
         if not deep[j]:
             continue
-        left, largest = _all_differences(j, high, low, mass, mass_low, lines[0], lines[1])
+        left, largest = all_differences(j, high, low, mass, mass_low, lines[0], lines[1])
         value = kept(scaled(coefficient, deep_slope(left, largest, (high[j], low[j]), whole, excess)), wide)
         for i in range(j, x.size):
             if deep[i] and x[i] == x[j] and mass[i] == mass[j] and mass_low[i] == mass_low[j]:

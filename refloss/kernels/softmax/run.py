@@ -48,16 +48,27 @@ def softmax_loss(task: Task, backend: str) -> Answer:
     classes = task.logits.shape[task.class_axis]
     if classes > MAX_TERMS:
         raise ValueError(f"logits has {classes} classes; expected at most {MAX_TERMS}")
-    count = math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
+    count = rows_of_task(task)
     output = Output(np.empty(count), np.empty(count), np.empty(count))
+    task, terms, normaliser, exponent = prepared(task, count)
+    _device(backend)(task, terms, output, count)
+    if task.reduction == "none":
+        return Answer(np.ldexp(output.loss, exponent) if exponent else output.loss, output.nll, output.lse)
+    return Answer(quotient(exact_sum(output.loss), normaliser), output.nll, output.lse)
+
+
+def rows_of_task(task: Task) -> int:
+    """How many rows a task has."""
+    return math.prod(task.logits.shape[: task.class_axis]) * math.prod(task.logits.shape[task.class_axis + 1 :])
+
+
+def prepared(task: Task, count: int) -> tuple[Task, Terms, Exact, int]:
+    """A task, what is the same for all of its rows, and what divides their sum, all over 2^exponent."""
     normaliser, exponent = _normaliser(task, count), 0
     if task.weight is not None:
         weight, normaliser, exponent = near_one(task.weight, normaliser)
         task = task._replace(weight=weight)
-    _device(backend)(task, _terms(task, classes, normaliser), output, count)
-    if task.reduction == "none":
-        return Answer(np.ldexp(output.loss, exponent) if exponent else output.loss, output.nll, output.lse)
-    return Answer(quotient(exact_sum(output.loss), normaliser), output.nll, output.lse)
+    return task, _terms(task, task.logits.shape[task.class_axis], normaliser), normaliser, exponent
 
 
 def _device(backend: str) -> Callable[[Task, Terms, Output, int], None]:
