@@ -30,7 +30,7 @@ def logits_of(a, b, *, block=1000, bias=NO_BIAS, rounding=NOT_WRITTEN):
     left, right = Factor(a, len(a)), Factor(b, block)
     for first in range(0, len(b), block):
         last = min(first + block, len(b))
-        add_logits(left.cut(0, len(a)), right.cut(first, last), bias, rounding, high, low)
+        add_logits(left.cut(0, len(a)), right.cut(first, last), bias, rounding, high, low, column=first)
     return high, low
 
 

@@ -147,12 +147,13 @@ def add_products(products, unit, upper, lower, first, last):
 
 
 @jit.helper
-def _sum_levels(sums, i, wide, top, tail):
+def _sum_levels(levels, i, top, tail):
     """Elements of row i, pairs, from the sums of their levels."""
     for j in range(top.size):
         top[j], tail[j] = 0.0, 0.0
-    for level in range(sums.shape[1]):
-        lower, upper = sums[0, level, i], sums[1 if wide else 0, level, i]
+    wide = levels.shape[1] > 1
+    for level in range(levels.shape[0]):
+        lower, upper = levels[level, 0, i], levels[level, levels.shape[1] - 1, i]
         for j in range(top.size):
             part = two_sum(upper[j], lower[j]) if wide else (lower[j], 0.0)
             top[j], tail[j] = add((top[j], tail[j]), part)
@@ -211,20 +212,20 @@ def _add_rest_of_right(left, right, i, row, high, low):
 
 
 @jit.kernel
-def complete(sums, wide, left, right, bias, rounding, high, low, column, first, last):
+def complete(levels, left, right, bias, rounding, high, low, column, first, last):
     """Elements of rows first ... last, as pairs, from sums and rests: columns column, column + 1, ... of them."""
-    size = sums.shape[3]
+    size = levels.shape[3]
     lane, row = np.empty(size), np.empty(left.slices.shape[2])
     for i in range(first, last):
         top, tail = high[i][column : column + size], low[i][column : column + size]
-        _sum_levels(sums, i, wide, top, tail)
+        _sum_levels(levels, i, top, tail)
         for j in range(size):
             top[j], tail[j] = _scaled((top[j], tail[j]), left.exponents[i] + right.exponents[j])
         _add_rest_of_left(left, right, i, top, tail, lane)
         _add_rest_of_right(left, right, i, row, top, tail)
         if bias.size:
             for j in range(size):
-                top[j], tail[j] = add((top[j], tail[j]), pair(bias[column + j]))
+                top[j], tail[j] = add((top[j], tail[j]), pair(bias[right.first + j]))
         if rounding.dropped >= 0:
             for j in range(size):
                 top[j], tail[j] = _written((top[j], tail[j]), rounding)
@@ -317,7 +318,7 @@ def _mark(top, errors, precision, again):
 
 
 @jit.kernel
-def finish(sums, wide, rests, reaches, largest, error, precision, top, tail, again, first, last):
+def finish(levels, rests, reaches, largest, error, precision, top, tail, again, first, last):
     """Elements from their sums and those of rests, and which have to be computed again, as they may be rounded wrong.
 
     error is what the sums of an element may lack for each unit of the largest number of its column.
@@ -331,7 +332,7 @@ def finish(sums, wide, rests, reaches, largest, error, precision, top, tail, aga
             low[:] = 0.0
             again[i][:] = reach < UNDEFINED
             continue
-        _sum_levels(sums, i, wide, high, low)
+        _sum_levels(levels, i, high, low)
         reach = min(max(reach, -_REACH), _REACH)
         for k in range(high.size):
             high[k], low[k] = _scaled((high[k], low[k]), reach)
@@ -349,6 +350,9 @@ def _sum_of_products(high, low, row, column, step_row, step_column, lane):
     for j in range(lane.size):
         y, x = row + j * step_row, column + j * step_column
         g = (high[y, x], low[y, x])
+        # Rows that do not count may hold anything.
+        if g[0] == 0.0:
+            continue
         term = multiply(g, pair(lane[j]))
         total = add(total, term)
         size += abs(term[0])

@@ -53,7 +53,7 @@ class Factor:
         self.shape = array.shape
         width = array.shape[1]
         # Memory that nothing is written to costs nothing.
-        self._slices = np.empty((MOST_SLICES, block, width))
+        self._slices = np.empty(MOST_SLICES * block * width)
         self._rest = np.empty((block, width), np.int32), np.empty((block, width))
         self._numbers = np.empty((3, block), np.int64)
 
@@ -61,7 +61,8 @@ class Factor:
         """Some of its rows, until others are cut."""
         count, width = last - first, self.shape[1]
         exponents, depths, rest_count = (line[:count] for line in self._numbers)
-        cut = Sliced(self.rows, first, self._slices[:, :count], exponents, *self._rest, rest_count)
+        slices = self._slices[: MOST_SLICES * count * width].reshape(MOST_SLICES, count, width)
+        cut = Sliced(self.rows, first, slices, exponents, *self._rest, rest_count)
         allowed = _LEFT + width // _SHARE_LEFT
         _in_blocks(
             lambda start, stop: loop.cut_rows(start, stop, allowed, depths, cut, np.empty(width), np.empty(width)),
@@ -79,50 +80,51 @@ class Sums:
     """Sums [m, n] of products of slices, level by level; exact.
 
     Args:
-        depths: how many slices the factors have.
+        depths: how many slices the factors have at most.
         terms: of a sum, at most.
     """
 
     def __init__(self, depths: tuple[int, int], terms: int, shape: tuple[int, int]) -> None:
         self.shape = shape
-        self._products = np.empty(shape)
-        self._memory = np.empty((2, 2 * MOST_SLICES - 1, *shape))
-        self.clear(depths, terms)
-
-    def clear(self, depths: tuple[int, int], terms: int) -> None:
-        """Begin anew with other factors."""
-        levels = sum(depths) - 1
         # A level has at most so many products of slices, each of which takes 53 bits for CHUNK terms.
         self.wide = terms * min(depths) > CHUNK
-        self._planes = self._memory[: 2 if self.wide else 1, :levels]
-        self._begun = [False] * levels
+        self._levels = np.empty((sum(depths) - 1, 2 if self.wide else 1, *shape))
+        self._products = np.empty(shape)
+        self._begun = [False] * len(self._levels)
 
     @property
-    def planes(self) -> np.ndarray:
+    def levels(self) -> np.ndarray:
         """Lower and, if there are any, upper parts of the levels that have been."""
-        return self._planes[:, : sum(self._begun)]
+        return self._levels[: sum(self._begun)]
 
     def add(self, a: np.ndarray, b: np.ndarray, level: int) -> None:
         """A product of two slices of at most CHUNK terms."""
+        parts = self._levels[level]
         if self.wide and not self._begun[level]:
-            self._planes[:, level] = 0.0
+            parts[...] = 0.0
         if not self.wide and not self._begun[level]:
-            np.matmul(a, b, out=self._planes[0, level])
+            np.matmul(a, b, out=parts[0])
         else:
             np.matmul(a, b, out=self._products)
-            self._add(level)
+            unit = 2.0 ** (2 - BITS * (level + 2)) if self.wide else 0.0
+            _in_blocks(
+                lambda first, last: loop.add_products(self._products, unit, parts[-1], parts[0], first, last),
+                *self.shape,
+            )
         self._begun[level] = True
-
-    def _add(self, level: int) -> None:
-        upper, lower = self._planes[-1, level], self._planes[0, level]
-        unit = 2.0 ** (2 - BITS * (level + 2)) if self.wide else 0.0
-        _in_blocks(lambda first, last: loop.add_products(self._products, unit, upper, lower, first, last), *self.shape)
 
 
 def add_logits(
-    left: Sliced, right: Sliced, bias: np.ndarray, rounding: Rounding, high: np.ndarray, low: np.ndarray
+    left: Sliced,
+    right: Sliced,
+    bias: np.ndarray,
+    rounding: Rounding,
+    high: np.ndarray,
+    low: np.ndarray,
+    row: int = 0,
+    column: int = 0,
 ) -> None:
-    """Z of rows of two factors, as pairs, into the columns of high and low that are the right one's rows."""
+    """Z of rows of two factors, as pairs, into high and low from a row and a column on; bias is of all right rows."""
     shape, terms = (len(left.exponents), len(right.exponents)), left.slices.shape[2]
     sums = Sums((len(left.slices), len(right.slices)), terms, shape)
     for start in range(0, max(terms, 1), CHUNK):
@@ -132,7 +134,7 @@ def add_logits(
                 sums.add(a[:, part], b[:, part].T, s + t)
     _in_blocks(
         lambda first, last: loop.complete(
-            sums.planes, sums.wide, left, right, bias, rounding, high, low, right.first, first, last
+            sums.levels, left, right, bias, rounding, high[row:], low[row:], column, first, last
         ),
         *shape,
     )
@@ -219,7 +221,7 @@ class PairProduct:
         top, tail, again = np.empty((count, width)), np.empty((count, width)), np.empty((count, width), np.bool_)
         # Beside half a unit of the last slice for each term, as much for what cutting rounds.
         error = terms * 2.0 ** (1 - BITS * self.depth)
-        known = self.sums.planes, self.sums.wide, self.rests, self.reaches, self.largest, error, self.precision
+        known = self.sums.levels, self.rests, self.reaches, self.largest, error, self.precision
         _in_blocks(lambda first, last: loop.finish(*known, top, tail, again, first, last), count, width)
         if again.any():
             pairs = self.high, self.low, self.column, self.transposed
