@@ -20,6 +20,7 @@ def draw_linear_cross_entropy(draws: Draws) -> Drawn:
     """Rows of labels, some of which are ignored, or distributions; with and without what may be left out."""
     rows, features, classes = draws.rows(), draws.few_classes(), draws.classes()
     parameters = draws.options(
+        ignore_index=(-100, 0, 255),
         reduction=("mean", "sum", "none"),
         label_smoothing=(0.0, 0.1, 1.0),
         logit_scale=(1.0, 0.0625, -1.5),
@@ -36,9 +37,10 @@ def draw_linear_cross_entropy(draws: Draws) -> Drawn:
     if draws.maybe():
         values = draws.uniform(rows, classes) + 0.01
         inputs["target"] = draws.cast(values / values.sum(axis=1, keepdims=True))
+        parameters.pop("ignore_index", None)
     else:
         labels = (draws.uniform(rows) * classes).astype(np.int64)
-        inputs["target"] = np.where(draws.uniform(rows) < draws.one_of(0.0, 0.25, 0.75), -100, labels)
+        inputs["target"] = np.where(draws.uniform(rows) < draws.one_of(0.0, 0.25, 0.75), parameters.get("ignore_index", -100), labels)
     if draws.maybe():
         inputs["linear_bias"] = draws.cast(draws.noise(classes))
     if draws.maybe():

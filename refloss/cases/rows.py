@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def cross_entropy(function: str) -> list[Case]:
     """Labels and distributions over the classes, of confident, masked, ignored and weighted rows."""
-    case = partial(_case, function)
+    case = partial(case_of, function)
     source = Source(1)
     logits = source.normal(7, 11) * 3.0
     labels = source.integers(11, 7)
@@ -59,7 +59,7 @@ def cross_entropy(function: str) -> list[Case]:
     ]
 
 
-def _case(
+def case_of(
     function: str,
     name: str,
     logits: np.ndarray,
@@ -69,6 +69,7 @@ def _case(
     weight: Any = None,
     **parameters: Any,
 ) -> Case:
+    """A case of a function that takes the arguments of cross-entropy."""
     inputs = {"logits": logits, "target": np.asarray(target)}
     if weight is not None:
         inputs["weight"] = weight

@@ -19,6 +19,8 @@ terms where a target is a distribution),
 where s(R) is in a gradient only if the normaliser is a sum of weights: a count is exact, or rounded once. Logits that
 come from elsewhere have an error of their own, d_j in x_j: it adds d_j + Σ p_i·d_i to |δℓ_j|.
 
+Of logits y that a chain has made of x, |δ∂L/∂x| ≤ |∂y/∂x|·|δg| + |g|·|δ∂y/∂x| (chain); |δy| is such a d.
+
 A loss that adds a function a of lse to its rows, with the derivative b, has
 
     |δL|     ≤ ... + |a'|·|δlse| + e·|a|
@@ -40,14 +42,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss.error_model.bound import BLOCK, Bound, blocks, part, whole, without_nan
+from refloss.error_model.chain import chained, error_of_slope, error_of_value, is_chained, z_factor
 from refloss.roundoff import STEPS, Roundoff, real
+from refloss.specification import AddedTerms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from refloss.cases.source import Case
     from refloss.result import LossResult
-    from refloss.specification import AddedTerms, Softmax
+    from refloss.specification import Softmax
 
 IGNORED = -100
 _OPTIONS = ("ignore_index", "reduction", "label_smoothing")
@@ -102,6 +106,7 @@ class Rows:
         added: added(lse, mass) is what every row has beside its masses' likelihood.
         error: how far each logit is off.
         summed: how many rows are added, if it is not those that are given.
+        slope: the derivative of each logit for what gradients are of, and how far it is off.
     """
 
     def __init__(
@@ -119,9 +124,10 @@ class Rows:
         added: Callable[[np.ndarray, np.ndarray], AddedTerms] | None = None,
         error: np.ndarray | None = None,
         summed: int | None = None,
+        slope: tuple[np.ndarray, float] | None = None,
     ) -> None:
         self.shape, self.axis = logits.shape, class_axis % logits.ndim
-        self.logits, self.error, self.added = logits, error, added
+        self.logits, self.error, self.added, self.slope = logits, error, added, slope
         self.row_shape = self.shape[: self.axis] + self.shape[self.axis + 1 :]
         self.rows, self.classes = math.prod(self.row_shape), self.shape[self.axis]
         self.inner = math.prod(self.shape[self.axis + 1 :])
@@ -275,9 +281,24 @@ class _RowBounds:
             else whole(loss, rows, lost=2 * self.products * unit.tiny),
             "grad.logits": Bound(given.shape, self._of_logits),
             "grad.target": Bound(given.shape, self._of_target),
+            **(self._parts(lost) if given.added is not None else {}),
             **{f"intermediate.{name}": whole(value, rows, lost=unit.tiny) for name, value in limits.items()},
             "intermediate.log_probabilities": Bound(given.shape, lambda *ends: self._of_log(given.at(*ends))),
             "intermediate.probabilities": Bound(given.shape, lambda *ends: self._of_p(given.at(*ends))),
+        }
+
+    def _parts(self, lost: Any) -> dict[str, Bound]:
+        """Those of the two parts of a loss."""
+        given, totals = self.given, self.given.totals
+        of_rows = {
+            "cross_entropy": self._of_rows(totals.pushed, totals.pulled, totals.moved),
+            "z_loss": np.asarray(self._of_added()),
+        }
+        return {
+            f"component.{name}": whole(without_nan(value).sum() / abs(given.normaliser), lost=lost)
+            if given.reduced
+            else whole(value, given.row_shape, lost=lost)
+            for name, value in of_rows.items()
         }
 
     def _of_log(self, at: _Elements) -> np.ndarray:
@@ -305,17 +326,26 @@ class _RowBounds:
         return np.asarray(without_nan(mass * every) + each)
 
     def _added(self, totals: _Totals) -> AddedTerms | None:
-        return None if self.given.added is None else self.given.added(totals.lse, totals.pushed)
+        if self.given.added is None:
+            return None
+        # Rows that are ignored have nothing of it.
+        counted = 1.0 if self.given.target is not None else totals.known > 0
+        return AddedTerms(*(counted * term for term in self.given.added(totals.lse, totals.pushed)))
 
     def _loss(self) -> np.ndarray:
         """Of every row."""
         totals = self.given.totals
-        loss = self._of_rows(totals.pushed, totals.pulled, totals.moved)
-        added = self._added(totals)
-        return loss if added is None else loss + added.slope * self._of_lse(totals) + self.relative * added.value
+        return self._of_rows(totals.pushed, totals.pulled, totals.moved) + self._of_added()
+
+    def _of_added(self) -> np.ndarray | float:
+        """Of what every row has beside."""
+        added = self._added(self.given.totals)
+        if added is None:
+            return 0.0
+        return np.asarray(added.slope * self._of_lse(self.given.totals) + self.relative * added.value)
 
     def _of_logits(self, first: int, last: int) -> np.ndarray:
-        at, unit = self.given.at(first, last), self.unit
+        given, at, unit = self.given, self.given.at(first, last), self.unit
         pushed, of_p = at.totals.pushed, self._of_p(at)
         coefficient = at.cotangent / abs(self.given.normaliser)
         bound = self.of_gradient * (at.mass + pushed * at.probability) + pushed * of_p
@@ -326,7 +356,13 @@ class _RowBounds:
         lost = at.mass + (pushed + self.products) * at.probability
         # What smoothing gives may be a gradient of its own that is added.
         parts = 2.0 if self.given.smoothing else 1.0
-        return np.asarray(coefficient * bound + unit.tiny * (parts + at.cotangent + lost))
+        bound = coefficient * bound
+        if given.slope is not None:
+            slope, error = part(given.slope[0], first, last), given.slope[1]
+            size = at.mass + (pushed + (0.0 if added is None else added.pushed)) * at.probability
+            bound = np.abs(slope) * bound + error * (coefficient * size + bound)
+            lost = lost * np.maximum(np.abs(slope), 1.0)
+        return np.asarray(bound + unit.tiny * (parts + at.cotangent + lost))
 
     def _of_target(self, first: int, last: int) -> np.ndarray:
         at, unit = self.given.at(first, last), self.unit
@@ -345,19 +381,39 @@ def bounds(specification: Softmax, case: Case, unit: Roundoff) -> dict[str, Boun
     """Classes on axis 1, or on the only one."""
     logits_name, target_name = list(specification.arguments)[:2]
     logits, added = case.inputs[logits_name], specification.added
+    chain, of_lse = _of_chain(logits, case.parameters, unit)
     weights = [case.inputs[name] for name in specification.named("class weight") if name in case.inputs]
     options = {name: value for name, value in case.parameters.items() if name in _OPTIONS}
     given = Rows(
-        logits,
+        chain.pop("logits", logits),
         case.inputs[target_name],
         case.grad_output,
         class_axis=min(1, logits.ndim - 1),
         weight=weights[0] if weights else None,
-        added=None if added is None else lambda lse, mass: added(lse, mass, case.parameters),
+        added=of_lse if added is None else lambda lse, mass: added(lse, mass, case.parameters),
         **options,
+        **chain,
     )
     limits = row_bounds(given, unit)
     return limits | {f"grad.{logits_name}": limits["grad.logits"], f"grad.{target_name}": limits["grad.target"]}
+
+
+def _of_chain(
+    logits: np.ndarray, parameters: Mapping[str, Any], unit: Roundoff
+) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], AddedTerms] | None]:
+    """What rows have where their logits go through a chain, and what a z-loss adds to them."""
+    found: dict[str, Any] = {}
+    if is_chained(parameters):
+        of = chained(logits, parameters)
+        slope = np.broadcast_to(of.slope, logits.shape)
+        found = {"logits": of.value, "error": error_of_value(of, unit), "slope": (slope, error_of_slope(of, unit))}
+    factor = z_factor(parameters)
+    return found, functools.partial(_squared_lse, factor) if factor else None
+
+
+def _squared_lse(factor: float, lse: np.ndarray, _: np.ndarray) -> AddedTerms:
+    """What factor·lse² adds, whatever the masses."""
+    return AddedTerms(factor * lse**2, 2 * factor * lse, 2 * factor * lse, np.full_like(lse, 2 * factor))
 
 
 def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
@@ -366,13 +422,17 @@ def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
     labels = np.asarray(result.intermediates.get("shift_labels", case.inputs["labels"]))
     classes = options.get("vocab_size") or options.get("num_labels") or logits.shape[-1]
     items = options.get("num_items_in_batch")
+    rows = logits if logits.shape[-1] == classes else logits.reshape(-1, classes)
+    chain, of_lse = _of_chain(rows, options, unit)
     given = Rows(
-        logits if logits.shape[-1] == classes else logits.reshape(-1, classes),
+        chain.pop("logits", rows),
         labels.reshape(-1) if logits.shape[-1] != classes else labels,
         case.grad_output,
         ignore_index=options.get("ignore_index", IGNORED),
         reduction="mean" if items is None else "sum",
         normaliser=None if items is None else float(items),
+        added=of_lse,
+        **chain,
     )
     of_classes = ("grad.logits", "intermediate.log_probabilities", "intermediate.probabilities")
     shapes = dict.fromkeys(of_classes, logits.shape)

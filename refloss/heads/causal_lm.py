@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import chain as chain_cases
 from refloss.cases import language as cases
 from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
@@ -43,7 +44,7 @@ from refloss.specification import labels as tokens
         components=COMPONENTS,
         intermediates=("lse", "nll", "shift_labels", "log_probabilities", "probabilities"),
         mistakes=partial(cases.wrong_shifts, shift=1),
-        cases=cases.causal_lm,
+        cases=chain_cases.causal_lm,
         bounds=softmax.tokens,
         draw=partial(cases.draw_tokens, size_name="vocab_size", shifted=True),
     )
@@ -80,10 +81,13 @@ def causal_lm(
             micro-batches add up to the whole batch.
         ignore_index: label of positions that do not count; any integer, a valid class included.
         shift_labels: [B, S] tokens that are already the targets.
+        logit_scale, softcap, temperature, z_loss: as in refloss.cross_entropy; transformers' models cap and scale
+            logits before.
         grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
 
     Returns:
         loss in nats per item. grads: "logits". intermediates: "lse", "nll" (0 where ignored), "shift_labels", [B, S].
+        components, with a z_loss: "cross_entropy" and "z_loss".
 
     Edges:
         As in refloss.cross_entropy. transformers rounds float64 logits to float32 first; refloss does not.

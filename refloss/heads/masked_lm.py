@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays
+from refloss.cases import chain as chain_cases
 from refloss.cases import language as cases
 from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
@@ -38,7 +39,7 @@ from refloss.specification import labels as tokens
         counts_tokens=True,
         components=COMPONENTS,
         mistakes=cases.wrong_shifts,
-        cases=cases.masked_lm,
+        cases=chain_cases.masked_lm,
         bounds=softmax.tokens,
         draw=partial(cases.draw_tokens, size_name="vocab_size"),
     )
@@ -72,10 +73,13 @@ def masked_lm(
         vocab_size: V, the last axis of logits if not given.
         num_items_in_batch: number or array without axes: divide the sum by it instead of taking the mean.
         ignore_index: label of positions that do not count; any integer, a valid class included.
+        logit_scale, softcap, temperature, z_loss: as in refloss.cross_entropy; transformers' models cap and scale
+            logits before.
         grad_output, grad, grad_dtype, out, backend: as in refloss.cross_entropy.
 
     Returns:
-        loss in nats per item. grads: "logits". intermediates: "lse" and "nll" (0 where ignored), [B, S].
+        loss in nats per item. grads: "logits". intermediates: "lse" and "nll" (0 where ignored), [B, S]. components,
+        with a z_loss: "cross_entropy" and "z_loss".
 
     Edges:
         As in refloss.cross_entropy. transformers rounds float64 logits to float32 first; refloss does not.

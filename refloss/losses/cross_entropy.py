@@ -21,8 +21,18 @@ Numerics. Three naive forms lose digits, and each has its remedy:
 
 The sum of a row's terms does not depend on their order, nor the sum over rows (numerics.sums).
 
+Logits may go through a chain before, and the squared log-sum-exp may be added for each row that counts:
+
+    y = c·tanh(x·s/c)/τ,    L' = L(y) + ζ·lse(y)²
+    ∂L'/∂x_j = c'·(Q·p_j − q_j + 2ζ·lse·p_j)·∂y_j/∂x_j,    ∂y/∂x = (s/τ)·(1 − tanh²(x·s/c))
+
+with c' the row's cotangent over the normaliser. The square is not weighted by class, and divided as the loss is. All of
+it is computed in pairs (kernels.logits): tanh's derivative where it is saturated is 4e/(1 + e)² with e = e^(−2|v|),
+which is small but not 0, and what the two losses push a class by is added before the one rounding.
+
 Torch counterpart: torch.nn.functional.cross_entropy. Label smoothing: Szegedy et al., "Rethinking the Inception
-Architecture for Computer Vision", 2016, section 7, with ε/C (not ε/(C − 1)) on every class.
+Architecture for Computer Vision", 2016, section 7, with ε/C (not ε/(C − 1)) on every class. Softcap: Gemma 2; z-loss:
+Chowdhery et al., "PaLM", 2022, section 5.
 """
 
 from __future__ import annotations
@@ -32,7 +42,7 @@ from typing import Any
 import numpy as np
 
 from refloss import arrays, jit
-from refloss.cases import rows as cases
+from refloss.cases import chain as chain_cases
 from refloss.kernels.softmax.loop import SoftmaxLoop
 from refloss.loss import loss
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, cross_entropy_rows, logit_options
@@ -80,7 +90,7 @@ LOOP = SoftmaxLoop("cross_entropy", _label, _soft)
         order=140,
         follows="torch.nn.functional.cross_entropy",
         components=COMPONENTS,
-        cases=cases.cross_entropy,
+        cases=chain_cases.cross_entropy,
     )
 )
 def cross_entropy(
@@ -107,6 +117,10 @@ def cross_entropy(
     the rows up, "mean" divides by Σ w_y over the rows that count (labels) or by the number of rows (probabilities).
     Gradient: ∂L/∂x_j = c·(Q·p_j − q_j) with Q = Σ q_j; ∂L/∂t_j = c·(1 − ε)·w_j·(lse − x_j). Held constant: nothing.
 
+    Logits may go through a chain before: x·logit_scale, then softcap·tanh(x/softcap), then over the temperature. With a
+    z_loss ζ, ζ·lse² is added for each row that counts, not weighted by class and divided as the loss is; its gradient,
+    2ζ·lse·p_j, is added before the one rounding. Where tanh is saturated its derivative is the exact one: not 0.
+
     Args:
         logits: [N, C, d1, ...] or [C]; any float dtype, any layout.
         target: labels [N, d1, ...] (or a scalar for [C]) of any integer dtype, or probabilities in the shape of logits.
@@ -114,7 +128,12 @@ def cross_entropy(
         ignore_index: rows with this label have loss 0 and gradient 0, whatever their logits; it may be a valid class.
         reduction: "mean", "sum" or "none".
         label_smoothing: ε in [0, 1].
-        grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape.
+        logit_scale: a factor of the logits.
+        softcap: c > 0, or None for no cap.
+        temperature: τ > 0.
+        z_loss: ζ ≥ 0.
+        grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape. With a z_loss also a
+            mapping from components to such cotangents, 0 for those that it does not name.
         grad: True, False, or the names of the inputs whose gradients to compute.
         grad_dtype: dtype of the gradient of logits instead of their own.
         out: an array of the shape of logits that receives their gradient; not overlapping them.
@@ -124,12 +143,14 @@ def cross_entropy(
         loss in nats, float64. grads: "logits", and "target" for probabilities. intermediates, in the shape of the loss
         with "none": "lse" (of every row, ignored ones included) and "nll" (−log p_y, or −Σ t_j·log p_j, without weights
         or smoothing; 0 for ignored rows). In the shape of logits, computed from them when asked for:
-        "log_probabilities" and "probabilities".
+        "log_probabilities" and "probabilities". All of the logits that the softmax sees. components, with a z_loss:
+        "cross_entropy" and "z_loss".
 
     Edges:
         No row counts, or their weights sum to 0: "mean" is NaN, the gradient 0 where ignored, else NaN. A logit of −inf
         is a class of probability 0; a target of 0 there does not hide it: 0·inf is NaN, as in torch. A row with NaN or
-        +inf, or with nothing but −inf: NaN. An empty batch: "mean" NaN, "sum" 0.
+        +inf, or with nothing but −inf: NaN. An empty batch: "mean" NaN, "sum" 0. With a softcap a logit of ±inf is ±c,
+        with a gradient of 0. What overflows float64 in the chain is infinite.
 
     Raises:
         ValueError: a shape, a label, an option or a buffer that does not fit. TypeError: a dtype that does not.

@@ -88,11 +88,11 @@ def layer_of(x: Any, linear_weight: Any, linear_bias: Any) -> Layer:
     Specification(
         arguments={
             "input": Argument("vectors", differentiable=True, batched=False, shape="N K|K"),
-            "linear_weight": Argument("vectors", differentiable=True, batched=False, shape="V K"),
-            "target": Argument(
-                "indices", differentiable=True, batched=False, shape="N|N V|V|", numbers=("integer", "float")
+            "linear_weight": Argument("vectors", differentiable=True, batched=False, class_axis=0, shape="V K"),
+            "target": Argument("classes", differentiable=True, of="linear_weight", batched=False, shape="N|N V|V|"),
+            "linear_bias": Argument(
+                "vectors", differentiable=True, optional=True, batched=False, class_axis=0, shape="V"
             ),
-            "linear_bias": Argument("vectors", differentiable=True, optional=True, batched=False, shape="V"),
             "weight": class_weight(),
         },
         parameters=IGNORE_INDEX
@@ -105,7 +105,6 @@ def layer_of(x: Any, linear_weight: Any, linear_bias: Any) -> Layer:
         per="row",
         losses="N",
         divisor=cases.divisor,
-        has_classes=cases.has_labels,
         order=141,
         follows="torch.nn.functional.linear_cross_entropy",
         components=COMPONENTS,

@@ -31,6 +31,10 @@ class Rows:
     reduction: str = "mean"
     items: float | None = None  # what a sum is divided by instead of the mean's count
     factor: float = 1.0  # what gradients are multiplied by where a loss is part of another
+    scale: float = 1.0  # what logits go through
+    cap: float | None = None
+    temperature: float = 1.0
+    z_loss: float = 0.0  # the factor of lse²
 
     @property
     def of_classes(self) -> np.ndarray:
@@ -95,6 +99,47 @@ class RowLoss(Kernel):
 
 class CrossEntropy(RowLoss):
     """Softmax cross-entropy, and all functions that are made of it."""
+
+    components: dict[str, np.ndarray]  # of the rows that were solved last
+
+    # What logits go through before.
+
+    def scaled(self, rows: Rows, x: np.ndarray) -> np.ndarray:
+        """x·scale."""
+        return np.asarray(x * x.dtype.type(rows.scale))
+
+    def tanh(self, rows: Rows, x: np.ndarray) -> np.ndarray:
+        """tanh of x over the cap."""
+        return np.asarray(np.tanh(x / x.dtype.type(rows.cap)))
+
+    def chain(self, rows: Rows, x: np.ndarray) -> np.ndarray:
+        """c·tanh(x·scale/c)/temperature."""
+        x = self.scaled(rows, x)
+        if rows.cap is not None:
+            x = x.dtype.type(rows.cap) * self.tanh(rows, x)
+        return np.asarray(x / x.dtype.type(rows.temperature))
+
+    def of_cap(self, rows: Rows, x: np.ndarray) -> Any:
+        """1 − tanh²."""
+        return x.dtype.type(1) if rows.cap is None else 1 - self.tanh(rows, self.scaled(rows, x)) ** 2
+
+    def of_temperature(self, rows: Rows, x: np.ndarray) -> Any:
+        """What the temperature divides gradients by."""
+        return x.dtype.type(rows.temperature)
+
+    def chain_slope(self, rows: Rows, x: np.ndarray) -> Any:
+        """∂y/∂x."""
+        return x.dtype.type(rows.scale) * self.of_cap(rows, x) / self.of_temperature(rows, x)
+
+    # What is added for each row.
+
+    def squared(self, rows: Rows, lse: np.ndarray) -> np.ndarray:
+        """ζ·lse², [N]."""
+        return np.asarray(lse.dtype.type(rows.z_loss) * lse[:, 0] ** 2)
+
+    def squared_slope(self, rows: Rows, lse: np.ndarray) -> np.ndarray:
+        """2ζ·lse, [N, 1]."""
+        return np.asarray(lse.dtype.type(2 * rows.z_loss) * lse)
 
     # The softmax of a row.
 
@@ -166,7 +211,8 @@ class CrossEntropy(RowLoss):
     def solve(self, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The loss, and its derivatives for logits and targets."""
         counts, included, has_gradient = self.counts(rows), self.included(rows), self.has_gradient(rows)
-        x = np.where((included | has_gradient)[:, None], rows.x, 0)  # ignored rows may hold anything
+        given = np.where((included | has_gradient)[:, None], rows.x, 0)  # ignored rows may hold anything
+        x = self.chain(rows, given)
         maximum = self.maximum(x)
         below = self.below(x, maximum)
         terms = self.terms(below)
@@ -174,7 +220,16 @@ class CrossEntropy(RowLoss):
         log_p, p = self.log_probabilities(below, terms, total), self.probabilities(terms, total)
         q, coefficients = self.masses(rows), self.coefficients(rows, counts)
         losses = np.where(included, self.likelihood(rows, q, log_p), 0)
-        gradient = np.where(has_gradient[:, None], coefficients * self.derivative(rows, p, q), 0)
+        derivative = self.derivative(rows, p, q)
+        self.components = {}
+        if rows.z_loss:
+            lse = maximum + np.log(total)
+            squares = np.where(counts, self.squared(rows, lse), 0)
+            parts = {"cross_entropy": losses, "z_loss": squares}
+            self.components = {name: self.reduced(rows, part, counts) for name, part in parts.items()}
+            losses = losses + squares
+            derivative = derivative + np.where(counts[:, None], self.squared_slope(rows, lse) * p, 0)
+        gradient = np.where(has_gradient[:, None], coefficients * derivative * self.chain_slope(rows, given), 0)
         of_targets = coefficients * rows.x.dtype.type(1 - rows.smoothing) * rows.of_classes * -log_p
         return self.reduced(rows, losses, counts), gradient, of_targets
 
@@ -210,10 +265,12 @@ class CrossEntropy(RowLoss):
             ignore_index=parameters.get("ignore_index", -100),
             smoothing=parameters.get("label_smoothing", 0.0),
             reduction=parameters.get("reduction", "mean"),
+            **of_chain(parameters),
         )
         loss, gradient, of_targets = self.solve(rows)
         grads = {"logits": as_it_was(gradient, logits, axis)}
-        return loss, grads | ({"target": as_it_was(of_targets, target, axis)} if soft else {})
+        grads |= {"target": as_it_was(of_targets, target, axis)} if soft else {}
+        return (loss, grads, self.components) if self.components else (loss, grads)
 
     def shifted(self, labels: np.ndarray, ignored: int) -> np.ndarray:
         """What each position of a causal model predicts: the next token."""
@@ -235,7 +292,8 @@ class CrossEntropy(RowLoss):
         size = parameters.get("vocab_size") or parameters.get("num_labels") or logits.shape[-1]
         options = parameters | {"num_items_in_batch": self.items(inputs, parameters)}
         loss, gradient = self.labelled(logits.reshape(-1, size), labels, options, cotangent)
-        return loss, {"logits": gradient.reshape(logits.shape)}
+        grads = {"logits": gradient.reshape(logits.shape)}
+        return (loss, grads, self.components) if self.components else (loss, grads)
 
     def labelled(
         self, logits: np.ndarray, labels: np.ndarray, parameters: dict[str, Any], cotangent: Any, factor: float = 1.0
@@ -250,6 +308,7 @@ class CrossEntropy(RowLoss):
             ignore_index=parameters.get("ignore_index", -100),
             items=parameters.get("num_items_in_batch"),
             factor=factor,
+            **of_chain(parameters),
         )
         loss, gradient, _ = self.solve(rows)
         return loss, gradient.astype(logits.dtype)
@@ -335,6 +394,12 @@ class Nll(RowLoss):
         if gradient.size:
             np.put_along_axis(gradient, picked[:, None], of_label[:, None], axis=1)
         return self.reduced(rows, losses, counts), {"input": as_it_was(gradient, given, axis)}
+
+
+def of_chain(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The options of a chain by the names of Rows."""
+    names = {"logit_scale": "scale", "softcap": "cap", "temperature": "temperature", "z_loss": "z_loss"}
+    return {names[name]: value for name, value in parameters.items() if name in names}
 
 
 def by_rows(values: np.ndarray, axis: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import gmpy2
@@ -29,6 +30,7 @@ class Rows(NamedTuple):
     cotangent: Any = 1.0
     reduction: str = "sum"
     items: float | None = None  # what a head divides a sum by
+    options: Mapping[str, Any] = MappingProxyType({})  # of the chain that logits go through, and of the z-loss
 
     @property
     def is_soft(self) -> bool:
@@ -60,8 +62,11 @@ def truth(rows: Rows) -> Truth:
             losses.append(ZERO)
             gradient += [ZERO] * len(row)
             continue
-        softmax = Softmax(reals(row))
+        logits, of_logits = chained(reals(row), rows.options)
+        softmax = Softmax(logits)
         c = c / divisor  # noqa: PLW2901
+        factor = real(rows.options.get("z_loss", 0.0))
+        of_square = 2 * c * factor * softmax.lse() / softmax.total
         if rows.is_soft or smoothing:
             t = reals(target) if rows.is_soft else [ONE if j == target else ZERO for j in range(len(row))]
             loss, slopes = softmax.of_distribution(smoothed(t, weight, smoothing))
@@ -69,13 +74,27 @@ def truth(rows: Rows) -> Truth:
             loss, slopes = softmax.of_label(int(target))
             if weight is not None:
                 loss, c = loss * weight[target], c * weight[target]  # noqa: PLW2901
-        losses.append(loss)
-        gradient += [c * slope for slope in slopes]
+        losses.append(loss + factor * softmax.lse() ** 2)
+        gradient += [
+            (c * slope + of_square * term) * of_logit
+            for slope, term, of_logit in zip(slopes, softmax.terms, of_logits, strict=True)
+        ]
         if rows.is_soft:
             c = c * (1 - smoothing)  # noqa: PLW2901
             likelihoods = map(softmax.likelihood, range(len(row)))
             of_targets += [c * w * value for w, value in zip(weight or [ONE] * len(row), likelihoods, strict=True)]
     return Truth(losses, gmpy2.fsum(losses) / divisor, gradient, of_targets)
+
+
+def chained(logits: list[Real], options: Mapping[str, Any]) -> tuple[list[Real], list[Real]]:
+    """c·tanh(z·s/c)/τ of logits z, and its derivatives."""
+    scale, temperature = real(options.get("logit_scale", 1.0)), real(options.get("temperature", 1.0))
+    if options.get("softcap") is None:
+        return [x * scale / temperature for x in logits], [scale / temperature] * len(logits)
+    cap = real(options["softcap"])
+    inner = [x * scale / cap for x in logits]
+    slopes = [scale / temperature / gmpy2.cosh(v) ** 2 for v in inner]
+    return [cap * gmpy2.tanh(v) / temperature for v in inner], slopes
 
 
 def _divisor(rows: Rows, weight: list[Real] | None) -> Real:
@@ -143,6 +162,7 @@ def cross_entropy(rows: Rows) -> Iterator[Comparison]:
             reduction=rows.reduction,
             label_smoothing=rows.smoothing,
             grad_output=rows.cotangent,
+            **rows.options,
             **options,
         )
 
@@ -376,6 +396,56 @@ def mixed_formats(generator: np.random.Generator, size: int) -> Iterator[Rows]:
             yield Rows(x[:half], own[:half].astype(dtype), cotangent=COTANGENTS[k])
 
 
+OPTIONS: tuple[Mapping[str, Any], ...] = (
+    {"softcap": 5.0},
+    {"temperature": 0.7, "z_loss": 1e-4},
+    {"logit_scale": 0.3, "softcap": 30.0, "temperature": 1.3},
+    {"z_loss": 0.5},
+    {"logit_scale": 1.7, "softcap": 2.0, "temperature": 3.0, "z_loss": 0.01},
+)
+
+
+def _with_options(draw: Draw) -> Draw:
+    """The same rows with one chain after the other."""
+
+    def drawn(generator: np.random.Generator, size: int) -> Iterator[Rows]:
+        for k, rows in enumerate(draw(generator, size)):
+            yield rows._replace(options=OPTIONS[k % len(OPTIONS)])
+
+    return drawn
+
+
+def saturated(generator: np.random.Generator, size: int) -> Iterator[Rows]:
+    """Logits far beyond the cap, where 1 − tanh² has lost all digits, and nearer ones."""
+    for cap in (1.0, 3.0, 30.0):
+        for beyond in (1, 8, 30):
+            x = _logits(generator, size // 9, 17, cap * beyond)
+            yield Rows(x, _labels(generator, x), cotangent=COTANGENTS[beyond % 5], options={"softcap": cap})
+
+
+def cancelling_squares(generator: np.random.Generator, size: int) -> Iterator[Rows]:
+    """Targets next to (Q + 2ζ·lse)·p in half the classes: what pushes and what pulls all but cancel."""
+    for factor in (1e-4, 0.25):
+        for dtype in (np.float32, np.float64):
+            x = _logits(generator, size // 4, 20)
+            lse = np.log(np.exp(x.astype(np.float64)).sum(axis=1))
+            t = softmax_of(x) * (1 + 2 * factor * lse[:, None])
+            t[:, 1::2] = 0
+            t[:, 1] = 1 - t.sum(axis=1)
+            yield Rows(x, t.astype(dtype), cotangent=1 / 3, reduction="none", options={"z_loss": factor})
+
+
+CHAINED: dict[str, Draw] = {
+    "chain, labels": _with_options(ordinary_labels),
+    "chain, confident": _with_options(confident_labels),
+    "chain, weights": _with_options(weighted_labels),
+    "chain, smoothing": _with_options(smoothed_labels),
+    "chain, soft": _with_options(soft),
+    "chain, at the optimum": _with_options(at_the_optimum),
+    "chain, sure teachers": _with_options(sure_teachers),
+    "chain, saturated": saturated,
+    "chain, cancelling z-loss": cancelling_squares,
+}
 LABELS: dict[str, Draw] = {
     "labels": ordinary_labels,
     "cotangents": label_cotangents,
@@ -399,4 +469,5 @@ KINDS: Mapping[str, Draw] = {
     "soft, equal logits": equal_logits,
     "soft, extreme": extreme_soft,
     "mixed formats": mixed_formats,
+    **CHAINED,
 }

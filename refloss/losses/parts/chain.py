@@ -21,7 +21,7 @@ from refloss.specification import Parameter
 COMPONENTS = ("cross_entropy", "z_loss")
 # Of every loss whose logits go through a chain.
 CHAIN_PARAMETERS = {
-    "logit_scale": Parameter(float, (1.0, 0.0625, -1.5)),
+    "logit_scale": Parameter(float, (1.0, 0.0625, 1.75)),
     "softcap": Parameter(float, (30.0, 1.5)),
     "temperature": Parameter(float, (1.0, 0.7, 3.0)),
 }

@@ -94,7 +94,7 @@ def permuted_classes(trial: Trial) -> bool:
 def masked_classes(trial: Trial) -> bool:
     """Classes whose logits are −inf, and that nobody asks for, change nothing and have a gradient of 0."""
     case = trial.case
-    if not trial.labels or not trial.classes or case.parameters.get("label_smoothing"):
+    if not trial.labels or not trial.classes or case.parameters.get("label_smoothing") or trial.is_capped:
         return False
     inputs, before = {}, dict(trial.answer)
     for name, axis in trial.classes.items():
@@ -134,7 +134,7 @@ def equal_steps(trial: Trial) -> bool:
     """
     axes = {trial.targets[name].of: name for name in trial.labels}
     axes = {name: label for name, label in axes.items() if name in trial.classes}
-    if not axes:
+    if not axes or trial.is_capped:
         return False
     count = min(trial.case.inputs[name].shape[trial.classes[name]] for name in axes)
     known = [label for label in range(count) if all(label != trial.ignore_index(name) for name in trial.labels)]
@@ -211,7 +211,7 @@ def linear_in_the_target(trial: Trial) -> bool:
     names += [trial.specification.required[1]] if "linear in the target" in trial.specification.identities else []
     if not linear_in(trial, names, "target"):
         return False
-    if trial.classes and not trial.case.parameters.get("label_smoothing"):
+    if trial.classes and not trial.case.parameters.get("label_smoothing") and not trial.has_z_loss:
         nothing = trial.measure(trial.with_inputs(trial.multiplied(names, 0.0)))
         weightless = {name: each for name, each in nothing.items() if name.removeprefix(GRAD) not in names}
         zeros = {name: each.changed(np.zeros_like) for name, each in weightless.items()}

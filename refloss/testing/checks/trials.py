@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.error_model.chain import z_factor
 from refloss.registry import FUNCTIONS
 from refloss.specification import Softmax
 from refloss.testing.judging.driver import GRAD
@@ -183,9 +184,19 @@ class Trial:
         """Arguments that are nothing but a softmax to the loss, and their axis of classes."""
         changed = isinstance(self.specification, Softmax) and self.specification.added is not None
         each = any(name not in self.labels and target.role == "labels" for name, target in self.targets.items())
-        if changed or each:
+        if changed or each or self.is_capped or self.has_z_loss:
             return {}
         return {name: axis for name, axis in self.classes.items() if self.arguments[name].activation == "softmax"}
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether logits go through what is not linear."""
+        return self.case.parameters.get("softcap") is not None
+
+    @property
+    def has_z_loss(self) -> bool:
+        """Whether rows have something beside the likelihood of their targets."""
+        return z_factor(self.case.parameters) != 0.0
 
     def ignore_index(self, name: str) -> int:
         """The label of rows that do not count."""

@@ -19,6 +19,7 @@ from refloss.testing.diagnosis import Cause
 from refloss.testing.mistakes import (
     blocks,
     box_steps,
+    chain_steps,
     contrastive_steps,
     element_steps,
     images,
@@ -205,6 +206,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     """Everything that is tried on a case, or the mistakes of some names."""
     yield from _guarded(lambda: _of_rows(every, only))
     yield from _guarded(lambda: _of_elements(asked, only))
+    yield from _named(_guarded(lambda: chain_steps.of_chains(asked)), only)
     yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)

@@ -95,7 +95,7 @@ def _gradient(view: View, wrong: Wrong) -> np.ndarray:
         slopes = np.where(classes < wrong.cut, slopes, 0.0)
     if wrong.cut_p is not None:
         slopes = np.where(classes < wrong.cut_p, slopes, -(view.mass if wrong.mass is None else wrong.mass))
-    return view.back(np.where(slopes == 0, 0.0, coefficient(view, wrong) * slopes))
+    return view.back(np.where(slopes == 0, 0.0, coefficient(view, wrong) * slopes)) * view.slope
 
 
 def glance(every: list[View], wrong: list[Wrong], tensor: str, place: int) -> float | None:
@@ -107,7 +107,8 @@ def glance(every: list[View], wrong: list[Wrong], tensor: str, place: int) -> fl
             rows = np.delete(view.given.shape, view.axis)
             row = int(np.ravel_multi_index(tuple(index), tuple(rows))) if index else 0
             slope = _slope(view, other, row, column)
-            return slope and slope * float(coefficient(view, other)[row, 0])
+            of_logit = float(np.broadcast_to(view.slope, view.given.shape)[np.unravel_index(place, view.given.shape)])
+            return slope and slope * float(coefficient(view, other)[row, 0]) * of_logit
     return None
 
 
@@ -134,7 +135,7 @@ def _magnitude(view: View, wrong: Wrong) -> np.ndarray:
     mass = np.abs(view.mass if wrong.mass is None else wrong.mass)
     p = np.zeros(1) if view.is_log else view.p if wrong.p is None else wrong.p
     terms = mass.sum(axis=-1, keepdims=True) * p + mass
-    return np.asarray(np.abs(view.back(np.abs(coefficient(view, wrong)) * terms)))
+    return np.asarray(np.abs(view.back(np.abs(coefficient(view, wrong)) * terms) * view.slope))
 
 
 def _target_gradient(view: View, wrong: Wrong) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.error_model.chain import chained, z_factor
 from refloss.error_model.resampling import adjoint, resampled
 from refloss.roundoff import real
 from refloss.testing.mistakes import alterations
@@ -58,6 +59,7 @@ class View:
     poisoned: np.ndarray  # [R], whether a row that is ignored holds what is not finite
     share: float = 1.0
     is_log: bool = False  # of log-probabilities: without a softmax
+    slope: np.ndarray | float = 1.0  # what the tensor's gradients are multiplied by where a chain made its logits
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -157,11 +159,19 @@ def views(case: Case, result: LossResult) -> list[View]:
         return []
     if specification.has_classes is not None and not specification.has_classes(case):
         return []
+    # With a z-loss of no row is that all.
+    return [] if z_factor(case.parameters) else views_of(case, result, names)
+
+
+def views_of(case: Case, result: LossResult, names: list[str]) -> list[View]:
+    """Those of some tensors, whatever their rows have beside."""
+    specification = alterations.specification_of(case)
     return [_view(case, result, name, specification.arguments[name]) for name in names]
 
 
 def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View:
-    values, parameters = real(case.inputs[name]), case.parameters
+    parameters = case.parameters
+    values, slope, _ = chained(case.inputs[name], parameters)
     target, ignored = _target(case, result, name)
     axis = argument.class_axis or 0
     axis = min(axis, values.ndim - 1) if axis >= 0 else values.ndim - 1
@@ -209,6 +219,7 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         poisoned=~sound[:, 0],
         share=_share(case, name),
         is_log=argument.role == "log-probabilities",
+        slope=slope,
         parameters=parameters,
         inputs=case.inputs,
     )

@@ -8,6 +8,7 @@ function that a mistake applies to some cases must have it, in each dtype: a ker
 from __future__ import annotations
 
 from tests.gauntlet.mistakes.alignments import ALIGNMENT_MISTAKES
+from tests.gauntlet.mistakes.chain import CHAIN_MISTAKES
 from tests.gauntlet.mistakes.contrastive import CONTRASTIVE_MISTAKES
 from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.flow import FLOW_MISTAKES
@@ -38,4 +39,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *POINT_MISTAKES,
     *VECTOR_MISTAKES,
     *TRANSDUCER_MISTAKES,
+    *CHAIN_MISTAKES,
 )

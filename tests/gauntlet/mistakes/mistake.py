@@ -46,10 +46,10 @@ def without(name: str, function: str) -> Kernel:
     def answer(self: Kernel, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Any:
         known = {key: value for key, value in inputs.items() if key != name}
         options = {key: value for key, value in parameters.items() if key != name}
-        loss, grads = honest.answer(self, known, options, cotangent)
+        loss, grads, *components = honest.answer(self, known, options, cotangent)
         if name == "weight" and name in inputs and getattr(self, "weight_differentiable", False):
             grads = grads | {name: np.zeros_like(inputs[name])}
-        return loss, grads
+        return loss, grads, *components
 
     return with_steps(honest, answer=answer)(function)
 
