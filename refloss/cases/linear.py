@@ -40,7 +40,9 @@ def draw_linear_cross_entropy(draws: Draws) -> Drawn:
         parameters.pop("ignore_index", None)
     else:
         labels = (draws.uniform(rows) * classes).astype(np.int64)
-        inputs["target"] = np.where(draws.uniform(rows) < draws.one_of(0.0, 0.25, 0.75), parameters.get("ignore_index", -100), labels)
+        inputs["target"] = np.where(
+            draws.uniform(rows) < draws.one_of(0.0, 0.25, 0.75), parameters.get("ignore_index", -100), labels
+        )
     if draws.maybe():
         inputs["linear_bias"] = draws.cast(draws.noise(classes))
     if draws.maybe():
@@ -103,7 +105,17 @@ def linear_cross_entropy(_: str) -> list[Case]:
         _case("probabilities", x, w, soft, linear_bias=bias, grad_output=0.7),
         _case("probabilities-weighted-smoothed", x, w, soft, **everything, reduction="sum", grad_output=-1.25),
         _case("chain", x, w, ignored, **chain, grad_output=3.0),
-        _case("chain-none", x, w, labels, **everything, **chain, reduction="none", grad_output=cotangent),
+        _case(
+            "chain-none",
+            x,
+            w,
+            labels,
+            linear_bias=bias,
+            weight=weight,
+            **chain,
+            reduction="none",
+            grad_output=cotangent,
+        ),
         _case("sure", sure, w, labels, reduction="sum", grad_output=1e3),
         _case("scaled-features", x * scales, w / scales, labels, grad_output=2.0),
         _case("one-row", x[0], w, int(labels[0]), grad_output=-1.0),

@@ -201,15 +201,15 @@ def _computed(
     written: np.dtype[Any] | None,
 ) -> LossResult:
     probabilities = arrays.is_float(labels)
-    there = {"input": layer.given, "linear_weight": layer.w, "linear_bias": layer.bias}
-    there["target"] = labels if probabilities else None
-    wanted = options.wanted([name for name, array in there.items() if array is not None])
-    grads = {
-        name: np.empty(there[name].shape, there[name].dtype) for name in there if name in wanted and name != "input"
-    }
+    there = {"input": layer.given, "linear_weight": layer.w}
+    there |= {} if layer.bias is None else {"linear_bias": layer.bias}
+    there |= {"target": labels} if probabilities else {}
+    wanted = options.wanted([*there])
     gradient = options.buffer(layer.given, "input", wanted="input" in wanted)
-    if gradient is not None:
-        grads = {"input": gradient, **grads}
+    grads = {} if gradient is None else {"input": gradient}
+    grads |= {
+        name: np.empty(array.shape, array.dtype) for name, array in there.items() if name in wanted and name != "input"
+    }
     loss_shape = labels.shape[: labels.ndim - probabilities]
     cotangent, of_z_loss = cotangents(
         options.grad_output, loss_shape if rows.reduction == "none" else (), of_logits.z_loss

@@ -17,9 +17,9 @@ from refloss.kernels.linear.loop import ALL_LINES
 from refloss.kernels.logits.loop import Output
 from refloss.kernels.logits.row import WIDTH
 from refloss.kernels.logits.run import ChainAnswer, ChainTask, answer_of, chain_terms
-from refloss.kernels.products.loop import Sliced, column_sums, save_rows_of_pairs
-from refloss.kernels.products.run import Factor, PairProduct, Rounding, add_logits
-from refloss.kernels.rows import any_rows_of
+from refloss.kernels.products.loop import Rounding, Sliced, column_sums, save_rows_of_pairs
+from refloss.kernels.products.run import Factor, PairProduct, add_logits
+from refloss.kernels.rows import AnyRows, any_rows_of
 from refloss.kernels.softmax.run import prepared
 from refloss.numerics.memory import as_writable
 
@@ -152,7 +152,7 @@ class _Pass:
             done()
         product.save(self.weight, gradient, first)
 
-    def _targets(self, gradient: bool) -> tuple:
+    def _targets(self, gradient: bool) -> tuple[AnyRows, AnyRows]:
         target = self.task.given.task.target
         of_target = self.task.given.task.target_gradient
         rows = any_rows_of(self.task.hidden if self.labels.size else target, 1)
