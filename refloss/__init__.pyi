@@ -35,6 +35,7 @@ from refloss.losses.info_nce import info_nce as info_nce
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
+from refloss.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from refloss.losses.margin_ranking import margin_ranking as margin_ranking
 from refloss.losses.mse import mse as mse
 from refloss.losses.multi_margin import multi_margin as multi_margin
@@ -80,6 +81,7 @@ __all__ = [
     "iou",
     "kl_div",
     "l1",
+    "linear_cross_entropy",
     "lw_detr_object_detection",
     "margin_ranking",
     "mask2former",

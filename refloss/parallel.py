@@ -50,6 +50,16 @@ def progress(report: Callable[[int, int], None] | None) -> Iterator[None]:
         _progress.reset(token)
 
 
+@contextlib.contextmanager
+def steps(count: int) -> Iterator[Callable[[], None]]:
+    """Of work whose blocks come one after the other, report steps instead of rows; yields what ends a step."""
+    report = _progress.get()
+    if report is not None:
+        report(0, count)
+    with progress(None):
+        yield lambda: report(1, count) if report is not None else None
+
+
 def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scratch: Callable[[], Any]) -> None:
     """Call work(first, last, scratch()) for blocks that cover range(rows); the calling thread takes part."""
     report = _progress.get()

@@ -41,6 +41,7 @@ class Roundoff(NamedTuple):
     inside: float  # v, of values inside an operation, sums among them
     tiny: float  # what may become 0
     chain: float = CHAINS["blocks"]
+    factor: float = 0.0  # of what is multiplied as a matrix, if that is rounded more
 
     @property
     def few(self) -> float:
@@ -56,8 +57,8 @@ class Roundoff(NamedTuple):
 _ROUNDOFFS = {
     "float64": Roundoff(2.0**-53, 2.0**-53, 2.0**-1022),
     "float32": Roundoff(2.0**-24, 2.0**-24, 2.0**-126),
-    # tf32 rounds the inputs of matrix products to eleven bits, and no loss here multiplies matrices.
-    "tf32": Roundoff(2.0**-24, 2.0**-24, 2.0**-126),
+    # tf32 rounds the factors of matrix products to eleven bits, and nothing else.
+    "tf32": Roundoff(2.0**-24, 2.0**-24, 2.0**-126, factor=2.0**-10),
     # Its numbers become sparse before they end: half of the smallest one is what any of them may be off by.
     "float16": Roundoff(2.0**-11, 2.0**-24, 2.0**-25),
     "bfloat16": Roundoff(2.0**-8, 2.0**-24, 2.0**-126),

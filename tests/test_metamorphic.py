@@ -49,6 +49,7 @@ OF = {
     "hinge_embedding": {*OF_ELEMENTS, "scaled"} - {"losses not negative"},
     "info_nce": {*OF_ALL, "permuted pairs", "transposed"},
     "sigmoid_contrastive": {*OF_ALL, "permuted pairs", "transposed"},
+    "linear_cross_entropy": {*OF_ALL, "permuted classes", "equal steps", "linear in the target"},
     "poisson_nll": OF_ELEMENTS - {"losses not negative"},
     "gaussian_nll": {*OF_ELEMENTS, "symmetric", "moved"} - {"losses not negative"},
     **dict.fromkeys(("dice", "margin_ranking"), OF_ELEMENTS),

@@ -164,14 +164,7 @@ def cross_entropy(
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {smoothing}; expected a number in [0, 1]")
     ignore_index = arrays.label(ignore_index, "ignore_index")
-    labels = arrays.as_array(target, "target")
-    row_shape = x.shape[:class_axis] + x.shape[class_axis + 1 :]
-    if labels.shape == x.shape:
-        labels = _probabilities(labels, target, ignore_index)
-    else:
-        labels = arrays.integer_array(target, "target")
-        arrays.check_shape(labels, row_shape, "target", f"one label for each row of logits {x.shape}, or its shape")
-        arrays.check_labels(labels, x.shape[class_axis], ignore_index, "target")
+    labels = checked_target(target, x.shape, class_axis, ignore_index, "logits")
     return cross_entropy_rows(
         LOOP,
         x,
@@ -186,10 +179,22 @@ def cross_entropy(
     )
 
 
-def _probabilities(array: np.ndarray, target: Any, ignore_index: int) -> np.ndarray:
+def checked_target(target: Any, shape: tuple[int, ...], class_axis: int, ignore_index: int, of_name: str) -> np.ndarray:
+    """Labels of rows of logits that have a shape, or probabilities of that shape."""
+    labels = arrays.as_array(target, "target")
+    if labels.shape == shape:
+        return _probabilities(labels, target, ignore_index, of_name)
+    labels = arrays.integer_array(target, "target")
+    row_shape = shape[:class_axis] + shape[class_axis + 1 :]
+    arrays.check_shape(labels, row_shape, "target", f"one label for each row of {of_name} {shape}, or its shape")
+    arrays.check_labels(labels, shape[class_axis], ignore_index, "target")
+    return labels
+
+
+def _probabilities(array: np.ndarray, target: Any, ignore_index: int, of_name: str) -> np.ndarray:
     if array.dtype.kind in "iu" and not isinstance(target, list | tuple):
         raise TypeError(
-            f"target has the shape of logits and dtype {array.dtype}; expected probabilities of a float dtype"
+            f"target has the shape of {of_name} and dtype {array.dtype}; expected probabilities of a float dtype"
         )
     if ignore_index >= 0:
         raise ValueError(f"ignore_index is {ignore_index}; with class probabilities no row is ignored")

@@ -17,6 +17,7 @@ from tests.mpfr import (
     flow,
     language,
     log_probs,
+    linear,
     masks,
     multilabel,
     points,
@@ -88,6 +89,9 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
         for name, loss in triples.LOSSES.items()
     },
     "info_nce": {kind: _of_samples(draw, contrastive.info_nce) for kind, draw in contrastive.INFO_NCE.items()},
+    "linear_cross_entropy": {
+        kind: _of_samples(draw, linear.linear_cross_entropy) for kind, draw in linear.KINDS.items()
+    },
     "multilabel_soft_margin": {
         kind: _of_samples(draw, functools.partial(language.mean_only, multilabel.MULTILABEL))
         for kind, draw in elements.Inputs(multilabel.MULTILABEL).kinds().items()

@@ -83,7 +83,8 @@ class Scratch(NamedTuple):
 
 
 @jit.helper
-def _lines_of(memory):
+def lines_of(memory):
+    """Lines in the rows of a matrix."""
     return Lines(
         memory[0],
         memory[1],
@@ -114,7 +115,8 @@ def _chain(x, chain, lines):
 
 
 @jit.helper
-def _masses_of_label(softmax, label, lines, terms):
+def masses_of_label(softmax, label, lines, terms):
+    """What is to be known of a label's masses, which are left in lines."""
     distances, others = pair(0.0), pair(0.0)
     if terms.smooth:
         weight, maximum = terms.weight, softmax.maximum
@@ -141,7 +143,8 @@ def _likelihood(softmax, total, lines):
 
 
 @jit.helper
-def _masses_of_probabilities(softmax, target, lines, terms):
+def masses_of_probabilities(softmax, target, lines, terms):
+    """The same of a distribution over the classes."""
     for i in range(target.size):
         lines.mass[i], lines.mass_low[i] = target[i], 0.0
     plain = pair(0.0)
@@ -236,7 +239,7 @@ def _deep_gradients(softmax, masses, push, lines, gradient, wide):
 
 
 @jit.helper
-def _target_gradients(softmax, lines, terms, index, gradient, wide):
+def target_gradients(softmax, lines, terms, index, gradient, wide):
     """∂L/∂t_j = a·(1 − ε)·w_j·(lse − y_j)."""
     factor = scaled(coefficient_of(terms, index), terms.keep)
     for j in range(gradient.size):
@@ -254,8 +257,8 @@ def _log_probabilities(softmax, lines, result):
 def _masses(softmax, label, target, lines, terms):
     """Those of a label, or of probabilities where there is none."""
     if label >= 0:
-        return _masses_of_label(softmax, label, lines, terms)
-    return _masses_of_probabilities(softmax, target, lines, terms)
+        return masses_of_label(softmax, label, lines, terms)
+    return masses_of_probabilities(softmax, target, lines, terms)
 
 
 @jit.helper
@@ -268,7 +271,7 @@ def _slopes(softmax, masses, push, lines, gradient, wide):
 def chained_rows(arrays, labels, terms, chained, output, scratch, first, last, tile, has_labels, wanted):
     """Rows first ... last: their losses, and gradients or log-probabilities where they are wanted."""
     logits, gradient, targets, target_gradient = arrays
-    lines, size = _lines_of(scratch.lines), logits.classes
+    lines, size = lines_of(scratch.lines), logits.classes
     wide, wide_target = gradient.format == 0, target_gradient.format == 0
     for start in range(first, last, tile):
         count = min(tile, last - start)
@@ -294,7 +297,7 @@ def chained_rows(arrays, labels, terms, chained, output, scratch, first, last, t
                 if wanted == GRADIENT:
                     _slopes(softmax, masses, push_of_row(softmax, index, terms, chained), lines, g, wide)
                 if wanted == GRADIENT and not has_labels:
-                    _target_gradients(softmax, lines, terms, index, target_g, wide_target)
+                    target_gradients(softmax, lines, terms, index, target_g, wide_target)
         if wanted != LOSS:
             save_tile(scratch.gradient, gradient, start, count)
         if wanted == GRADIENT and not has_labels:

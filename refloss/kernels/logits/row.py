@@ -304,13 +304,18 @@ def gradient_of_difference(softmax, push, difference, term, slope):
 
 
 @jit.scalar
-def gradient_of_class(row, j, logit, mass, slope):
-    """The gradient of class j of a row from its logit, its mass and the derivative of its logit; all pairs."""
-    term = term_of(logit, row.softmax.maximum)
+def gradient_of_term(row, j, term, mass, slope):
+    """The gradient of class j of a row from its e_j, its mass and the derivative of its logit; all pairs."""
     difference, size = difference_of_class(row.softmax, row.masses, j == row.softmax.top, term, mass)
     nothing = abs(difference[0]) <= NOTHING * size
     difference = (0.0 if nothing else difference[0], 0.0 if nothing else difference[1])
     return gradient_of_difference(row.softmax, row.push, difference, term, slope)
+
+
+@jit.scalar
+def gradient_of_class(row, j, logit, mass, slope):
+    """The same from its logit."""
+    return gradient_of_term(row, j, term_of(logit, row.softmax.maximum), mass, slope)
 
 
 @jit.scalar

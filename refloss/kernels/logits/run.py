@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refloss.kernels.softmax.loop import Task, Terms
+    from refloss.numerics.exact import Exact
 
 # Elements a thread takes at a time.
 _BLOCK_ELEMENTS = 1 << 14
@@ -67,10 +68,19 @@ def chained_loss(given: ChainTask, backend: str) -> ChainAnswer:
     count = rows_of_task(given.task)
     output = Output(*(np.empty(count) for _ in Output._fields))
     task, terms, normaliser, exponent = prepared(given.task, count)
-    # The squares are not weighted: what the weights are over, ζ is over.
-    chained = ChainTerms(given.chain, (float(np.ldexp(given.z_loss, -exponent)), 0.0), as_writable(given.z_cotangent))
+    chained = chain_terms(given, exponent)
     _device(backend)(task, terms, chained, output, count, given.wanted)
-    if task.reduction == "none":
+    return answer_of(given, output, normaliser, exponent)
+
+
+def chain_terms(given: ChainTask, exponent: int) -> ChainTerms:
+    """What is the same for every row of a task whose weights are over 2^exponent, and so is ζ: squares have none."""
+    return ChainTerms(given.chain, (float(np.ldexp(given.z_loss, -exponent)), 0.0), as_writable(given.z_cotangent))
+
+
+def answer_of(given: ChainTask, output: Output, normaliser: Exact, exponent: int) -> ChainAnswer:
+    """What comes of the rows of a task whose weights are over 2^exponent."""
+    if given.task.reduction == "none":
         losses = [np.ldexp(each, exponent) if exponent else each for each in output[:3]]
         return ChainAnswer(losses[0], losses[1], losses[2], output.nll, output.lse)
     parts = output.cross_entropy, output.z_loss

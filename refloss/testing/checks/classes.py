@@ -96,6 +96,8 @@ def masked_classes(trial: Trial) -> bool:
     case = trial.case
     if not trial.labels or not trial.classes or case.parameters.get("label_smoothing") or trial.is_capped:
         return False
+    if not all(trial.arguments[target.of].batched for target in trial.targets.values()):
+        return False  # a class's weights are no logits
     inputs, before = {}, dict(trial.answer)
     for name, axis in trial.classes.items():
         argument = trial.arguments[name]

@@ -179,7 +179,9 @@ class Trial:
         others = [name for name in self.targets if name not in self.labels]
         if any(self.case.inputs[name].ndim < self.case.inputs[self.targets[name].of].ndim for name in others):
             return {}  # a number for each row
-        return axes | {name: axes[self.targets[name].of] for name in others}
+        # What belongs to classes, not to rows, may have them on another axis than the rows' distributions.
+        of_rows = {name: self.arguments[self.targets[name].of].batched for name in others}
+        return axes | {name: axes[self.targets[name].of] if of_rows[name] else -1 for name in others}
 
     @property
     def softmax(self) -> dict[str, int]:

@@ -147,9 +147,19 @@ def _row_divisor(case: Case, tensor: str | None) -> Divisor | None:
 
 
 def _probability_divisor(case: Case) -> Divisor:
-    logits = case.inputs["logits"]
-    rows = logits.size // max(logits.shape[min(1, logits.ndim - 1)], 1)
+    rows = case.inputs[specification_of(case).named("classes")[0]].size // max(_count_of_classes(case), 1)
     return Divisor(float(rows), float(rows), "the rows", "all rows")
+
+
+def _count_of_classes(case: Case) -> int:
+    """Among how many classes a row's target is; 0 where it has none."""
+    specification = specification_of(case)
+    arguments = specification.arguments
+    of = {arguments[name].of for name in specification.named("labels", "classes")} & case.inputs.keys()
+    for name in (*of, *specification.named("similarities")):
+        shape, axis = case.inputs[name].shape, arguments[name].class_axis
+        return int(shape[min(1 if axis is None else axis, len(shape) - 1)])
+    return 0
 
 
 def _element_divisor(case: Case) -> Divisor | None:
@@ -232,11 +242,8 @@ def _with_every_row(case: Case, row_labels: Labels) -> Case:
 def smoothed_over_others(case: Case) -> Altered | None:
     """Label smoothing that gives ε/(K − 1) to the other classes and nothing more to the label; None without any."""
     smoothing = case.parameters.get("label_smoothing", 0.0)
-    logits = case.inputs.get("logits", case.inputs.get("similarity"))
-    if not smoothing or logits is None:
-        return None
-    classes = logits.shape[min(1, logits.ndim - 1)]
-    if classes < 2:
+    classes = _count_of_classes(case)
+    if not smoothing or classes < 2:
         return None
     # ε'/K = ε/(K − 1) on the others, and 1 − ε' + ε'/K = 1 − ε on the label.
     return Altered(altered(case, label_smoothing=min(smoothing * classes / (classes - 1), 1.0)))

@@ -1,0 +1,1 @@
+"""Matrix products whose bits are those of the exact products, on any BLAS."""

@@ -1,0 +1,243 @@
+"""Cross-entropy of a linear layer's outputs: blocks, rows that do not count, edges, and the loss of its logits."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import refloss
+from refloss.kernels.linear import run
+from tests.test_products import logits_of
+
+EVERYTHING = {"softcap": 3.0, "temperature": 0.7, "z_loss": 0.01, "label_smoothing": 0.1}
+
+
+def layer(seed=1, rows=7, features=12, classes=19, dtype=np.float32, **given):
+    random = np.random.default_rng(seed)
+    inputs = {
+        "input": random.standard_normal((rows, features)).astype(dtype),
+        "linear_weight": random.standard_normal((classes, features)).astype(dtype),
+        "target": random.integers(0, classes, rows),
+        "linear_bias": random.standard_normal(classes).astype(dtype),
+    }
+    return inputs | given
+
+
+def bits(result):
+    arrays = {"loss": result.loss, **result.grads, **result.components, **result.intermediates.computed()}
+    return {name: np.asarray(value).tobytes() for name, value in arrays.items()}
+
+
+def soft_target(seed, rows, classes, dtype=np.float32):
+    values = np.random.default_rng(seed).random((rows, classes)) + 0.01
+    return (values / values.sum(axis=1, keepdims=True)).astype(dtype)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("sizes", [(7, 4, 3, 2), (2, 5, 3, 4), (1, 1, 1, 1), (3, 19, 7, 19)])
+def test_bits_depend_on_no_blocks(monkeypatch, soft, sizes):
+    inputs = layer() | ({"target": soft_target(2, 7, 19)} if soft else {})
+    given = {"weight": np.linspace(0.5, 2, 19), "reduction": "none", "grad_output": np.linspace(-2, 3, 7)}
+    expected = bits(refloss.linear_cross_entropy(**inputs, **given, **EVERYTHING))
+    monkeypatch.setattr(run, "sizes_of", lambda _: run.Sizes(*sizes))
+    assert bits(refloss.linear_cross_entropy(**inputs, **given, **EVERYTHING)) == expected
+
+
+def test_bits_depend_on_no_threads():
+    inputs = layer(rows=40, features=64, classes=300)
+    before = refloss.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            refloss.set_num_threads(threads)
+            found.append(bits(refloss.linear_cross_entropy(**inputs, z_loss=0.1)))
+    finally:
+        refloss.set_num_threads(before)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
+def test_logits_that_are_written_down_have_the_loss_that_cross_entropy_has_of_them(name):
+    """The gradients are sums of products with those of the logits, which go through as they are."""
+    inputs = layer(dtype=ml_dtypes.bfloat16)
+    given = {"label_smoothing": 0.1, "temperature": 0.7, "reduction": "none", "grad_output": np.linspace(-2, 3, 7)}
+    result = refloss.linear_cross_entropy(**inputs, logits_dtype=name, **given)
+    x, w = (inputs[key].astype(np.float64) for key in ("input", "linear_weight"))
+    logits = (x @ w.T + inputs["linear_bias"].astype(np.float64)).astype(name)
+    whole = refloss.cross_entropy(logits.astype(np.float64), inputs["target"], **given)
+    assert np.array_equal(result.loss, whole.loss)
+    g = whole.grads["logits"]
+    for key, value in {"input": g @ w, "linear_weight": g.T @ x, "linear_bias": g.sum(axis=0)}.items():
+        assert np.array_equal(result.grads[key], value.astype(ml_dtypes.bfloat16)), key
+
+
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_exact_logits_have_the_loss_that_cross_entropy_has_of_them(options):
+    """Small integers, whose products are exact in any order."""
+    random = np.random.default_rng(3)
+    x, w = random.integers(-4, 5, (9, 6)).astype(np.float32), random.integers(-4, 5, (11, 6)).astype(np.float32)
+    labels = np.where(np.arange(9) % 4 == 1, -100, random.integers(0, 11, 9))
+    result = refloss.linear_cross_entropy(x, w, labels, **options)
+    whole = refloss.cross_entropy(x @ w.T, labels, grad_dtype=np.float64, **options)
+    assert abs(result.loss - whole.loss) <= np.spacing(whole.loss)
+    assert np.allclose(result.grads["input"], whole.grads["logits"] @ w, rtol=1e-6, atol=1e-12)
+    assert result.intermediates["lse"] == pytest.approx(whole.intermediates["lse"], rel=1e-15)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("sizes", [None, (2, 5, 3, 4)])
+def test_rows_that_do_not_count_may_hold_anything(monkeypatch, poison, sizes):
+    inputs = layer()
+    labels = np.where(np.arange(7) % 3 == 1, -100, inputs["target"])
+    clean = refloss.linear_cross_entropy(**inputs | {"target": labels})
+    poisoned = inputs["input"].copy()
+    poisoned[labels < 0] = poison
+    if sizes:
+        monkeypatch.setattr(run, "sizes_of", lambda _: run.Sizes(*sizes))
+    result = refloss.linear_cross_entropy(**inputs | {"target": labels, "input": poisoned})
+    assert result.loss == clean.loss
+    for name, gradient in clean.grads.items():
+        assert np.array_equal(result.grads[name], gradient), name
+    assert not result.grads["input"][labels < 0].any()
+
+
+def test_a_row_that_counts_and_is_undefined_makes_what_it_is_part_of_undefined():
+    inputs = layer()
+    inputs["input"][2, 3] = np.nan
+    result = refloss.linear_cross_entropy(**inputs, reduction="none")
+    undefined = np.arange(7) == 2
+    assert np.array_equal(np.isnan(result.loss), undefined)
+    assert np.array_equal(np.isnan(result.grads["input"]).all(axis=1), undefined)
+    assert np.isnan(result.grads["linear_weight"]).all()
+    assert np.isnan(result.grads["linear_bias"]).all()
+
+
+def test_a_class_that_a_bias_masks_has_no_gradient():
+    inputs = layer()
+    inputs["linear_bias"][5] = -np.inf
+    inputs["target"][inputs["target"] == 5] = 6
+    result = refloss.linear_cross_entropy(**inputs)
+    assert np.isfinite(result.loss)
+    assert not result.grads["linear_weight"][5].any()
+    others = {name: inputs[name] for name in ("linear_weight", "linear_bias")}
+    without = inputs | {name: np.delete(value, 5, axis=0) for name, value in others.items()}
+    without["target"] = inputs["target"] - (inputs["target"] > 5)
+    assert np.array_equal(result.grads["input"], refloss.linear_cross_entropy(**without).grads["input"])
+
+
+def test_without_a_row_that_counts_the_mean_is_undefined_and_gradients_are_zero():
+    inputs = layer(target=np.full(7, -100))
+    result = refloss.linear_cross_entropy(**inputs)
+    assert np.isnan(result.loss)
+    assert all(not gradient.any() for gradient in result.grads.values())
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_nothing_to_multiply(rows):
+    inputs = layer(rows=rows, features=0)
+    result = refloss.linear_cross_entropy(**inputs, reduction="sum")
+    logits = np.broadcast_to(inputs["linear_bias"], (rows, 19))
+    assert result.loss == refloss.cross_entropy(logits, inputs["target"], reduction="sum").loss
+    assert result.grads["linear_weight"].shape == (19, 0)
+
+
+def test_one_row_is_a_batch_of_one():
+    inputs = layer(rows=1)
+    batch = refloss.linear_cross_entropy(**inputs)
+    alone = refloss.linear_cross_entropy(**inputs | {"input": inputs["input"][0], "target": inputs["target"][0]})
+    assert alone.loss == batch.loss
+    assert alone.grads["input"].shape == (12,)
+    assert np.array_equal(alone.grads["input"], batch.grads["input"][0])
+    assert np.array_equal(alone.grads["linear_weight"], batch.grads["linear_weight"])
+    soft = soft_target(4, 1, 19)
+    batch = refloss.linear_cross_entropy(**inputs | {"target": soft})
+    alone = refloss.linear_cross_entropy(**inputs | {"input": inputs["input"][0], "target": soft[0]})
+    assert np.array_equal(alone.grads["target"], batch.grads["target"][0])
+
+
+def test_rows_add_up_and_only_what_is_asked_for_is_computed():
+    inputs = layer()
+    whole = refloss.linear_cross_entropy(**inputs, reduction="sum")
+    parts = [
+        refloss.linear_cross_entropy(
+            **inputs | {"input": inputs["input"][rows], "target": inputs["target"][rows]}, reduction="sum"
+        )
+        for rows in (slice(0, 3), slice(3, 7))
+    ]
+    assert np.array_equal(np.concatenate([part.grads["input"] for part in parts]), whole.grads["input"])
+    added = sum(part.grads["linear_weight"].astype(np.float64) for part in parts)
+    assert np.allclose(added, whole.grads["linear_weight"], rtol=1e-6, atol=1e-7)
+    for names in (False, "input", ("linear_weight",), ("linear_bias",)):
+        result = refloss.linear_cross_entropy(**inputs, reduction="sum", grad=names)
+        assert result.loss == whole.loss
+        assert all(np.array_equal(gradient, whole.grads[name]) for name, gradient in result.grads.items())
+        assert set(result.grads) == (set() if names is False else {names} if isinstance(names, str) else {*names})
+
+
+def test_components_have_cotangents_of_their_own():
+    inputs = layer()
+    result = refloss.linear_cross_entropy(**inputs, z_loss=0.5, grad_output={"z_loss": 2.0})
+    whole = refloss.linear_cross_entropy(**inputs, z_loss=0.5, grad_output=2.0)
+    plain = refloss.linear_cross_entropy(**inputs, grad_output=2.0)
+    assert whole.loss == pytest.approx(sum(result.components.values()), rel=1e-15)
+    difference = whole.grads["input"].astype(np.float64) - plain.grads["input"]
+    assert np.allclose(result.grads["input"], difference, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_beside_inputs_and_gradients_is_bounded():
+    """No block takes more than its budget; one row or one class is the least that there is."""
+
+    def sizes(rows, features, classes):
+        task = run.LinearTask(
+            None, np.broadcast_to(np.float32(0), (rows, features)), np.broadcast_to(np.float32(0), (classes, features)),
+            np.empty(0), None, None, None, None,
+        )  # fmt: skip
+        return run.sizes_of(task)
+
+    for rows, features, classes in ((256, 2048, 32000), (8192, 4096, 128256), (100000, 64, 1000), (1 << 24, 8, 9)):
+        found = sizes(rows, features, classes)
+        assert found.rows * classes * 16 <= run.BUDGET
+        assert found.columns * min(rows, max(1, run.BUDGET // 16)) * 16 <= 4 * run.BUDGET
+        assert (found.classes * features * 44) <= run.SLICES_BUDGET
+    assert sizes(3, 2, 1 << 26) == (1, 1024, 3, 256)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"input": np.zeros((2, 3, 4))}, ValueError, r"input has shape \(2, 3, 4\); expected \[N, K\] or \[K\]"),
+        ({"linear_weight": np.zeros((19, 5))}, ValueError, r"linear_weight has shape \(19, 5\); expected \[V, K\]"),
+        ({"linear_weight": np.zeros((19, 2, 12))}, ValueError, r"linear_weight has shape"),
+        ({"linear_bias": np.zeros(3)}, ValueError, r"linear_bias has shape \(3,\); expected \(19,\)"),
+        ({"target": np.full(7, 19)}, ValueError, r"target\[0\] = 19 is outside \[0, 19\)"),
+        ({"target": np.zeros(6, int)}, ValueError, r"target has shape \(6,\); expected \(7,\)"),
+        ({"target": np.zeros((7, 19), int)}, TypeError, r"expected probabilities of a float dtype"),
+        ({"logits_dtype": "float8"}, ValueError, r"logits_dtype is 'float8'; expected one of 'bfloat16'"),
+        ({"logits_dtype": np.float16}, ValueError, r"logits_dtype is"),
+        ({"label_smoothing": 2}, ValueError, r"label_smoothing is 2.0"),
+        ({"softcap": 0}, ValueError, r"softcap is 0"),
+        ({"grad": "weight"}, ValueError, r"grad is 'weight'; expected one of"),
+        ({"input": np.zeros((7, 12), int)}, TypeError, r"input has dtype int64"),
+    ],
+)
+def test_what_does_not_fit_is_told(given, error, message):
+    with pytest.raises(error, match=message):
+        refloss.linear_cross_entropy(**layer() | given)
+
+
+def test_progress_is_told_by_blocks_of_classes_too(monkeypatch):
+    from refloss import parallel
+
+    monkeypatch.setattr(run, "sizes_of", lambda _: run.Sizes(2, 5, 3, 4))
+    told = []
+    with parallel.progress(lambda done, total: told.append((done, total))):
+        refloss.linear_cross_entropy(**layer())
+    totals = {total for _, total in told}
+    assert len(totals) == 1
+    assert sum(done for done, _ in told) == totals.pop() == 4 * 4 * 2 + 5
+
+
+def test_logits_are_those_of_the_products():
+    inputs = layer(dtype=np.float64)
+    z = logits_of(inputs["input"], inputs["linear_weight"], bias=inputs["linear_bias"])[0]
+    lse = refloss.cross_entropy(z, inputs["target"]).intermediates["lse"]
+    assert np.allclose(refloss.linear_cross_entropy(**inputs).intermediates["lse"], lse, rtol=3e-16)
