@@ -211,9 +211,6 @@ def is_not_divided(case, name, right):
         return True  # by the number of its rows, which is num_boxes
     if FUNCTIONS[case.function].specification.mean == "sequences":
         return case.parameters.get("reduction", "mean") not in {"mean_volume", "mean_batch"}
-    has_boxes = "num_boxes" in FUNCTIONS[case.function].parameters
-    if case.parameters.get("reduction") in {"sum", "none"} and not (has_boxes and name.startswith("component.")):
-        return not has_boxes or case.parameters["reduction"] == "none"
     takes_boxes = "num_boxes" in FUNCTIONS[case.function].parameters
     if case.parameters.get("reduction") in {"sum", "none"} and not (takes_boxes and name.startswith("component.")):
         return not takes_boxes or case.parameters["reduction"] == "none"
