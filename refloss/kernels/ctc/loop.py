@@ -103,7 +103,7 @@ class Sequence(NamedTuple):
     first: int  # row of frame 0
     stride: int
     frames: int
-    count: int  # how many labels there are
+    label_count: int  # how many there are, repeated ones too
     distinct: int  # how many of them are different, blank among them
     labels: np.ndarray
     slots: np.ndarray
@@ -260,7 +260,7 @@ def _advance_frames(sequence, start, end, scratch):
     for t in range(start, end):
         k = t - start
         _spread(emitted, t, sequence.slots, scratch.emitted, k)
-        first, last = first_pair(sequence.count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
+        first, last = first_pair(sequence.label_count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
         previous, following = _row(scratch.alphas, k), _row(scratch.alphas, k + 1)
         _advance(
             _part(previous, 0, first, last),
@@ -277,7 +277,7 @@ def _advance_frames(sequence, start, end, scratch):
 @jit.scalar
 def _return_frame(sequence, t, emitted, scratch):
     """ω of a frame from that of the frame behind it."""
-    first, last = first_pair(sequence.count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
+    first, last = first_pair(sequence.label_count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
     behind = _row(scratch.omegas, (sequence.frames - 1 - t) % 2)
     omega = _row(scratch.omegas, (sequence.frames - t) % 2)
     _return(
@@ -328,7 +328,7 @@ def _forward(sequence, scratch, looks):
 @jit.helper
 def _ends(sequence, scratch):
     """The sum over all alignments, and what the frames' sums multiply it by."""
-    norm, poisoned, count = ONE, 0, sequence.count
+    norm, poisoned, count = ONE, 0, sequence.label_count
     for t in range(sequence.frames):
         for d in range(sequence.distinct):
             poisoned |= 1 if sequence.emitted.high[t, d] != sequence.emitted.high[t, d] else 0
@@ -347,7 +347,7 @@ def _ends(sequence, scratch):
 @jit.scalar
 def _gammas(sequence, t, k, inverse, scratch):
     """γ of the labels of a frame: sums of their states' shares, in pairs."""
-    first, last = first_pair(sequence.count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
+    first, last = first_pair(sequence.label_count, sequence.frames, t), min(last_pair(t), sequence.slots.size)
     shares, gamma, gamma_low = scratch.shares, scratch.chosen.gamma, scratch.chosen.gamma_low
     for kind in range(2):
         high, low = shares[2 * kind, first:last], shares[2 * kind + 1, first:last]
@@ -356,7 +356,7 @@ def _gammas(sequence, t, k, inverse, scratch):
     for d in range(gamma.size):
         gamma[d] = gamma_low[d] = 0.0
     gamma[0], gamma_low[0] = frames.total_of_pairs(shares[0, first:last], shares[1, first:last], scratch.lanes)
-    for i in range(first, min(last, sequence.count)):
+    for i in range(first, min(last, sequence.label_count)):
         d = sequence.slots[i]
         gamma[d], gamma_low[d] = frames.with_pair((gamma[d], gamma_low[d]), (shares[2, i], shares[3, i]))
     for d in range(gamma.size):
@@ -476,7 +476,7 @@ def _rows_of_block(sequence, start, end, scratch, stage):
     if stage == SLOPES:
         _copy_row(_row(sequence.omegas, start // sequence.block), behind)
     elif end == sequence.frames:
-        _begin(behind, sequence.count)
+        _begin(behind, sequence.label_count)
     if stage == SWEEP:
         _copy_row(behind, _row(sequence.omegas, start // sequence.block))
         for t in range(start, end):
