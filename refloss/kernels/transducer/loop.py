@@ -302,7 +302,7 @@ def _read_lanes(logits, samples, buffers, sample, row, start, lanes, accurate):
         load_rows(logits, row + u, rows, buffers.rows)
         if accurate:
             _read_accurately(buffers.rows, size, rows, floats, part, labels, samples.blank, u, last)
-        elif size < ROW_CLASSES:
+        elif size < ROW_CLASSES and step == LANES:
             _read_columns(buffers, samples, sample, start, rows, size)
         else:
             _read_rows(buffers.rows, size, rows, floats, integers, part, labels, samples.blank, u, last)
