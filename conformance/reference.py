@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Outcome = dict[str, Array]
 UNSHIFTED = ("ForMaskedLM", "ForTokenClassification")
+LINEAR = "linear_cross_entropy"
 OF_ALIGNMENTS = ("ctc", "ForCTC")
 OF_CLASSES = ("log_probabilities", "probabilities")
 
@@ -101,6 +102,8 @@ def transformers_loss(call: Call, config: Any = None) -> torch.Tensor:
 def _intermediates(call: Call) -> dict[str, torch.Tensor]:
     if call.case.loss == CROSS_ENTROPY:
         return cross_entropy_intermediates(call)
+    if call.case.loss == LINEAR:
+        return _linear_intermediates(call)
     if call.case.loss in OF_ALIGNMENTS:
         return _alignment_intermediates(call)
     if call.case.loss in TORCH_FUNCTIONS:
@@ -144,6 +147,14 @@ def cross_entropy_intermediates(call: Call) -> dict[str, torch.Tensor]:
     """What the softmax of every row is, and -Σ t·log p, 0 for ignored rows; without weights and smoothing."""
     logits, target = call.arguments["logits"], call.arguments["target"]
     return _row_intermediates(logits, target, min(1, logits.ndim - 1), call.arguments.get("ignore_index", IGNORED))
+
+
+def _linear_intermediates(call: Call) -> dict[str, torch.Tensor]:
+    """The same of a layer's outputs."""
+    given = call.arguments
+    logits = torch.nn.functional.linear(given["input"], given["linear_weight"], given.get("linear_bias"))
+    found = _row_intermediates(logits, given["target"], min(1, logits.ndim - 1), given.get("ignore_index", IGNORED))
+    return {name: found[name] for name in FUNCTIONS[LINEAR].specification.intermediates}
 
 
 def token_intermediates(call: Call) -> dict[str, torch.Tensor]:
