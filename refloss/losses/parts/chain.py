@@ -46,6 +46,10 @@ UNCHANGED = LogitOptions(PLAIN, 0.0)
 
 def logit_options(logit_scale: Any, softcap: Any, temperature: Any, z_loss: Any = 0.0) -> LogitOptions:
     """Checked options of a chain."""
+    # What nearly every call has is told at once.
+    plain = softcap is None and type(logit_scale) is type(temperature) is type(z_loss) is float
+    if plain and logit_scale == temperature == 1.0 and z_loss == 0.0:
+        return UNCHANGED
     scale = arrays.number(logit_scale, "logit_scale", finite=True)
     cap = np.inf if softcap is None else arrays.number(softcap, "softcap", finite=True, positive=True)
     divisor = arrays.number(temperature, "temperature", finite=True, positive=True)
@@ -74,7 +78,7 @@ def cross_entropy_rows(
     **of_rows: Any,
 ) -> LossResult:
     """Cross-entropy of checked arrays after a chain; loop is for logits as they are, of_rows is RowOptions."""
-    if of_logits.changes_nothing:
+    if of_logits is UNCHANGED or of_logits.changes_nothing:
         return softmax_rows(loop, logits, target, options, **of_rows)
     rows = RowOptions(**of_rows)
     cotangent, z_cotangent = cotangents(options.grad_output, rows.loss_shape(logits), of_logits.z_loss)

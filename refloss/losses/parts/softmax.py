@@ -97,12 +97,14 @@ def result_of(
     axis, shape = task.class_axis, task.logits.shape
     row_shape = shape[:axis] + shape[axis + 1 :]
     grads = {"logits": task.gradient, "target": task.target_gradient}
-    intermediates = Intermediates({"lse": lse.reshape(row_shape), "nll": nll.reshape(row_shape)})
-    intermediates.later |= {"log_probabilities": log_p, "probabilities": lambda: exponentials(log_p())}
     return LossResult(
         loss=loss.reshape(row_shape) if task.reduction == "none" else loss,
         grads={name: value for name, value in grads.items() if value is not None and name in wanted},
-        intermediates=intermediates,
+        intermediates=Intermediates(
+            {"lse": lse.reshape(row_shape), "nll": nll.reshape(row_shape)},
+            log_probabilities=log_p,
+            probabilities=lambda: exponentials(log_p()),
+        ),
     )
 
 
