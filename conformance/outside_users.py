@@ -123,7 +123,13 @@ TORCH_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 _TORCH_REDUCES = {"sigmoid_focal": "mean", "dice": "sum"}
 
 
+# Parameters of the losses of language that none of them has.
+_CHAIN = {"logit_scale", "softcap", "temperature", "z_loss"}
+
+
 def _torch_offers(case: Case) -> bool:
+    if _CHAIN & case.parameters.keys():
+        return False
     only = _TORCH_REDUCES.get(case.function)
     return only is None or case.parameters.get("reduction", only) == only
 
@@ -239,7 +245,7 @@ OPTAX_LOSSES: dict[str, Callable[..., Any]] = {
 
 
 def _optax_offers(case: Case) -> bool:
-    options = {"weight", "pos_weight", "label_smoothing"}
+    options = {"weight", "pos_weight", "label_smoothing"} | _CHAIN
     # XLA takes a third of a second to compile a case. float64 is not JAX's default, float16 not its choice of 16 bits.
     offered = {"float32", "bfloat16"}
     # Nor has it integers of more than 32 bits.

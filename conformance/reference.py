@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -11,6 +12,7 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 import refloss
+from conformance import chain
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import CROSS_ENTROPY, IGNORED, Array
 from conformance.heads import HEADS, Part, attributes, parts
@@ -69,15 +71,53 @@ def outcome_of(result: refloss.LossResult) -> Outcome:
 
 def run_torch(call: Call) -> Outcome:
     """What torch, or transformers, makes of a call."""
-    loss = _torch_loss(call) if call.case.loss in TORCH_FUNCTIONS else transformers_loss(call)
+    loss, components = _losses(call)
     inputs = [call.arguments[name] for name in call.differentiable]
     grads = torch.autograd.grad(loss, inputs, call.cotangent)
     intermediates = _intermediates(call)
     return {
         "loss": array(loss),
+        **{f"component.{name}": array(value) for name, value in components.items()},
         **{f"grad.{name}": array(grad) for name, grad in zip(call.differentiable, grads, strict=True)},
         **{f"intermediate.{name}": array(value) for name, value in intermediates.items()},
     }
+
+
+def _losses(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss, and its components if it has a z-loss."""
+    of_logits, _ = chain.taken(call.arguments)
+    if not {*chain.Chain._fields, "logits_dtype"} & {*call.arguments}:
+        return _torch_loss(call) if call.case.loss in TORCH_FUNCTIONS else transformers_loss(call), {}
+    if call.case.loss in TORCH_FUNCTIONS:
+        given = dict(call.arguments)
+        if call.case.loss == LINEAR:
+            layer = {name: given.pop(name, None) for name in ("input", "linear_weight", "linear_bias", "logits_dtype")}
+            given["logits"] = _linear(layer)
+        cross_entropy, z_loss = chain.cross_entropy(**given)
+    else:
+        cross_entropy, z_loss = _token_losses(call, of_logits)
+    parts = {"cross_entropy": cross_entropy, "z_loss": z_loss} if of_logits.z_loss else {}
+    return cross_entropy + z_loss, parts
+
+
+def _linear(arguments: dict[str, Any]) -> torch.Tensor:
+    """A layer's outputs, which may be written down in a type."""
+    logits = torch.nn.functional.linear(arguments["input"], arguments["linear_weight"], arguments.get("linear_bias"))
+    return chain.rounded(logits, arguments.get("logits_dtype"))
+
+
+def _token_losses(call: Call, of_logits: chain.Chain) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of tokens, which transformers computes in float32 or more."""
+    _, rest = chain.taken(call.arguments)
+    z = of_logits.of_logits(rest["logits"].float())
+    plain = copy.copy(call)
+    plain.arguments = rest | {"logits": z}
+    labels = shifted_labels(call)
+    counted = labels != rest.get("ignore_index", IGNORED)
+    rows = z.reshape(*labels.shape, rest.get("vocab_size", z.shape[-1]))
+    items = rest.get("num_items_in_batch")
+    squares = of_logits.squares(rows, -1, counted).sum() / (counted.sum() if items is None else items)
+    return transformers_loss(plain), squares
 
 
 def _torch_loss(call: Call) -> torch.Tensor:
@@ -145,14 +185,14 @@ def _of_classes(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor 
 
 def cross_entropy_intermediates(call: Call) -> dict[str, torch.Tensor]:
     """What the softmax of every row is, and -Σ t·log p, 0 for ignored rows; without weights and smoothing."""
-    logits, target = call.arguments["logits"], call.arguments["target"]
+    logits, target = chain.taken(call.arguments)[0].of_logits(call.arguments["logits"]), call.arguments["target"]
     return _row_intermediates(logits, target, min(1, logits.ndim - 1), call.arguments.get("ignore_index", IGNORED))
 
 
 def _linear_intermediates(call: Call) -> dict[str, torch.Tensor]:
     """The same of a layer's outputs."""
     given = call.arguments
-    logits = torch.nn.functional.linear(given["input"], given["linear_weight"], given.get("linear_bias"))
+    logits = chain.taken(given)[0].of_logits(_linear(given))
     found = _row_intermediates(logits, given["target"], min(1, logits.ndim - 1), given.get("ignore_index", IGNORED))
     return {name: found[name] for name in FUNCTIONS[LINEAR].specification.intermediates}
 
@@ -161,7 +201,8 @@ def token_intermediates(call: Call) -> dict[str, torch.Tensor]:
     """The same for tokens, and the shifted labels where the loss shifts them."""
     logits, ignore_index = call.arguments["logits"], call.arguments.get("ignore_index", IGNORED)
     labels = shifted_labels(call)
-    rows = logits.float().reshape(*labels.shape, call.arguments.get("vocab_size", logits.shape[-1]))
+    z = chain.taken(call.arguments)[0].of_logits(logits.float())
+    rows = z.reshape(*labels.shape, call.arguments.get("vocab_size", logits.shape[-1]))
     result = _row_intermediates(rows, labels, rows.ndim - 1, ignore_index)
     result.update({name: result[name].reshape(logits.shape) for name in OF_CLASSES})
     return result if call.case.loss in UNSHIFTED else {**result, "shift_labels": labels}

@@ -78,6 +78,6 @@ def test_formula(case: Case) -> None:
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=identifier)
 def test_as_shipped(case: Case, dtype: torch.dtype) -> None:
     """And wrong answers fail."""
-    # Distances that are nearly equal leave nothing of 8 bits.
-    blurred = case.loss == "triplet_margin" and dtype == torch.bfloat16
+    # Distances that are nearly equal leave nothing of 8 bits; nor do logits that are sums of few products in them.
+    blurred = case.loss in {"triplet_margin", "linear_cross_entropy"} and dtype == torch.bfloat16
     assert_as_shipped(case, dtype, telling=not case.degenerate and not blurred)

@@ -222,3 +222,11 @@ def test_bad_input(options, error, message):
     for call in (refloss.cross_entropy, refloss.masked_lm):
         with pytest.raises(error, match=message):
             call(LOGITS, LABELS, **options)
+
+
+def test_a_z_loss_of_0_is_0_and_a_small_one_keeps_a_square_that_overflows():
+    assert refloss.cross_entropy([[1.0, 2.0, -1.0]], [0], logit_scale=1e155).loss == 1e155
+    result = refloss.cross_entropy([[2.0**511, 2.0**512, -(2.0**511)]], [0], z_loss=2.0**-1000)
+    assert result.components["z_loss"] == 2.0**24
+    with pytest.raises(ValueError, match="grad_output is a mapping, and z_loss is 0"):
+        refloss.cross_entropy([[1.0, 2.0]], [0], softcap=2.0, grad_output={"z_loss": 1.0})

@@ -101,7 +101,8 @@ def test_the_c_plus_plus_program_answers_golden_files_and_passes(program, golden
     run = subprocess.run([program, golden, candidate], capture_output=True, text=True, check=True)
     judgement = judge_folders(golden, candidate)
     assert run.stdout == f"{len(judgement.judged)} cases written to {candidate}\n"
-    assert len(judgement.judged) == len(select("causal_lm", dtypes="float32"))
+    asked = [case for case in select("causal_lm", dtypes="float32") if case.parameters.keys() <= numpy_causal_lm.KNOWN]
+    assert len(judgement.judged) == len(asked)
     assert judgement.passed, [tensor for case in judgement.judged for tensor in case.tensors if not tensor.passed]
 
 
@@ -146,7 +147,9 @@ def test_a_newcomer_s_two_commands_are_a_line_each_that_needs_nothing_before_it(
         assert all(command.startswith(".venv/bin/") for command in others)
     install, tests = blocks
     assert install.endswith(".venv/bin/refloss golden write golden\n")
-    assert tests.rpartition(".venv/bin/")[2] == Path(".ci/run").read_text().splitlines(keepends=True)[-1]
+    # The same without the paths, so that pytest compiles kernels first.
+    last = Path(".ci/run").read_text().splitlines()[-1]
+    assert f"{tests.rpartition('.venv/bin/')[2].rstrip()} tests conformance" == last
 
 
 def test_later_commands_are_of_what_those_two_have_installed():
@@ -187,6 +190,8 @@ def test_the_tutorial_leads_from_two_mistakes_to_a_kernel_that_is_right(tmp_path
     exec(kernel, functions)
 
     def function(inputs, parameters, cotangent):
+        if not parameters.keys() <= functions["KNOWN"]:
+            raise NotImplementedError
         loss, gradient = functions["masked_lm"](inputs["logits"], inputs["labels"], cotangent, **parameters)
         return loss, {"logits": gradient}
 
@@ -202,7 +207,8 @@ def test_the_tutorial_leads_from_two_mistakes_to_a_kernel_that_is_right(tmp_path
     (tmp_path / "test_my_kernel.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert f"{len(corpus({'masked_lm'}))} passed" in ran.stdout
+    known = [case for case in corpus({"masked_lm"}) if case.parameters.keys() <= functions["KNOWN"]]
+    assert f"{len(known)} passed, {len(corpus({'masked_lm'})) - len(known)} skipped" in ran.stdout
 
 
 def test_the_bounds_of_the_page_tell_right_from_wrong():

@@ -241,3 +241,37 @@ def test_logits_are_those_of_the_products():
     z = logits_of(inputs["input"], inputs["linear_weight"], bias=inputs["linear_bias"])[0]
     lse = refloss.cross_entropy(z, inputs["target"]).intermediates["lse"]
     assert np.allclose(refloss.linear_cross_entropy(**inputs).intermediates["lse"], lse, rtol=3e-16)
+
+
+@pytest.mark.parametrize("wanted", ["input", "linear_weight", ("input", "linear_bias")])
+@pytest.mark.parametrize("sizes", [(7, 19, 7, 19), (2, 5, 3, 4)])
+def test_a_target_whose_gradient_is_not_asked_for_is_only_read(monkeypatch, wanted, sizes):
+    monkeypatch.setattr(run, "sizes_of", lambda _: run.Sizes(*sizes))
+    target = soft_target(3, 7, 19)
+    before = target.copy()
+    target.flags.writeable = False
+    inputs = layer(target=target)
+    everything = refloss.linear_cross_entropy(**inputs)
+    some = refloss.linear_cross_entropy(**inputs, grad=wanted)
+    assert np.array_equal(target, before)
+    assert some.loss == everything.loss
+    for name, gradient in some.grads.items():
+        assert np.array_equal(gradient, everything.grads[name])
+    spread = np.broadcast_to(target[:1], (7, 19))
+    assert (
+        refloss.linear_cross_entropy(**inputs | {"target": spread}, grad=wanted).loss
+        == refloss.linear_cross_entropy(**inputs | {"target": spread.copy()}, grad=wanted).loss
+    )
+
+
+@pytest.mark.parametrize("poison", [np.inf, -np.inf, np.nan])
+def test_weights_that_are_no_numbers_do_not_reach_rows_that_do_not_count(poison):
+    inputs = layer(target=np.array([-100, 1, -100, 2, 3, -100, 4]))
+    inputs["linear_weight"][5, 3] = poison
+    gradient = refloss.linear_cross_entropy(**inputs).grads["input"]
+    assert np.array_equal(gradient[[0, 2, 5]], np.zeros((3, 12)))
+
+
+def test_without_a_z_loss_no_square_overflows():
+    result = refloss.linear_cross_entropy(np.array([[1e155]]), np.array([[1.0], [2.0]]), [0])
+    assert result.loss == 1e155

@@ -266,3 +266,10 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 def test_bad_input(name, arguments, error, message):
     with pytest.raises(error, match=message):
         getattr(refloss, name)(**{"input": np.ones(2), "target": np.ones(2)} | arguments)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (2, 0, 0), (0, 3, 0)])
+def test_a_sum_of_no_rows_is_0_whatever_their_length(shape):
+    nothing = np.zeros(shape)
+    assert refloss.multilabel_soft_margin(nothing, nothing, reduction="sum").loss == 0.0
+    assert np.isnan(refloss.multilabel_soft_margin(nothing, nothing).loss)

@@ -5,7 +5,7 @@
 //     ./causal_lm golden candidate
 //     refloss compare golden candidate
 //
-// For every causal_lm case of the folder golden whose logits are float32 it reads the inputs and writes loss and
+// For every causal_lm case of the folder golden whose logits are float32 and whose parameters it knows it reads the inputs and writes loss and
 // gradient into a file of the same name in the folder candidate. Your own kernel goes where `causal_lm` is; the rest
 // reads and writes .safetensors: eight bytes for the length of a JSON header, the header, then the values of all
 // tensors one after the other, little-endian as on the machines that this program is for.
@@ -220,10 +220,12 @@ Tensor float_tensor(std::vector<std::size_t> shape, const float* data, std::size
 // Whether the case is one for this program; if so, its file is written.
 bool answer(const Json& entry, const std::filesystem::path& golden, const std::filesystem::path& candidate) {
     if (entry["function"].text != "causal_lm") return false;
+    const Json& parameters = entry["parameters"];
+    for (const auto& [name, value] : parameters.members)  // the right answer depends on all of them
+        if (name != "ignore_index" && name != "num_items_in_batch" && name != "vocab_size") return false;
     const Tensors inputs = read_safetensors(golden / entry["file"].text);
     const Tensor& logits = inputs.at("input.logits");
     if (logits.dtype != "F32") return false;
-    const Json& parameters = entry["parameters"];
     const std::int64_t ignore_index =
         parameters.has("ignore_index") ? std::int64_t(parameters["ignore_index"].number()) : -100;
     const double num_items = parameters.has("num_items_in_batch") ? parameters["num_items_in_batch"].number() : 0.0;

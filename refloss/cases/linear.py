@@ -29,7 +29,7 @@ def draw_linear_cross_entropy(draws: Draws) -> Drawn:
         z_loss=(0.0, 1e-4, 0.5),
     )
     inputs: dict[str, Any] = {
-        "input": draws.logits(rows, features),
+        "input": draws.logits(rows, features, near=draws.limits.exact),
         "linear_weight": draws.cast(draws.noise(classes, features)),
     }
     if np.abs(inputs["input"].astype(np.float64)).max(initial=0.0) < 1e3:

@@ -164,7 +164,7 @@ def cross_entropy(
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {smoothing}; expected a number in [0, 1]")
     ignore_index = arrays.label(ignore_index, "ignore_index")
-    labels = checked_target(target, x.shape, class_axis, ignore_index, "logits")
+    labels = checked_target(target, x.shape, class_axis, ignore_index)
     return cross_entropy_rows(
         LOOP,
         x,
@@ -179,7 +179,9 @@ def cross_entropy(
     )
 
 
-def checked_target(target: Any, shape: tuple[int, ...], class_axis: int, ignore_index: int, of_name: str) -> np.ndarray:
+def checked_target(
+    target: Any, shape: tuple[int, ...], class_axis: int, ignore_index: int, of_name: str = "logits"
+) -> np.ndarray:
     """Labels of rows of logits that have a shape, or probabilities of that shape."""
     labels = arrays.as_array(target, "target")
     if labels.shape == shape:

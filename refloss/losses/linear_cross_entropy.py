@@ -182,7 +182,7 @@ def linear_cross_entropy(
         raise ValueError(f"label_smoothing is {smoothing}; expected a number in [0, 1]")
     of_logits = logit_options(logit_scale, softcap, temperature, z_loss)
     ignored = arrays.label(ignore_index, "ignore_index")
-    labels = plain.checked_target(target, shape, len(shape) - 1, ignored, "logits")
+    labels = plain.checked_target(target, shape, len(shape) - 1, ignored, "input·linear_weightᵀ")
     if logits_dtype is not None:
         arrays.choice(logits_dtype, "logits_dtype", LOGITS_DTYPES)
     # What lives on a GPU has been copied, and its gradients go back there.

@@ -68,11 +68,15 @@ def _gradients(row, lines, high, low):
 
 @jit.kernel
 def whole_rows(high, low, start, targets, labels, terms, chained, output, statistics, memory, first, last, wanted):
-    """Losses of rows first ... last, which are rows start + first ... of the targets; gradients in place of logits."""
+    """Losses of rows first ... last, which are rows start + first ... of the targets; gradients in place of logits.
+
+    wanted: any gradient, and that of targets.
+    """
     target, target_gradient = targets
     lines = lines_of(memory)
     probabilities, of_target = memory[LINES], memory[LINES + 1]
     has_labels = labels.size > 0
+    any_gradient, gradient_of_target = wanted
     for i in range(first, last):
         index = start + i
         label = labels[index] if has_labels else -1
@@ -94,11 +98,11 @@ def whole_rows(high, low, start, targets, labels, terms, chained, output, statis
             yield_row(output, index, softmax, masses, chained.z_loss)
             row = Row(softmax, masses, push_of_row(softmax, index, terms, chained))
             save_row(statistics[index], row)
-            if wanted:
+            if any_gradient:
                 _gradients(row, lines, high[i], low[i])
-                if not has_labels:
+                if gradient_of_target:
                     target_gradients(softmax, lines, terms, index, of_target, target_gradient.format == 0)
-        if wanted and not has_labels:
+        if gradient_of_target:
             save_strided(of_target, target_gradient, row_offset(target_gradient, index), target_gradient.class_stride)
 
 

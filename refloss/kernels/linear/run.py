@@ -151,6 +151,9 @@ class _Pass:
             product.add(self.weight.cut(start, stop))
             done()
         product.save(self.weight, gradient, first)
+        if self.labels.size:
+            # What does not count has the gradient 0 beside weights that are no numbers as well.
+            gradient[first:last][self.labels[first:last] == self.terms.ignore_index] = 0
 
     def _targets(self, gradient: bool) -> tuple[AnyRows, AnyRows]:
         target = self.task.given.task.target
@@ -160,10 +163,9 @@ class _Pass:
 
     def _whole_rows(self, start: int, high: np.ndarray, low: np.ndarray) -> None:
         known = self._targets(gradient=True), self.labels, self.terms, self.chained, self.output, self.statistics
+        wanted = self.task.wants_gradient, self.task.given.task.target_gradient is not None
         parallel.run_blocks(
-            lambda first, last, memory: loop.whole_rows(
-                high, low, start, *known, memory, first, last, self.task.wants_gradient
-            ),
+            lambda first, last, memory: loop.whole_rows(high, low, start, *known, memory, first, last, wanted),
             len(high),
             1,
             lambda: np.empty((ALL_LINES, self.classes)),

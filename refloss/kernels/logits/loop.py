@@ -24,8 +24,8 @@ from refloss.kernels.logits.row import (
     nll_of,
     push_of,
     softmax_of,
-    square_of_lse,
     weights_but_top,
+    z_loss_of,
 )
 from refloss.kernels.rows import load_tile, save_tile
 from refloss.kernels.softmax.loop import coefficient_of, target_mass
@@ -174,7 +174,7 @@ def yield_undefined(output, index, softmax, ignored, z_loss):
 @jit.helper
 def yield_row(output, index, softmax, masses, z_loss):
     """What any other row yields."""
-    beside = multiply(z_loss, square_of_lse(softmax))
+    beside = z_loss_of(softmax, z_loss)
     output.lse[index] = rounded(lse_of(softmax))
     output.nll[index] = rounded(masses.nll)
     output.cross_entropy[index] = rounded(masses.likelihood)

@@ -271,10 +271,12 @@ def push_of(softmax, coefficient, z_coefficient):
 
 
 @jit.scalar
-def square_of_lse(softmax):
-    """lse², a pair."""
+def z_loss_of(softmax, z_loss):
+    """ζ·lse², a pair; 0 for a ζ of 0, whatever lse² overflows to."""
+    if z_loss[0] == 0.0:
+        return pair(0.0)
     lse = lse_of(softmax)
-    return multiply(lse, lse)
+    return multiply(multiply(z_loss, lse), lse)
 
 
 @jit.scalar

@@ -59,13 +59,17 @@ def logit_options(logit_scale: Any, softcap: Any, temperature: Any, z_loss: Any 
 
 def cotangents(grad_output: Any, shape: tuple[int, ...], z_loss: float) -> tuple[np.ndarray, np.ndarray]:
     """Those of the cross-entropy and of the z-loss: of their sum, or by their names if there are two."""
-    if z_loss == 0.0 or not isinstance(grad_output, Mapping):
+    if not isinstance(grad_output, Mapping):
         both = arrays.cotangent(grad_output, shape)
         return both, both
+    if z_loss == 0.0:
+        raise ValueError("grad_output is a mapping, and z_loss is 0: without one the loss has no components")
     unknown = [name for name in grad_output if name not in COMPONENTS]
     if unknown:
         raise ValueError(f"grad_output has {unknown[0]!r}; expected components: {', '.join(COMPONENTS)}")
-    of_cross_entropy, of_z_loss = (arrays.cotangent(grad_output.get(name, 0.0), shape) for name in COMPONENTS)
+    of_cross_entropy, of_z_loss = (
+        arrays.cotangent(grad_output.get(name, 0.0), shape, f"grad_output[{name!r}]") for name in COMPONENTS
+    )
     return of_cross_entropy, of_z_loss
 
 

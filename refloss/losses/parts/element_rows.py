@@ -44,8 +44,9 @@ def loss_of_rows(
         target_name: empty(t.shape, t.dtype, like=t) if target_name in wanted else None,
         "weight": np.empty(weight.shape, weight.dtype) if weight is not None and "weight" in wanted else None,
     }
+    count = math.prod(rows)
     cotangent = options.cotangent(rows if reduction == "none" else ())
-    of_rows = reduction == "none" and cotangent.size == math.prod(rows)
+    of_rows = reduction == "none" and cotangent.size == count
     task = Task(
         loop=loop,
         parameters=(),
@@ -54,7 +55,8 @@ def loss_of_rows(
         weight=spread,
         factor=None,
         reduction="mean",
-        divisor=float(width * (math.prod(rows) if reduction == "mean" else 1)),
+        # A sum of no rows is 0, also where a row has no elements to be the mean of.
+        divisor=float(width * count if reduction == "mean" else width if count else 1),
         cotangent=np.broadcast_to(cotangent.reshape((*rows, 1)), x.shape) if of_rows else cotangent.reshape(()),
         input_gradient=buffers[name],
         target_gradient=buffers[target_name],

@@ -37,7 +37,7 @@ def _has_slope_of_entropy(case: Case) -> bool:
 
 
 LOG_PROB_MISTAKES = [
-    ignored("temperature", "radixark/miles#68", OF),
+    ignored("temperature", "radixark/miles#68", OF)._replace(name="temperature is ignored by log-probabilities"),
     Mistake(
         "the temperature is forgotten in the gradient",
         TUTORIALS,
