@@ -107,9 +107,10 @@ def selected_log_probs(
         "entropy" [...] in nats.
 
     Edges:
-        −inf is legal: its class has probability 0, log p = −inf, no part in the entropy and no gradient but that of
-        its own log p, as torch has it; all else stays finite. A row that holds NaN or +inf, or −inf alone, has NaN for
-        both and makes its gradient NaN. With softcap ±inf is ±c, without a gradient.
+        A z of −inf is legal: its class has probability 0, log p = −inf and no part in the entropy; its gradient is c_k
+        where it is named, as torch has it, else 0; all else stays finite. A row whose z hold NaN or +inf, or −inf
+        alone, has NaN for both and makes its gradient NaN: a negative s turns −inf into +inf, and s = 0 makes it NaN.
+        With softcap ±inf is ±c, without a gradient. What overflows float64 in the chain is infinite.
 
     Raises:
         ValueError: a shape, an index of a row that counts, an option, a component or a buffer that does not fit.
