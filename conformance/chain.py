@@ -19,12 +19,21 @@ class Chain(NamedTuple):
         """Scale, c·tanh(z/c), temperature."""
         z = logits * self.logit_scale
         if self.softcap is not None:
-            z = self.softcap * torch.tanh(z / self.softcap)
+            z = self.softcap * (
+                _saturating(z / self.softcap) if z.dtype == torch.float64 else torch.tanh(z / self.softcap)
+            )
         return z / self.temperature
 
     def squares(self, z: torch.Tensor, class_axis: int, counted: torch.Tensor) -> torch.Tensor:
         """ζ·lse² of rows that count, 0 of others."""
         return self.z_loss * torch.where(counted, torch.logsumexp(z, class_axis) ** 2, 0)
+
+
+def _saturating(z: torch.Tensor) -> torch.Tensor:
+    """tanh, whose derivative 1 − tanh² is 0 in torch where it is small."""
+    sign = torch.where(z >= 0, 1.0, -1.0).to(z.dtype)
+    small = torch.exp(-2 * sign * z)
+    return sign * (1 - 2 * small / (1 + small))
 
 
 def taken(arguments: dict[str, Any]) -> tuple[Chain, dict[str, Any]]:
