@@ -81,7 +81,7 @@ def test_as_shipped(case: Case, dtype: torch.dtype) -> None:
     """And wrong answers fail."""
     # Distances that are nearly equal leave nothing of 8 bits; nor do logits that are sums of few products in them.
     blurred = case.loss in {"triplet_margin", "linear_cross_entropy"} and dtype == torch.bfloat16
-    # A chain that saturates leaves torch a gradient of 0, and a z-loss may hide the rest: wrong answers beside these are
-    # tried on golden cases, which are made for it.
+    # A chain that saturates leaves torch a gradient of 0, and a z-loss may hide the rest: wrong answers beside these
+    # are tried on golden cases, which are made for it.
     chained = not {*Chain._fields}.isdisjoint(case.options)
     assert_as_shipped(case, dtype, telling=not case.degenerate and not blurred and not chained)
