@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Chain(NamedTuple):
@@ -36,7 +39,7 @@ def _saturating(z: torch.Tensor) -> torch.Tensor:
     return sign * (1 - 2 * small / (1 + small))
 
 
-def taken(arguments: dict[str, Any]) -> tuple[Chain, dict[str, Any]]:
+def taken(arguments: Mapping[str, Any]) -> tuple[Chain, dict[str, Any]]:
     """A call's chain, and its other arguments."""
     own = {name: arguments[name] for name in Chain._fields if name in arguments}
     return Chain(**own), {name: value for name, value in arguments.items() if name not in Chain._fields}

@@ -17,7 +17,7 @@ import torch
 from conformance import flow
 from conformance.call import TORCH_FUNCTIONS
 from conformance.cases import Case
-from conformance.chain import Chain
+from conformance.chain import Chain, taken
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
 from refloss.cases.draws import Limits
 from refloss.golden.drawn import seeded
@@ -81,7 +81,15 @@ def test_as_shipped(case: Case, dtype: torch.dtype) -> None:
     """And wrong answers fail."""
     # Distances that are nearly equal leave nothing of 8 bits; nor do logits that are sums of few products in them.
     blurred = case.loss in {"triplet_margin", "linear_cross_entropy"} and dtype == torch.bfloat16
-    # A chain that saturates leaves torch a gradient of 0, and a z-loss may hide the rest: wrong answers beside these
-    # are tried on golden cases, which are made for it.
-    chained = not {*Chain._fields}.isdisjoint(case.options)
-    assert_as_shipped(case, dtype, telling=not case.degenerate and not blurred and not chained)
+    assert_as_shipped(case, dtype, telling=not case.degenerate and not blurred and not _hidden(case, dtype))
+
+
+def _hidden(case: Case, dtype: torch.dtype) -> bool:
+    """Whether a chain hides wrong answers: where it saturates torch's own gradient is 0, and 16 bits hold little of it.
+
+    Of a cross-entropy beside a z-loss of 0.0001 a percent is within its bound in some cases.
+    """
+    if {*Chain._fields}.isdisjoint(case.options):
+        return False
+    chain, _ = taken(case.options)
+    return dtype == torch.bfloat16 or chain.softcap is not None or 0.0 < chain.z_loss < 1e-3
