@@ -10,22 +10,11 @@ import numpy as np
 
 from refloss.cases.draws import Drawn
 from refloss.cases.formats import in_every_format
-from refloss.cases.log_probs import shifted_index, upstream_mistakes
+from refloss.cases.log_probs import shifted_index
 from refloss.cases.source import DTYPES, Case, Source
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
-
-__all__ = [
-    "divisor",
-    "draw_linear_cross_entropy",
-    "draw_linear_selected_log_probs",
-    "has_labels",
-    "linear_cross_entropy",
-    "linear_selected_log_probs",
-    "mistakes",
-    "upstream_mistakes",
-]
 
 
 def draw_linear_cross_entropy(draws: Draws) -> Drawn:

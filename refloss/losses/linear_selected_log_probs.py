@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from refloss.cases import linear as cases
+from refloss.cases.log_probs import upstream_mistakes
 from refloss.dispatch import runs_on_gpu
 from refloss.error_model import linear as error_model
 from refloss.kernels.linear.rows import LogProbRows
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
         draw=cases.draw_linear_selected_log_probs,
         bounds=error_model.linear_selected_log_probs,
         mistakes=cases.mistakes,
-        upstream_mistakes=cases.upstream_mistakes,
+        upstream_mistakes=upstream_mistakes,
         components=COMPONENTS,
     )
 )

@@ -99,27 +99,27 @@ def linear_cross_entropy(layer: Layer) -> Iterator[Comparison]:
     """refloss.linear_cross_entropy, in the formats that hold its numbers."""
     with gmpy2.context(precision=PRECISION):
         found = truth(layer)
-    for format_name, dtype in DTYPES.items():
-        held = {"input": layer.x, "linear_weight": layer.w}
-        held |= {} if layer.bias is None else {"linear_bias": layer.bias}
-        with np.errstate(over="ignore"):
-            inputs: dict[str, Any] = {name: value.astype(dtype) for name, value in held.items()}
-        if not all(np.array_equal(inputs[name].astype(np.float64), value) for name, value in held.items()):
-            continue
-        options = dict(layer.options) | ({} if layer.weight is None else {"weight": layer.weight})
-        result = refloss.linear_cross_entropy(
-            **inputs, target=layer.target, reduction=layer.reduction, grad_output=layer.cotangent, **options
-        )
+        for format_name, dtype in DTYPES.items():
+            held = {"input": layer.x, "linear_weight": layer.w}
+            held |= {} if layer.bias is None else {"linear_bias": layer.bias}
+            with np.errstate(over="ignore"):
+                inputs: dict[str, Any] = {name: value.astype(dtype) for name, value in held.items()}
+            if not all(np.array_equal(inputs[name].astype(np.float64), value) for name, value in held.items()):
+                continue
+            options = dict(layer.options) | ({} if layer.weight is None else {"weight": layer.weight})
+            result = refloss.linear_cross_entropy(
+                **inputs, target=layer.target, reduction=layer.reduction, grad_output=layer.cotangent, **options
+            )
 
-        def describe(index: int) -> str:
-            return f"element {index} of {layer.x.shape}, {layer.w.shape}, {layer.reduction}, {layer.options}"
+            def describe(index: int) -> str:
+                return f"element {index} of {layer.x.shape}, {layer.w.shape}, {layer.reduction}, {layer.options}"
 
-        for name, value in inputs.items():
-            expected = exact(found.grads[name], value.shape)
-            yield Comparison(name, format_name, result.grads[name], expected, describe)
-        loss = np.asarray(result.loss)
-        expected = exact(found.losses if layer.reduction == "none" else [found.loss], loss.shape)
-        yield Comparison("loss", "float64", loss, expected, describe)
+            for name, value in inputs.items():
+                expected = exact(found.grads[name], value.shape)
+                yield Comparison(name, format_name, result.grads[name], expected, describe)
+            loss = np.asarray(result.loss)
+            expected = exact(found.losses if layer.reduction == "none" else [found.loss], loss.shape)
+            yield Comparison("loss", "float64", loss, expected, describe)
 
 
 _SHAPES = ((5, 8, 11), (3, 20, 7), (9, 3, 30), (1, 12, 2))

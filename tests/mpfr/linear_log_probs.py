@@ -58,26 +58,28 @@ def truth(layer: Layer) -> Truth:
 
 def compare(layer: Layer) -> Iterator[Comparison]:
     """refloss's, in the formats that hold the layer's numbers."""
-    with gmpy2.context(precision=PRECISION):
-        found = truth(layer)
     named = layer.named
 
     def describe(index: int) -> str:
         return f"element {index} of {layer.x.shape}, {layer.w.shape}, {named.classes.shape[1]} a row, {named.options}"
 
-    for format_name, dtype in DTYPES.items():
-        with np.errstate(over="ignore"):
-            inputs: dict[str, Any] = {name: value.astype(dtype) for name, value in layer.inputs.items()}
-        if not all(np.array_equal(inputs[name].astype(np.float64), value) for name, value in layer.inputs.items()):
-            continue
-        upstream = {"log_probs": named.of_log_probs, "entropy": named.of_entropy}
-        result = refloss.linear_selected_log_probs(**inputs, index=named.classes, grad_output=upstream, **named.options)
-        for name, value in inputs.items():
-            expected = exact(found.grads[name], value.shape)
-            yield Comparison(name, format_name, result.grads[name], expected, describe)
-        entropy = result.components["entropy"]
-        yield Comparison("loss", "float64", result.loss, exact(found.log_probs, result.loss.shape), describe)
-        yield Comparison("loss", "float64", entropy, exact(found.entropy, entropy.shape), describe)
+    with gmpy2.context(precision=PRECISION):
+        found = truth(layer)
+        for format_name, dtype in DTYPES.items():
+            with np.errstate(over="ignore"):
+                inputs: dict[str, Any] = {name: value.astype(dtype) for name, value in layer.inputs.items()}
+            if not all(np.array_equal(inputs[name].astype(np.float64), value) for name, value in layer.inputs.items()):
+                continue
+            upstream = {"log_probs": named.of_log_probs, "entropy": named.of_entropy}
+            result = refloss.linear_selected_log_probs(
+                **inputs, index=named.classes, grad_output=upstream, **named.options
+            )
+            for name, value in inputs.items():
+                expected = exact(found.grads[name], value.shape)
+                yield Comparison(name, format_name, result.grads[name], expected, describe)
+            entropy = result.components["entropy"]
+            yield Comparison("loss", "float64", result.loss, exact(found.log_probs, result.loss.shape), describe)
+            yield Comparison("loss", "float64", entropy, exact(found.entropy, entropy.shape), describe)
 
 
 def _of_labels(draw: linear.Draw, generator: np.random.Generator, size: int) -> Iterator[Layer]:
