@@ -36,6 +36,7 @@ from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
 from refloss.losses.l1 import l1 as l1
 from refloss.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
+from refloss.losses.linear_selected_log_probs import linear_selected_log_probs as linear_selected_log_probs
 from refloss.losses.margin_ranking import margin_ranking as margin_ranking
 from refloss.losses.mse import mse as mse
 from refloss.losses.multi_margin import multi_margin as multi_margin
@@ -82,6 +83,7 @@ __all__ = [
     "kl_div",
     "l1",
     "linear_cross_entropy",
+    "linear_selected_log_probs",
     "lw_detr_object_detection",
     "margin_ranking",
     "mask2former",

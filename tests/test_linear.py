@@ -270,6 +270,8 @@ def test_weights_that_are_no_numbers_do_not_reach_rows_that_do_not_count(poison)
     inputs["linear_weight"][5, 3] = poison
     gradient = refloss.linear_cross_entropy(**inputs).grads["input"]
     assert np.array_equal(gradient[[0, 2, 5]], np.zeros((3, 12)))
+    alone = inputs | {"input": inputs["input"][0], "target": np.int64(-100)}
+    assert np.array_equal(refloss.linear_cross_entropy(**alone).grads["input"], np.zeros(12))
 
 
 def test_without_a_z_loss_no_square_overflows():

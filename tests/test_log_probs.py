@@ -27,9 +27,12 @@ BITS = 2500
 
 
 def truth(x, classes, upstream, of_entropy, *, logit_scale=1.0, softcap=None, temperature=1.0):
-    """Log-probabilities, entropy and gradient of a row, by their definitions; classes of −inf are left out."""
+    """Log-probabilities, entropy and gradient of a row, by their definitions; classes of −inf are left out.
+
+    Logits are numbers of any float format, or mpmath's.
+    """
     scale, divisor = mpmath.mpf(logit_scale), mpmath.mpf(temperature)
-    values = [mpmath.mpf(float(value)) * scale for value in x]
+    values = [(value if isinstance(value, mpmath.mpf) else mpmath.mpf(float(value))) * scale for value in x]
     slopes = [scale / divisor] * len(values)
     if softcap is not None:
         cap = mpmath.mpf(softcap)

@@ -50,6 +50,7 @@ OF = {
     "info_nce": {*OF_ALL, "permuted pairs", "transposed"},
     "sigmoid_contrastive": {*OF_ALL, "permuted pairs", "transposed"},
     "linear_cross_entropy": {*OF_ALL, "permuted classes", "equal steps", "linear in the target"},
+    "linear_selected_log_probs": {*OF_ALL, "permuted classes", "equal steps"} - {"losses not negative"},
     "poisson_nll": OF_ELEMENTS - {"losses not negative"},
     "gaussian_nll": {*OF_ELEMENTS, "symmetric", "moved"} - {"losses not negative"},
     **dict.fromkeys(("dice", "margin_ranking"), OF_ELEMENTS),

@@ -10,6 +10,7 @@ import numpy as np
 
 from refloss.cases.draws import Drawn
 from refloss.cases.formats import in_every_format
+from refloss.cases.log_probs import shifted_index
 from refloss.cases.source import DTYPES, Case, Source
 
 if TYPE_CHECKING:
@@ -151,3 +152,92 @@ def _of_sizes(source: Source) -> list[Case]:
         _case("many-bfloat16", x, w, labels, dtype=ml_dtypes.bfloat16, grad_output=40.0),
         _case("many-none", x, w, labels, reduction="none", grad_output=cotangent),
     ]
+
+
+def draw_linear_selected_log_probs(draws: Draws) -> Drawn:
+    """Rows with a class or several each, of which some may not count."""
+    rows, features, classes = draws.row_shape(), draws.few_classes(), draws.classes()
+    parameters = draws.options(logit_scale=(1.0, 0.0625, -1.5), softcap=(30.0, 1.5), temperature=(1.0, 0.7, 3.0))
+    several = () if draws.limits.exact or not draws.maybe() else (draws.size(0, 3),)
+    inputs: dict[str, Any] = {
+        "input": draws.logits(*rows, features),
+        "linear_weight": draws.cast(draws.noise(classes, features)),
+    }
+    if np.abs(inputs["input"].astype(np.float64)).max(initial=0.0) < 1e3:
+        parameters |= draws.options(logits_dtype=("bfloat16", "float16", "float32"))
+    index = (draws.uniform(*rows, *several) * classes).astype(np.int64)
+    if draws.maybe():
+        inputs["linear_bias"] = draws.cast(draws.noise(classes))
+    ignored = draws.ignored(rows)
+    if ignored.any():
+        index = np.where(ignored[..., None] if several else ignored, draws.one_of(0, -100), index)
+        inputs["mask"] = ~ignored
+    cotangent: Any = draws.cotangent(index.shape)
+    if draws.maybe():
+        cotangent = {"log_probs": cotangent, "entropy": draws.cotangent(rows)}
+    return Drawn(inputs | {"index": draws.integers(index)}, parameters, index.shape, cotangent)
+
+
+def mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """Whose log-probabilities a kernel takes for those of the index."""
+    return shifted_index(case, case.inputs["input"].shape[:-1], len(case.inputs["linear_weight"]))
+
+
+def _named(name: str, x: np.ndarray, w: np.ndarray, index: np.ndarray, **given: Any) -> Case:
+    dtype, grad_output = given.pop("dtype", np.float32), given.pop("grad_output", -1.25)
+    inputs = {"input": x.astype(dtype), "linear_weight": w.astype(dtype), "index": index}
+    if "linear_bias" in given:
+        inputs["linear_bias"] = given.pop("linear_bias").astype(dtype)
+    if "mask" in given:
+        inputs["mask"] = given.pop("mask")
+    return Case(f"linear_selected_log_probs-{name}", "linear_selected_log_probs", inputs, given, grad_output)
+
+
+def linear_selected_log_probs(_: str) -> list[Case]:
+    """Layers as they are trained, and those whose rows are sure, alike, or do not count."""
+    source, wide = Source(403), partial(_named, dtype=np.float64)
+    x, w, bias = source.normal(2, 5, 12), source.normal(11, 12), source.normal(11)
+    index, several = source.integers(11, 2, 5), source.integers(11, 2, 5, 3)
+    both = {"log_probs": -1.25, "entropy": 0.3}
+    each = {"log_probs": source.normal(2, 5), "entropy": source.normal(2, 5)}
+    counts = np.ones((2, 5), bool)
+    counts[0, 3:], counts[1, 0] = False, False
+    poisoned = x.copy()
+    poisoned[0, 3], poisoned[0, 4, 2], poisoned[1, 0] = np.nan, np.inf, -np.inf
+    padded = np.where(counts, index, -100)
+    sure = x + np.array([0.0, 1.0, 3.0, 8.0, 16.0])[:, None] * w[index]
+    masks = np.where(np.arange(11) % 4 == 3, -np.inf, bias)
+    scales = 2.0 ** np.array([0, 10, -10, 20, -20, 5, -5, 15, -15, 1, 0, -1])
+    chain = {"logit_scale": 0.5, "softcap": 3.0, "temperature": 0.7}
+    return [
+        *(_named(name, x, w, index, dtype=dtype, linear_bias=bias, grad_output=both) for name, dtype in DTYPES.items()),
+        _named("log-probs", x, w, index, grad_output=each["log_probs"]),
+        _named("each-of-both", x, w, index, grad_output=each, temperature=0.7),
+        _named("entropy", x, w, index, grad_output={"entropy": -0.01}),
+        _named("several", x, w, several, linear_bias=bias, grad_output=source.normal(2, 5, 3)),
+        _named("padded", poisoned, w, padded, mask=counts, linear_bias=bias, grad_output=both),
+        _named("nothing-counts", poisoned, w, np.full((2, 5), -100), mask=np.zeros((2, 5), bool), grad_output=both),
+        _named("one-row", x[0, 0], w, np.array(index[0, 0]), grad_output=2.0),
+        _named("sure", sure, w, index, grad_output={"log_probs": 1e3, "entropy": 1e3}),
+        _named("alike", x, np.repeat(w[:1], 11, axis=0), index, grad_output=both),
+        _named("masked-classes", x, w, np.zeros((2, 5), np.int64), linear_bias=masks, grad_output=both),
+        _named("scaled-features", x * scales, w / scales, index, grad_output=both),
+        _named("chain", 4.0 * x, w, index, **chain, grad_output=both),
+        *in_every_format(
+            [
+                wide("options", x, w, padded, mask=counts, linear_bias=bias, grad_output=both, **chain),
+                wide("options-each", x, w, index, linear_bias=bias, grad_output=each, **chain),
+                wide("options-several", x, w, several, grad_output=both, temperature=3.0),
+                wide("options-written", 3.0 * x, w, index, grad_output=both, logits_dtype="bfloat16"),
+            ]
+        ),
+        _many(),
+    ]
+
+
+def _many() -> Case:
+    """Enough terms for sums in few bits to show."""
+    source = Source(404)
+    x, w = source.normal(40, 96), 0.25 * source.normal(300, 96)
+    each = {"log_probs": source.normal(40), "entropy": source.normal(40)}
+    return _named("many", x, w, source.integers(300, 40), grad_output=each)

@@ -116,12 +116,18 @@ def _edges(case: Any, source: Source, both: dict[str, float]) -> list[Case]:
 
 def mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
     """Whose log-probabilities a kernel takes for those of the index."""
-    index, logits = case.inputs["index"], case.inputs["logits"]
-    if logits.shape[-1] < 2 or not index.size:
+    *rows, classes = case.inputs["logits"].shape
+    return shifted_index(case, tuple(rows), classes)
+
+
+def shifted_index(case: Case, rows: tuple[int, ...], classes: int) -> dict[str, dict[str, np.ndarray]]:
+    """The class after the one that is meant."""
+    index = case.inputs["index"]
+    if classes < 2 or not index.size:
         return {}
-    counts = np.asarray(case.inputs.get("mask", np.ones(logits.shape[:-1])), bool)
-    each = counts if index.ndim < logits.ndim else counts[..., None]
-    return {"index shifted by one": {"index": np.where(each, (index.astype(np.int64) + 1) % logits.shape[-1], 0)}}
+    counts = np.asarray(case.inputs.get("mask", np.ones(rows)), bool)
+    each = counts if index.ndim == len(rows) else counts[..., None]
+    return {"index shifted by one": {"index": np.where(each, (index.astype(np.int64) + 1) % classes, 0)}}
 
 
 def upstream_mistakes(case: Case) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,11 @@ which after the chain is an error d_v of the logits of a cross-entropy, whose bo
     |δ∂W_vk| ≤ Σ_i (|δg_iv| + (s(N) + k·u)·|g_iv|)·|x_ik|
     |δ∂b_v|  ≤ Σ_i (|δg_iv| + (s(N) + k·u)·|g_iv|)
 
-|g| is at most |c|·(|q| + p·(|Q| + |2ζ·lse|))·|∂y/∂z|. Both factors of a product may be rounded to what is computed in,
-and in tf32 to eleven bits: 2·u is added to each s. Where logits are written down in a type (logits_dtype), what is off
-may land on its neighbour there. The curvature of a cap turns |δz| into an error of ∂y/∂z. Whoever adds up chunks of
-rows in a gradient's own 16-bit type, as Liger does unless it is told otherwise, is off by more than this.
+|g| is at most |c|·(|q| + p·(|Q| + |2ζ·lse|))·|∂y/∂z|; of log-probabilities and entropies, log_probs has it and |δg|.
+Both factors of a product may be rounded to what is computed in, and in tf32 to eleven bits: 2·u is added to each s.
+Where logits are written down in a type (logits_dtype), what is off may land on its neighbour there. The curvature of a
+cap turns |δz| into an error of ∂y/∂z. Whoever adds up chunks of rows in a gradient's own 16-bit type, as Liger does
+unless it is told otherwise, is off by more than this.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from refloss.cases.source import DTYPES
 from refloss.error_model.bound import Bound, whole, without_nan
 from refloss.error_model.chain import Chained, chained, error_of_slope, error_of_value, z_factor
+from refloss.error_model.log_probs import RowBounds
 from refloss.error_model.softmax import Rows, row_bounds
 from refloss.roundoff import STEPS, Roundoff, real
 from refloss.specification import AddedTerms
@@ -68,7 +70,8 @@ class _Layer(NamedTuple):
 
 
 def _layer(case: Case, unit: Roundoff) -> _Layer:
-    x, w = np.atleast_2d(real(case.inputs["input"])), real(case.inputs["linear_weight"])
+    x, w = real(case.inputs["input"]), real(case.inputs["linear_weight"])
+    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     bias = real(case.inputs.get("linear_bias", 0.0))
     z = x @ w.T + bias
     factors = _of_factors(unit)
@@ -103,6 +106,18 @@ def linear_cross_entropy(case: Case, _: LossResult, unit: Roundoff) -> dict[str,
     of_logits = np.asarray(limits.pop("grad.logits")).reshape(layer.z.shape)
     wrong = of_logits + _bend(of, parameters) * without_nan(layer.off * size)
     return limits | _of_products(case, layer, size * slope, wrong, unit)
+
+
+@np.errstate(all="ignore")
+def linear_selected_log_probs(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
+    """Of rows [..., K]: g and |δg| are those of log_probs, of logits that are off."""
+    layer, parameters = _layer(case, unit), case.parameters
+    of = chained(layer.z, parameters)
+    error = np.where(np.isfinite(layer.z), of.steepest * layer.off, 0.0)
+    rows = RowBounds(case, unit, layer.z.reshape(*case.inputs["input"].shape[:-1], len(layer.w)), error)
+    wrong, size = (without_nan(part).reshape(layer.z.shape) for part in rows.slopes(0, layer.z.size))
+    wrong = wrong + _bend(of, parameters) * without_nan(layer.off * size)
+    return rows.outputs() | _of_products(case, layer, without_nan(size * np.abs(of.slope)), wrong, unit)
 
 
 def _sizes(rows: Rows, factor: float) -> np.ndarray:

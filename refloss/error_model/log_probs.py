@@ -58,11 +58,17 @@ class _Elements(NamedTuple):
     relative: np.ndarray  # f, of p
 
 
-class _Rows:
-    """The bounds of a case, of an implementation with some roundoffs."""
+class RowBounds:
+    """The bounds of rows of logits, of an implementation with some roundoffs.
 
-    def __init__(self, case: Case, unit: Roundoff) -> None:
-        self.logits, self.unit = case.inputs["logits"], unit
+    Args:
+        logits: of the case.
+        error: what they may be off by behind the chain, beside what the chain itself does; of their shape.
+    """
+
+    def __init__(self, case: Case, unit: Roundoff, logits: np.ndarray, error: np.ndarray | None = None) -> None:
+        self.logits, self.unit = logits, unit
+        self.error = None if error is None else error.reshape(-1)
         self.shape, self.row_shape = self.logits.shape, self.logits.shape[:-1]
         self.rows, self.classes = math.prod(self.row_shape), self.shape[-1]
         index = case.inputs["index"].astype(np.int64)
@@ -85,23 +91,21 @@ class _Rows:
     def _totals(self) -> _Totals:
         found = np.zeros((len(_Totals._fields), self.rows))
         for first, last in blocks(self.rows, max(1, BLOCK // max(self.classes, 1))):
-            z = self._z(first * self.classes, last * self.classes).reshape(last - first, self.classes)
-            found[:, first:last] = self._of_rows(z)
+            within, shape = slice(first * self.classes, last * self.classes), (last - first, self.classes)
+            z = chained(part(self.logits, within.start, within.stop), self.parameters).value
+            found[:, first:last] = self._of_rows(z.reshape(shape), self._off(z, within).reshape(shape))
         return _Totals(*found)
 
-    def _z(self, first: int, last: int) -> np.ndarray:
-        return chained(part(self.logits, first, last), self.parameters).value
-
-    def _of_rows(self, z: np.ndarray) -> Any:
+    def _of_rows(self, z: np.ndarray, moved: np.ndarray) -> Any:
         maximum = z.max(axis=1, initial=-np.inf, keepdims=True)
         distance = np.where(np.isneginf(z), 0.0, maximum - z)
         terms = np.where(np.isneginf(z), 0.0, np.exp(-distance))
         total = terms.sum(axis=1, keepdims=True)
         p, log_total = terms / total, np.log(total)
         spread = (p * distance).sum(axis=1, keepdims=True)
-        shift = (p * self._off(z)).sum(axis=1, keepdims=True)
+        shift = (p * moved).sum(axis=1, keepdims=True)
         log_p = distance + log_total
-        off = self._log_off(distance, spread, log_total, log_p, self._off(z) + shift)
+        off = self._log_off(distance, spread, log_total, log_p, moved + shift)
         entropy = (p * log_p).sum(axis=1)
         lost = (log_p * ~np.isneginf(z)).sum(axis=1)
         entropy_off = (p * (self._growth(off, p) * log_p + off)).sum(axis=1) + self.relative * entropy
@@ -109,9 +113,10 @@ class _Rows:
         rows = (maximum[:, 0], log_total[:, 0], spread[:, 0], shift[:, 0], entropy, entropy_off, lost)
         return np.array(rows)
 
-    def _off(self, z: np.ndarray) -> np.ndarray:
-        """d of some z."""
-        return error_of_value(Chained(z, 1.0, 1.0), self.unit) if self.is_chained else np.zeros(z.shape)
+    def _off(self, z: np.ndarray, places: Any) -> np.ndarray:
+        """d of some z, which are at places among all of them."""
+        own = error_of_value(Chained(z, 1.0, 1.0), self.unit) if self.is_chained else np.zeros(z.shape)
+        return own if self.error is None else own + self.error[places]
 
     def _log_off(self, distance: Any, spread: Any, log_total: Any, log_p: Any, moved: Any) -> np.ndarray:
         """|δℓ|."""
@@ -120,8 +125,8 @@ class _Rows:
         return np.asarray(inside + unit.between * (1 + log_total + log_p) + moved)
 
     def _growth(self, off: np.ndarray, p: np.ndarray) -> np.ndarray:
-        # Without a chain, a probability whose logarithm has an error above 1 is 0 in every type; none is above 1.
-        most = _MOST if self.is_chained else 1.0
+        # Of logits as they are, a probability whose logarithm has an error above 1 is 0 in every type; none is above 1.
+        most = _MOST if self.is_chained or self.error is not None else 1.0
         return np.asarray(np.minimum(np.expm1(np.minimum(off, most)), 1.0 / np.maximum(p, self.unit.tiny)))
 
     def _of_classes(self, rows: np.ndarray, classes: np.ndarray, of: Chained) -> _Elements:
@@ -130,7 +135,7 @@ class _Rows:
         distance = np.where(masked, 0.0, totals.maximum[rows] - z)
         log_total = totals.log_total[rows]
         log_p = np.where(masked, 0.0, distance + log_total)
-        moved = self._off(z) + totals.shift[rows]
+        moved = self._off(z, rows * self.classes + classes) + totals.shift[rows]
         off = self._log_off(distance, totals.spread[rows], log_total, log_p, moved)
         p = np.where(masked, 0.0, np.exp(-log_p))
         return _Elements(rows, classes, p, log_p, off, self._growth(off, p))
@@ -149,7 +154,11 @@ class _Rows:
 
     def slope(self, first: int, last: int) -> np.ndarray:
         """|δg| of a part of the logits."""
-        rows, classes = np.divmod(np.arange(first, last), self.classes)
+        return self.slopes(first, last)[0]
+
+    def slopes(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """|δg| of a part of the logits, and the sum of the magnitudes of the terms of g, without the chain's slope."""
+        rows, classes = np.divmod(np.arange(first, last), max(self.classes, 1))
         x, tiny = part(self.logits, first, last), self.unit.tiny
         of = chained(x, self.parameters)
         at, steep = self._of_classes(rows, classes, of), np.abs(of.slope)
@@ -162,16 +171,17 @@ class _Rows:
         of_entropy = (at.relative + self.relative) * surprise + at.off + self.totals.entropy_off[rows]
         off = off + given * at.probability * of_entropy
         lost = tiny * (1.0 + own + (pushed + given * (1.0 + surprise)) * (1.0 + steep))
-        return np.where(self.counts[rows], steep * off + steep_off * terms + lost, 0.0)
+        counts = self.counts[rows]
+        return np.where(counts, steep * off + steep_off * terms + lost, 0.0), np.where(counts, terms, 0.0)
+
+    def outputs(self) -> dict[str, Bound]:
+        """Of log-probabilities and entropies."""
+        log_probs = whole(self.log_probs(), lost=self.unit.tiny)
+        entropy = whole(self.entropy(), lost=self.unit.tiny)
+        return {"loss": log_probs, "component.log_probs": log_probs, "component.entropy": entropy}
 
 
 def selected_log_probs(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
     """Log-probabilities of indices and entropies of rows, and the gradient of the logits."""
-    given = _Rows(case, unit)
-    log_probs = whole(given.log_probs(), lost=unit.tiny)
-    return {
-        "loss": log_probs,
-        "component.log_probs": log_probs,
-        "component.entropy": whole(given.entropy(), lost=unit.tiny),
-        "grad.logits": Bound(given.shape, given.slope),
-    }
+    given = RowBounds(case, unit, case.inputs["logits"])
+    return given.outputs() | {"grad.logits": Bound(given.shape, given.slope)}

@@ -27,72 +27,47 @@ transformations of matrix multiplication", 2012.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from refloss import arrays
 from refloss.cases import linear as cases
 from refloss.dispatch import runs_on_gpu
 from refloss.error_model import linear as error_model
-from refloss.kernels.linear.run import LinearTask, linear_loss
+from refloss.kernels.linear.rows import CrossEntropyRows
 from refloss.kernels.logits.run import ChainTask
-from refloss.kernels.products.run import rounding_to
 from refloss.kernels.softmax.loop import Task
 from refloss.loss import loss
 from refloss.losses import cross_entropy as plain
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, LogitOptions, cotangents, logit_options
+from refloss.losses.parts.linear import (
+    LINEAR_BIAS,
+    LINEAR_WEIGHT,
+    LOGITS_DTYPE,
+    Layer,
+    gradient_buffers,
+    layer_of,
+    rounding_of,
+    run_layer,
+)
 from refloss.losses.parts.softmax import REDUCTIONS, RowOptions, factor_of_each_class
-from refloss.numerics.memory import as_writable
-from refloss.numerics.sums import MAX_TERMS
 from refloss.options import Gradients, Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import IGNORE_INDEX, REDUCTION, Argument, Parameter, Specification, class_weight
 
-LOGITS_DTYPES: dict[str, np.dtype[Any]] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
-
-
-class Layer(NamedTuple):
-    """A linear layer's input, as it is given and with two axes, and its parameters; checked."""
-
-    given: np.ndarray
-    x: np.ndarray
-    w: np.ndarray
-    bias: np.ndarray | None
-
-
-def layer_of(x: Any, linear_weight: Any, linear_bias: Any) -> Layer:
-    """Checked arrays of a linear layer."""
-    given = arrays.float_array(x, "input")
-    if given.ndim not in (1, 2):
-        raise ValueError(f"input has shape {given.shape}; expected [N, K] or [K]")
-    w = arrays.float_array(linear_weight, "linear_weight")
-    if w.ndim != 2 or w.shape[1] != given.shape[-1]:
-        raise ValueError(
-            f"linear_weight has shape {w.shape}; expected [V, K], with the last axis of input {given.shape}"
-        )
-    if len(w) > MAX_TERMS:
-        raise ValueError(f"linear_weight has {len(w)} classes; expected at most {MAX_TERMS}")
-    bias = None if linear_bias is None else arrays.float_array(linear_bias, "linear_bias")
-    if bias is not None:
-        arrays.check_shape(bias, w.shape[:1], "linear_bias", "one for each row of linear_weight")
-    return Layer(given, _rows(given), w, bias)
+if TYPE_CHECKING:
+    from refloss.kernels.products.loop import Rounding
 
 
 @loss(
     Specification(
         arguments={
             "input": Argument("vectors", differentiable=True, batched=False, shape="N K|K"),
-            "linear_weight": Argument("vectors", differentiable=True, batched=False, class_axis=0, shape="V K"),
+            "linear_weight": LINEAR_WEIGHT,
             "target": Argument("classes", differentiable=True, of="linear_weight", batched=False, shape="N|N V|V|"),
-            "linear_bias": Argument(
-                "vectors", differentiable=True, optional=True, batched=False, class_axis=0, shape="V"
-            ),
+            "linear_bias": LINEAR_BIAS,
             "weight": class_weight(),
         },
         parameters=IGNORE_INDEX
@@ -100,7 +75,7 @@ def layer_of(x: Any, linear_weight: Any, linear_bias: Any) -> Layer:
         | {"label_smoothing": Parameter(float, (0.0, 0.1, 1.0))}
         | CHAIN_PARAMETERS
         | Z_LOSS
-        | {"logits_dtype": Parameter(str, ("bfloat16", "float16", "float32"))},
+        | LOGITS_DTYPE,
         mean="labels",
         per="row",
         losses="N",
@@ -175,7 +150,7 @@ def linear_cross_entropy(
         ValueError: a shape, a label, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
     layer = layer_of(input, linear_weight, linear_bias)
-    shape = (*layer.given.shape[:-1], len(layer.w))
+    shape = layer.logits_shape
     arrays.choice(reduction, "reduction", REDUCTIONS)
     smoothing = arrays.number(label_smoothing, "label_smoothing")
     if not 0.0 <= smoothing <= 1.0:
@@ -183,13 +158,11 @@ def linear_cross_entropy(
     of_logits = logit_options(logit_scale, softcap, temperature, z_loss)
     ignored = arrays.label(ignore_index, "ignore_index")
     labels = plain.checked_target(target, shape, len(shape) - 1, ignored, "input·linear_weightᵀ")
-    if logits_dtype is not None:
-        arrays.choice(logits_dtype, "logits_dtype", LOGITS_DTYPES)
+    rounding = rounding_of(logits_dtype)
     # What lives on a GPU has been copied, and its gradients go back there.
     runs_on_gpu(backend)
     rows = RowOptions(1, factor_of_each_class(weight, len(layer.w)), smoothing, ignored, reduction)
-    written = None if logits_dtype is None else LOGITS_DTYPES[logits_dtype]
-    return _computed(layer, labels, Options(grad_output, grad, grad_dtype, out, backend), of_logits, rows, written)
+    return _computed(layer, labels, Options(grad_output, grad, grad_dtype, out, backend), of_logits, rows, rounding)
 
 
 def _computed(
@@ -198,18 +171,10 @@ def _computed(
     options: Options,
     of_logits: LogitOptions,
     rows: RowOptions,
-    written: np.dtype[Any] | None,
+    rounding: Rounding,
 ) -> LossResult:
     probabilities = arrays.is_float(labels)
-    there = {"input": layer.given, "linear_weight": layer.w}
-    there |= {} if layer.bias is None else {"linear_bias": layer.bias}
-    there |= {"target": labels} if probabilities else {}
-    wanted = options.wanted([*there])
-    gradient = options.buffer(layer.given, "input", wanted="input" in wanted)
-    grads = {} if gradient is None else {"input": gradient}
-    grads |= {
-        name: np.empty(array.shape, array.dtype) for name, array in there.items() if name in wanted and name != "input"
-    }
+    grads = gradient_buffers(layer, options, **({"target": labels} if probabilities else {}))
     loss_shape = labels.shape[: labels.ndim - probabilities]
     cotangent, of_z_loss = cotangents(
         options.grad_output, loss_shape if rows.reduction == "none" else (), of_logits.z_loss
@@ -217,25 +182,16 @@ def _computed(
     task = Task(
         loop=plain.LOOP,
         parameters=(),
-        logits=np.broadcast_to(np.float64(0.0), (len(layer.x), len(layer.w))),
+        logits=np.broadcast_to(np.float64(0.0), (math.prod(layer.x.shape[:-1]), len(layer.w))),
         target=_rows(labels) if probabilities else np.ascontiguousarray(labels.reshape(-1), dtype=np.int64),
         cotangent=cotangent,
         gradient=None,
         target_gradient=_rows(grads["target"]) if "target" in grads else None,
         **rows._asdict(),
     )
-    answer = linear_loss(
-        LinearTask(
-            given=ChainTask(task, of_logits.chain, of_logits.z_loss, of_z_loss),
-            hidden=layer.x,
-            weight=layer.w,
-            bias=np.empty(0) if layer.bias is None else as_writable(np.ascontiguousarray(layer.bias, np.float64)),
-            rounding=rounding_to(written),
-            hidden_gradient=_rows(grads["input"]) if "input" in grads else None,
-            weight_gradient=grads.get("linear_weight"),
-            bias_gradient=grads.get("linear_bias"),
-        )
-    )
+    of_rows = CrossEntropyRows(ChainTask(task, of_logits.chain, of_logits.z_loss, of_z_loss))
+    run_layer(layer, of_rows, grads, rounding)
+    answer = of_rows.answer()
     shaped = [part.reshape(loss_shape) if rows.reduction == "none" else part for part in answer[:3]]
     return LossResult(
         loss=shaped[0],

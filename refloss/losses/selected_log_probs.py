@@ -25,23 +25,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from refloss import arrays
 from refloss.cases import log_probs as cases
 from refloss.error_model import log_probs as error_model
-from refloss.kernels.log_probs.loop import Given
 from refloss.kernels.log_probs.run import Task, log_probs_of_rows
 from refloss.loss import loss
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, logit_options
+from refloss.losses.parts.log_probs import COMPONENTS, asked_of
 from refloss.options import Gradients, Options
-from refloss.result import LossResult
 from refloss.specification import Argument, Specification, indices, softmax_logits
 
 if TYPE_CHECKING:
-    from refloss.cases.draws import Drawn, Draws
+    import numpy as np
 
-COMPONENTS = ("log_probs", "entropy")
+    from refloss.cases.draws import Drawn, Draws
+    from refloss.result import LossResult
 
 
 def _draw(draws: Draws) -> Drawn:
@@ -120,53 +118,9 @@ def selected_log_probs(
     x = arrays.float_array(logits, "logits")
     if x.ndim == 0:
         raise ValueError("logits has shape (); expected [..., V]")
-    counts = _counted(mask, x.shape[:-1])
-    classes = _checked_index(index, x.shape, counts)
+    asked = asked_of(index, mask, x.shape)
     options = Options(grad_output, grad, grad_dtype, out, backend)
-    shapes = dict(zip(COMPONENTS, (classes.shape, counts.shape), strict=True))
-    cotangents = arrays.component_cotangents(grad_output, shapes)
+    given = asked.given(grad_output, chain)
     gradient = options.buffer(x, "logits", wanted="logits" in options.wanted(("logits",)))
-    rows = counts.size, classes.shape[-1] if classes.ndim == x.ndim else 1
-    given = Given(
-        classes=np.ascontiguousarray(classes.reshape(rows)),
-        counts=np.ascontiguousarray(counts.reshape(-1)),
-        upstream=np.ascontiguousarray(cotangents["log_probs"].reshape(rows)),
-        of_entropy=np.ascontiguousarray(cotangents["entropy"].reshape(-1)),
-        chain=chain,
-    )
     results = log_probs_of_rows(Task(x, gradient, given), backend)
-    log_probs, entropy = results.log_probs.reshape(classes.shape), results.entropy.reshape(counts.shape)
-    return LossResult(
-        loss=log_probs[()],
-        grads={} if gradient is None else {"logits": gradient},
-        components={"log_probs": log_probs[()], "entropy": entropy[()]},
-    )
-
-
-def _counted(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Which rows count."""
-    if mask is None:
-        return np.ones(shape, bool)
-    array = arrays.as_array(mask, "mask")
-    arrays.check_shape(array, shape, "mask", "one for each row of logits")
-    if array.dtype == bool:
-        return array
-    if not arrays.is_real(array):
-        raise TypeError(f"mask has dtype {array.dtype}; expected bool, or numbers 0 and 1")
-    counted = np.asarray(array != 0)
-    if not np.all((array == 1) | ~counted):
-        raise ValueError("mask has other numbers than 0 and 1")
-    return counted
-
-
-def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray) -> np.ndarray:
-    """The classes of rows as int64, 0 for those of rows that do not count."""
-    array = arrays.integer_array(index, "index")
-    if array.shape[: len(shape) - 1] != counts.shape or array.ndim not in (len(shape) - 1, len(shape)):
-        raise ValueError(
-            f"index has shape {array.shape}; expected {counts.shape}, or that and K, of logits of shape {shape}"
-        )
-    counted = np.where(counts if array.ndim < len(shape) else counts[..., None], array, array.dtype.type(0))
-    if np.any(counts):
-        arrays.check_range(counted, 0, shape[-1] - 1, "index")
-    return counted.astype(np.int64)
+    return asked.result(results, {} if gradient is None else {"logits": gradient})

@@ -71,21 +71,27 @@ def truth(layer: Layer) -> Truth:
     for row, target, counts, c in zip(
         rows, layer.target, counted, np.broadcast_to(layer.cotangent, len(rows)), strict=True
     ):
-        z = [gmpy2.fsum([a * b for a, b in zip(row, w, strict=True)]) + b for w, b in zip(classes, bias, strict=True)]
+        z = logits_of(row, classes, bias)
         none = ZERO, [ZERO] * len(z)
         loss, gradient = _of_row(layer, z, target, real(c) / divisor) if counts else none
         losses.append(loss)
         of_logits.append(gradient)
     columns = [*zip(*of_logits, strict=True)]
     grads = {
-        "input": [_dot(g, w) for g in of_logits for w in zip(*classes, strict=True)],
-        "linear_weight": [_dot(g, x) for g in columns for x in zip(*rows, strict=True)],
+        "input": [dot(g, w) for g in of_logits for w in zip(*classes, strict=True)],
+        "linear_weight": [dot(g, x) for g in columns for x in zip(*rows, strict=True)],
         "linear_bias": [gmpy2.fsum([*g]) for g in columns],
     }
     return Truth(losses, gmpy2.fsum(losses) / divisor, grads)
 
 
-def _dot(a: Any, b: Any) -> Real:
+def logits_of(row: list[Real], classes: list[list[Real]], bias: list[Real]) -> list[Real]:
+    """A layer's outputs for one row."""
+    return [dot(row, w) + b for w, b in zip(classes, bias, strict=True)]
+
+
+def dot(a: Any, b: Any) -> Real:
+    """Σ a·b."""
     return gmpy2.fsum([x * y for x, y in zip(a, b, strict=True)])
 
 
@@ -93,33 +99,33 @@ def linear_cross_entropy(layer: Layer) -> Iterator[Comparison]:
     """refloss.linear_cross_entropy, in the formats that hold its numbers."""
     with gmpy2.context(precision=PRECISION):
         found = truth(layer)
-    for format_name, dtype in DTYPES.items():
-        held = {"input": layer.x, "linear_weight": layer.w}
-        held |= {} if layer.bias is None else {"linear_bias": layer.bias}
-        with np.errstate(over="ignore"):
-            inputs: dict[str, Any] = {name: value.astype(dtype) for name, value in held.items()}
-        if not all(np.array_equal(inputs[name].astype(np.float64), value) for name, value in held.items()):
-            continue
-        options = dict(layer.options) | ({} if layer.weight is None else {"weight": layer.weight})
-        result = refloss.linear_cross_entropy(
-            **inputs, target=layer.target, reduction=layer.reduction, grad_output=layer.cotangent, **options
-        )
+        for format_name, dtype in DTYPES.items():
+            held = {"input": layer.x, "linear_weight": layer.w}
+            held |= {} if layer.bias is None else {"linear_bias": layer.bias}
+            with np.errstate(over="ignore"):
+                inputs: dict[str, Any] = {name: value.astype(dtype) for name, value in held.items()}
+            if not all(np.array_equal(inputs[name].astype(np.float64), value) for name, value in held.items()):
+                continue
+            options = dict(layer.options) | ({} if layer.weight is None else {"weight": layer.weight})
+            result = refloss.linear_cross_entropy(
+                **inputs, target=layer.target, reduction=layer.reduction, grad_output=layer.cotangent, **options
+            )
 
-        def describe(index: int) -> str:
-            return f"element {index} of {layer.x.shape}, {layer.w.shape}, {layer.reduction}, {layer.options}"
+            def describe(index: int) -> str:
+                return f"element {index} of {layer.x.shape}, {layer.w.shape}, {layer.reduction}, {layer.options}"
 
-        for name, value in inputs.items():
-            expected = exact(found.grads[name], value.shape)
-            yield Comparison(name, format_name, result.grads[name], expected, describe)
-        loss = np.asarray(result.loss)
-        expected = exact(found.losses if layer.reduction == "none" else [found.loss], loss.shape)
-        yield Comparison("loss", "float64", loss, expected, describe)
+            for name, value in inputs.items():
+                expected = exact(found.grads[name], value.shape)
+                yield Comparison(name, format_name, result.grads[name], expected, describe)
+            loss = np.asarray(result.loss)
+            expected = exact(found.losses if layer.reduction == "none" else [found.loss], loss.shape)
+            yield Comparison("loss", "float64", loss, expected, describe)
 
 
 _SHAPES = ((5, 8, 11), (3, 20, 7), (9, 3, 30), (1, 12, 2))
 
 
-def _layers(generator: np.random.Generator, size: int, dtype: Any) -> Iterator[tuple[np.ndarray, ...]]:
+def layers(generator: np.random.Generator, size: int, dtype: Any) -> Iterator[tuple[np.ndarray, ...]]:
     """Numbers of a format, and labels, some of which do not count."""
     done = 0
     while done < size:
@@ -134,26 +140,26 @@ def _layers(generator: np.random.Generator, size: int, dtype: Any) -> Iterator[t
 
 def ordinary(generator: np.random.Generator, size: int) -> Iterator[Layer]:
     """As one would test it, in 16 bits."""
-    for k, (x, w, labels) in enumerate(_layers(generator, size, ml_dtypes.bfloat16)):
+    for k, (x, w, labels) in enumerate(layers(generator, size, ml_dtypes.bfloat16)):
         bias = generator.integers(-9, 9, len(w)) / 4.0
         yield Layer(x, w, labels, COTANGENTS[k % len(COTANGENTS)], ("mean", "sum")[k % 2], bias if k % 3 else None)
 
 
 def single(generator: np.random.Generator, size: int) -> Iterator[Layer]:
     """Numbers of float32, with a cotangent for each row."""
-    for x, w, labels in _layers(generator, size, np.float32):
+    for x, w, labels in layers(generator, size, np.float32):
         yield Layer(x, w, labels, generator.standard_normal(len(x)), "none")
 
 
 def double(generator: np.random.Generator, size: int) -> Iterator[Layer]:
     """Numbers of float64."""
-    for x, w, labels in _layers(generator, size, np.float64):
+    for x, w, labels in layers(generator, size, np.float64):
         yield Layer(x, w, labels, 1 / 3, "mean")
 
 
 def sure(generator: np.random.Generator, size: int) -> Iterator[Layer]:
     """Rows that point where their label's weights do: gradients of all sizes."""
-    for k, (x, w, labels) in enumerate(_layers(generator, size, ml_dtypes.bfloat16)):
+    for k, (x, w, labels) in enumerate(layers(generator, size, ml_dtypes.bfloat16)):
         yield Layer(
             (x + 2.0 ** (k % 4) * w[np.maximum(labels, 0)]).astype(np.float32).astype(np.float64), w, labels, 1e3
         )
@@ -161,14 +167,14 @@ def sure(generator: np.random.Generator, size: int) -> Iterator[Layer]:
 
 def wide(generator: np.random.Generator, size: int) -> Iterator[Layer]:
     """Features of any size, which meet weights that make up for it."""
-    for x, w, labels in _layers(generator, size, np.float32):
+    for x, w, labels in layers(generator, size, np.float32):
         scales = 2.0 ** generator.integers(-40, 40, x.shape[1])
         yield Layer(x * scales, w / scales, labels, 0.3)
 
 
 def alike(generator: np.random.Generator, size: int) -> Iterator[Layer]:
     """Classes whose weights are the same but for one feature: what cancels in the gradient of the input."""
-    for k, (x, w, labels) in enumerate(_layers(generator, size, np.float32)):
+    for k, (x, w, labels) in enumerate(layers(generator, size, np.float32)):
         w[:, :-1] = w[0, :-1]
         w[:, -1] *= 2.0 ** -(k % 12)
         yield Layer(x, w.astype(np.float32).astype(np.float64), labels, -7.0, "mean")
@@ -184,7 +190,7 @@ _OPTIONS: tuple[Mapping[str, Any], ...] = (
 
 def options(generator: np.random.Generator, size: int) -> Iterator[Layer]:
     """Weights, smoothing, a chain, a z-loss; labels and distributions."""
-    for k, (x, w, labels) in enumerate(_layers(generator, size, ml_dtypes.bfloat16)):
+    for k, (x, w, labels) in enumerate(layers(generator, size, ml_dtypes.bfloat16)):
         target = labels
         if k % 2:
             target = generator.random((len(x), len(w))) + 0.01

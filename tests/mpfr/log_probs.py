@@ -43,7 +43,8 @@ def chained(x: Real, options: dict[str, Any]) -> tuple[Real, Real]:
     return cap * gmpy2.tanh(x * scale / cap) / temperature, scale / temperature / gmpy2.cosh(x * scale / cap) ** 2
 
 
-def _of_row(x: list[Real], given: Named, row: int) -> Truth:
+def of_row(x: list[Real], given: Named, row: int) -> Truth:
+    """Of one row of logits, which need not be float64 numbers."""
     z, slopes = zip(*(chained(value, given.options) for value in x), strict=True)
     softmax, index = Softmax(list(z)), given.classes[row].tolist()
     cotangents, of_entropy = reals(given.of_log_probs[row]), real(given.of_entropy[row])
@@ -68,7 +69,7 @@ def _of_row(x: list[Real], given: Named, row: int) -> Truth:
 
 def truth(given: Named) -> Truth:
     """Log-probabilities, entropies, and the gradient of both."""
-    rows = [_of_row(reals(x), given, k) for k, x in enumerate(given.logits)]
+    rows = [of_row(reals(x), given, k) for k, x in enumerate(given.logits)]
     return Truth(*([value for values in part for value in values] for part in zip(*rows, strict=True)))
 
 
@@ -110,7 +111,7 @@ def compare(given: Named) -> Iterator[Comparison]:
 Draw = Callable[[np.random.Generator, int], Iterator[Named]]
 
 
-def _named(generator: np.random.Generator, logits: np.ndarray, index: np.ndarray, **options: Any) -> Named:
+def named_rows(generator: np.random.Generator, logits: np.ndarray, index: np.ndarray, **options: Any) -> Named:
     """With cotangents of both, of one alone, and of the entropy alone."""
     rows = len(logits)
     of_log_probs = generator.choice([1.0, *COTANGENTS], index.shape)
@@ -132,7 +133,7 @@ def _as_labels(
     draw: Callable[[np.random.Generator, int], Iterator[Rows]], generator: np.random.Generator, size: int
 ) -> Iterator[Named]:
     for rows in draw(generator, size):
-        yield _named(generator, rows.logits, np.maximum(rows.target, 0)[:, None])
+        yield named_rows(generator, rows.logits, np.maximum(rows.target, 0)[:, None])
 
 
 def several(generator: np.random.Generator, size: int) -> Iterator[Named]:
@@ -143,7 +144,7 @@ def several(generator: np.random.Generator, size: int) -> Iterator[Named]:
         index = generator.integers(classes, size=(len(x), 3))
         index[::2, 1] = index[::2, 0]
         index[::3, 2] = 0
-        given = _named(generator, x, index)
+        given = named_rows(generator, x, index)
         if k == 0:
             given.of_log_probs[:] = 1.0  # which leaves nothing of equal classes
         yield given
@@ -157,7 +158,7 @@ def average(generator: np.random.Generator, size: int) -> Iterator[Named]:
         x[1::4] += (2.0**-12 * np.round(generator.standard_normal(x[1::4].shape) * 4.0)).astype(np.float32)
         x[2::4, 0] += 8.0
         x[3::4] = generator.standard_normal(x[3::4].shape)
-        given = _named(generator, x, np.zeros((rows, 1), np.int64))
+        given = named_rows(generator, x, np.zeros((rows, 1), np.int64))
         given.of_log_probs[::2] = 0.0
         yield given
 
@@ -170,7 +171,7 @@ def at_the_average(generator: np.random.Generator, size: int) -> Iterator[Named]
         p = np.exp(others - others.max(1, keepdims=True))
         # Its own share of the average is its own logit: it falls out.
         x[:, 0] = ((p * others).sum(1) / p.sum(1)).astype(np.float32)
-    given = _named(generator, x, np.zeros((len(x), 1), np.int64))
+    given = named_rows(generator, x, np.zeros((len(x), 1), np.int64))
     given.of_log_probs[:] = 0.0
     yield given
 
@@ -180,7 +181,7 @@ def masked(generator: np.random.Generator, size: int) -> Iterator[Named]:
     x = (generator.standard_normal((size // 30 + 1, 30)) * 3.0).astype(np.float32)
     x[generator.random(x.shape) < generator.choice([0.1, 0.5, 0.95], (len(x), 1))] = -np.inf
     x[:, 7] = 0.5
-    yield _named(generator, x, np.full((len(x), 1), 7))
+    yield named_rows(generator, x, np.full((len(x), 1), 7))
 
 
 def chains(generator: np.random.Generator, size: int) -> Iterator[Named]:
@@ -189,12 +190,12 @@ def chains(generator: np.random.Generator, size: int) -> Iterator[Named]:
         for scale in (2.0, 40.0):
             x = (generator.standard_normal((size // 8 // 30 + 1, 30)) * scale).astype(np.float32)
             x[::4] += 100.0 if options.get("softcap", 30.0) == 30.0 else 0.0
-            yield _named(generator, x, generator.integers(30, size=(len(x), 2)), **options)
+            yield named_rows(generator, x, generator.integers(30, size=(len(x), 2)), **options)
 
 
 def wide(generator: np.random.Generator, size: int) -> Iterator[Named]:
     x = (generator.standard_normal((max(1, size // WIDE), WIDE)) * 3.0).astype(np.float32)
-    given = _named(generator, x, generator.integers(WIDE, size=(len(x), 1)))
+    given = named_rows(generator, x, generator.integers(WIDE, size=(len(x), 1)))
     given.of_entropy[:] = -0.01
     yield given
 

@@ -17,6 +17,7 @@ from tests.mpfr import (
     flow,
     language,
     linear,
+    linear_log_probs,
     log_probs,
     masks,
     multilabel,
@@ -91,6 +92,9 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "info_nce": {kind: _of_samples(draw, contrastive.info_nce) for kind, draw in contrastive.INFO_NCE.items()},
     "linear_cross_entropy": {
         kind: _of_samples(draw, linear.linear_cross_entropy) for kind, draw in linear.KINDS.items()
+    },
+    "linear_selected_log_probs": {
+        kind: _of_samples(draw, linear_log_probs.compare) for kind, draw in linear_log_probs.KINDS.items()
     },
     "multilabel_soft_margin": {
         kind: _of_samples(draw, functools.partial(language.mean_only, multilabel.MULTILABEL))

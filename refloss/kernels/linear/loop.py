@@ -33,28 +33,29 @@ from refloss.kernels.rows import load_strided, row_offset, save_strided
 from refloss.kernels.softmax.loop import target_mass
 
 # What a row of statistics begins with, if its gradient is 0 or undefined.
-_NOTHING, _UNDEFINED = 2.0, 3.0
+NOTHING, UNDEFINED = 2.0, 3.0
 # Rows of float64 that a row is worked out in: those of kernels.logits, its target, and the gradient of that.
 ALL_LINES = LINES + 2
 
 
 @jit.helper
-def _chain(z, z_low, chain, lines):
+def chain_pairs(z, z_low, chain, high, low, slope, slope_low):
     """Logits, pairs, through the chain, and their derivatives."""
     if chain.cap < np.inf:
         for j in range(z.size):
-            value, slope = capped((z[j], z_low[j]), chain)
-            lines.high[j], lines.low[j] = value
-            lines.slope[j], lines.slope_low[j] = slope
+            value, steep = capped((z[j], z_low[j]), chain)
+            high[j], low[j] = value
+            slope[j], slope_low[j] = steep
         return
-    slope = chain_slope(chain)
+    steep = chain_slope(chain)
     for j in range(z.size):
-        lines.high[j], lines.low[j] = uncapped((z[j], z_low[j]), chain)
-        lines.slope[j], lines.slope_low[j] = slope
+        high[j], low[j] = uncapped((z[j], z_low[j]), chain)
+        slope[j], slope_low[j] = steep
 
 
 @jit.helper
-def _fill(row, row_low, value):
+def fill(row, row_low, value):
+    """One number for all classes of a row of pairs."""
     for j in range(row.size):
         row[j], row_low[j] = value, 0.0
 
@@ -81,14 +82,14 @@ def whole_rows(high, low, start, targets, labels, terms, chained, output, statis
         index = start + i
         label = labels[index] if has_labels else -1
         ignored = has_labels and label == terms.ignore_index
-        _chain(high[i], low[i], chained.chain, lines)
+        chain_pairs(high[i], low[i], chained.chain, lines.high, lines.low, lines.slope, lines.slope_low)
         softmax = softmax_of(lines.high, lines.low, lines.term, lines.term_low)
         if ignored or not softmax.defined:
             yield_undefined(output, index, softmax, ignored, chained.z_loss)
-            statistics[index, 0] = _NOTHING if ignored else _UNDEFINED
-            _fill(high[i], low[i], 0.0 if ignored else np.nan)
+            statistics[index, 0] = NOTHING if ignored else UNDEFINED
+            fill(high[i], low[i], 0.0 if ignored else np.nan)
             if not has_labels:
-                _fill(of_target, probabilities, np.nan)
+                fill(of_target, probabilities, np.nan)
         else:
             if has_labels:
                 masses = masses_of_label(softmax, label, lines, terms)
@@ -115,7 +116,7 @@ def some_classes(high, low, class_, target, labels, terms, chained, statistics, 
     has_labels = labels.size > 0
     for i in range(first, last):
         if statistics[i, 0] > 1.0:
-            _fill(high[i], low[i], 0.0 if statistics[i, 0] == _NOTHING else np.nan)
+            fill(high[i], low[i], 0.0 if statistics[i, 0] == NOTHING else np.nan)
             continue
         row = load_row(statistics[i])
         label = labels[i] if has_labels else -1

@@ -1,4 +1,4 @@
-"""Linear cross-entropy: from arrays to kernels and back, by blocks of rows and of classes.
+"""Losses of rows of a linear layer's logits: from arrays to kernels and back, by blocks of rows and of classes.
 
 First rows, a block at a time: the logits of all classes, as pairs; what is to be known of each row, its loss, and the
 gradient of its hidden state. Then classes, a block at a time, with all rows: logits again, unless all rows were one
@@ -7,24 +7,20 @@ block, and the gradients of weights and bias. No block needs more than BUDGET by
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from refloss import parallel
-from refloss.kernels.linear import loop
-from refloss.kernels.linear.loop import ALL_LINES
-from refloss.kernels.logits.loop import Output
-from refloss.kernels.logits.row import WIDTH
-from refloss.kernels.logits.run import ChainAnswer, ChainTask, answer_of, chain_terms
 from refloss.kernels.products.loop import Rounding, Sliced, column_sums, save_rows_of_pairs
 from refloss.kernels.products.run import Factor, PairProduct, add_logits
-from refloss.kernels.rows import AnyRows, any_rows_of
-from refloss.kernels.softmax.run import prepared
-from refloss.numerics.memory import as_writable
+from refloss.kernels.rows import any_rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from refloss.kernels.linear.rows import RowLoss
 
 # Bytes that pairs of a block and sums of products take, at most; slices of a factor, at most.
 BUDGET, SLICES_BUDGET = 1 << 28, 1 << 26
@@ -32,29 +28,25 @@ BUDGET, SLICES_BUDGET = 1 << 28, 1 << 26
 _PAIR, _ELEMENT, _CUT = 16, 160, 44
 # More classes at a time make no matrix product faster.
 _MOST_CLASSES, _MOST_COLUMNS = 1024, 256
-_NO_LABELS = np.zeros(0, np.int64)
 
 
 class LinearTask(NamedTuple):
-    """A cross-entropy of X·Wᵀ + b that goes through a chain; gradients are written into arrays where there are any.
+    """A loss of each row of X·Wᵀ + b; gradients are written into arrays where there are any."""
 
-    given has all but the logits, of which it knows the shape: an array of no memory stands in their place.
-    """
-
-    given: ChainTask
-    hidden: np.ndarray  # [N, K]
+    loss: RowLoss
+    hidden: np.ndarray  # [..., K], N rows in all
     weight: np.ndarray  # [V, K]
     bias: np.ndarray  # [V] float64, or none
     rounding: Rounding
-    hidden_gradient: np.ndarray | None
+    hidden_gradient: np.ndarray | None  # [..., K]
     weight_gradient: np.ndarray | None
     bias_gradient: np.ndarray | None
 
     @property
     def wants_gradient(self) -> bool:
         """Whether any gradient is to be computed."""
-        ours = self.hidden_gradient, self.weight_gradient, self.bias_gradient, self.given.task.target_gradient
-        return any(gradient is not None for gradient in ours)
+        ours = self.hidden_gradient, self.weight_gradient, self.bias_gradient
+        return self.loss.wants_gradient or any(gradient is not None for gradient in ours)
 
     @property
     def wants_classes(self) -> bool:
@@ -71,14 +63,14 @@ class Sizes(NamedTuple):
     columns: int  # classes of a block of gradients
 
 
-def linear_loss(task: LinearTask) -> ChainAnswer:
-    """Run a task."""
-    return _Pass(task, sizes_of(task)).run()
+def run_rows(task: LinearTask) -> None:
+    """Run a task; its loss has the answer."""
+    _Pass(task, sizes_of(task)).run()
 
 
 def sizes_of(task: LinearTask) -> Sizes:
     """Those that the budget allows. The bits of a result do not depend on them."""
-    (count, width), classes = task.hidden.shape, len(task.weight)
+    (count, width), classes = _matrix_shape(task.hidden), len(task.weight)
     of_row = _PAIR * classes + _ELEMENT * width
     rows = max(1, min(count, BUDGET // max(1, of_row)))
     cut = max(1, SLICES_BUDGET // max(1, _CUT * width))
@@ -87,6 +79,10 @@ def sizes_of(task: LinearTask) -> Sizes:
     return Sizes(
         rows, max(1, min(classes, cut, _MOST_CLASSES)), max(1, min(count, cut)), max(1, min(columns, _MOST_COLUMNS))
     )
+
+
+def _matrix_shape(array: np.ndarray) -> tuple[int, int]:
+    return math.prod(array.shape[:-1]), array.shape[-1]
 
 
 def _spans(size: int, step: int) -> Iterator[tuple[int, int]]:
@@ -98,18 +94,13 @@ class _Pass:
 
     def __init__(self, task: LinearTask, sizes: Sizes) -> None:
         self.task, self.sizes = task, sizes
-        (self.count, self.width), self.classes = task.hidden.shape, len(task.weight)
-        self.prepared, self.terms, self.normaliser, self.exponent = prepared(task.given.task, self.count)
-        self.chained = chain_terms(task.given, self.exponent)
-        self.labels = as_writable(self.prepared.target) if self.prepared.has_labels else _NO_LABELS
+        (self.count, self.width), self.classes = _matrix_shape(task.hidden), len(task.weight)
         self.hidden = Factor(task.hidden, sizes.states)
         self.weight = Factor(task.weight, max(sizes.classes, sizes.columns))
         self._cut: tuple[int, int, Sliced] | None = None
         self.exponents = np.empty(self.classes, np.int64), np.empty(self.count, np.int64)
-        self.statistics = np.empty((self.count, WIDTH))
-        self.output = Output(*(np.empty(self.count) for _ in Output._fields))
 
-    def run(self) -> ChainAnswer:
+    def run(self) -> None:
         """All of it."""
         in_one = self.sizes.rows >= self.count
         high, low = np.empty((2, min(self.sizes.rows, self.count), self.classes))
@@ -121,7 +112,6 @@ class _Pass:
                 self._rows(first, last, high[: last - first], low[: last - first], done)
             if self.task.wants_classes:
                 self._all_classes(high, low, in_one, done)
-        return answer_of(self.task.given, self.output, self.normaliser, self.exponent)
 
     def _cut_hidden(self, first: int, last: int) -> Sliced:
         """Hidden states; the last ones are kept."""
@@ -142,7 +132,7 @@ class _Pass:
             self.exponents[0][start:stop] = right.exponents
             self._add_logits((first, last), right, high, low, start)
             done()
-        self._whole_rows(first, high, low)
+        self.task.loss.whole_rows(first, high, low, wanted=self.task.wants_gradient)
         gradient = self.task.hidden_gradient
         if gradient is None:
             return
@@ -151,25 +141,11 @@ class _Pass:
             product.add(self.weight.cut(start, stop))
             done()
         product.save(self.weight, gradient, first)
-        if self.labels.size:
+        if self.task.loss.ignored is not None:
             # What does not count has the gradient 0 beside weights that are no numbers as well.
-            gradient[first:last][self.labels[first:last] == self.terms.ignore_index] = 0
-
-    def _targets(self, gradient: bool) -> tuple[AnyRows, AnyRows]:
-        target = self.task.given.task.target
-        of_target = self.task.given.task.target_gradient
-        rows = any_rows_of(self.task.hidden if self.labels.size else target, 1)
-        return rows, (rows if of_target is None or not gradient else any_rows_of(of_target, 1))
-
-    def _whole_rows(self, start: int, high: np.ndarray, low: np.ndarray) -> None:
-        known = self._targets(gradient=True), self.labels, self.terms, self.chained, self.output, self.statistics
-        wanted = self.task.wants_gradient, self.task.given.task.target_gradient is not None
-        parallel.run_blocks(
-            lambda first, last, memory: loop.whole_rows(high, low, start, *known, memory, first, last, wanted),
-            len(high),
-            1,
-            lambda: np.empty((ALL_LINES, self.classes)),
-        )
+            ignored = np.zeros(self.count, bool)
+            ignored[first:last] = self.task.loss.ignored[first:last]
+            gradient[ignored.reshape(gradient.shape[:-1])] = 0
 
     def _all_classes(self, high: np.ndarray, low: np.ndarray, in_one: bool, done: Callable[[], None]) -> None:
         for start, stop in _spans(self.classes, self.sizes.columns):
@@ -179,18 +155,9 @@ class _Pass:
                 block = np.empty((2, self.count, stop - start))
                 right = self.weight.cut(start, stop)
                 self._add_logits((0, self.count), right, *block, 0)
-                self._some_classes(start, *block)
+                self.task.loss.some_classes(start, *block)
                 self._classes(*block, 0, start, stop)
             done()
-
-    def _some_classes(self, class_: int, high: np.ndarray, low: np.ndarray) -> None:
-        known = self._targets(gradient=False)[0], self.labels, self.terms, self.chained, self.statistics
-        parallel.run_blocks(
-            lambda first, last, _: loop.some_classes(high, low, class_, *known, first, last),
-            self.count,
-            max(1, 4096 // high.shape[1]),
-            lambda: None,
-        )
 
     def _classes(self, high: np.ndarray, low: np.ndarray, column: int, start: int, stop: int) -> None:
         """Gradients of the weights and biases of classes, from gradients of logits."""
@@ -203,10 +170,11 @@ class _Pass:
         if gradient is None:
             return
         product = PairProduct(high, low, self.exponents[1], gradient.dtype, self.width, (column, column + size))
+        ignored = self.task.loss.ignored
         for first, last in _spans(self.count, self.sizes.states):
             cut = self._cut_hidden(first, last)
-            if self.labels.size:
+            if ignored is not None:
                 # What does not count has the gradient 0, and no infinite number is multiplied by it.
-                cut.rest_count[self.labels[first:last] == self.terms.ignore_index] = 0
+                cut.rest_count[ignored[first:last]] = 0
             product.add(cut)
         product.save(self.hidden, gradient, start)

@@ -183,10 +183,10 @@ def _push_all(lines, pushed, of_entropy, softmax, mean):
 
 
 @jit.helper
-def _of_named(lines, c, own, masses, of_entropy, softmax, mean):
+def _of_named(lines, c, at_top, own, masses, of_entropy, softmax, mean):
     """That of a class with the cotangents `own`: −(Σc·e − own·Z) − h·e·(log p + H), over Z, times the derivative."""
     term = lines.term[c], lines.term_low[c]
-    difference, _ = difference_of_class(softmax, masses, c == softmax.top, term, own)
+    difference, _ = difference_of_class(softmax, masses, at_top, term, own)
     excess = pair(0.0)
     if term[0] > 0.0:
         excess = multiply(pair(-of_entropy), add(mean, negate(_distance(lines.y[c], lines.y_low[c], softmax))))
@@ -195,8 +195,8 @@ def _of_named(lines, c, own, masses, of_entropy, softmax, mean):
 
 
 @jit.helper
-def _write_gradient(lines, asked, softmax, mean):
-    """The gradient of a row that counts, into the last lines."""
+def write_gradient(lines, first, asked, softmax, mean):
+    """The gradient of a row that counts, into the last lines, which are of classes first, first + 1, ..."""
     if not softmax.defined:
         for c in range(lines.part.size):
             lines.part[c], lines.part_low[c] = np.nan, 0.0
@@ -207,9 +207,27 @@ def _write_gradient(lines, asked, softmax, mean):
     _push_all(lines, pushed, asked.of_entropy, softmax, mean)
     for k in range(asked.classes.size):
         label = asked.classes[k]
+        c = label - first
+        if c < 0 or c >= lines.part.size:
+            continue
         own, _ = _upstream(asked, label)
-        value = _of_named(lines, label, own, masses, asked.of_entropy, softmax, mean)
-        lines.part[label], lines.part_low[label] = value
+        value = _of_named(lines, c, label == softmax.top, own, masses, asked.of_entropy, softmax, mean)
+        lines.part[c], lines.part_low[c] = value
+
+
+@jit.helper
+def row_of(lines, asked, log_probs):
+    """What is to be known of a row of logits behind the chain, and D; its log-probabilities are written."""
+    softmax = softmax_of(lines.y, lines.y_low, lines.term, lines.term_low)
+    mean = _mean_distance(lines, softmax) if softmax.defined else pair(np.nan)
+    _write_log_probs(lines, asked, softmax, log_probs)
+    return softmax, mean
+
+
+@jit.scalar
+def entropy_of(softmax, mean):
+    """H, rounded."""
+    return rounded(add(softmax.log_total, mean))
 
 
 @jit.helper
@@ -227,12 +245,10 @@ def work_on(scratch, asked, log_probs, with_gradient):
     """The entropy of the row whose logits are in the first line of the scratch; its gradient into the last two."""
     lines = _lines(scratch)
     _chain_line(lines.x, lines.y, lines.y_low, lines.slope, lines.slope_low, asked.chain)
-    softmax = softmax_of(lines.y, lines.y_low, lines.term, lines.term_low)
-    mean = _mean_distance(lines, softmax) if softmax.defined else pair(np.nan)
-    _write_log_probs(lines, asked, softmax, log_probs)
+    softmax, mean = row_of(lines, asked, log_probs)
     if with_gradient:
-        _write_gradient(lines, asked, softmax, mean)
-    return rounded(add(softmax.log_total, mean))
+        write_gradient(lines, 0, asked, softmax, mean)
+    return entropy_of(softmax, mean)
 
 
 @jit.kernel

@@ -26,9 +26,13 @@ class Task(NamedTuple):
 
 def log_probs_of_rows(task: Task, backend: str) -> Results:
     """Log-probabilities [R, K] and entropies [R]; the gradient is written into the task's buffer."""
-    classes, counts, upstream, of_entropy = map(as_writable, task.given[:4])
-    given = task.given._replace(classes=classes, counts=counts, upstream=upstream, of_entropy=of_entropy)
-    return _device(backend)(task._replace(given=given))
+    return _device(backend)(task._replace(given=for_kernels(task.given)))
+
+
+def for_kernels(given: Given) -> Given:
+    """What rows are given, in arrays that kernels are compiled for."""
+    classes, counts, upstream, of_entropy = map(as_writable, given[:4])
+    return given._replace(classes=classes, counts=counts, upstream=upstream, of_entropy=of_entropy)
 
 
 def new_results(given: Given) -> Results:

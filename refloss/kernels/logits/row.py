@@ -45,8 +45,8 @@ from refloss.numerics.sums import long_sum, long_total, pair_counts
 
 Pair = tuple[float, float]
 
-# float64 numbers that a row is stored in.
-WIDTH = 22
+# float64 numbers that a row is stored in, and its softmax alone.
+WIDTH, SOFTMAX_WIDTH = 22, 10
 # What is smaller than this beside the terms that it is left of is a rounding error of pairs.
 NOTHING = 2.0**-92
 # A low part below it is one as well: a gradient that is a short number, perhaps a tie, must not be turned into its
@@ -321,38 +321,52 @@ def gradient_of_class(row, j, logit, mass, slope):
 
 
 @jit.scalar
-def _put(memory, at, value):
+def put_pair(memory, at, value):
+    """A pair into two float64."""
     memory[at] = value[0]
     memory[at + 1] = value[1]
 
 
 @jit.scalar
-def _get(memory, at):
+def get_pair(memory, at):
+    """The pair that put_pair has stored."""
     return memory[at], memory[at + 1]
+
+
+@jit.helper
+def save_softmax(memory, softmax):
+    """What is to be known of a row's logits into SOFTMAX_WIDTH float64."""
+    memory[0] = 1.0 if softmax.defined else 0.0
+    memory[1] = np.float64(softmax.top)
+    put_pair(memory, 2, softmax.maximum)
+    put_pair(memory, 4, softmax.others)
+    put_pair(memory, 6, softmax.total)
+    put_pair(memory, 8, softmax.log_total)
+
+
+@jit.helper
+def load_softmax(memory):
+    """What save_softmax has stored."""
+    top = int(memory[1])
+    total, log_total = get_pair(memory, 6), get_pair(memory, 8)
+    return Softmax(memory[0] > 0.0, top, get_pair(memory, 2), get_pair(memory, 4), total, log_total)
 
 
 @jit.helper
 def save_row(memory, row):
     """A row into WIDTH float64."""
-    softmax, masses, push = row.softmax, row.masses, row.push
-    memory[0] = 1.0 if softmax.defined else 0.0
-    memory[1] = np.float64(softmax.top)
-    _put(memory, 2, softmax.maximum)
-    _put(memory, 4, softmax.others)
-    _put(memory, 6, softmax.total)
-    _put(memory, 8, softmax.log_total)
-    _put(memory, 10, masses.total)
-    _put(memory, 12, masses.others)
-    _put(memory, 14, masses.likelihood)
-    _put(memory, 16, masses.nll)
-    _put(memory, 18, push.coefficient)
-    _put(memory, 20, push.excess)
+    masses, push = row.masses, row.push
+    save_softmax(memory, row.softmax)
+    put_pair(memory, 10, masses.total)
+    put_pair(memory, 12, masses.others)
+    put_pair(memory, 14, masses.likelihood)
+    put_pair(memory, 16, masses.nll)
+    put_pair(memory, 18, push.coefficient)
+    put_pair(memory, 20, push.excess)
 
 
 @jit.helper
 def load_row(memory):
     """The row that save_row has stored."""
-    top = int(memory[1])
-    softmax = Softmax(memory[0] > 0.0, top, _get(memory, 2), _get(memory, 4), _get(memory, 6), _get(memory, 8))
-    masses = Masses(_get(memory, 10), _get(memory, 12), _get(memory, 14), _get(memory, 16))
-    return Row(softmax, masses, Push(_get(memory, 18), _get(memory, 20)))
+    masses = Masses(get_pair(memory, 10), get_pair(memory, 12), get_pair(memory, 14), get_pair(memory, 16))
+    return Row(load_softmax(memory), masses, Push(get_pair(memory, 18), get_pair(memory, 20)))

@@ -46,12 +46,12 @@ def _in_blocks(work: Callable[[int, int], None], count: int, width: int) -> None
 
 
 class Factor:
-    """A matrix [m, K] of any float format and layout whose rows are cut, at most `block` of them at a time."""
+    """A matrix of any float format and layout, [..., K], whose m rows are cut, at most `block` of them at a time."""
 
     def __init__(self, array: np.ndarray, block: int) -> None:
-        self.rows = any_rows_of(array, 1)
-        self.shape = array.shape
-        width = array.shape[1]
+        self.rows = any_rows_of(array, array.ndim - 1)
+        self.shape = math.prod(array.shape[:-1]), array.shape[-1]
+        width = self.shape[1]
         # Memory that nothing is written to costs nothing.
         self._slices = np.empty(MOST_SLICES * block * width)
         self._rest = np.empty((block, width), np.int32), np.empty((block, width))
@@ -232,5 +232,5 @@ class PairProduct:
                 width,
                 terms,
             )
-        rows = any_rows_of(result, 1)
+        rows = any_rows_of(result, result.ndim - 1)
         _in_blocks(lambda first, last: loop.save_rows_of_pairs(top, tail, rows, start, first, last), count, width)
