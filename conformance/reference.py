@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -102,7 +103,12 @@ def _losses(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 def _linear(arguments: dict[str, Any]) -> torch.Tensor:
     """A layer's outputs, which may be written down in a type."""
-    logits = torch.nn.functional.linear(arguments["input"], arguments["linear_weight"], arguments.get("linear_bias"))
+    x, weight, bias = (arguments.get(name) for name in ("input", "linear_weight", "linear_bias"))
+    *outputs, features = weight.shape
+    logits = torch.nn.functional.linear(
+        x, weight.reshape(math.prod(outputs), features), None if bias is None else bias.flatten()
+    )
+    logits = logits.reshape(*x.shape[:-1], *outputs)
     return chain.rounded(logits, arguments.get("logits_dtype"))
 
 

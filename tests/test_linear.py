@@ -154,6 +154,50 @@ def test_one_row_is_a_batch_of_one():
     assert np.array_equal(alone.grads["target"], batch.grads["target"][0])
 
 
+@pytest.mark.parametrize("sizes", [(7, 57, 7, 19), (2, 5, 3, 4), (1, 1, 1, 1)])
+def test_places_have_a_softmax_each(monkeypatch, sizes):
+    """As so many layers, whose gradients of the input add up; a place that does not count sees no row."""
+    random = np.random.default_rng(5)
+    w, bias = random.standard_normal((19, 3, 12)).astype(np.float32), random.standard_normal((19, 3)).astype(np.float32)
+    labels, cotangent = random.integers(0, 19, (7, 3)), random.standard_normal((7, 3))
+    labels[2, 1], labels[4] = -100, -100
+    inputs = layer(linear_weight=w, linear_bias=bias, target=labels)
+    inputs["input"][4] = np.nan
+    given = {"reduction": "none", "z_loss": 0.1, "weight": np.linspace(0.5, 2, 19)}
+    monkeypatch.setattr(run, "sizes_of", lambda _: run.Sizes(*sizes))
+    whole = refloss.linear_cross_entropy(**inputs, **given, grad_output=cotangent)
+    parts = [
+        refloss.linear_cross_entropy(
+            **inputs | {"linear_weight": w[:, p], "linear_bias": bias[:, p], "target": labels[:, p]},
+            **given,
+            grad_output=cotangent[:, p],
+            grad_dtype=np.float64,
+        )
+        for p in range(3)
+    ]
+    assert np.array_equal(whole.loss, np.stack([part.loss for part in parts], axis=1))
+    for name in ("linear_weight", "linear_bias"):
+        assert np.array_equal(whole.grads[name], np.stack([part.grads[name] for part in parts], axis=1)), name
+        assert whole.grads[name].flags.c_contiguous
+    assert np.array_equal(whole.grads["input"], sum(part.grads["input"] for part in parts).astype(np.float32))
+
+
+def test_a_row_that_does_not_count_at_a_place_does_not_reach_its_weights():
+    inputs = layer(linear_weight=np.ones((19, 2, 12), np.float32), linear_bias=None, target=np.ones((7, 2), int))
+    inputs["input"][3], inputs["target"][3, 1] = np.nan, -100
+    gradient = refloss.linear_cross_entropy(**inputs).grads["linear_weight"]
+    assert np.isnan(gradient[:, 0]).all()
+    assert np.isfinite(gradient[:, 1]).all()
+
+
+def test_no_places_are_no_losses():
+    inputs = layer(linear_weight=np.ones((19, 0, 12)), linear_bias=np.ones((19, 0)), target=np.zeros((7, 0), int))
+    result = refloss.linear_cross_entropy(**inputs, reduction="none")
+    assert result.loss.shape == (7, 0)
+    assert not result.grads["input"].any()
+    assert result.grads["linear_weight"].shape == (19, 0, 12)
+
+
 def test_rows_add_up_and_only_what_is_asked_for_is_computed():
     inputs = layer()
     whole = refloss.linear_cross_entropy(**inputs, reduction="sum")
@@ -206,7 +250,8 @@ def test_memory_beside_inputs_and_gradients_is_bounded():
     [
         ({"input": np.zeros((2, 3, 4))}, ValueError, r"input has shape \(2, 3, 4\); expected \[N, K\] or \[K\]"),
         ({"linear_weight": np.zeros((19, 5))}, ValueError, r"linear_weight has shape \(19, 5\); expected \[V, K\]"),
-        ({"linear_weight": np.zeros((19, 2, 12))}, ValueError, r"linear_weight has shape"),
+        ({"linear_weight": np.zeros((19, 2, 12))}, ValueError, r"linear_bias has shape \(19,\); expected \(19, 2\)"),
+        ({"input": np.zeros(12), "linear_weight": np.zeros((19, 2, 12))}, ValueError, r"linear_weight has shape"),
         ({"linear_bias": np.zeros(3)}, ValueError, r"linear_bias has shape \(3,\); expected \(19,\)"),
         ({"target": np.full(7, 19)}, ValueError, r"target\[0\] = 19 is outside \[0, 19\)"),
         ({"target": np.zeros(6, int)}, ValueError, r"target has shape \(6,\); expected \(7,\)"),

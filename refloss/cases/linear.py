@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def draw_linear_cross_entropy(draws: Draws) -> Drawn:
     """Rows of labels, some of which are ignored, or distributions; with and without what may be left out."""
     rows, features, classes = draws.rows(), draws.few_classes(), draws.classes()
+    places = (draws.size(1, 3),) if not draws.limits.exact and draws.maybe() else ()
     parameters = draws.options(
         ignore_index=(-100, 0, 255),
         reduction=("mean", "sum", "none"),
@@ -31,24 +32,23 @@ def draw_linear_cross_entropy(draws: Draws) -> Drawn:
     )
     inputs: dict[str, Any] = {
         "input": draws.logits(rows, features, near=draws.limits.exact),
-        "linear_weight": draws.cast(draws.noise(classes, features)),
+        "linear_weight": draws.cast(draws.noise(classes, *places, features)),
     }
     if np.abs(inputs["input"].astype(np.float64)).max(initial=0.0) < 1e3:
         parameters |= draws.options(logits_dtype=("bfloat16", "float16", "float32"))
     if draws.maybe():
-        values = draws.uniform(rows, classes) + 0.01
+        values = draws.uniform(rows, classes, *places) + 0.01
         inputs["target"] = draws.cast(values / values.sum(axis=1, keepdims=True))
         parameters.pop("ignore_index", None)
     else:
-        labels = (draws.uniform(rows) * classes).astype(np.int64)
-        inputs["target"] = np.where(
-            draws.uniform(rows) < draws.one_of(0.0, 0.25, 0.75), parameters.get("ignore_index", -100), labels
-        )
+        labels = (draws.uniform(rows, *places) * classes).astype(np.int64)
+        ignored = draws.uniform(rows, *places) < draws.one_of(0.0, 0.25, 0.75)
+        inputs["target"] = np.where(ignored, parameters.get("ignore_index", -100), labels)
     if draws.maybe():
-        inputs["linear_bias"] = draws.cast(draws.noise(classes))
+        inputs["linear_bias"] = draws.cast(draws.noise(classes, *places))
     if draws.maybe():
         inputs["weight"] = draws.weights(classes)
-    return Drawn(inputs, parameters, (rows,))
+    return Drawn(inputs, parameters, (rows, *places))
 
 
 def has_labels(case: Case) -> bool:
@@ -60,9 +60,9 @@ def divisor(case: Case) -> float | None:
     """What a mean divides by."""
     if case.parameters.get("reduction", "mean") != "mean":
         return None
-    target, rows = case.inputs["target"], case.inputs["input"].reshape(-1, case.inputs["input"].shape[-1])
+    target = case.inputs["target"]
     if not has_labels(case):
-        return float(len(rows))
+        return float(target.size // len(case.inputs["linear_weight"]))
     known = target[target != case.parameters.get("ignore_index", -100)]
     weight = case.inputs.get("weight")
     return float(known.size if weight is None else weight.astype(np.float64)[known].sum())
@@ -124,6 +124,21 @@ def linear_cross_entropy(_: str) -> list[Case]:
         _case("all-ignored", x, w, np.full(7, -100)),
         *in_every_format(_of_options(x, w, ignored)),
         *_of_sizes(source),
+        *_of_places(),
+    ]
+
+
+def _of_places() -> list[Case]:
+    """Layers whose outputs are of places, each with a softmax."""
+    source = Source(403)
+    x, w, bias, weight = source.normal(4, 6), source.normal(5, 3, 6), source.normal(5, 3), source.uniform(5) + 0.25
+    labels = np.where(source.uniform(4, 3) < 0.25, -100, source.integers(5, 4, 3))
+    soft = source.probabilities(4, 5, 3).astype(np.float32)
+    several = {"linear_bias": bias, "weight": weight, "label_smoothing": 0.1}
+    return [
+        _case("places", x, w, labels, **several, grad_output=-2.5),
+        _case("places-none", x, w, labels, z_loss=0.01, reduction="none", grad_output=source.normal(4, 3)),
+        _case("places-probabilities", x, w[:, :, None], soft[:, :, :, None], grad_output=0.7),
     ]
 
 

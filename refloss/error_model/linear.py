@@ -1,7 +1,7 @@
 """How far an honest loss of a linear layer's outputs may be from the exact one.
 
-Notation as in softmax, with K features and V classes. A logit z_v = Σ_k x_k·W_vk + b_v is a sum that is rounded, and
-may be rounded again where it is written down:
+Notation as in softmax, with K features and V classes (of all places, if there are several). A logit
+z_v = Σ_k x_k·W_vk + b_v is a sum that is rounded, and may be rounded again where it is written down:
 
     |δz_v| ≤ s(K)·Σ_k |x_k·W_vk| + 2·u·(|z_v| + |b_v|)
 
@@ -70,14 +70,21 @@ class _Layer(NamedTuple):
 
 
 def _layer(case: Case, unit: Roundoff) -> _Layer:
-    x, w = real(case.inputs["input"]), real(case.inputs["linear_weight"])
-    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    bias = real(case.inputs.get("linear_bias", 0.0))
+    x, w = (_matrix(real(case.inputs[name])) for name in ("input", "linear_weight"))
+    bias = real(case.inputs.get("linear_bias", np.zeros(1))).reshape(-1)
     z = x @ w.T + bias
     factors = _of_factors(unit)
     off = (unit.sum(x.shape[1]) + factors) * (np.abs(x) @ np.abs(w).T) + 2 * unit.between * (np.abs(z) + np.abs(bias))
     dtype = case.parameters.get("logits_dtype")
     return _Layer(x, w, *(_written(z, off, dtype) if dtype else (z, off)))
+
+
+def _matrix(array: np.ndarray) -> np.ndarray:
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+def _logits_shape(case: Case) -> tuple[int, ...]:
+    return (*case.inputs["input"].shape[:-1], *case.inputs["linear_weight"].shape[:-1])
 
 
 def _of_factors(unit: Roundoff) -> float:
@@ -87,15 +94,16 @@ def _of_factors(unit: Roundoff) -> float:
 
 @np.errstate(all="ignore")
 def linear_cross_entropy(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
-    """Of rows [N, K], or one [K]."""
+    """Of rows [N, K], or one [K]; in the order of logits [N, V, places ...]."""
     layer, parameters = _layer(case, unit), case.parameters
     of, factor = chained(layer.z, parameters), z_factor(case.parameters)
-    shape = (*case.inputs["input"].shape[:-1], len(layer.w))
+    shape = _logits_shape(case)
     slope = np.broadcast_to(np.abs(of.slope), layer.z.shape)
     rows = Rows(
         of.value.reshape(shape),
         case.inputs["target"],
         case.grad_output,
+        class_axis=case.inputs["input"].ndim - 1,
         weight=case.inputs.get("weight"),
         added=partial(_squared, factor) if factor else None,
         error=(error_of_value(of, unit) + of.steepest * layer.off).reshape(shape),
@@ -114,7 +122,7 @@ def linear_selected_log_probs(case: Case, _: LossResult, unit: Roundoff) -> dict
     layer, parameters = _layer(case, unit), case.parameters
     of = chained(layer.z, parameters)
     error = np.where(np.isfinite(layer.z), of.steepest * layer.off, 0.0)
-    rows = RowBounds(case, unit, layer.z.reshape(*case.inputs["input"].shape[:-1], len(layer.w)), error)
+    rows = RowBounds(case, unit, layer.z.reshape(_logits_shape(case)), error)
     wrong, size = (without_nan(part).reshape(layer.z.shape) for part in rows.slopes(0, layer.z.size))
     wrong = wrong + _bend(of, parameters) * without_nan(layer.off * size)
     return rows.outputs() | _of_products(case, layer, without_nan(size * np.abs(of.slope)), wrong, unit)

@@ -9,6 +9,9 @@ in it before anything is summed,
 
     ∂L/∂x_k = Σ_v g_v·W_vk        ∂L/∂W_vk = Σ_rows g_v·x_k        ∂L/∂b_v = Σ_rows g_v
 
+Classes may have weights for each of several places, W [V, d1, ..., K]: every place has a row of logits with a loss of
+its own, and ∂L/∂x sums over places, too.
+
 Numerics. Logits are of numbers taken as exact: pairs of float64, good to 2^-96 of Σ_k |x_k·W_vk|, from matrix products
 of slices of so few bits that float64 adds them without an error in any order (numerics.slices). The gradient of a logit
 is a pair as well. Sums of such, times a number of W or X each, are formed from slices of three times 22 bits below the
@@ -43,9 +46,9 @@ from refloss.loss import loss
 from refloss.losses import cross_entropy as plain
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, LogitOptions, cotangents, logit_options
 from refloss.losses.parts.linear import (
-    LINEAR_BIAS,
-    LINEAR_WEIGHT,
     LOGITS_DTYPE,
+    PLACED_BIAS,
+    PLACED_WEIGHT,
     Layer,
     gradient_buffers,
     layer_of,
@@ -65,9 +68,11 @@ if TYPE_CHECKING:
     Specification(
         arguments={
             "input": Argument("vectors", differentiable=True, batched=False, shape="N K|K"),
-            "linear_weight": LINEAR_WEIGHT,
-            "target": Argument("classes", differentiable=True, of="linear_weight", batched=False, shape="N|N V|V|"),
-            "linear_bias": LINEAR_BIAS,
+            "linear_weight": PLACED_WEIGHT,
+            "target": Argument(
+                "classes", differentiable=True, of="linear_weight", batched=False, shape="N|N V|V||N V ...|N ..."
+            ),
+            "linear_bias": PLACED_BIAS,
             "weight": class_weight(),
         },
         parameters=IGNORE_INDEX
@@ -78,7 +83,7 @@ if TYPE_CHECKING:
         | LOGITS_DTYPE,
         mean="labels",
         per="row",
-        losses="N",
+        losses="N|N ...",
         divisor=cases.divisor,
         order=141,
         follows="torch.nn.functional.linear_cross_entropy",
@@ -119,9 +124,10 @@ def linear_cross_entropy(
 
     Args:
         input: X [N, K] or [K]; any float dtype, any layout.
-        linear_weight: W [V, K]; any float dtype, any layout.
-        target: labels [N] (or a scalar for [K]) of any integer dtype, or probabilities [N, V] or [V].
-        linear_bias: b [V].
+        linear_weight: W [V, K], or [V, d1, ..., K] for outputs that have axes of places; any float dtype, any layout.
+        target: labels [N] (or a scalar for [K]) of any integer dtype, or probabilities [N, V] or [V]; with places
+            [N, d1, ...] or [N, V, d1, ...].
+        linear_bias: b [V] or [V, d1, ...].
         weight: [V], a factor for each class.
         ignore_index: rows with this label have loss 0 and gradient 0, whatever their input; it may be a valid class.
         reduction: "mean", "sum" or "none".
@@ -149,15 +155,14 @@ def linear_cross_entropy(
     Raises:
         ValueError: a shape, a label, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
-    layer = layer_of(input, linear_weight, linear_bias)
-    shape = layer.logits_shape
+    layer = layer_of(input, linear_weight, linear_bias, rows=False)
     arrays.choice(reduction, "reduction", REDUCTIONS)
     smoothing = arrays.number(label_smoothing, "label_smoothing")
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {smoothing}; expected a number in [0, 1]")
     of_logits = logit_options(logit_scale, softcap, temperature, z_loss)
     ignored = arrays.label(ignore_index, "ignore_index")
-    labels = plain.checked_target(target, shape, len(shape) - 1, ignored, "input·linear_weightᵀ")
+    labels = plain.checked_target(target, layer.logits_shape, layer.x.ndim - 1, ignored, "input·linear_weightᵀ")
     rounding = rounding_of(logits_dtype)
     # What lives on a GPU has been copied, and its gradients go back there.
     runs_on_gpu(backend)
@@ -175,21 +180,21 @@ def _computed(
 ) -> LossResult:
     probabilities = arrays.is_float(labels)
     grads = gradient_buffers(layer, options, **({"target": labels} if probabilities else {}))
-    loss_shape = labels.shape[: labels.ndim - probabilities]
+    loss_shape = (*layer.x.shape[:-1], *layer.places)
     cotangent, of_z_loss = cotangents(
         options.grad_output, loss_shape if rows.reduction == "none" else (), of_logits.z_loss
     )
     task = Task(
         loop=plain.LOOP,
         parameters=(),
-        logits=np.broadcast_to(np.float64(0.0), (math.prod(layer.x.shape[:-1]), len(layer.w))),
+        logits=np.broadcast_to(np.float64(0.0), (math.prod(loss_shape), len(layer.w))),
         target=_rows(labels) if probabilities else np.ascontiguousarray(labels.reshape(-1), dtype=np.int64),
         cotangent=cotangent,
         gradient=None,
         target_gradient=_rows(grads["target"]) if "target" in grads else None,
         **rows._asdict(),
     )
-    of_rows = CrossEntropyRows(ChainTask(task, of_logits.chain, of_logits.z_loss, of_z_loss))
+    of_rows = CrossEntropyRows(ChainTask(task, of_logits.chain, of_logits.z_loss, of_z_loss), math.prod(layer.places))
     run_layer(layer, of_rows, grads, rounding)
     answer = of_rows.answer()
     shaped = [part.reshape(loss_shape) if rows.reduction == "none" else part for part in answer[:3]]
@@ -202,4 +207,4 @@ def _computed(
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    return array if array.ndim == 2 else array[None]
+    return array[None] if array.ndim == 1 else array

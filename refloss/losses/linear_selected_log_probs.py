@@ -122,7 +122,7 @@ def linear_selected_log_probs(
         ValueError: a shape, an index of a row that counts, an option, a component or a buffer that does not fit.
         TypeError: a dtype that does not.
     """
-    layer = layer_of(input, linear_weight, linear_bias, most_axes=None)
+    layer = layer_of(input, linear_weight, linear_bias, rows=True)
     chain = logit_options(logit_scale, softcap, temperature).chain
     asked = asked_of(index, mask, layer.logits_shape)
     rounding = rounding_of(logits_dtype)

@@ -20,7 +20,10 @@ PLAIN: Mapping[str, Any] = MappingProxyType({})
 
 
 class Layer(NamedTuple):
-    """A call: arrays in float64 that hold what is meant in the formats they are given in."""
+    """A call: arrays in float64 that hold what is meant in the formats they are given in.
+
+    With places, w is [V, places, K], and bias, target and cotangent have an axis of them.
+    """
 
     x: np.ndarray
     w: np.ndarray
@@ -85,6 +88,38 @@ def truth(layer: Layer) -> Truth:
     return Truth(losses, gmpy2.fsum(losses) / divisor, grads)
 
 
+def _of_places(layer: Layer) -> Truth:
+    """Each place is a layer of its own, but for the input, which they share."""
+    cotangent = np.broadcast_to(layer.cotangent, layer.target.shape)
+    parts = [
+        truth(
+            layer._replace(
+                w=layer.w[:, p],
+                target=layer.target[:, p],
+                cotangent=cotangent[:, p],
+                bias=None if layer.bias is None else layer.bias[:, p],
+            )
+        )
+        for p in range(layer.w.shape[1])
+    ]
+    count, (classes, _, features) = len(layer.x), layer.w.shape
+    grads = [part.grads for part in parts]
+    return Truth(
+        [part.losses[i] for i in range(count) for part in parts],
+        gmpy2.fsum([part.loss for part in parts]),
+        {
+            "input": [gmpy2.fsum([*each]) for each in zip(*(g["input"] for g in grads), strict=True)],
+            "linear_weight": [
+                value
+                for v in range(classes)
+                for g in grads
+                for value in g["linear_weight"][v * features : (v + 1) * features]
+            ],
+            "linear_bias": [g["linear_bias"][v] for v in range(classes) for g in grads],
+        },
+    )
+
+
 def logits_of(row: list[Real], classes: list[list[Real]], bias: list[Real]) -> list[Real]:
     """A layer's outputs for one row."""
     return [dot(row, w) + b for w, b in zip(classes, bias, strict=True)]
@@ -98,7 +133,7 @@ def dot(a: Any, b: Any) -> Real:
 def linear_cross_entropy(layer: Layer) -> Iterator[Comparison]:
     """refloss.linear_cross_entropy, in the formats that hold its numbers."""
     with gmpy2.context(precision=PRECISION):
-        found = truth(layer)
+        found = truth(layer) if layer.w.ndim == 2 else _of_places(layer)
         for format_name, dtype in DTYPES.items():
             held = {"input": layer.x, "linear_weight": layer.w}
             held |= {} if layer.bias is None else {"linear_bias": layer.bias}
@@ -200,6 +235,16 @@ def options(generator: np.random.Generator, size: int) -> Iterator[Layer]:
         )
 
 
+def placed(generator: np.random.Generator, size: int) -> Iterator[Layer]:
+    """Outputs of places, each with labels and weights of its own."""
+    for k, layers_of in enumerate(zip(*(layers(generator, size // 3, np.float32) for _ in range(3)), strict=False)):
+        w, labels = (np.stack(each, axis=1) for each in zip(*(each[1:] for each in layers_of), strict=True))
+        bias = generator.integers(-9, 9, w.shape[:2]) / 4.0
+        reduction = ("sum", "none")[k % 2]
+        cotangent = generator.standard_normal(labels.shape) if k % 2 else 1 / 3
+        yield Layer(layers_of[0][0], w, labels, cotangent, reduction, bias, generator.random(len(w)) + 0.25)
+
+
 KINDS: dict[str, Draw] = {
     "bfloat16": ordinary,
     "float32": single,
@@ -208,4 +253,5 @@ KINDS: dict[str, Draw] = {
     "features of any size": wide,
     "classes alike": alike,
     "options": options,
+    "places": placed,
 }

@@ -104,8 +104,10 @@ def options(generator: np.random.Generator, size: int) -> Iterator[Layer]:
         yield Layer(x, w, bias, log_probs.named_rows(generator, x, index, **CHAINS[k % len(CHAINS)]))
 
 
+# Kinds of layers that only a cross-entropy has, or that are here in another way.
+_OTHERS = ("options", "places")
 KINDS: dict[str, Draw] = {
-    **{kind: functools.partial(_of_labels, draw) for kind, draw in linear.KINDS.items() if kind != "options"},
+    **{kind: functools.partial(_of_labels, draw) for kind, draw in linear.KINDS.items() if kind not in _OTHERS},
     "several": several,
     "options": options,
 }

@@ -108,20 +108,24 @@ def whole_rows(high, low, start, targets, labels, terms, chained, output, statis
 
 
 @jit.kernel
-def some_classes(high, low, class_, target, labels, terms, chained, statistics, first, last):
-    """Gradients of classes class_, class_ + 1, ... in place of their logits, of rows first ... last."""
+def some_classes(high, low, class_, target, labels, terms, chained, statistics, step, start, first, last):
+    """Gradients of classes class_, class_ + 1, ... in place of their logits.
+
+    Of lines first ... last; line i is of the row start + i·step.
+    """
     size = high.shape[1]
     probabilities = np.empty(size)
     slope = chain_slope(chained.chain)
     has_labels = labels.size > 0
     for i in range(first, last):
-        if statistics[i, 0] > 1.0:
-            fill(high[i], low[i], 0.0 if statistics[i, 0] == NOTHING else np.nan)
+        index = start + i * step
+        if statistics[index, 0] > 1.0:
+            fill(high[i], low[i], 0.0 if statistics[index, 0] == NOTHING else np.nan)
             continue
-        row = load_row(statistics[i])
-        label = labels[i] if has_labels else -1
+        row = load_row(statistics[index])
+        label = labels[index] if has_labels else -1
         if not has_labels:
-            offset = row_offset(target, i) + class_ * target.class_stride
+            offset = row_offset(target, index) + class_ * target.class_stride
             load_strided(target, offset, target.class_stride, probabilities)
         for j in range(size):
             z = (high[i, j], low[i, j])

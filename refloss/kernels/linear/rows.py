@@ -33,24 +33,27 @@ class RowLoss(Protocol):
         """Whether it has gradients to compute of its own."""
 
     @property
-    def ignored(self) -> np.ndarray | None:
-        """Which rows do not count, bool [N]; None where all do."""
+    def places(self) -> int:
+        """In how many parts, one after the other, a row's logits have a softmax each."""
+
+    def ignored(self, place: int | None = None) -> np.ndarray | None:
+        """Which rows do not count, at a place or at any, bool [N]; None where all do."""
 
     def whole_rows(self, start: int, high: np.ndarray, low: np.ndarray, *, wanted: bool) -> None:
         """Rows from start on, of logits that are pairs; their gradients, if they are wanted, take their place."""
 
     def some_classes(self, class_: int, high: np.ndarray, low: np.ndarray) -> None:
-        """Gradients of all rows in place of logits, of classes from one on."""
+        """Gradients of all rows in place of logits, from one on; all are of one place."""
 
 
 class CrossEntropyRows:
     """A cross-entropy of logits that go through a chain.
 
-    given has all but the logits, of which it knows the shape [N, V]: an array of no memory stands in their place.
+    given has all but the logits, whose shape [N·places, V] it knows: an array of no memory stands in for them.
     """
 
-    def __init__(self, given: ChainTask) -> None:
-        self.given, (count, self.classes) = given, given.task.logits.shape
+    def __init__(self, given: ChainTask, places: int = 1) -> None:
+        self.given, self.places, (count, self.classes) = given, places, given.task.logits.shape
         task, self.terms, self.normaliser, self.exponent = prepared(given.task, count)
         self.chained = chain_terms(given, self.exponent)
         self.labels = as_writable(task.target) if task.has_labels else _NO_LABELS
@@ -62,10 +65,12 @@ class CrossEntropyRows:
         """That of probabilities."""
         return self.given.task.target_gradient is not None
 
-    @property
-    def ignored(self) -> np.ndarray | None:
+    def ignored(self, place: int | None = None) -> np.ndarray | None:
         """Rows with the label that does not count."""
-        return self.labels == self.terms.ignore_index if self.labels.size else None
+        if not self.labels.size:
+            return None
+        ignored = (self.labels == self.terms.ignore_index).reshape(-1, self.places)
+        return ignored.all(axis=1) if place is None else ignored[:, place]
 
     def answer(self) -> ChainAnswer:
         """When all rows have been."""
@@ -73,15 +78,18 @@ class CrossEntropyRows:
 
     def _targets(self, gradient: bool) -> tuple[AnyRows, AnyRows]:
         target, of_target = self.given.task.target, self.given.task.target_gradient
-        rows = any_rows_of(_NO_ROWS if self.labels.size else target, 1)
+        rows = any_rows_of(_NO_ROWS if self.given.task.has_labels else target, 1)
         return rows, (rows if of_target is None or not gradient else any_rows_of(of_target, 1))
 
     def whole_rows(self, start: int, high: np.ndarray, low: np.ndarray, *, wanted: bool) -> None:
         """Their losses."""
         known = self._targets(gradient=True), self.labels, self.terms, self.chained, self.output, self.statistics
         gradients = wanted, self.wants_gradient
+        high, low = (part.reshape(-1, self.classes) for part in (high, low))
         parallel.run_blocks(
-            lambda first, last, memory: loop.whole_rows(high, low, start, *known, memory, first, last, gradients),
+            lambda first, last, memory: loop.whole_rows(
+                high, low, start * self.places, *known, memory, first, last, gradients
+            ),
             len(high),
             1,
             lambda: np.empty((ALL_LINES, self.classes)),
@@ -89,9 +97,10 @@ class CrossEntropyRows:
 
     def some_classes(self, class_: int, high: np.ndarray, low: np.ndarray) -> None:
         """Their gradients."""
+        place, class_ = divmod(class_, self.classes)
         known = self._targets(gradient=False)[0], self.labels, self.terms, self.chained, self.statistics
         parallel.run_blocks(
-            lambda first, last, _: loop.some_classes(high, low, class_, *known, first, last),
+            lambda first, last, _: loop.some_classes(high, low, class_, *known, self.places, place, first, last),
             len(high),
             max(1, _BLOCK_ELEMENTS // high.shape[1]),
             lambda: None,
@@ -105,14 +114,13 @@ class LogProbRows:
         results: log-probabilities [N, K] and entropies [N], when all rows have been.
     """
 
-    wants_gradient = False
+    wants_gradient, places = False, 1
 
     def __init__(self, given: Given) -> None:
         self.given, self.results = for_kernels(given), new_results(given)
         self.kept = np.empty((len(given.counts), KEPT))
 
-    @property
-    def ignored(self) -> np.ndarray | None:
+    def ignored(self, place: int | None = None) -> np.ndarray | None:  # noqa: ARG002
         """Rows that a mask leaves out."""
         return ~self.given.counts
 

@@ -35,7 +35,7 @@ class LinearTask(NamedTuple):
 
     loss: RowLoss
     hidden: np.ndarray  # [..., K], N rows in all
-    weight: np.ndarray  # [V, K]
+    weight: np.ndarray  # [V, K]; with places their weights one after the other
     bias: np.ndarray  # [V] float64, or none
     rounding: Rounding
     hidden_gradient: np.ndarray | None  # [..., K]
@@ -106,12 +106,20 @@ class _Pass:
         high, low = np.empty((2, min(self.sizes.rows, self.count), self.classes))
         blocks = -(-self.classes // self.sizes.classes)
         of_rows = -(-self.count // self.sizes.rows) * (blocks * (2 if self.task.hidden_gradient is not None else 1))
-        of_classes = -(-self.classes // self.sizes.columns) if self.task.wants_classes else 0
+        of_classes = len([*self._columns()]) if self.task.wants_classes else 0
         with parallel.steps(of_rows + of_classes) as done:
             for first, last in _spans(self.count, self.sizes.rows):
                 self._rows(first, last, high[: last - first], low[: last - first], done)
             if self.task.wants_classes:
                 self._all_classes(high, low, in_one, done)
+
+    def _columns(self) -> Iterator[tuple[int, int, int]]:
+        """Places, and spans of the classes of each."""
+        places = self.task.loss.places
+        size = self.classes // max(1, places)
+        for place in range(places):
+            for start, stop in _spans(size, self.sizes.columns):
+                yield place, place * size + start, place * size + stop
 
     def _cut_hidden(self, first: int, last: int) -> Sliced:
         """Hidden states; the last ones are kept."""
@@ -141,25 +149,26 @@ class _Pass:
             product.add(self.weight.cut(start, stop))
             done()
         product.save(self.weight, gradient, first)
-        if self.task.loss.ignored is not None:
+        ignored = self.task.loss.ignored()
+        if ignored is not None:
             # What does not count has the gradient 0 beside weights that are no numbers as well.
-            ignored = np.zeros(self.count, bool)
-            ignored[first:last] = self.task.loss.ignored[first:last]
-            gradient[ignored.reshape(gradient.shape[:-1])] = 0
+            these = np.zeros(self.count, bool)
+            these[first:last] = ignored[first:last]
+            gradient[these.reshape(gradient.shape[:-1])] = 0
 
     def _all_classes(self, high: np.ndarray, low: np.ndarray, in_one: bool, done: Callable[[], None]) -> None:
-        for start, stop in _spans(self.classes, self.sizes.columns):
+        for place, start, stop in self._columns():
             if in_one:
-                self._classes(high, low, start, start, stop)
+                self._classes(high, low, start, start, stop, place)
             else:
                 block = np.empty((2, self.count, stop - start))
                 right = self.weight.cut(start, stop)
                 self._add_logits((0, self.count), right, *block, 0)
                 self.task.loss.some_classes(start, *block)
-                self._classes(*block, 0, start, stop)
+                self._classes(*block, 0, start, stop, place)
             done()
 
-    def _classes(self, high: np.ndarray, low: np.ndarray, column: int, start: int, stop: int) -> None:
+    def _classes(self, high: np.ndarray, low: np.ndarray, column: int, start: int, stop: int, place: int) -> None:
         """Gradients of the weights and biases of classes, from gradients of logits."""
         size = stop - start
         if self.task.bias_gradient is not None:
@@ -170,11 +179,11 @@ class _Pass:
         if gradient is None:
             return
         product = PairProduct(high, low, self.exponents[1], gradient.dtype, self.width, (column, column + size))
-        ignored = self.task.loss.ignored
+        ignored = self.task.loss.ignored(place)
         for first, last in _spans(self.count, self.sizes.states):
             cut = self._cut_hidden(first, last)
             if ignored is not None:
                 # What does not count has the gradient 0, and no infinite number is multiplied by it.
-                cut.rest_count[ignored[first:last]] = 0
+                cut = cut._replace(rest_count=np.where(ignored[first:last], 0, cut.rest_count))
             product.add(cut)
         product.save(self.hidden, gradient, start)
