@@ -103,7 +103,7 @@ def _losses(call: Call) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 def _linear(arguments: dict[str, Any]) -> torch.Tensor:
     """A layer's outputs, which may be written down in a type."""
-    x, weight, bias = (arguments.get(name) for name in ("input", "linear_weight", "linear_bias"))
+    x, weight, bias = arguments["input"], arguments["linear_weight"], arguments.get("linear_bias")
     *outputs, features = weight.shape
     logits = torch.nn.functional.linear(
         x, weight.reshape(math.prod(outputs), features), None if bias is None else bias.flatten()

@@ -69,8 +69,8 @@ class CrossEntropyRows:
         """Rows with the label that does not count."""
         if not self.labels.size:
             return None
-        ignored = (self.labels == self.terms.ignore_index).reshape(-1, self.places)
-        return ignored.all(axis=1) if place is None else ignored[:, place]
+        ignored = np.equal(self.labels, self.terms.ignore_index).reshape(-1, self.places)
+        return np.all(ignored, axis=1) if place is None else ignored[:, place]
 
     def answer(self) -> ChainAnswer:
         """When all rows have been."""
