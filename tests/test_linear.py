@@ -1,11 +1,14 @@
 """Cross-entropy of a linear layer's outputs: blocks, rows that do not count, edges, and the loss of its logits."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import refloss
 from refloss.kernels.linear import run
+from tests.test_derivatives import TOLERANCE, fourth_order
 from tests.test_products import logits_of
 
 EVERYTHING = {"softcap": 3.0, "temperature": 0.7, "z_loss": 0.01, "label_smoothing": 0.1}
@@ -286,6 +289,56 @@ def test_logits_are_those_of_the_products():
     z = logits_of(inputs["input"], inputs["linear_weight"], bias=inputs["linear_bias"])[0]
     lse = refloss.cross_entropy(z, inputs["target"]).intermediates["lse"]
     assert np.allclose(refloss.linear_cross_entropy(**inputs).intermediates["lse"], lse, rtol=3e-16)
+
+
+CHOICES = {
+    "target": ["labels", "ignored", "probabilities"],
+    "places": [(), (2,)],
+    "reduction": ["mean", "sum", "none"],
+    "weight": [None, np.linspace(0.5, 2, 4)],
+    "label_smoothing": [0.0, 0.3],
+    "logit_scale": [1.0, -0.7],
+    "softcap": [None, 1.5],
+    "temperature": [1.0, 0.6],
+    "z_loss": [0.0, 0.2],
+}
+
+
+def pairs_of_choices():
+    """Every pair of choices, beside the first of all others."""
+    first = {name: values[0] for name, values in CHOICES.items()}
+    for one, other in itertools.combinations(CHOICES, 2):
+        for values in itertools.product(CHOICES[one][1:], CHOICES[other][1:]):
+            yield pytest.param(first | dict(zip((one, other), values, strict=True)), id=f"{one} {other}")
+
+
+@pytest.mark.parametrize("choice", list(pairs_of_choices()))
+def test_gradients_are_derivatives(choice):
+    random = np.random.default_rng(0)
+    target, places, options = choice["target"], choice["places"], dict(choice)
+    del options["target"], options["places"]
+    inputs = {
+        "input": random.standard_normal((3, 2)),
+        "linear_weight": random.standard_normal((4, *places, 2)),
+        "linear_bias": random.standard_normal((4, *places)),
+        "target": random.integers(0, 4, (3, *places)),
+    }
+    if target == "ignored":
+        inputs["target"][1] = -100
+    if target == "probabilities":
+        values = random.random((3, 4, *places)) + 0.1
+        inputs["target"] = values / values.sum(axis=1, keepdims=True)
+    cotangent = random.standard_normal((3, *places)) if options["reduction"] == "none" else -1 / 3
+    result = refloss.linear_cross_entropy(**inputs, **options, grad_output=cotangent)
+    assert result.grads.keys() == inputs.keys() - ({"target"} if target != "probabilities" else set())
+    for name, gradient in result.grads.items():
+
+        def loss(x, name=name):
+            value = refloss.linear_cross_entropy(**inputs | {name: x}, **options, grad=False).loss
+            return np.sum(cotangent * value)
+
+        expected = fourth_order(loss, inputs[name])
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
 @pytest.mark.parametrize("wanted", ["input", "linear_weight", ("input", "linear_bias")])
