@@ -97,9 +97,9 @@ def _jax_answers(case: Case) -> bool:
 
 
 def _triton_answers(case: Case) -> bool:
-    """Whether a case has labels, no weights, no parameter but torch's, and logits that are no float64."""
-    floats = {value.dtype for name, value in case.inputs.items() if name != "logits" and value.dtype.kind not in "iu"}
-    return _jax_answers(case) and not floats and case.inputs["logits"].dtype != np.float64
+    """Whether a case has labels, no weights of classes, no parameter but torch's, and nothing that is float64."""
+    labels, dtypes = case.inputs["target"].dtype.kind in "iu", {value.dtype for value in case.inputs.values()}
+    return _jax_answers(case) and labels and "weight" not in case.inputs and np.dtype(np.float64) not in dtypes
 
 
 def _leave_out(golden: Path, case_id: str) -> None:
@@ -110,23 +110,24 @@ def _leave_out(golden: Path, case_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("example", "answers"),
+    ("example", "functions", "answers"),
     [
-        ("jax_cross_entropy", _jax_answers),
+        ("jax_cross_entropy", {"cross_entropy"}, _jax_answers),
         pytest.param(
             "triton_cross_entropy",
+            {"cross_entropy", "linear_cross_entropy"},
             _triton_answers,
             marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
         ),
     ],
 )
 def test_an_example_answers_golden_files_and_passes(
-    example: str, answers: Callable[[Case], bool], tmp_path: Path
+    example: str, functions: set[str], answers: Callable[[Case], bool], tmp_path: Path
 ) -> None:
     golden, candidate = tmp_path / "golden", tmp_path / "candidate"
-    store.write(golden, {"cross_entropy", "nll"})
+    store.write(golden, functions | {"nll"})
     _leave_out(golden, "cross_entropy-rows-70000")  # of which Triton's interpreter takes one after the other
-    count = sum(answers(case) for case in corpus({"cross_entropy"})) - 1
+    count = sum(answers(case) for case in corpus(functions)) - 1
     command = [sys.executable, f"examples/{example}.py", str(golden), str(candidate)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

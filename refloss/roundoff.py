@@ -42,6 +42,8 @@ class Roundoff(NamedTuple):
     tiny: float  # what may become 0
     chain: float = CHAINS["blocks"]
     factor: float = 0.0  # of what is multiplied as a matrix, if that is rounded more
+    filtered: float = 0.0  # the size below which gradients of a layer's logits may be left out
+    parts: int = 1  # of rows, whose gradients of a layer's parameters are added up in these parameters' own type
 
     @property
     def few(self) -> float:

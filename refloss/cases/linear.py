@@ -193,9 +193,22 @@ def draw_linear_selected_log_probs(draws: Draws) -> Drawn:
     return Drawn(inputs | {"index": draws.integers(index)}, parameters, index.shape, cotangent)
 
 
-def mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
-    """Whose log-probabilities a kernel takes for those of the index."""
-    return shifted_index(case, case.inputs["input"].shape[:-1], len(case.inputs["linear_weight"]))
+def layer_mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """What a kernel takes for a layer's parameters."""
+    w = case.inputs["linear_weight"]
+    wrong = {
+        "weights are read transposed": {"linear_weight": w.reshape(w.shape[::-1]).T},
+        "shards of the classes' weights are exchanged": {"linear_weight": np.roll(w, len(w) // 2, axis=0)},
+    }
+    if "linear_bias" in case.inputs:
+        wrong["the bias is forgotten in the logits"] = {"linear_bias": np.zeros_like(case.inputs["linear_bias"])}
+    return wrong
+
+
+def log_prob_mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """The same, and whose log-probabilities a kernel takes for those of the index."""
+    shape, classes = case.inputs["input"].shape[:-1], len(case.inputs["linear_weight"])
+    return layer_mistakes(case) | shifted_index(case, shape, classes)
 
 
 def _named(name: str, x: np.ndarray, w: np.ndarray, index: np.ndarray, **given: Any) -> Case:
@@ -244,6 +257,7 @@ def linear_selected_log_probs(_: str) -> list[Case]:
                 wide("options-each", x, w, index, linear_bias=bias, grad_output=each, **chain),
                 wide("options-several", x, w, several, grad_output=both, temperature=3.0),
                 wide("options-written", 3.0 * x, w, index, grad_output=both, logits_dtype="bfloat16"),
+                wide("options-masked", x, w, np.zeros((2, 5), np.int64), linear_bias=masks, grad_output=each),
             ]
         ),
         _many(),

@@ -31,7 +31,15 @@ __all__ = ["COMPUTE_DTYPES", "Bound", "bounds"]
 
 
 @np.errstate(all="ignore")  # what is infinite or undefined has no bound, and is compared as it is
-def bounds(case: Case, result: LossResult, compute_dtype: str, summation: str = "blocks") -> Mapping[str, Bound]:
+def bounds(
+    case: Case,
+    result: LossResult,
+    compute_dtype: str,
+    summation: str = "blocks",
+    *,
+    filtered: float = 0.0,
+    parts: int = 1,
+) -> Mapping[str, Bound]:
     """A bound for every element of every tensor of a case's right answer, without the rounding to the output's type.
 
     Args:
@@ -39,8 +47,11 @@ def bounds(case: Case, result: LossResult, compute_dtype: str, summation: str = 
         result: its right answer.
         compute_dtype: the type that an implementation computes in, one of COMPUTE_DTYPES.
         summation: "blocks" if its sums have chains of at most 2^12 additions, "any" if they may be one long chain.
+        filtered: of linear_cross_entropy, the size below which Q·p − q may be left out of its products.
+        parts: of a linear layer, how many parts of the rows have gradients of parameters that are added up in the
+            parameters' own type.
     """
-    unit = roundoff(compute_dtype, summation)
+    unit = roundoff(compute_dtype, summation)._replace(filtered=filtered, parts=parts)
     limits = _limits(case, result, unit)
     given = case.grad_output
     cotangents = list(given.values()) if isinstance(given, Mapping) else [given]

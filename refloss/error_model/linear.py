@@ -14,8 +14,12 @@ which after the chain is an error d_v of the logits of a cross-entropy, whose bo
 |g| is at most |c|·(|q| + p·(|Q| + |2ζ·lse|))·|∂y/∂z|; of log-probabilities and entropies, log_probs has it and |δg|.
 Both factors of a product may be rounded to what is computed in, and in tf32 to eleven bits: 2·u is added to each s.
 Where logits are written down in a type (logits_dtype), what is off may land on its neighbour there. The curvature of a
-cap turns |δz| into an error of ∂y/∂z. Whoever adds up chunks of rows in a gradient's own 16-bit type, as Liger does
-unless it is told otherwise, is off by more than this.
+cap turns |δz| into an error of ∂y/∂z.
+
+Two approximations are allowed where they are declared (bounds(..., filtered=, parts=)), because they are off by more.
+CCE leaves out gradients of logits where |Q·p − q| < ε: |c|·(|Q·p − q| + p·|2ζ·lse|) may be missing there. Liger, unless
+it is told otherwise, adds up gradients of parameters by parts of rows in the parameters' type, with unit roundoff u':
+n parts cost n·u'·Σ|terms|.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from refloss.cases.source import DTYPES
@@ -113,6 +118,7 @@ def linear_cross_entropy(case: Case, _: LossResult, unit: Roundoff) -> dict[str,
     limits, size = row_bounds(rows, unit), _sizes(rows, factor).reshape(layer.z.shape)
     of_logits = np.asarray(limits.pop("grad.logits")).reshape(layer.z.shape)
     wrong = of_logits + _bend(of, parameters) * without_nan(layer.off * size)
+    wrong = wrong + _left_out(rows, factor, of_logits.reshape(shape), unit).reshape(layer.z.shape) * slope
     return limits | _of_products(case, layer, size * slope, wrong, unit)
 
 
@@ -128,6 +134,17 @@ def linear_selected_log_probs(case: Case, _: LossResult, unit: Roundoff) -> dict
     return rows.outputs() | _of_products(case, layer, without_nan(size * np.abs(of.slope)), wrong, unit)
 
 
+def _left_out(rows: Rows, factor: float, off: np.ndarray, unit: Roundoff) -> np.ndarray:
+    """|∂L/∂y| where it may be missing: below the filter, or off by so much that it may seem to be."""
+    if not unit.filtered:
+        return np.zeros(rows.shape)
+    at = rows.at(0, math.prod(rows.shape))
+    scale = at.cotangent / abs(rows.normaliser)
+    small = without_nan(scale * np.abs(at.totals.pushed * at.probability - at.mass))
+    missing = small + without_nan(scale * 2 * factor * np.abs(at.totals.lse) * at.probability)
+    return np.where(small - off.reshape(small.shape) < scale * unit.filtered, missing, 0.0)
+
+
 def _sizes(rows: Rows, factor: float) -> np.ndarray:
     """|∂L/∂y| at most."""
     at = rows.at(0, math.prod(rows.shape))
@@ -135,15 +152,24 @@ def _sizes(rows: Rows, factor: float) -> np.ndarray:
     return without_nan(at.cotangent / abs(rows.normaliser) * (at.mass + pushed * at.probability))
 
 
+def _of_parts(dtype: Any, unit: Roundoff) -> float:
+    """What adding up parts in a type costs."""
+    return 0.0 if unit.parts == 1 else unit.parts * float(ml_dtypes.finfo(dtype).eps) / 2  # type: ignore[no-untyped-call]
+
+
 def _of_products(case: Case, layer: _Layer, size: np.ndarray, wrong: np.ndarray, unit: Roundoff) -> dict[str, Bound]:
     """Of sums of gradients of logits, which are off by `wrong`, times what else is in a product."""
     (count, classes), step = size.shape, STEPS * unit.between + _of_factors(unit)
     x = np.where((size > 0).any(axis=1, keepdims=True), np.abs(layer.x), 0.0)
-    by_rows = wrong + (unit.sum(count) + step) * size
+    by_rows = {
+        name: wrong + (unit.sum(count) + step + _of_parts(case.inputs[name].dtype, unit)) * size
+        for name in ("linear_weight", "linear_bias")
+        if name in case.inputs
+    }
     sums = {
         "input": (wrong + (unit.sum(classes) + step) * size) @ np.abs(layer.w),
-        "linear_weight": by_rows.T @ x,
-        "linear_bias": by_rows.sum(axis=0),
+        "linear_weight": by_rows["linear_weight"].T @ x,
+        "linear_bias": by_rows.get("linear_bias", wrong).sum(axis=0),
     }
     shapes = {name: case.inputs[name].shape for name in sums if name in case.inputs}
     return {f"grad.{name}": whole(without_nan(sums[name]), shape, lost=unit.tiny) for name, shape in shapes.items()}

@@ -92,6 +92,7 @@ if TYPE_CHECKING:
         cases=cases.linear_cross_entropy,
         draw=cases.draw_linear_cross_entropy,
         bounds=error_model.linear_cross_entropy,
+        mistakes=cases.layer_mistakes,
     )
 )
 def linear_cross_entropy(

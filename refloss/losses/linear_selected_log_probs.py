@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         cases=cases.linear_selected_log_probs,
         draw=cases.draw_linear_selected_log_probs,
         bounds=error_model.linear_selected_log_probs,
-        mistakes=cases.mistakes,
+        mistakes=cases.log_prob_mistakes,
         upstream_mistakes=upstream_mistakes,
         components=COMPONENTS,
     )

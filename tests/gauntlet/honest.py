@@ -8,6 +8,7 @@ from tests.gauntlet.alignments import Ctc
 from tests.gauntlet.contrastive import InfoNce, SigmoidContrastive
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
+from tests.gauntlet.linear import LinearCrossEntropy, LinearSelectedLogProbs
 from tests.gauntlet.log_probs import SelectedLogProbs
 from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
@@ -30,6 +31,7 @@ ELEMENTS = (*DISTANCES, "bce", "kl_div", *SIGMOIDS)
 BOXES = ("iou", "giou")
 ALIGNMENTS = ("ctc", "ctc_of_logits")
 TRANSDUCERS = ("rnnt", "tdt")
+LINEAR = ("linear_cross_entropy", "linear_selected_log_probs")
 REDUCED = ("cross_entropy", "nll", *ELEMENTS, "dice", *BOXES)
 
 # Heads that match objects, which have no kernel of their own here.
@@ -41,6 +43,8 @@ HONEST: dict[str, type[Kernel]] = {
     **dict.fromkeys(SOFTMAX, CrossEntropy),
     "nll": Nll,
     "selected_log_probs": SelectedLogProbs,
+    "linear_cross_entropy": LinearCrossEntropy,
+    "linear_selected_log_probs": LinearSelectedLogProbs,
     "mse": Mse,
     "l1": L1,
     "huber": Huber,

@@ -8,6 +8,7 @@ read off a tensor, some are the right answer to another case, some a small float
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from refloss.testing.mistakes import (
     contrastive_steps,
     element_steps,
     images,
+    linear_steps,
+    log_prob_steps,
     others,
     row_labels,
     softmax_steps,
@@ -40,6 +43,7 @@ from refloss.testing.mistakes.tensors import near
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from refloss.testing.mistakes.outcome import Steps
     from refloss.testing.mistakes.rows import View
     from refloss.testing.mistakes.tensors import Tensor
     from refloss.testing.verdict import Question
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 LARGEST = 10**6  # input elements of a case on which mistakes are tried, and elements of a tensor that are looked at
 # Read off all tensors that fail, they leave nothing to be guessed, unless other factors are the same.
 PLAIN = ("a wrong sign", "upstream gradient ignored", "upstream gradient applied twice")
+_OF_SOME_NUMBER = (*softmax_steps.OF_SOME_NUMBER, *row_labels.OF_SOME_NUMBER, *linear_steps.OF_SOME_NUMBER)
 _IN_PART = 0.5  # what a mistake loses that shows in the gradient alone, though it would in the loss
 OF_ALL_ROWS = "the gradient is that of a mean over all rows (loss right)"
 
@@ -212,10 +217,12 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: images.of_dice(asked.case)), only)
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)
+    yield from _named(_guarded(lambda: log_prob_steps.of_log_probs(asked)), only)
     yield from _named(_guarded(lambda: transducer_steps.of_lattices(asked)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
     yield from _named(_guarded(lambda: blocks.elements_left_out(asked)), only)
     yield from _named(_guarded(lambda: sums.in_16_bits(asked, every, only)), only)
+    yield from _guarded(lambda: _of_layers(asked, only))
     yield from _guarded(lambda: others.guesses(asked, only, of_rows=bool(every)))
 
 
@@ -231,12 +238,27 @@ def _guarded(generate: Callable[[], Iterator[Guess]]) -> Iterator[Guess]:
         return
 
 
-def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
+def _of_layers(asked: Question, only: set[str] | None) -> Iterator[Guess]:
+    """Of a linear layer's sums, and of its outputs, which are rows of logits."""
+    layer = linear_steps.layer_of(asked)
+    if layer is None:
+        return
+    yield from _named(linear_steps.in_16_bits(layer), only)
+    every = linear_steps.computed_alike(layer, rows_of(layer.asked))
+    of_logits = (
+        _of_rows(every, only, linear_steps.STEPS),
+        _named(_guarded(lambda: chain_steps.of_chains(layer.asked)), only),
+        _named(log_prob_steps.of_log_probs(layer.asked), only),
+    )
+    yield from (linear_steps.back(layer, guess) for guess in itertools.chain(*of_logits))
+
+
+def _of_rows(every: list[View], only: set[str] | None, beside: Steps | None = None) -> Iterator[Guess]:
     of_softmax = {} if not every or any(view.is_log for view in every) else softmax_steps.STEPS
     if of_softmax:
         others_ = {words: (USUAL, step) for words, step in softmax_steps.along_other_axes(every[0]).items()}
         of_softmax = of_softmax | others_
-    for mistake, (prior, step) in (of_softmax | row_labels.STEPS).items():
+    for mistake, (prior, step) in (of_softmax | row_labels.STEPS | (beside or {})).items():
         if only is not None and mistake not in only:
             continue
         for wrong in _in_views([list(step(view)) for view in every]):
@@ -246,7 +268,7 @@ def _of_rows(every: list[View], only: set[str] | None) -> Iterator[Guess]:
                 combined(every, wrong),
                 magnitudes=magnitudes(every, wrong),
                 glance=functools.partial(glance, every, wrong),
-                is_certain=step not in (*softmax_steps.OF_SOME_NUMBER, *row_labels.OF_SOME_NUMBER),
+                is_certain=step not in _OF_SOME_NUMBER,
             )
 
 

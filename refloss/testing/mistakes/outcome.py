@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from refloss.testing.mistakes.rows import View
 
+    # How usual a mistaken step is, and what it makes of rows, in its variants; by words for it.
+    Steps = dict[str, tuple[float, Callable[[View], Iterator["Wrong"]]]]
+
 
 class Wrong(NamedTuple):
     """What a mistake changes in a view: logarithms and probabilities, masses, or what comes of them."""

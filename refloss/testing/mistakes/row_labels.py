@@ -11,8 +11,9 @@ from refloss.testing.mistakes.guess import COMMON, POSSIBLE, SELDOM, USUAL
 from refloss.testing.mistakes.outcome import Wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from refloss.testing.mistakes.outcome import Steps
     from refloss.testing.mistakes.rows import View
 
 CHUNKS = (2, 3, 4, 5, 8, 16)
@@ -261,7 +262,7 @@ def beyond_grid(view: View) -> Iterator[Wrong]:
                 yield Wrong(losses=losses, slopes=slopes, normaliser=float((view.target @ view.weight)[within].sum()))
 
 
-STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
+STEPS: Steps = {
     FIRST_UPSTREAM: (COMMON, first_cotangent),
     "ignore_index is cut to 32 bits": (POSSIBLE, ignored_in_32_bits),
     "ignore_index is taken to be its default": (POSSIBLE, default_ignored),

@@ -18,8 +18,10 @@ from refloss.testing.mistakes.outcome import Wrong, coefficient
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from refloss.testing.mistakes.outcome import Steps
     from refloss.testing.mistakes.rows import View
 
+MASKED = "−inf logits (masked classes) give NaN"
 TINIEST = (2.0**-126, 2.0**-149, 1e-45, 1e-38, 1e-37, 1e-30, 1e-20, 1e-16, 1e-15, 1e-12, 1e-10, 1e-9, 1e-8, 2.0**-24)
 SMALL = (2.0**-23, 1e-7, 1e-6, 1e-5, 2.0**-14, 1e-4)
 LIMITS = (20.0, 30.0, 40.0, 50.0, 60.0, 64.0, 70.0, 80.0, 87.0, 88.0, 100.0, 103.0)
@@ -280,7 +282,7 @@ def along_other_axes(view: View) -> dict[str, Callable[[View], Iterator[Wrong]]]
     }
 
 
-STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
+STEPS: Steps = {
     "no maximum is subtracted before the exponential": (USUAL, no_maximum),
     "the maximum of the whole batch is subtracted instead of the row's": (USUAL, batch_maximum),
     "the row's maximum is not taken below a limit": (POSSIBLE, limited_maximum),
@@ -294,7 +296,7 @@ STEPS: dict[str, tuple[float, Callable[[View], Iterator[Wrong]]]] = {
     "blocks of classes: the tail reads the next row": (USUAL, tail_of_next_row),
     "padded classes are counted": (POSSIBLE, padded_classes),
     "an index of 16 bits wraps": (USUAL, wrapped_index),
-    "−inf logits (masked classes) give NaN": (USUAL, masked_undefined),
+    MASKED: (USUAL, masked_undefined),
     "a vocabulary shard without the label answers with its own first class": (POSSIBLE, foreign_shards),
     "double softmax, or sigmoid: probabilities are taken as logits": (USUAL, twice),
     "double softmax: the derivative of the loss of probabilities": (USUAL, derived_twice),

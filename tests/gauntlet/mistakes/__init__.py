@@ -14,6 +14,7 @@ from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.flow import FLOW_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
 from tests.gauntlet.mistakes.labels import LABEL_MISTAKES
+from tests.gauntlet.mistakes.linear import LINEAR_MISTAKES
 from tests.gauntlet.mistakes.log_probs import LOG_PROB_MISTAKES
 from tests.gauntlet.mistakes.margins import MARGIN_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
@@ -41,5 +42,6 @@ MISTAKES: tuple[Mistake, ...] = (
     *VECTOR_MISTAKES,
     *TRANSDUCER_MISTAKES,
     *LOG_PROB_MISTAKES,
+    *LINEAR_MISTAKES,
     *CHAIN_MISTAKES,
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from refloss.cases.source import Case
     from tests.gauntlet.rows import Rows
 
-CHAINED = ("cross_entropy", "causal_lm", "masked_lm")
+CHAINED = ("cross_entropy", "causal_lm", "masked_lm", "linear_cross_entropy")
 
 
 def given(name: str, plain: float | None) -> Callable[[Case], bool]:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.golden.store import evaluate
+from refloss.testing.mistakes.log_prob_steps import NO_OWN_ENTRY
+from refloss.testing.mistakes.softmax_steps import MASKED
 from tests.gauntlet.mistakes.mistake import TUTORIALS, Mistake, ignored, stepped
 
 if TYPE_CHECKING:
     from refloss.cases.source import Case
 
-OF = ("selected_log_probs",)
+OF = ("selected_log_probs", "linear_selected_log_probs")
 # Slopes below it are lost in sums of larger ones.
 _LEAST = 2.0**-10
 
@@ -25,15 +27,18 @@ def _cotangent(case: Case, name: str) -> bool:
 
 def _masks(case: Case) -> bool:
     """Where a class of a row that counts is −inf, and its logits are not capped."""
-    logits = case.inputs["logits"].astype(np.float64)
+    logits = case.inputs.get("logits", case.inputs.get("linear_bias", np.zeros(1))).astype(np.float64)
     counts = np.asarray(case.inputs.get("mask", np.ones(logits.shape[:-1])), bool)
-    return bool(np.isneginf(logits[counts]).any()) and "softcap" not in case.parameters
+    masked = np.isneginf(logits[counts] if "logits" in case.inputs else logits).any() and counts.any()
+    return bool(masked) and "softcap" not in case.parameters
 
 
 def _has_slope_of_entropy(case: Case) -> bool:
     """Where it matters: the entropy has a cotangent, and rows are neither sure nor alike."""
     result = evaluate(case._replace(grad_output={"entropy": 1.0}))
-    return _cotangent(case, "entropy") and float(np.abs(result.grads["logits"].astype(np.float64)).max()) > _LEAST
+    return _cotangent(case, "entropy") and any(
+        float(np.abs(value.astype(np.float64)).max()) > _LEAST for value in result.grads.values()
+    )
 
 
 LOG_PROB_MISTAKES = [
@@ -55,7 +60,7 @@ LOG_PROB_MISTAKES = [
             surprise=lambda self, p, log_p: -log_p,
             entropy_slope=lambda self, p, surprise, entropy: p * (surprise - entropy),
         ),
-        "overflow: an exponential that is infinite",
+        MASKED,
         _masks,
         "where a class is −inf",
     ),
@@ -82,7 +87,7 @@ LOG_PROB_MISTAKES = [
         "modelscope/ms-swift#9947",
         OF,
         stepped(hits=lambda self, index, classes: np.zeros((*index.shape, classes), bool)),
-        "the index's own entry is missing",
+        NO_OWN_ENTRY,
         lambda case: _cotangent(case, "log_probs"),
         "where the log-probabilities have a cotangent",
     ),
