@@ -128,7 +128,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     temperature: float = 1.0,
     z_loss: float = 0.0,
-    logits_dtype: str | None = None,
+    logits_dtype: Any = None,
     grad_output: Any = 1.0,
     grad: Gradients = True,
     grad_dtype: Any = None,
@@ -152,8 +152,8 @@ def linear_cross_entropy(
         reduction: "mean", "sum" or "none".
         label_smoothing: ε in [0, 1].
         logit_scale, softcap, temperature, z_loss: as in refloss.cross_entropy.
-        logits_dtype: "bfloat16", "float16" or "float32": logits are rounded to it, once, before anything else, as by
-            libraries that write them down; None leaves them exact.
+        logits_dtype: "bfloat16", "float16", "float32" or such a dtype: logits are rounded to it, once, before anything
+            else, as by libraries that write them down; None leaves them exact.
         grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape; with a z-loss also a
             mapping of its components.
         grad: True, False, or the names of the inputs whose gradients to compute.
@@ -183,12 +183,10 @@ def linear_cross_entropy(
     of_logits = logit_options(logit_scale, softcap, temperature, z_loss)
     ignored = arrays.label(ignore_index, "ignore_index")
     labels = plain.checked_target(target, shape, len(shape) - 1, ignored, "input·linear_weightᵀ")
-    if logits_dtype is not None:
-        arrays.choice(logits_dtype, "logits_dtype", LOGITS_DTYPES)
+    written = None if logits_dtype is None else arrays.dtype_choice(logits_dtype, "logits_dtype", LOGITS_DTYPES)
     # What lives on a GPU has been copied, and its gradients go back there.
     runs_on_gpu(backend)
     rows = RowOptions(1, factor_of_each_class(weight, len(layer.w)), smoothing, ignored, reduction)
-    written = None if logits_dtype is None else LOGITS_DTYPES[logits_dtype]
     return _computed(layer, labels, Options(grad_output, grad, grad_dtype, out, backend), of_logits, rows, written)
 
 
