@@ -21,6 +21,8 @@ FLOAT_DTYPES: tuple[np.dtype[Any], ...] = (
     np.dtype(np.float16),
     np.dtype(ml_dtypes.bfloat16),
 )
+# NumPy knows them as bytes alone.
+_SHORT_INTEGERS = tuple(map(np.dtype, (ml_dtypes.int2, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.uint4)))
 _FLOAT_NAMES = "float64, float32, float16 or bfloat16"
 # NumPy stops at 64, and what is computed takes views with some axes more.
 MAX_AXES = 32
@@ -30,14 +32,16 @@ _CPU_DEVICES = (1, 3, 11)
 _DLPACK_UINT, _DLPACK_BFLOAT = 1, 4
 
 
-def as_array(value: Any, name: str) -> np.ndarray:
+def as_array(value: Any, name: str, expected: str = "an array of numbers") -> np.ndarray:
     """An array of any framework as a NumPy array of native byte order, without a copy where memory can be shared."""
     _refuse_masks(value, name)
-    array = value if isinstance(value, device.Resident) else _converted(value, name)
+    array = value if isinstance(value, device.Resident) else _converted(value, name, expected)
     if array.dtype.kind == "O":
-        raise TypeError(
-            f"{name}: cannot make an array of {type(value).__name__}: its parts have no common type or shape"
-        )
+        has_parts = isinstance(value, list | tuple | np.ndarray)
+        why = ": its parts have no common type or shape" if has_parts else ""
+        raise TypeError(f"{name}: cannot make an array of {type(value).__name__}{why}; expected {expected}")
+    if array.dtype.kind == "V" and array.dtype in _SHORT_INTEGERS:
+        array = array.astype(np.int8)
     if array.ndim > MAX_AXES:
         raise ValueError(f"{name} has {array.ndim} axes; expected at most {MAX_AXES}")
     if array.dtype.isnative:
@@ -57,7 +61,7 @@ def _refuse_masks(value: Any, name: str) -> None:
                 _refuse_masks(part, f"{name}[{i}]")
 
 
-def _converted(value: Any, name: str) -> np.ndarray:
+def _converted(value: Any, name: str, expected: str) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     if device.has_no_values(value):
@@ -70,7 +74,8 @@ def _converted(value: Any, name: str) -> np.ndarray:
         else:
             return np.asarray(value)
     except Exception as error:
-        raise TypeError(f"{name}: cannot make an array of {type(value).__name__}: {error}") from error
+        why = f"cannot make an array of {type(value).__name__}: {error}"
+        raise TypeError(f"{name}: {why}; expected {expected}") from error
     return _from_dlpack(value, kind, name)
 
 
@@ -144,7 +149,7 @@ def is_real(array: np.ndarray) -> bool:
 
 def integer_array(value: Any, name: str) -> np.ndarray:
     """An input of an integer dtype."""
-    array = as_array(value, name)
+    array = as_array(value, name, "integers")
     if array.size == 0 and isinstance(value, list | tuple):
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -168,7 +173,7 @@ def entries(value: Any, name: str, expected: str) -> list[Any]:
             raise TypeError
         return list(value)
     except Exception:
-        raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected {expected}") from None
+        raise TypeError(f"{name} is {shown(value)} of type {type(value).__name__}; expected {expected}") from None
 
 
 def check_shape(array: np.ndarray, expected: Sequence[int], name: str, why: str) -> None:
@@ -196,17 +201,18 @@ def check_labels(
     index = tuple(int(i) for i in np.argwhere(wrong)[0])
     shown = ", ".join(str(i) for i in position(index))
     where = f"{name}[{shown}]" if shown else name
-    raise ValueError(
-        f"{where} = {labels[index]} is outside [0, {classes}) and is not ignore_index {ignore_index}"
-        f" ({int(np.count_nonzero(wrong))} such in all)"
-    )
+    why = f"is outside [0, {classes})" if classes else "is no class, for the axis of classes has size 0,"
+    such = f"({int(np.count_nonzero(wrong))} such in all)"
+    raise ValueError(f"{where} = {labels[index]} {why} and is not ignore_index {ignore_index} {such}")
 
 
 def check_range(array: np.ndarray, low: float, high: float, name: str) -> None:
     """Raise unless every element is in [low, high]."""
     if array.size == 0 or (array.min() >= low and array.max() <= high):
         return
-    raise ValueError(f"{_first_of(array, ~((array >= low) & (array <= high)), name)} is outside [{low:g}, {high:g}]")
+    first = _first_of(array, ~((array >= low) & (array <= high)), name)
+    why = f"is outside [{low:g}, {high:g}]" if high >= low else "names one of a kind of which there are none"
+    raise ValueError(f"{first} {why}")
 
 
 def check_not_negative(array: np.ndarray, name: str) -> None:
@@ -223,7 +229,7 @@ def _first_of(array: np.ndarray, wrong: np.ndarray, name: str) -> str:
     return f"{where} = {array[index]}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as an error shows it, on one line; an integer of thousands of digits has no repr."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
@@ -238,11 +244,11 @@ def integer(value: Any, name: str, *, low: int | None = None) -> int:
     try:
         result = operator.index(value)
     except Exception:
-        raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected an integer") from None
+        raise TypeError(f"{name} is {shown(value)} of type {type(value).__name__}; expected an integer") from None
     if low is not None and result < low:
-        raise ValueError(f"{name} is {_shown(result)}; expected at least {low}")
+        raise ValueError(f"{name} is {shown(result)}; expected at least {low}")
     if low is not None and result > _INT64.max:
-        raise ValueError(f"{name} is {_shown(result)}; expected an integer of 64 bits")
+        raise ValueError(f"{name} is {shown(result)}; expected an integer of 64 bits")
     return result
 
 
@@ -250,7 +256,7 @@ def label(value: Any, name: str) -> int:
     """An integer argument that labels are compared with."""
     result = integer(value, name)
     if not _INT64.min <= result <= _INT64.max:
-        raise ValueError(f"{name} is {_shown(result)}; expected an integer of 64 bits")
+        raise ValueError(f"{name} is {shown(result)}; expected an integer of 64 bits")
     return result
 
 
@@ -270,12 +276,14 @@ def _as_float(value: Any, name: str) -> float:
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"{name} is {_shown(value)}; expected a number that float64 holds") from None
-    array = as_array(value, name)
+            raise ValueError(f"{name} is {shown(value)}; expected a number that float64 holds") from None
+    if value is None:
+        raise TypeError(f"{name} is None; expected a number")
+    array = as_array(value, name, "a number")
     if array.ndim:
         raise ValueError(f"{name} has shape {array.shape}; expected a number or an array without axes")
     if not is_real(array):
-        raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected a number")
+        raise TypeError(f"{name} is {shown(value)} of type {type(value).__name__}; expected a number")
     return float(array)
 
 
@@ -283,14 +291,16 @@ def flag(value: Any, name: str) -> bool:
     """An argument that is true or false, as 0, 1 and None are."""
     if value is None or (isinstance(value, bool | np.bool_ | int | np.integer) and value in (0, 1)):
         return bool(value)
-    raise TypeError(f"{name} is {_shown(value)} of type {type(value).__name__}; expected True or False")
+    raise TypeError(f"{name} is {shown(value)} of type {type(value).__name__}; expected True or False")
 
 
 def cotangent(grad_output: Any, shape: tuple[int, ...], name: str = "grad_output") -> np.ndarray:
     """grad_output as float64: one element, or one for each element of the loss."""
     if isinstance(grad_output, float):
         return np.array([grad_output], np.float64)
-    array = as_array(grad_output, name)
+    if grad_output is None:
+        raise TypeError(f"{name} is None; expected a number, or one for each element of the loss")
+    array = as_array(grad_output, name, "real numbers")
     if not is_real(array):
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     if array.ndim:
@@ -325,7 +335,7 @@ def choice(value: str, name: str, options: Collection[str]) -> str:
     """An argument that is one of a few words."""
     if not isinstance(value, str) or value not in options:
         expected = ", ".join(repr(option) for option in options)
-        raise ValueError(f"{name} is {_shown(value)}; expected one of {expected}")
+        raise ValueError(f"{name} is {shown(value)}; expected one of {expected}")
     return value
 
 
@@ -336,7 +346,7 @@ def asked_gradients(grad: Any) -> bool | tuple[str, ...]:
     names = (grad,) if isinstance(grad, str) else grad
     if not isinstance(names, list | tuple | Set) or not all(isinstance(name, str) for name in names):
         raise TypeError(
-            f"grad is {_shown(grad)} of type {type(grad).__name__}; expected a bool, a name or several names"
+            f"grad is {shown(grad)} of type {type(grad).__name__}; expected a bool, a name or several names"
         )
     return tuple(names)
 
@@ -354,9 +364,21 @@ def float_dtype(value: Any, name: str) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = np.dtype(value)
     except Exception:
-        raise TypeError(f"{name} is {_shown(value)}; expected {_FLOAT_NAMES}") from None
+        raise TypeError(f"{name} is {shown(value)}; expected {_FLOAT_NAMES}") from None
     if dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} is {dtype}; expected {_FLOAT_NAMES}")
+    return dtype
+
+
+def dtype_choice(value: Any, name: str, options: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+    """A dtype argument that is one of a few: its name, or whatever NumPy takes as that dtype."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except Exception:
+        dtype = np.dtype(object)
+    if value is None or dtype not in options.values():
+        expected = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name} is {shown(value)}; expected one of {expected}")
     return dtype
 
 

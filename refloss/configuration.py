@@ -15,6 +15,8 @@ def read(config: Any, name: str, *, default: Any = _MISSING) -> Any:
     value = config.get(name, _MISSING) if isinstance(config, Mapping) else getattr(config, name, _MISSING)
     if value is _MISSING:
         value = default
+    if value is _MISSING and (config is None or isinstance(config, str | bytes | int | float | list | tuple)):
+        raise TypeError(f"config is {arrays.shown(config)}; expected an object or a mapping that has {name!r}")
     if value is _MISSING:
         raise ValueError(f"config has no {name!r}, which this loss reads")
     return value

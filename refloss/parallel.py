@@ -60,6 +60,16 @@ def steps(count: int) -> Iterator[Callable[[], None]]:
         yield lambda: report(1, count) if report is not None else None
 
 
+@contextlib.contextmanager
+def passes(rows: int) -> Iterator[None]:
+    """Of work that goes over blocks several times, report the rows of all passes together."""
+    report = _progress.get()
+    if report is not None:
+        report(0, rows)
+    with progress(None if report is None else lambda done, _: report(done, rows) if done else None):
+        yield
+
+
 def run_blocks(work: Callable[[int, int, Any], None], rows: int, block: int, scratch: Callable[[], Any]) -> None:
     """Call work(first, last, scratch()) for blocks that cover range(rows); the calling thread takes part."""
     report = _progress.get()

@@ -230,3 +230,42 @@ def test_a_z_loss_of_0_is_0_and_a_small_one_keeps_a_square_that_overflows():
     assert result.components["z_loss"] == 2.0**24
     with pytest.raises(ValueError, match="grad_output is a mapping, and z_loss is 0"):
         refloss.cross_entropy([[1.0, 2.0]], [0], softcap=2.0, grad_output={"z_loss": 1.0})
+
+
+@pytest.mark.parametrize("cap", [2.0**901, 1e300, 1e308, 1.7e308])
+@pytest.mark.parametrize("temperature", [0.5, 0.7])
+def test_a_cap_that_no_logit_comes_near_changes_nothing(cap, temperature):
+    options = {"logit_scale": 0.75, "temperature": temperature, "z_loss": 1e-3}
+    plain, capped = (refloss.cross_entropy(LOGITS, LABELS, softcap=each, **options) for each in (None, cap))
+    assert capped.loss == plain.loss
+    assert capped.grads["logits"].tobytes() == plain.grads["logits"].tobytes()
+
+
+@pytest.mark.parametrize("cap", [1e307, 1e308, 1.7e308])
+def test_a_cap_near_the_end_of_float64_loses_no_digit(cap):
+    """Logits as large as it: what their softmax sees is read off a loss, to 2 ulp."""
+    for z in (cap * 2.0**-59, cap / 1000, cap / 3, -cap, 1.75e308):
+        found = refloss.cross_entropy([[0.0, z]], [0 if z > 0 else 1], softcap=cap).loss
+        with mpmath.workprec(300):
+            exact = abs(mpmath.mpf(cap) * mpmath.tanh(mpmath.mpf(z) / mpmath.mpf(cap)))
+            assert abs(found - exact) <= 2 * np.spacing(float(exact))
+
+
+def test_an_infinite_cotangent_comes_out_as_it_does_without_a_chain():
+    for given in (np.inf, -np.inf):
+        plain = refloss.cross_entropy(LOGITS, LABELS, grad_output=given).grads["logits"]
+        through = refloss.cross_entropy(LOGITS * 2, LABELS, grad_output=given, temperature=2.0).grads["logits"]
+        np.testing.assert_array_equal(through, plain)
+        assert np.isinf(plain[LABELS != -100]).all()
+
+
+@pytest.mark.parametrize("weights", [[0.0] * 7, [1.0, 0, 1, 2, 0, 0, -3]])
+def test_squares_over_weights_that_sum_to_0_are_infinite(weights):
+    found = refloss.cross_entropy(LOGITS, [2, 3, 6, -100, 1], np.array(weights), **CHAIN)
+    assert found.components["z_loss"] == np.inf
+    assert np.isnan(found.loss)
+    assert np.isnan(found.components["cross_entropy"])
+    none = refloss.cross_entropy(LOGITS, np.full(5, -100), np.array(weights), **CHAIN)
+    undefined = refloss.cross_entropy(LOGITS, LABELS, np.full(7, np.nan), **CHAIN)
+    assert np.isnan(none.components["z_loss"])
+    assert np.isnan(undefined.components["z_loss"])

@@ -162,6 +162,39 @@ def test_roundings_of_like_terms_are_not_independent():
     assert independent(np.array([1.0, 2.0])) == 3.0
 
 
+# What a chain of logits is granted is what its roundings cost: confident rows tell a percent beside logits of 14.
+
+
+def through_chain(x, scale, temperature, how):
+    """Float32 logits on their way, in the orders in which people write them."""
+    scale, temperature = np.float32(scale), np.float32(temperature)
+    if how == "divided":
+        return x * scale / temperature
+    return x * scale * (np.float32(1.0) / temperature) if how == "multiplied" else x * (scale / temperature)
+
+
+@pytest.mark.parametrize("how", ["divided", "multiplied", "by one factor"])
+@pytest.mark.parametrize(("scale", "temperature"), [(1.0, 0.7), (1.75, 1.0), (0.9, 1.3), (0.25, 2.0)])
+def test_a_confident_rows_cross_entropy_is_told_to_a_percent_and_honest_ones_pass(scale, temperature, how):
+    source, rows = np.random.default_rng(9), 4
+    options = {"logit_scale": scale, "temperature": temperature, "z_loss": 1e-4}
+    for _ in range(60):
+        x = source.normal(0.0, 0.5, (rows, 6))
+        labels = source.integers(6, size=rows)
+        x[np.arange(rows), labels] += 8.0
+        given = (x + 6.0).astype(np.float32) * np.float32(temperature / scale)
+        case = Case("confident", "cross_entropy", {"logits": given, "target": labels}, options, 1.0)
+        result = evaluate(case)
+        right, limits = float(result.components["cross_entropy"]), bounds(case, result, "float32")
+        limit = float(np.asarray(limits["component.cross_entropy"])) + np.spacing(np.float32(right))
+        assert 5e-4 < right < 1e-2
+        assert 0.01 * right > limit
+        y = through_chain(given, scale, temperature, how)
+        below = y - y.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(below).sum(axis=1, dtype=np.float32)) - below[np.arange(rows), labels]
+        assert abs(float(losses.mean(dtype=np.float32)) - right) < limit
+
+
 # Bounds are read in parts.
 
 

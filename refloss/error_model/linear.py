@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from refloss.cases.source import DTYPES
 from refloss.error_model.bound import Bound, whole, without_nan
 from refloss.error_model.chain import Chained, chained, error_of_slope, error_of_value, z_factor
 from refloss.error_model.log_probs import RowBounds
@@ -53,9 +52,9 @@ def _squared(factor: float, lse: np.ndarray, _: np.ndarray) -> AddedTerms:
     return AddedTerms(factor * lse**2, 2 * factor * lse, 2 * factor * lse, np.full_like(lse, 2 * factor))
 
 
-def _written(z: np.ndarray, off: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def _written(z: np.ndarray, off: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """Logits that are written down in a type, and how far apart that may have landed what was off by so much."""
-    near, *ends = (real(values.astype(DTYPES[dtype])) for values in (z, z - off, z + off))
+    near, *ends = (real(values.astype(np.dtype(dtype))) for values in (z, z - off, z + off))
     return near, np.maximum(*(np.where(np.isfinite(end - near), np.abs(end - near), 0.0) for end in ends))
 
 
@@ -111,7 +110,7 @@ def linear_cross_entropy(case: Case, _: LossResult, unit: Roundoff) -> dict[str,
         class_axis=case.inputs["input"].ndim - 1,
         weight=case.inputs.get("weight"),
         added=partial(_squared, factor) if factor else None,
-        error=(error_of_value(of, unit) + of.steepest * layer.off).reshape(shape),
+        error=(error_of_value(of.value, parameters, unit) + of.steepest * layer.off).reshape(shape),
         slope=(slope.reshape(shape), error_of_slope(of, unit)),
         **{name: value for name, value in parameters.items() if name in _OPTIONS},
     )

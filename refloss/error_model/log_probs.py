@@ -4,7 +4,7 @@ Notation as in softmax: u and v are unit roundoffs, s(n) what a sum of n terms c
 distances from its largest z, log Z + a_j = −ℓ_j = −log p_j and H its entropy. Of K cotangents c_k those of class j have
 the sum q_j of magnitudes and all of them Q; h is that of the entropy; y = dz/dx; e = k·u + s(C) + s(K).
 
-A logit that goes through the chain is off by d_j = k·u·|z_j|, and by nothing where there is no chain. So
+A logit that goes through the chain is off by d_j = n·u·|z_j| (chain), and by nothing where there is no chain. So
 
     |δℓ_j|  ≤ v·(a_j + Σ p_i·a_i + 4) + s(C) + u·(1 + log Z + |ℓ_j|) + d_j + Σ p_i·d_i,    f_j = e^|δℓ_j| − 1
     |δH|    ≤ Σ p_j·(f_j·|ℓ_j| + |δℓ_j|) + e·H
@@ -115,7 +115,7 @@ class RowBounds:
 
     def _off(self, z: np.ndarray, places: Any) -> np.ndarray:
         """d of some z, which are at places among all of them."""
-        own = error_of_value(Chained(z, 1.0, 1.0), self.unit) if self.is_chained else np.zeros(z.shape)
+        own = error_of_value(z, self.parameters, self.unit)
         return own if self.error is None else own + self.error[places]
 
     def _log_off(self, distance: Any, spread: Any, log_total: Any, log_p: Any, moved: Any) -> np.ndarray:

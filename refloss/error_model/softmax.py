@@ -406,7 +406,8 @@ def _of_chain(
     if is_chained(parameters):
         of = chained(logits, parameters)
         slope = np.broadcast_to(of.slope, logits.shape)
-        found = {"logits": of.value, "error": error_of_value(of, unit), "slope": (slope, error_of_slope(of, unit))}
+        error = error_of_value(of.value, parameters, unit)
+        found = {"logits": of.value, "error": error, "slope": (slope, error_of_slope(of, unit))}
     factor = z_factor(parameters)
     return found, functools.partial(_squared_lse, factor) if factor else None
 

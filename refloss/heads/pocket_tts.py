@@ -257,7 +257,8 @@ class _Tensors:
     """Float inputs by name, and the gradients of those for which one is wanted."""
 
     def __init__(self, given: Mapping[str, Any], options: Options) -> None:
-        self.values = {name: arrays.float_array(value, name) for name, value in given.items() if value is not None}
+        there = {name: value for name, value in given.items() if value is not None or name not in DISTILLATION}
+        self.values = {name: arrays.float_array(value, name) for name, value in there.items()}
         wanted = options.wanted(list(self.values))
         buffers = {name: options.buffer(value, name, wanted=name in wanted) for name, value in self.values.items()}
         self.grads = {name: buffer for name, buffer in buffers.items() if buffer is not None}

@@ -96,8 +96,8 @@ def semantic_segmentation(
     options = Options(grad_output, grad, grad_dtype, backend=backend)
     cotangent = exact(arrays.number(grad_output, "grad_output"))
     terms = [("", logits, 1.0)]
+    weight = arrays.number(auxiliary_loss_weight, "auxiliary_loss_weight", finite=True)
     if auxiliary_logits is not None:
-        weight = arrays.number(auxiliary_loss_weight, "auxiliary_loss_weight", finite=True)
         terms.append(("auxiliary_", auxiliary_logits, weight))
     wanted = arrays.wanted_gradients(grad, [f"{prefix}logits" for prefix, _, _ in terms])
     inputs = [(prefix, arrays.float_array(values, f"{prefix}logits"), weight) for prefix, values, weight in terms]

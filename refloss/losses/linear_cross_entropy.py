@@ -109,7 +109,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     temperature: float = 1.0,
     z_loss: float = 0.0,
-    logits_dtype: str | None = None,
+    logits_dtype: Any = None,
     grad_output: Any = 1.0,
     grad: Gradients = True,
     grad_dtype: Any = None,
@@ -134,8 +134,8 @@ def linear_cross_entropy(
         reduction: "mean", "sum" or "none".
         label_smoothing: ε in [0, 1].
         logit_scale, softcap, temperature, z_loss: as in refloss.cross_entropy.
-        logits_dtype: "bfloat16", "float16" or "float32": logits are rounded to it, once, before anything else, as by
-            libraries that write them down; None leaves them exact.
+        logits_dtype: "bfloat16", "float16", "float32" or such a dtype: logits are rounded to it, once, before anything
+            else, as by libraries that write them down; None leaves them exact.
         grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape; with a z-loss also a
             mapping of its components.
         grad: True, False, or the names of the inputs whose gradients to compute.

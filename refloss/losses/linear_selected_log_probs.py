@@ -81,7 +81,7 @@ def linear_selected_log_probs(
     softcap: float | None = None,
     temperature: float = 1.0,
     mask: Any = None,
-    logits_dtype: str | None = None,
+    logits_dtype: Any = None,
     grad_output: Any = 1.0,
     grad: Gradients = True,
     grad_dtype: Any = None,
@@ -103,8 +103,8 @@ def linear_selected_log_probs(
         logit_scale, softcap, temperature: as in refloss.selected_log_probs.
         mask: [...], which rows count, bool or 0 and 1. Others have log-probabilities, entropy and gradient 0, whatever
             their input is, and their index may be any number, such as −100.
-        logits_dtype: "bfloat16", "float16" or "float32": logits are rounded to it, once, before anything else; None
-            leaves them exact.
+        logits_dtype: "bfloat16", "float16", "float32" or such a dtype: logits are rounded to it, once, before anything
+            else; None leaves them exact.
         grad_output: the cotangent: a number, or an array of the loss's shape, of the log-probabilities alone; or a
             mapping of "log_probs" and "entropy", each a number or an array of its shape, 0 where it is left out.
         grad, grad_dtype, out, backend: as in refloss.linear_cross_entropy.

@@ -19,6 +19,11 @@ from refloss.numerics.accurate import exp_less_one, reduced
 from refloss.numerics.exponential import UNDERFLOW, scale
 from refloss.numerics.pairs import add, divide, fast_two_sum, multiply, negate, pair
 
+# From here on a cap, what it divides and what divides it are taken over a power of two: s/c and its low part are normal
+# numbers then, and c/τ is finite. Below such a cap tanh v is v, to pairs, for |v| up to 2^-60.
+_HUGE, _SHRUNK = 2.0**900, 2.0**-200
+_LINEAR = 2.0**-60
+
 
 class Chain(NamedTuple):
     """Its numbers: finite, but for a cap of +inf, which is none."""
@@ -65,8 +70,15 @@ def uncapped(z, chain):
 @jit.scalar
 def capped(z, chain):
     """y of a pair z and ∂y/∂z, with a cap. Quotients are of the chain's own numbers: loops have them once."""
-    value, slope = _tanh(multiply(z, divide(pair(chain.scale), pair(chain.cap))))
-    return multiply(value, divide(pair(chain.cap), pair(chain.temperature))), multiply(slope, chain_slope(chain))
+    huge = chain.cap > _HUGE
+    shrunk, grown = (_SHRUNK if huge else 1.0), (1.0 / _SHRUNK if huge else 1.0)
+    cap = pair(chain.cap * shrunk)
+    v = multiply((z[0] * shrunk, z[1] * shrunk), divide(pair(chain.scale), cap))
+    if huge and abs(v[0]) < _LINEAR:
+        return uncapped(z, chain), chain_slope(chain)
+    value, slope = _tanh(v)
+    value = multiply(value, divide(cap, pair(chain.temperature)))
+    return (value[0] * grown, value[1] * grown), multiply(slope, chain_slope(chain))
 
 
 @jit.scalar

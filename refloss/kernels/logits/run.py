@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -75,7 +76,11 @@ def chained_loss(given: ChainTask, backend: str) -> ChainAnswer:
 
 def chain_terms(given: ChainTask, exponent: int) -> ChainTerms:
     """What is the same for every row of a task whose weights are over 2^exponent, and so is ζ: squares have none."""
-    return ChainTerms(given.chain, (float(np.ldexp(given.z_loss, -exponent)), 0.0), as_writable(given.z_cotangent))
+    cotangent = given.z_cotangent
+    if given.z_loss == 0.0:
+        # An infinite one times a ζ of 0 is nothing, not NaN.
+        cotangent = np.where(np.isinf(cotangent), np.sign(cotangent), cotangent)
+    return ChainTerms(given.chain, (float(np.ldexp(given.z_loss, -exponent)), 0.0), as_writable(cotangent))
 
 
 def answer_of(given: ChainTask, output: Output, normaliser: Exact, exponent: int) -> ChainAnswer:
@@ -85,8 +90,17 @@ def answer_of(given: ChainTask, output: Output, normaliser: Exact, exponent: int
         return ChainAnswer(losses[0], losses[1], losses[2], output.nll, output.lse)
     parts = output.cross_entropy, output.z_loss
     whole = exact_sum(np.concatenate(parts) if given.z_loss else output.loss)
-    sums = [quotient(total, normaliser) for total in (whole, *map(exact_sum, parts))]
-    return ChainAnswer(sums[0], sums[1], sums[2], output.nll, output.lse)
+    loss, cross_entropy = (quotient(total, normaliser) for total in (whole, exact_sum(parts[0])))
+    z_loss = quotient(exact_sum(parts[1]), _divisor_of_squares(given.task, normaliser))
+    return ChainAnswer(loss, cross_entropy, z_loss, output.nll, output.lse)
+
+
+def _divisor_of_squares(task: Task, normaliser: Exact) -> Exact:
+    """What divides squares: where weights sum to 0, that 0, as in torch's formula, and not the NaN of a likelihood."""
+    if task.reduction != "mean" or not task.has_labels or isinstance(normaliser, Fraction):
+        return normaliser
+    counted = task.target[task.target != task.ignore_index]
+    return Fraction(0) if task.weight is None else exact_sum(task.weight[counted])
 
 
 def log_probabilities(given: ChainTask, backend: str) -> np.ndarray:

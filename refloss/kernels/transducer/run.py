@@ -118,18 +118,27 @@ class _Passes:
     def losses(self) -> np.ndarray:
         """All passes; those of samples whose gradients are too close to 0 once more."""
         everything = np.arange(self.samples.frames.size)
-        self._weigh(everything, accurate=False)
-        self._sweep(everything, accurate=False)
-        finish_losses(self.output.losses, self.output.sound, self.samples.frames)
+        with parallel.passes(self._rows()):
+            self._weigh(everything, accurate=False)
+            self._sweep(everything, accurate=False)
+            finish_losses(self.output.losses, self.output.sound, self.samples.frames)
+            if has_gradient(self.task):
+                self._slopes(everything)
         if has_gradient(self.task):
-            self._slopes(everything)
             again = close_samples(self.output.close)
+            # How many there are is known by now alone, and few are.
             if again.size:
-                self._weigh(again, accurate=True)
-                self._sweep(again, accurate=True)
-                self._slopes(again)
+                with parallel.progress(None):
+                    self._weigh(again, accurate=True)
+                    self._sweep(again, accurate=True)
+                    self._slopes(again)
         losses: np.ndarray = self.output.losses
         return losses
+
+    def _rows(self) -> int:
+        """What the passes over everything go through: frames, samples each way, and frames of gradients."""
+        batch, frames = self.samples.frames.size, int(self.samples.frames.sum())
+        return frames + (batch * (2 + self.times) if has_gradient(self.task) else batch)
 
     def _buffers(self) -> Buffers:
         size, steps = self.logits.classes, len(self.task.blank_steps)

@@ -79,9 +79,9 @@ def layer_of(x: Any, linear_weight: Any, linear_bias: Any, *, rows: bool) -> Lay
     return Layer(given, w, bias)
 
 
-def rounding_of(logits_dtype: str | None) -> Rounding:
+def rounding_of(logits_dtype: Any) -> Rounding:
     """What becomes of the logits: they are written down in a format, or stay exact."""
-    return rounding_to(None if logits_dtype is None else _DTYPES[arrays.choice(logits_dtype, "logits_dtype", _DTYPES)])
+    return rounding_to(None if logits_dtype is None else arrays.dtype_choice(logits_dtype, "logits_dtype", _DTYPES))
 
 
 def gradient_buffers(layer: Layer, options: Options, **others: np.ndarray) -> dict[str, np.ndarray]:

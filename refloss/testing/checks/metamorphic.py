@@ -30,6 +30,7 @@ from refloss.testing.checks.trials import (
     gradients,
 )
 from refloss.testing.judging.driver import GRAD, Driver
+from refloss.testing.judging.selection import type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -122,6 +123,7 @@ def _examined(
     bits: bool,
 ) -> tuple[list[str], dict[str, str]]:
     """The properties that were found to hold, and those that do not with what shows it, in their order."""
+    compute_dtype = type_name(compute_dtype) or "None"
     for what, given, known in (
         ("function", function, FUNCTIONS),
         ("compute_dtype", compute_dtype, COMPUTE_DTYPES),

@@ -26,7 +26,7 @@ from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import Driver, named
 from refloss.testing.judging.frameworks import Framework
 from refloss.testing.judging.judge import question, question_of, told_parameters, told_shapes
-from refloss.testing.judging.selection import Only, check_names, judged, listed, matching
+from refloss.testing.judging.selection import Only, check_names, judged, listed, matching, type_name
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.report.plain import text
 from refloss.testing.report.wording import plural
@@ -212,6 +212,7 @@ def _assert_matches(
     __tracebackhide__ = True
     if not candidate:
         raise TypeError("nothing to judge: give loss, grads or components")
+    compute_dtype = type_name(compute_dtype)
     asked = question_of(case, result, compute_dtype)
     check_names("tensor", candidate, [name for name in asked.expected if "intermediate" not in name])
     arrays = {name: None if value is None else on_host(value, name) for name, value in candidate.items()}
@@ -240,6 +241,7 @@ class Judging:
         compute_dtype: str | None = None,
         only: Only | None = None,
     ) -> None:
+        compute_dtype = type_name(compute_dtype)
         check_names("compute_dtype", listed(compute_dtype), COMPUTE_DTYPES)
         self._subject = getattr(function, "__qualname__", type(function).__name__)
         self._driver = Driver(function, framework.to_native, from_native)

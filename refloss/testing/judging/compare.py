@@ -15,7 +15,7 @@ from refloss.golden.store import counted, read_case
 from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.judge import question
-from refloss.testing.judging.selection import Only, check_names, judged, listed, matching
+from refloss.testing.judging.selection import Only, check_names, judged, listed, matching, type_name
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.verdict import CaseVerdict, TensorVerdict
 
@@ -52,7 +52,7 @@ def judge_folders(
     Raises:
         ValueError: a folder that is none, and names that no case has.
     """
-    start, only = time.perf_counter(), Only(grads, components)
+    start, only, compute_dtype = time.perf_counter(), Only(grads, components), type_name(compute_dtype)
     manifest = read_manifest(golden)
     entries = _selected(manifest["cases"], listed(functions), listed(cases))
     if not candidate.is_dir():

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from refloss.roundoff import COMPUTE_DTYPES
 from refloss.testing.judging.driver import COMPONENT, GRAD
 from refloss.testing.judging.judge import judge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
 
     from refloss.testing.verdict import CaseVerdict, Question
 
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 def listed(names: str | Iterable[str] | None) -> list[str]:
     """One name or several."""
     return [names] if isinstance(names, str) else list(names or [])
+
+
+def type_name(compute_dtype: Any) -> str | None:
+    """A type to compute in by its name, of a dtype too; None for None."""
+    if compute_dtype is None:
+        return None
+    if isinstance(compute_dtype, str):
+        return compute_dtype
+    try:
+        name: str = np.dtype(compute_dtype).name
+    except Exception:
+        raise TypeError(f"compute_dtype is {compute_dtype!r}; expected one of {', '.join(COMPUTE_DTYPES)}") from None
+    return name
 
 
 def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
