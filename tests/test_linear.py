@@ -372,6 +372,50 @@ def test_weights_that_are_no_numbers_do_not_reach_rows_that_do_not_count(poison)
     assert np.array_equal(refloss.linear_cross_entropy(**alone).grads["input"], np.zeros(12))
 
 
+@pytest.mark.parametrize("poison", [np.inf, -np.inf, np.nan])
+def test_a_weight_that_is_no_number_makes_its_logit_what_arithmetic_does(poison):
+    """A number has parts of either sign, and a sum of infinite ones would not be a number."""
+    random = np.random.default_rng(6)
+    for features in (1, 2, 3, 200):
+        inputs = layer(
+            rows=40, features=features, linear_weight=random.standard_normal((19, features)), linear_bias=None
+        )
+        inputs["linear_weight"][7, features // 2] = poison
+        inputs["target"][inputs["target"] == 7] = 8
+        with np.errstate(invalid="ignore"):
+            logits = inputs["input"].astype(np.float64) @ inputs["linear_weight"].T
+        expected = refloss.cross_entropy(logits, inputs["target"], reduction="none").loss
+        found = refloss.linear_cross_entropy(**inputs, reduction="none").loss
+        assert np.array_equal(np.isnan(found), np.isnan(expected))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_what_is_beyond_float64_is_infinite():
+    logits = refloss.linear_cross_entropy([[-1e200]], [[1e200], [1e-300]], [1])
+    assert logits.loss == 0.0
+    gradient = refloss.linear_cross_entropy([[1e-298]], [[7e297], [-5.6e295]], [0], grad_output=-1e20).grads["input"]
+    assert gradient == np.inf
+
+
+@pytest.mark.parametrize("chain", [{}, {"softcap": 3.0}, {"logit_scale": 0.5}])
+def test_an_infinite_cotangent_has_infinite_gradients(chain):
+    inputs = layer()
+    cotangent = np.where(np.arange(7) == 3, -np.inf, 1.0)
+    given = {"reduction": "none", "grad_output": cotangent, **chain}
+    gradient = refloss.linear_cross_entropy(**inputs, **given).grads["linear_bias"]
+    sign = np.where(np.arange(19) == inputs["target"][3], 1.0, -1.0)
+    assert np.array_equal(gradient, sign * np.inf)
+    logits = inputs["input"] @ inputs["linear_weight"].T
+    assert np.array_equal(refloss.cross_entropy(logits, inputs["target"], **given).grads["logits"][3], sign * np.inf)
+
+
+@pytest.mark.parametrize("target", [np.full(3, -100), np.zeros((3, 0))])
+def test_rows_without_classes(target):
+    result = refloss.linear_cross_entropy(np.zeros((3, 4)), np.zeros((0, 4)), target, reduction="sum")
+    np.testing.assert_equal(result.loss, refloss.cross_entropy(np.zeros((3, 0)), target, reduction="sum").loss)
+    assert not result.grads["input"].any()
+
+
 def test_without_a_z_loss_no_square_overflows():
     result = refloss.linear_cross_entropy(np.array([[1e155]]), np.array([[1.0], [2.0]]), [0])
     assert result.loss == 1e155

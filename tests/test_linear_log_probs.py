@@ -246,7 +246,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"input": np.float32(1)}, ValueError, r"input has shape \(\); expected \[\.\.\., K\]"),
     ({"linear_weight": np.zeros((9, 5))}, ValueError, r"linear_weight has shape \(9, 5\); expected \[V, K\]"),
     ({"linear_bias": np.zeros(3)}, ValueError, r"linear_bias has shape \(3,\); expected \(9,\)"),
-    ({"index": np.zeros(4, int)}, ValueError, r"index has shape \(4,\); expected \(2, 4\), or that and K"),
+    ({"index": np.zeros(4, int)}, ValueError, r"index has shape \(4,\); expected \(2, 4\), or that and several"),
     ({"index": np.full((2, 4), 9)}, ValueError, r"index\[0, 0\] = 9 is outside \[0, 8\]"),
     ({"index": np.zeros((2, 4))}, TypeError, "index has dtype float64; expected an integer dtype"),
     ({"mask": np.full((2, 4), 2)}, ValueError, "mask has other numbers than 0 and 1"),

@@ -248,7 +248,7 @@ def test_threads_blocks_and_layouts_do_not_show(monkeypatch):
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"logits": 1.0}, ValueError, r"logits has shape \(\); expected \[\.\.\., V\]"),
-    ({"index": np.zeros((3,), int)}, ValueError, r"index has shape \(3,\); expected \(2,\), or that and K"),
+    ({"index": np.zeros((3,), int)}, ValueError, r"index has shape \(3,\); expected \(2,\), or that and several"),
     ({"index": [0, 5]}, ValueError, r"index\[1\] = 5 is outside \[0, 4\]"),
     ({"index": [0, -100]}, ValueError, r"index\[1\] = -100 is outside \[0, 4\]"),
     ({"index": [0.0, 1.0]}, TypeError, "index has dtype float64; expected an integer dtype"),

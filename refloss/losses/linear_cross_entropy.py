@@ -20,7 +20,8 @@ element is computed again as a sum of pairs. What is rounded once is so good to 
 magnitudes: where more than 2^25 of that cancels, fewer digits of a float32 may be right, and of float64 fewer from the
 first bits on that cancel. A sum whose terms cancel to less than 2^-90 is 0.
 
-Memory: beside inputs and gradients some 600 MB, or what one row needs, 112 bytes for each class, if that is more.
+Memory: beside inputs and gradients some 600 MB, or what one row needs, 112 bytes for each class, if that is more; and
+some 220 bytes for each loss.
 Matrix products are NumPy's, on its BLAS, on any backend; the bits depend neither on it nor on its threads.
 
 Torch counterpart: torch.nn.functional.linear_cross_entropy. Sources: Wijmans et al., "Cut Your Losses in

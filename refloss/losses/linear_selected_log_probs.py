@@ -124,7 +124,7 @@ def linear_selected_log_probs(
     """
     layer = layer_of(input, linear_weight, linear_bias, rows=True)
     chain = logit_options(logit_scale, softcap, temperature).chain
-    asked = asked_of(index, mask, layer.logits_shape)
+    asked = asked_of(index, mask, layer.logits_shape, "input·linear_weightᵀ")
     rounding = rounding_of(logits_dtype)
     # What lives on a GPU has been copied, and its gradients go back there.
     runs_on_gpu(backend)

@@ -85,7 +85,7 @@ class CrossEntropyRows:
         """Their losses."""
         known = self._targets(gradient=True), self.labels, self.terms, self.chained, self.output, self.statistics
         gradients = wanted, self.wants_gradient
-        high, low = (part.reshape(-1, self.classes) for part in (high, low))
+        high, low = (part.reshape(len(part) * self.places, self.classes) for part in (high, low))
         parallel.run_blocks(
             lambda first, last, memory: loop.whole_rows(
                 high, low, start * self.places, *known, memory, first, last, gradients

@@ -185,6 +185,8 @@ def yield_row(output, index, softmax, masses, z_loss):
 @jit.helper
 def push_of_row(softmax, index, terms, chained):
     """The factors of a row's gradient."""
+    if chained.z_loss[0] == 0.0:
+        return push_of(softmax, coefficient_of(terms, index), pair(0.0))
     cotangent = chained.z_cotangent[index if chained.z_cotangent.size > 1 else 0]
     of_z = multiply(divide(pair(cotangent), terms.normaliser), chained.z_loss)
     return push_of(softmax, coefficient_of(terms, index), of_z)

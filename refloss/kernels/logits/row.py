@@ -266,7 +266,9 @@ def label_masses(softmax, label, logit, distances, others, terms):
 
 @jit.scalar
 def push_of(softmax, coefficient, z_coefficient):
-    """Of the cotangent a and of ζ times the cotangent b, pairs."""
+    """Of the cotangent a and of ζ times the cotangent b, pairs; where that is 0 the lse is of no account."""
+    if z_coefficient[0] == 0.0:
+        return Push(coefficient, pair(0.0))
     return Push(coefficient, multiply((2.0 * z_coefficient[0], 2.0 * z_coefficient[1]), lse_of(softmax)))
 
 

@@ -163,15 +163,24 @@ def _sum_levels(levels, i, top, tail):
 def _scaled(a, exponent):
     """A pair times a power of two."""
     exponent = min(max(exponent, -_REACH), _REACH)
-    return normalised((scale(a[0], exponent), scale(a[1], exponent)))
+    high, low = normalised((scale(a[0], exponent), scale(a[1], exponent)))
+    # What is infinite has no low part, which may be infinite with the other sign.
+    whole = scale(a[0], exponent)
+    finite = abs(whole) < np.inf
+    return (high if finite else whole), (low if finite else 0.0)
 
 
 @jit.scalar
 def _added(total, a, b):
-    """total + a·b for a pair and two numbers; what is not finite, as float64 has it."""
+    """total + a·b for a pair and two numbers; what is not finite, as float64 has it.
+
+    Where the total is beyond float64, a part of one of its terms that is, too, may have the other sign: it counts not.
+    """
     plain = a * b
     _high, low = two_product(a, b)
-    return add(total, (plain, low if abs(plain) < np.inf else 0.0))
+    beyond = (abs(plain) == np.inf) & (abs(a) < np.inf) & (abs(b) < np.inf)
+    plain = 0.0 if beyond & (abs(total[0]) == np.inf) else plain
+    return add(total, (plain, low if abs(plain) < np.inf and not beyond else 0.0))
 
 
 @jit.helper
@@ -184,31 +193,38 @@ def _written(z, rounding):
 
 @jit.helper
 def _add_rest_of_left(left, right, i, high, low, lane):
-    """Add R_ik·B_jk to element i, j for every j."""
+    """Add R_ik·B_jk to element i, j for every j whose B_jk is finite."""
     for entry in range(left.rest_count[i]):
         k, value = left.rest_index[i, entry], left.rest_value[i, entry]
         load(right.rows, right.first, lane, k * right.rows.class_stride)
         for j in range(lane.size):
-            high[j], low[j] = _added((high[j], low[j]), value, lane[j])
+            if abs(lane[j]) < np.inf:
+                high[j], low[j] = _added((high[j], low[j]), value, lane[j])
 
 
 @jit.helper
 def _add_rest_of_right(left, right, i, row, high, low):
-    """Add (A − R)_ik·S_jk, S being the rest of the right factor, to element i, j for every j."""
+    """Add (A − R)_ik·S_jk to element i, j for every j, S being the rest of the right factor.
+
+    What is not finite is multiplied by A_ik as a whole: parts of either sign would make it no number.
+    """
     loaded = False
     for j in range(high.size):
         for entry in range(right.rest_count[j]):
             if not loaded:
                 _load_row(left.rows, left.first + i, row)
                 loaded = True
-            k = right.rest_index[j, entry]
+            k, value = right.rest_index[j, entry], right.rest_value[j, entry]
+            if not abs(value) < np.inf:
+                high[j], low[j] = _added((high[j], low[j]), row[k], value)
+                continue
             known = 0.0
             for s in range(left.slices.shape[0]):
                 known += left.slices[s, i, k]
             # What has no slice is in the left one's rest, whose product has been added.
             if (known != 0.0) | (row[k] == 0.0):
                 known = scale(known, left.exponents[i])
-                high[j], low[j] = _added((high[j], low[j]), known, right.rest_value[j, entry])
+                high[j], low[j] = _added((high[j], low[j]), known, value)
 
 
 @jit.kernel
@@ -339,7 +355,9 @@ def finish(levels, rests, reaches, largest, error, precision, top, tail, again, 
             errors[k] = scale(error * largest[k], reach)
         if rests.size:
             for k in range(high.size):
-                high[k], low[k] = add((high[k], low[k]), (rests[0, i, k], rests[1, i, k]))
+                kept = (abs(high[k]) == np.inf) & (abs(rests[0, i, k]) == np.inf)
+                rest = (0.0, 0.0) if kept else (rests[0, i, k], rests[1, i, k])
+                high[k], low[k] = add((high[k], low[k]), rest)
         _mark(high, errors, precision, again[i])
 
 

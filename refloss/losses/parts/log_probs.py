@@ -46,18 +46,18 @@ class Asked(NamedTuple):
         )
 
 
-def asked_of(index: Any, mask: Any, shape: tuple[int, ...]) -> Asked:
+def asked_of(index: Any, mask: Any, shape: tuple[int, ...], of_name: str = "logits") -> Asked:
     """Of logits of a shape, checked."""
-    counts = _counted(mask, shape[:-1])
-    return Asked(_checked_index(index, shape, counts), counts)
+    counts = _counted(mask, shape[:-1], of_name)
+    return Asked(_checked_index(index, shape, counts, of_name), counts)
 
 
-def _counted(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _counted(mask: Any, shape: tuple[int, ...], of_name: str) -> np.ndarray:
     """Which rows count."""
     if mask is None:
         return np.ones(shape, bool)
     array = arrays.as_array(mask, "mask")
-    arrays.check_shape(array, shape, "mask", "one for each row of logits")
+    arrays.check_shape(array, shape, "mask", f"one for each row of {of_name}")
     if array.dtype == bool:
         return array
     if not arrays.is_real(array):
@@ -68,12 +68,12 @@ def _counted(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     return counted
 
 
-def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray) -> np.ndarray:
+def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray, of_name: str) -> np.ndarray:
     """The classes of rows as int64, 0 for those of rows that do not count."""
     array = arrays.integer_array(index, "index")
     if array.shape[: len(shape) - 1] != counts.shape or array.ndim not in (len(shape) - 1, len(shape)):
         raise ValueError(
-            f"index has shape {array.shape}; expected {counts.shape}, or that and K, of logits of shape {shape}"
+            f"index has shape {array.shape}; expected {counts.shape}, or that and several for each row, of {of_name} {shape}"
         )
     counted = np.where(counts if array.ndim < len(shape) else counts[..., None], array, array.dtype.type(0))
     if np.any(counts):
