@@ -72,9 +72,8 @@ def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray, of_na
     """The classes of rows as int64, 0 for those of rows that do not count."""
     array = arrays.integer_array(index, "index")
     if array.shape[: len(shape) - 1] != counts.shape or array.ndim not in (len(shape) - 1, len(shape)):
-        raise ValueError(
-            f"index has shape {array.shape}; expected {counts.shape}, or that and several for each row, of {of_name} {shape}"
-        )
+        expected = f"{counts.shape}, or that and several for each row, of {of_name} {shape}"
+        raise ValueError(f"index has shape {array.shape}; expected {expected}")
     counted = np.where(counts if array.ndim < len(shape) else counts[..., None], array, array.dtype.type(0))
     if np.any(counts):
         arrays.check_range(counted, 0, shape[-1] - 1, "index")
