@@ -139,7 +139,7 @@ class _Passes:
 
     def _block(self, frames: int) -> int:
         elements = self.task.logits[0, 0].size if self.task.logits.size else 1
-        return max(1, min(BLOCK_ELEMENTS // elements, frames // 8))
+        return max(1, min(BLOCK_ELEMENTS // elements, frames // (4 * parallel.get_num_threads())))
 
     def _weigh(self, chosen: np.ndarray, *, accurate: bool) -> None:
         lengths = np.zeros_like(self.samples.frames)
