@@ -83,7 +83,7 @@ def test_a_taylor_polynomial_would_need_two_more_terms():
 
 
 def exp_errors(r):
-    """A bound on the error of e^r before its last addition, whatever the roundings in _exp_series and _exp_reduced."""
+    """A bound on the error of e^r before its last addition, whatever the roundings in _exp_series and exp_terms."""
     square = r * r
     inner = exponential.E3 * r + exponential.E2
     quadratic = exponential.E4 * square

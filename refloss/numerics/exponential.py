@@ -127,7 +127,7 @@ def _exp_series(r):
 
 
 @jit.scalar
-def _exp_reduced(high, low):
+def exp_terms(high, low):
     """e^(high + low) as (leading, tail, n): (leading + tail)·2^n, leading + tail in [0.7, 1.42]."""
     shifted = fma(high, LOG2_E, ROUND_TO_INTEGER)
     n = shifted - ROUND_TO_INTEGER
@@ -143,14 +143,14 @@ def _exp_reduced(high, low):
 def exp(x):
     """e^x."""
     x = OVERFLOW if x > OVERFLOW else (UNDERFLOW if x < UNDERFLOW else x)
-    leading, tail, n = _exp_reduced(x, 0.0)
+    leading, tail, n = exp_terms(x, 0.0)
     return scale(leading + tail, n)
 
 
 @jit.scalar
 def exp_pair(high, low):
     """e^(high + low) as a pair and a power of two: (leading + tail)·2^n; |high| ≤ 10^6."""
-    leading, tail, n = _exp_reduced(high, low)
+    leading, tail, n = exp_terms(high, low)
     leading, tail = fast_two_sum(leading, tail)
     return leading, tail, n
 
@@ -165,14 +165,14 @@ def exp_below(high, low):
     vanishes = high < UNDERFLOW
     high = UNDERFLOW if vanishes else high
     low = 0.0 if vanishes else low
-    leading, tail, n = _exp_reduced(high, low)
+    leading, tail, n = exp_terms(high, low)
     return float64_from_bits(float64_bits(leading + tail) + ((n + RAISED) << 52)) * LOWER
 
 
 @jit.scalar
 def exp_normal(x):
     """e^x for LEAST_NORMAL ≤ x ≤ 0."""
-    leading, tail, n = _exp_reduced(x, 0.0)
+    leading, tail, n = exp_terms(x, 0.0)
     return float64_from_bits(float64_bits(leading + tail) + (n << 52))
 
 
@@ -334,7 +334,7 @@ def excess(z):
     2^-51 and 2^-48, and less for larger z.
     """
     bounded = OVERFLOW if z > OVERFLOW else (UNDERFLOW if z < UNDERFLOW else z)
-    leading, tail, n = _exp_reduced(bounded, 0.0)
+    leading, tail, n = exp_terms(bounded, 0.0)
     whole = scale(leading + tail, n)
     small = z * z * _exp_series(z)
     near = n == 0

@@ -67,8 +67,12 @@ def grid_counts(term):
 @jit.helper
 def grid_total(coarse, fine, terms):
     """The pair that the sums of the bits of some terms stand for; what the magics added is taken off modulo 2^64."""
-    coarse -= terms * float64_bits(COARSE_MAGIC)
-    fine -= terms * float64_bits(FINE_MAGIC)
+    return grid_pair(coarse - terms * float64_bits(COARSE_MAGIC), fine - terms * float64_bits(FINE_MAGIC))
+
+
+@jit.scalar
+def grid_pair(coarse, fine):
+    """The pair that sums of counts stand for, in loops over many of them."""
     high = fast_two_sum(np.float64(coarse >> 30) * 2.0**-6, np.float64(coarse & (2**30 - 1)) * 2.0**-36)
     low = two_sum(np.float64(fine >> 30) * 2.0**-42, np.float64(fine & (2**30 - 1)) * 2.0**-72)
     return add(high, low)

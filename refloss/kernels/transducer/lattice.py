@@ -37,8 +37,8 @@ import numpy as np
 from refloss import jit
 from refloss.numerics import pairs
 from refloss.numerics.accurate import exp_accurate, exp_less_one, log1p_accurate
-from refloss.numerics.bits import float64_bits, float64_from_bits
-from refloss.numerics.exponential import UNDERFLOW, exp_pair, scale
+from refloss.numerics.bits import float64_bits, float64_from_bits, fma
+from refloss.numerics.exponential import UNDERFLOW, exp_pair, exp_terms, scale
 from refloss.numerics.extended import (
     LEAST,
     LOWEST_LOGARITHM,
@@ -57,7 +57,7 @@ from refloss.numerics.extended import (
 )
 from refloss.numerics.formats import read
 from refloss.numerics.pairs import negate, rounded, scaled, two_sum
-from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_step, long_counts
+from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, long_counts
 
 # Numbers that differ by less are the same number: recursions of 2^12 frames lose 2^-88, and what is the same by its
 # definition is so before exponentials are rounded.
@@ -152,14 +152,17 @@ def keep(numbers, index, value):
 
 @jit.scalar
 def plain_bits(x, reference):
-    """e^(x − reference) with an error of some 2^-58, as bits on two grids; see numerics.sums."""
+    """e^(x − reference) with an error of some 2^-58, as bits on two grids; see numerics.sums.
+
+    Powers of two are applied by the multiply-adds that put a term on its grid: their products are exact.
+    """
     high, low = two_sum(x, -reference)
     vanishes = high < _UNCOUNTED
-    leading, tail, n = exp_pair(_UNCOUNTED if vanishes else high, 0.0 if vanishes else low)
+    leading, tail, n = exp_terms(_UNCOUNTED if vanishes else high, 0.0 if vanishes else low)
     power = float64_from_bits((n + 1023) << 52)
-    coarse, rest = grid_step(leading * power, COARSE_MAGIC)
-    fine, _ = grid_step(rest + tail * power, FINE_MAGIC)
-    return coarse, fine
+    coarse = fma(leading + tail, power, COARSE_MAGIC)
+    rest = fma(tail, power, fma(leading, power, COARSE_MAGIC - coarse))
+    return float64_bits(coarse), float64_bits(rest + FINE_MAGIC)
 
 
 @jit.scalar

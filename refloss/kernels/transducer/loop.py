@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.rows import load_rows, save_rows
+from refloss.kernels.rows import load_rows, row_offset, save_rows
 from refloss.kernels.softmax.refine import kept
 from refloss.kernels.softmax.split import scan
 from refloss.kernels.transducer.lattice import (
@@ -38,9 +38,15 @@ from refloss.numerics.bits import float64_bits
 from refloss.numerics.exponential import exp_difference
 from refloss.numerics.extended import ONE, ZERO, add, multiply, product
 from refloss.numerics.fetch import fetch
-from refloss.numerics.formats import from_ordinal, infinity_bits, lowest_ordinal, uncounted, widen
+from refloss.numerics.formats import (
+    from_ordinal,
+    infinity_bits,
+    lowest_ordinal,
+    uncounted,
+    widen,
+)
 from refloss.numerics.pairs import times
-from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_total, long_total
+from refloss.numerics.sums import COARSE_MAGIC, FINE_MAGIC, grid_pair, long_total
 
 # The samples and the times of some frames, one of each for a frame.
 Frames = tuple[np.ndarray, np.ndarray]
@@ -48,6 +54,8 @@ Frames = tuple[np.ndarray, np.ndarray]
 LANES = 32
 # From this many classes on, a vector of classes is well filled.
 ROW_CLASSES = 16
+# A row of up to so many classes is worked on in parts: a loop whose end is known takes a third less time, of so few.
+SHORT_CLASSES, PART = 512, 32
 # Diagonals between a frame's being asked for and its first use.
 _AHEAD = 8
 # Rows of float64 and of int64 that the passes use.
@@ -75,17 +83,24 @@ class Buffers(NamedTuple):
 
 
 @jit.scalar
+def _from(first, i, step=1):
+    """An index without a sign: one that may be negative is looked at before each use, and no vector is read with it."""
+    return np.uint64(first) + np.uint64(i) * np.uint64(step)
+
+
+@jit.scalar
 def _get(buffers, row, lane):
     """A number of a lane: two rows of floats, one of integers."""
-    floats = buffers.floats
-    return floats[2 * row * LANES + lane], floats[(2 * row + 1) * LANES + lane], buffers.integers[row * LANES + lane]
+    floats, at = buffers.floats, _from(row * LANES, lane)
+    return floats[_from(at, row * LANES)], floats[_from(at, (row + 1) * LANES)], buffers.integers[at]
 
 
 @jit.scalar
 def _put(buffers, row, lane, value):
-    buffers.floats[2 * row * LANES + lane] = value[0]
-    buffers.floats[(2 * row + 1) * LANES + lane] = value[1]
-    buffers.integers[row * LANES + lane] = value[2]
+    at = _from(row * LANES, lane)
+    buffers.floats[_from(at, row * LANES)] = value[0]
+    buffers.floats[_from(at, (row + 1) * LANES)] = value[1]
+    buffers.integers[at] = value[2]
 
 
 class Line(NamedTuple):
@@ -111,28 +126,63 @@ def _node(line):
 def _copy_in(buffers, row, numbers, index, stride, low, high):
     """Numbers at index + k·stride into lanes k."""
     for lane in range(low, high):
-        _put(buffers, row, lane, load(numbers, index + lane * stride))
+        _put(buffers, row, lane, load(numbers, _from(index, lane, stride)))
 
 
 @jit.scalar
 def _copy_out(buffers, row, numbers, index, stride, low, high):
     for lane in range(low, high):
-        keep(numbers, index + lane * stride, _get(buffers, row, lane))
+        keep(numbers, _from(index, lane, stride), _get(buffers, row, lane))
 
 
 @jit.scalar
-def _fetch_to_read(numbers, start):
+def _copy_all_in(buffers, row, numbers, index):
+    """Numbers from an index on into all lanes, whoever they belong to: there are as many after the last node."""
+    for lane in range(LANES):
+        _put(buffers, row, lane, load(numbers, _from(index, lane)))
+
+
+@jit.scalar
+def _copy_first_out(buffers, row, numbers, index, count):
+    """The first lanes; all of them by a loop whose end is known."""
+    if count == LANES:
+        _copy_out(buffers, row, numbers, index, 1, 0, LANES)
+    else:
+        _copy_out(buffers, row, numbers, index, 1, 0, count)
+
+
+@jit.scalar
+def _in_parts(size):
+    """How many of a row's classes are in parts."""
+    return size // PART * PART if size <= SHORT_CLASSES else 0
+
+
+@jit.scalar
+def _fetch_numbers(numbers, start, to_write):
     """Ask for some lanes' numbers. There are more arrays than a processor sees the next lines of by itself."""
-    fetch(numbers.high, start, start + LANES, False)
-    fetch(numbers.low, start, start + LANES, False)
-    fetch(numbers.exponent, start, start + LANES, False)
+    fetch(numbers.high, start, start + LANES, to_write)
+    fetch(numbers.low, start, start + LANES, to_write)
+    fetch(numbers.exponent, start, start + LANES, to_write)
 
 
 @jit.scalar
-def _fetch_to_write(numbers, start):
-    fetch(numbers.high, start, start + LANES, True)
-    fetch(numbers.low, start, start + LANES, True)
-    fetch(numbers.exponent, start, start + LANES, True)
+def _fetch_weights(lattice, start):
+    """Ask for the places of what some lanes' rows of logits give."""
+    _fetch_numbers(lattice.blank, start, True)
+    _fetch_numbers(lattice.label, start, True)
+    _fetch_numbers(lattice.share, start, True)
+    fetch(lattice.reference, start, start + LANES, True)
+    fetch(lattice.others, start, start + LANES, True)
+    fetch(lattice.others_low, start, start + LANES, True)
+
+
+@jit.scalar
+def _fetch_rows(rows, first, count):
+    """Ask for rows, if they are short: of a long one a processor sees the next lines by itself."""
+    if rows.class_stride == 1 and rows.classes <= SHORT_CLASSES:
+        size = 8 if rows.format == 0 else (4 if rows.format == 1 else 2)
+        start = row_offset(rows, first) * size
+        fetch(rows.memory, start, start + count * rows.classes * size, False)
 
 
 @jit.scalar
@@ -142,11 +192,26 @@ def _fill_lanes(buffers, row, value):
 
 
 @jit.scalar
-def _plain_sum(x, reference):
-    """Sums of the bits of e^(x − reference) on two grids."""
+def _plain_part(rows, first, size, reference):
     coarse, fine = 0, 0
-    for i in range(x.size):
-        bits = plain_bits(x[i], reference)
+    for i in range(size):
+        bits = plain_bits(rows[_from(first, i)], reference)
+        coarse += bits[0]
+        fine += bits[1]
+    return coarse, fine
+
+
+@jit.scalar
+def _plain_sum(rows, first, size, reference):
+    """Sums of the bits of e^(x − reference) on two grids, of a row."""
+    coarse, fine = 0, 0
+    whole = _in_parts(size)
+    for at in range(0, whole, PART):
+        bits = _plain_part(rows, first + at, PART, reference)
+        coarse += bits[0]
+        fine += bits[1]
+    if whole < size:
+        bits = _plain_part(rows, first + whole, size - whole, reference)
         coarse += bits[0]
         fine += bits[1]
     return coarse, fine
@@ -175,13 +240,13 @@ _COARSE, _FINE = range(2)
 def _take_rows(rows, size, count, floats, lane, labels, blank, u, last):
     """Move what rows have at blank and label to their lanes, and find the largest of the others."""
     for i in range(count):
-        x, at, label = rows[i * size : (i + 1) * size], lane + i, labels[u + i] if u + i < last else -1
-        floats[_BLANK * LANES + at] = x[blank]
-        floats[_LABEL * LANES + at] = x[label] if label >= 0 else -np.inf
+        first, at, label = i * size, lane + i, labels[_from(u, i)] if u + i < last else -1
+        floats[_BLANK * LANES + at] = rows[_from(first, blank)]
+        floats[_LABEL * LANES + at] = rows[_from(first, label)] if label >= 0 else -np.inf
         floats[_SAME * LANES + at] = 1.0 if label == blank else 0.0
-        x[blank] = -np.inf
+        rows[_from(first, blank)] = -np.inf
         if label >= 0:
-            x[label] = -np.inf
+            rows[_from(first, label)] = -np.inf
     # In a loop of its own: a vector of what has just been written in parts would be waited for.
     for i in range(count):
         x, at = rows[i * size : (i + 1) * size], lane + i
@@ -201,8 +266,8 @@ def _read_rows(rows, size, count, floats, integers, lane, labels, blank, u, last
     """What some rows give to their lanes."""
     _take_rows(rows, size, count, floats, lane, labels, blank, u, last)
     for i in range(count):
-        x, at = rows[i * size : (i + 1) * size], lane + i
-        coarse, fine = _plain_sum(x, _finite(floats[_REFERENCE * LANES + at]))
+        at = lane + i
+        coarse, fine = _plain_sum(rows, i * size, size, _finite(floats[_REFERENCE * LANES + at]))
         integers[_COARSE * LANES + at] = coarse - size * float64_bits(COARSE_MAGIC)
         integers[_FINE * LANES + at] = fine - size * float64_bits(FINE_MAGIC)
 
@@ -287,7 +352,7 @@ def _are_sound(floats, count):
 def _total_lanes(floats, integers):
     """Sums of others as pairs."""
     for lane in range(LANES):
-        total = grid_total(integers[_COARSE * LANES + lane], integers[_FINE * LANES + lane], 0)
+        total = grid_pair(integers[_COARSE * LANES + lane], integers[_FINE * LANES + lane])
         floats[_OTHERS * LANES + lane], floats[_OTHERS_LOW * LANES + lane] = total
 
 
@@ -325,15 +390,24 @@ def _weights_of_lanes(buffers, accurate):
         _put(buffers, _WEIGHTS + 2, lane, found[2])
 
 
+@jit.scalar
+def _keep_row(buffers, row, array, first, count):
+    if count == LANES:
+        for lane in range(LANES):
+            array[_from(first, lane)] = buffers.floats[row * LANES + lane]
+    else:
+        for lane in range(count):
+            array[_from(first, lane)] = buffers.floats[row * LANES + lane]
+
+
 @jit.helper
 def _keep_lanes(buffers, lattice, first, count):
-    _copy_out(buffers, _WEIGHTS, lattice.blank, first, 1, 0, count)
-    _copy_out(buffers, _WEIGHTS + 1, lattice.label, first, 1, 0, count)
-    _copy_out(buffers, _WEIGHTS + 2, lattice.share, first, 1, 0, count)
-    for lane in range(count):
-        lattice.reference[first + lane] = buffers.floats[_REFERENCE * LANES + lane]
-        lattice.others[first + lane] = buffers.floats[_OTHERS * LANES + lane]
-        lattice.others_low[first + lane] = buffers.floats[_OTHERS_LOW * LANES + lane]
+    _copy_first_out(buffers, _WEIGHTS, lattice.blank, first, count)
+    _copy_first_out(buffers, _WEIGHTS + 1, lattice.label, first, count)
+    _copy_first_out(buffers, _WEIGHTS + 2, lattice.share, first, count)
+    _keep_row(buffers, _REFERENCE, lattice.reference, first, count)
+    _keep_row(buffers, _OTHERS, lattice.others, first, count)
+    _keep_row(buffers, _OTHERS_LOW, lattice.others_low, first, count)
 
 
 @jit.kernel
@@ -348,6 +422,8 @@ def weigh(logits, durations, samples, arcs, lattice, output, frames, buffers, ac
         row, node = (sample * times_of + t) * width, samples.first[sample] + t * count
         for start in range(0, count, LANES):
             lanes = min(LANES, count - start)
+            _fetch_weights(lattice, node + start)
+            _fetch_rows(logits, row + start + lanes, LANES)
             sound &= _read_lanes(logits, samples, buffers, sample, row, start, lanes, accurate)
             if accurate:
                 _weights_of_lanes(buffers, True)
@@ -475,10 +551,6 @@ def _copy_after_label(buffers, row, lattice, step, line):
 @jit.scalar
 def _behind_lanes(buffers, lattice, arcs, line, least):
     """X and Y of some nodes; of labels whose steps are no less."""
-    if not arcs.weighted:
-        _copy_next(buffers, _SUM, lattice, 1, line)
-        _copy_after_label(buffers, _OTHER_SUM, lattice, 0, line)
-        return
     node, stride = _node(line)
     _fill_lanes(buffers, _SUM, ZERO)
     _fill_lanes(buffers, _OTHER_SUM, ZERO)
@@ -489,6 +561,21 @@ def _behind_lanes(buffers, lattice, arcs, line, least):
         if arcs.labels[i] >= least:
             _copy_after_label(buffers, _VALUE, lattice, arcs.labels[i], line)
             _add_values(buffers, _OTHER_SUM)
+
+
+@jit.scalar
+def _plain_behind(buffers, lattice, line):
+    """X and Y of some nodes of a frame, if blanks read a frame and labels none."""
+    node, last = _node(line)[0], line.width - 1 - line.start
+    if line.t + 1 < line.frames:
+        _copy_all_in(buffers, _SUM, lattice.beta, node + line.width)
+    else:
+        _fill_lanes(buffers, _SUM, ZERO)
+        if last < LANES:
+            _put(buffers, _SUM, last, ONE)
+    _copy_all_in(buffers, _OTHER_SUM, lattice.beta, node + 1)
+    if last < LANES:
+        _put(buffers, _OTHER_SUM, last, ZERO)
 
 
 @jit.scalar
@@ -540,9 +627,9 @@ def _plain_forwards(buffers, lattice, first, width, frames, start):
         line = _diagonal(first, width, frames, t, start, lanes)
         node, stride = _node(line)
         ahead = node + _AHEAD * width
-        _fetch_to_read(lattice.blank, ahead)
-        _fetch_to_read(lattice.label, ahead)
-        _fetch_to_write(lattice.alpha, ahead)
+        _fetch_numbers(lattice.blank, ahead, False)
+        _fetch_numbers(lattice.label, ahead, False)
+        _fetch_numbers(lattice.alpha, ahead, True)
         if start > 0 and t < frames:
             _put(buffers, _STAYING, 0, product(load(lattice.label, node - 1), load(lattice.alpha, node - 1)))
         _copy_arcs(buffers, lattice, line)
@@ -567,9 +654,9 @@ def _plain_backwards(buffers, lattice, first, width, frames, start):
         line = _diagonal(first, width, frames, t, start, lanes)
         node, stride = _node(line)
         ahead = node - (LANES + _AHEAD) * width
-        _fetch_to_read(lattice.blank, ahead)
-        _fetch_to_read(lattice.label, ahead)
-        _fetch_to_write(lattice.beta, ahead)
+        _fetch_numbers(lattice.blank, ahead, False)
+        _fetch_numbers(lattice.label, ahead, False)
+        _fetch_numbers(lattice.beta, ahead, True)
         for lane in range(LANES - 1):
             _put(buffers, _STAYING, lane, _get(buffers, _SUM, lane + 1))
         if start + lanes < width and line.high == lanes:
@@ -629,6 +716,12 @@ def sweep(samples, arcs, lattice, output, buffers, forwards, of_losses, sample):
         output.losses[sample] = loss_of(total, missed, arcs, distinct)
 
 
+@jit.scalar
+def _fill_row(rows, first, size, value):
+    for i in range(size):
+        rows[_from(first, i)] = value
+
+
 @jit.helper
 def _fill(row, value):
     for i in range(row.size):
@@ -646,16 +739,18 @@ _LEAST_POSITIVE = 2.0**-1074
 
 @jit.scalar
 def _copy_node_lanes(buffers, lattice, samples, sample, node, start, count):
-    _copy_in(buffers, _ALPHA, lattice.alpha, node, 1, 0, count)
-    _copy_in(buffers, _BETA, lattice.beta, node, 1, 0, count)
-    _copy_in(buffers, _OF_BLANK, lattice.blank, node, 1, 0, count)
-    _copy_in(buffers, _OF_LABEL, lattice.label, node, 1, 0, count)
-    _copy_in(buffers, _SHARE, lattice.share, node, 1, 0, count)
+    _copy_all_in(buffers, _ALPHA, lattice.alpha, node)
+    _copy_all_in(buffers, _BETA, lattice.beta, node)
+    _copy_all_in(buffers, _OF_BLANK, lattice.blank, node)
+    _copy_all_in(buffers, _OF_LABEL, lattice.label, node)
+    _copy_all_in(buffers, _SHARE, lattice.share, node)
+    for lane in range(LANES):
+        at = _from(node, lane)
+        _put(buffers, _PAIR, lane, (lattice.others[at], lattice.others_low[at], 0))
+    for lane in range(LANES):
+        buffers.floats[_BESIDE * LANES + lane] = lattice.reference[_from(node, lane)]
     last = samples.counts[sample]
     for lane in range(count):
-        others = lattice.others[node + lane], lattice.others_low[node + lane], 0
-        _put(buffers, _PAIR, lane, others)
-        buffers.floats[_BESIDE * LANES + lane] = lattice.reference[node + lane]
         label = samples.labels[sample, start + lane] if start + lane < last else -1
         buffers.floats[_IS_BLANK * LANES + lane] = 1.0 if label == samples.blank else 0.0
 
@@ -683,20 +778,32 @@ def _slopes_of_lanes(buffers, probability, shift, coefficient, wide):
 
 
 @jit.scalar
-def _store_others(x, reference, high, low, at_one):
-    """e^(x − reference) times a factor, in place of x."""
-    for i in range(x.size):
-        term = exp_difference(x[i], reference)
-        x[i] = at_one if term == 1.0 else times(term, (high, low))
+def _store_part(rows, first, size, reference, factor, at_one):
+    for i in range(size):
+        at = _from(first, i)
+        term = exp_difference(rows[at], reference)
+        rows[at] = at_one if term == 1.0 else times(term, factor)
 
 
-@jit.helper
-def _all_vanish(floats, lane, count):
-    """Whether the gradients of some lanes are 0 but for blanks and labels."""
-    left = 0
-    for i in range(lane, lane + count):
-        left += 0 if floats[_VANISHES * LANES + i] > 0.0 else 1
-    return left == 0
+@jit.scalar
+def _store_others(rows, first, size, reference, factor, at_one):
+    """e^(x − reference) times a factor, in place of x, of a row."""
+    whole = _in_parts(size)
+    for at in range(0, whole, PART):
+        _store_part(rows, first + at, PART, reference, factor, at_one)
+    if whole < size:
+        _store_part(rows, first + whole, size - whole, reference, factor, at_one)
+
+
+@jit.scalar
+def _left(floats, lane, count):
+    """The first and the last of some lanes whose gradients are not 0 but for blanks and labels; none is [0, 0)."""
+    first, last = 0, 0
+    for i in range(count):
+        if not floats[_VANISHES * LANES + lane + i] > 0.0:
+            first = i if last == 0 else first
+            last = i + 1
+    return first, last
 
 
 @jit.helper
@@ -704,15 +811,15 @@ def _store_rows(rows, size, count, floats, lane, samples, sample, u):
     """Gradients in place of the logits of some lanes' rows; whether one is close to 0."""
     labels, last, close = samples.labels[sample], samples.counts[sample], False
     for i in range(count):
-        x, at = rows[i * size : (i + 1) * size], lane + i
+        first, at = i * size, lane + i
         if floats[_VANISHES * LANES + at] > 0.0:
-            _fill(x, 0.0)
+            _fill_row(rows, first, size, 0.0)
         else:
-            high, low = floats[_FACTOR * LANES + at], floats[(_FACTOR + 1) * LANES + at]
-            _store_others(x, floats[_BESIDE * LANES + at], high, low, floats[_AT_ONE * LANES + at])
-        x[samples.blank] = floats[_AT_BLANK * LANES + at]
+            factor = floats[_FACTOR * LANES + at], floats[(_FACTOR + 1) * LANES + at]
+            _store_others(rows, first, size, floats[_BESIDE * LANES + at], factor, floats[_AT_ONE * LANES + at])
+        rows[_from(first, samples.blank)] = floats[_AT_BLANK * LANES + at]
         if u + i < last:
-            x[labels[u + i]] = floats[_AT_LABEL * LANES + at]
+            rows[_from(first, labels[u + i])] = floats[_AT_LABEL * LANES + at]
         close |= floats[_CLOSE * LANES + at] > 0.0
     return close
 
@@ -727,8 +834,9 @@ def _slopes_of_rows(logits, gradient, samples, buffers, sample, row, start, insi
         count = max(0, min(rows, inside - u))
         if known:
             # Few paths pass most nodes: what is 0 whatever the logits are is not computed from them.
-            if not _all_vanish(buffers.floats, lane, count):
-                load_rows(logits, row + u, count, buffers.rows)
+            first, after = _left(buffers.floats, lane, count)
+            if first < after:
+                load_rows(logits, row + u + first, after - first, buffers.rows[first * size :])
             close |= _store_rows(buffers.rows, size, count, buffers.floats, lane, samples, sample, u)
         else:
             _fill(buffers.rows[: count * size], np.nan)
@@ -778,7 +886,10 @@ def slopes(
             lanes = min(LANES, inside - start)
             if known and lanes > 0:
                 line = Line(origin, inside, length, t, start, 0, lanes, 0)
-                _behind_lanes(buffers, lattice, arcs, line, 0)
+                if arcs.weighted:
+                    _behind_lanes(buffers, lattice, arcs, line, 0)
+                else:
+                    _plain_behind(buffers, lattice, line)
                 _copy_node_lanes(buffers, lattice, samples, sample, origin + t * inside + start, start, lanes)
                 _slopes_of_lanes(buffers, total, shift, coefficient, wide[0])
             close |= _slopes_of_rows(logits, gradient, samples, buffers, sample, row, start, inside, known)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Elements of rows that a thread holds as float64, or one row, and how many it takes at a time.
 BUFFER_ELEMENTS = 1 << 12
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 18
 
 
 class Task(NamedTuple):
@@ -148,7 +148,7 @@ class _Passes:
 
     def _block(self, frames: int) -> int:
         elements = self.task.logits[0, 0].size if self.task.logits.size else 1
-        return max(1, min(BLOCK_ELEMENTS // elements, frames // 8))
+        return max(1, min(BLOCK_ELEMENTS // elements, frames // (4 * parallel.get_num_threads())))
 
     def _weigh(self, chosen: np.ndarray, *, accurate: bool) -> None:
         lengths = np.zeros_like(self.samples.frames)
@@ -208,6 +208,7 @@ def _numbers_in(block: np.ndarray) -> Numbers:
 
 def _empty_lattice(nodes: int, steps: int, with_gradient: bool) -> Lattice:
     """Without gradients nobody asks for α. One array for all: NumPy has larger pages for it, which cost far less."""
-    block = np.empty((18, nodes))
+    # Lanes are read as a whole, also those after the last node.
+    block = np.empty((18, nodes + 2 * LANES))
     blank, label, share, beta, alpha = (_numbers_in(block[i : i + 3]) for i in range(0, 15, 3))
     return Lattice(blank, label, share, *block[15:], _numbers(nodes * steps), alpha if with_gradient else beta, beta)
