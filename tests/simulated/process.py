@@ -17,6 +17,7 @@ import numpy as np
 def prepare() -> None:
     """Make the process what pytest's is, and its simulator what these tests need."""
     importlib.import_module("tests.conftest")
+    _keep_no_kernels()
     _share_arrays_by_line()
     # Threads of a block wait for each other in a loop: who has nothing to do should not have the interpreter for long.
     sys.setswitchinterval(1e-6)
@@ -26,6 +27,13 @@ def prepare() -> None:
 def run(module: str, test: str, arguments: dict[str, Any]) -> None:
     """Run a test; what it raises reaches the process that asked for it."""
     getattr(importlib.import_module(module), test)(**arguments)
+
+
+def _keep_no_kernels() -> None:
+    """Leave no machine code for others: here it is not optimised."""
+    from refloss.disk_cache import DiskCache
+
+    DiskCache.save_overload = lambda *_: None
 
 
 def _share_arrays_by_line() -> None:
