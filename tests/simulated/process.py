@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+# For how long the threads of a block are not looked at, in seconds.
+PATIENCE = 1e-4
+
 
 def prepare() -> None:
     """Make the process what pytest's is, and its simulator what these tests need."""
     importlib.import_module("tests.conftest")
     _keep_no_kernels()
     _share_arrays_by_line()
-    # Threads of a block wait for each other in a loop: who has nothing to do should not have the interpreter for long.
-    sys.setswitchinterval(1e-6)
+    _sleep_while_waiting()
     warnings.simplefilter("error")
 
 
@@ -33,7 +35,19 @@ def _keep_no_kernels() -> None:
     """Leave no machine code for others: here it is not optimised."""
     from refloss.disk_cache import DiskCache
 
-    DiskCache.save_overload = lambda *_: None
+    DiskCache.save_overload = lambda *_: None  # type: ignore[method-assign]
+
+
+def _sleep_while_waiting() -> None:
+    """Have who waits for the threads of a block sleep: the simulator looks at them all the time, as busily as they."""
+    from numba.cuda.simulator.kernel import BlockThread
+
+    def is_alive(self: Any) -> bool:
+        if not self.syncthreads_blocked:
+            self.join(PATIENCE)
+        return threading.Thread.is_alive(self)
+
+    BlockThread.is_alive = is_alive
 
 
 def _share_arrays_by_line() -> None:
