@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from torch.testing._internal.common_methods_invocations import op_db
 
 import refloss
 from conformance.call import TORCH_FUNCTIONS, Call, array
 from conformance.cases import Case
 from conformance.comparison import assert_as_shipped, assert_formula, identifier
+from conformance.operators import operator, samples
 from refloss.registry import FUNCTIONS
 from refloss.specification import Elementwise
 
@@ -37,18 +37,14 @@ LEFT_OUT = {
 }
 # How its losses are called.
 ENDS_OF_NAMES = ("_loss", "cross_entropy", "cross_entropy_with_logits", "kl_div")
-OPERATORS: dict[str, Any] = {
-    loss: next(operator for operator in op_db if operator.name == f"nn.functional.{function.__name__}")
-    for loss, function in TORCH_FUNCTIONS.items()
-}
+OPERATORS: dict[str, Any] = {loss: operator(function.__name__) for loss, function in TORCH_FUNCTIONS.items()}
 ARGUMENTS = {loss: list(inspect.signature(FUNCTIONS[loss].call).parameters) for loss in TORCH_FUNCTIONS}
 
 
 def _cases(loss: str, dtype: torch.dtype) -> Iterator[Case]:
     """The samples of an operator as cases; its arguments come in the order in which torch has them."""
     random = np.random.default_rng(31)
-    torch.manual_seed(31)
-    for number, sample in enumerate(OPERATORS[loss].sample_inputs("cpu", dtype, requires_grad=False)):
+    for number, sample in enumerate(samples(OPERATORS[loss], dtype)):
         given = dict(zip(ARGUMENTS[loss], (sample.input, *sample.args), strict=False)) | sample.kwargs
         given = {name: value for name, value in given.items() if value is not None}
         arrays = {name: value for name, value in given.items() if name in FUNCTIONS[loss].specification.arguments}
@@ -69,9 +65,9 @@ def _some(cases: list[Case], dtype: torch.dtype) -> list[Case]:
 
 SAMPLES = {
     (loss, dtype): _some(list(_cases(loss, dtype)), dtype)
-    for loss, operator in OPERATORS.items()
+    for loss, of in OPERATORS.items()
     for dtype in DTYPES
-    if dtype in operator.dtypes
+    if dtype in of.dtypes
 }
 RUNS = [(case, dtype) for (_, dtype), cases in SAMPLES.items() for case in cases]
 
@@ -121,7 +117,7 @@ def test_samples_are_all_there() -> None:
     """Of each loss, in each dtype that torch has it in: several, with every reduction that they are reduced by."""
     assert {loss for loss, _ in SAMPLES} == TORCH_FUNCTIONS.keys()
     for (loss, dtype), cases in SAMPLES.items():
-        every = sum(1 for _ in OPERATORS[loss].sample_inputs("cpu", dtype, requires_grad=False))
+        every = len(samples(OPERATORS[loss], dtype))
         assert len(cases) == (every if dtype == torch.float64 else min(every, MOST)), loss
         assert len({case.id for case in cases}) == len(cases) >= 4, loss
         assert {loss, *(case.loss for case in cases)} == {loss}

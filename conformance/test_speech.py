@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from torch.testing._internal.common_methods_invocations import op_db
 
 import refloss
 from conformance.call import array
 from conformance.cases import Case, Divergence
 from conformance.comparison import assert_as_shipped, assert_divergence, assert_formula, identifier
+from conformance.operators import operator, samples
 from conformance.speech_cases import CASES, DIVERGENCES
 
 if TYPE_CHECKING:
@@ -45,10 +45,8 @@ def test_divergence(divergence: Divergence) -> None:
 
 def _samples(dtype: torch.dtype) -> Iterator[Case]:
     """PyTorch's own sample inputs."""
-    torch.manual_seed(31)
-    operator: Any = next(operator for operator in op_db if operator.name == "nn.functional.ctc_loss")
     names = ("targets", "input_lengths", "target_lengths")
-    for number, sample in enumerate(operator.sample_inputs("cpu", dtype, requires_grad=False)):
+    for number, sample in enumerate(samples(operator("ctc_loss"), dtype)):
         given = dict(zip(names, sample.args, strict=False)) | sample.kwargs
         inputs = {"log_probs": array(sample.input)}
         inputs |= {name: np.asarray(given.pop(name)) for name in names}

@@ -20,12 +20,30 @@ settings.load_profile("refloss")
 progress.PERIOD = 3600.0
 
 
-# They compile everything anew, in processes of their own: not to be waited for at the end.
-EARLY = ("test_vector_widths.py", "test_negations.py")
+# What takes longest, a file or a folder: handed out first, so that nobody waits for it at the end.
+EARLY = (
+    *("simulated", "test_gauntlet.py", "test_ptx.py", "test_metamorphic.py", "test_vector_widths.py"),
+    *("test_mutants.py", "test_shipped.py", "test_outside_users.py", "test_explain.py", "test_interrupt.py"),
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in EARLY)
+    order = {name: place for place, name in enumerate(EARLY)}
+    items.sort(key=lambda item: min(order.get(name, len(EARLY)) for name in (item.path.name, item.path.parent.name)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files as they are, but one worker has the whole folder of those that are run by a process of its own."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid.partition("test_")[0] if "tests/simulated/" in nodeid else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def has_workers(config):

@@ -42,9 +42,10 @@ class Launch(NamedTuple):
     formats: frozenset[str]
 
 
-def every_kernel() -> list[Kernel]:
+@functools.cache
+def every_kernel() -> tuple[Kernel, ...]:
     """What is a kernel in refloss.kernels, once for each loop that it can be made of."""
-    return [kernel for path in sorted(_ROOT.rglob("*.py")) for kernel in _kernels_of(path)]
+    return tuple(kernel for path in sorted(_ROOT.rglob("*.py")) for kernel in _kernels_of(path))
 
 
 def _kernels_of(path: Path) -> Iterator[Kernel]:

@@ -66,9 +66,8 @@ def launches():
     return found
 
 
-def ptx_of(compilation):
-    """Its PTX for each capability, compiled as a launch compiles it."""
-    *others, last = CAPABILITIES
+def ptx_of(compilation, *more):
+    """Its PTX for the first capability and for more of them, compiled as a launch compiles it."""
     seen = []
 
     def compile_ir(ir, **options):
@@ -76,21 +75,25 @@ def ptx_of(compilation):
         return exactly(ir, **options)
 
     with pytest.MonkeyPatch.context() as patch, runtime.exact_arithmetic():
-        exactly = nvvm.compile_ir
+        exactly, first = nvvm.compile_ir, CAPABILITIES[0]
         # Device functions ask a GPU that is not there for its capability.
-        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=last))
+        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=first))
         patch.setattr(nvvm, "compile_ir", compile_ir)
-        ptx, _ = cuda.compile_ptx(compilation.kernel.py_func, compilation.types, cc=last)
+        ptx, _ = cuda.compile_ptx(compilation.kernel.py_func, compilation.types, cc=first)
         ir, options = seen[-1]
-        more = [exactly(ir, **options | {"arch": f"compute_{major}{minor}"}).decode() for major, minor in others]
-    return [*more, ptx]
+        return [ptx, *(exactly(ir, **options | {"arch": f"compute_{major}{minor}"}).decode() for major, minor in more)]
+
+
+def aimed(ptx, capability):
+    """The PTX of one capability as that of another: what it is for is all that differs."""
+    return re.sub(r"(?m)^\.target sm_\d+$", f".target sm_{capability[0]}{capability[1]}", ptx.strip("\0 \n"))
 
 
 def assembled(ptx, capability):
     """What the assembler says of registers and memory."""
     options = [f"-arch=sm_{capability[0]}{capability[1]}", "-verbose"]
     handle = nvjitlink.create(len(options), options)
-    code = ptx.strip("\0").encode()
+    code = aimed(ptx, capability).encode()
     nvjitlink.add_data(handle, nvjitlink.InputType.PTX, code, len(code), "kernel")
     nvjitlink.complete(handle)
     log = bytearray(nvjitlink.get_info_log_size(handle))
@@ -103,16 +106,30 @@ def test_a_kernel_compiles_to_exact_arithmetic_without_libdevice_or_spills(launc
     compilation = launches[kernel, name]
     # The linker would contract what the compiler has kept apart.
     assert compilation.kernel.targetoptions["lto"] is False
-    for ptx, capability in zip(ptx_of(compilation), CAPABILITIES, strict=True):
-        assert f".target sm_{capability[0]}{capability[1]}" in ptx
-        # Without a rounding mode the assembler may contract products and sums.
-        assert not re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)", ptx)
-        assert not re.findall(r"\b(?:approx|ftz)\b", ptx)
-        assert not re.findall(r"__nv_(?:exp|log|pow|sqrt|fma)\w*", ptx)
+    (ptx,) = ptx_of(compilation)
+    # Without a rounding mode the assembler may contract products and sums.
+    assert not re.findall(r"\b(?:add|sub|mul)\.f(?:32|64)", ptx)
+    assert not re.findall(r"\b(?:approx|ftz)\b", ptx)
+    assert not re.findall(r"__nv_(?:exp|log|pow|sqrt|fma)\w*", ptx)
+    for capability in CAPABILITIES:
         log = assembled(ptx, capability)
         assert set(re.findall(r"(\d+) bytes spill (?:stores|loads)", log)) == {"0"}
         # A block that does not fit a processor's registers cannot be launched.
         assert int(re.search(r"[uU]sed (\d+) registers", log)[1]) * LARGE_BLOCK <= REGISTERS
+
+
+def all_of_which_few_are_fast():
+    for kernel in every_kernel():
+        yield pytest.param(kernel, id=str(kernel), marks=[] if kernel.loop in {"mse", "boxes"} else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("kernel", list(all_of_which_few_are_fast()))
+def test_ptx_is_the_same_for_every_capability(launches, kernel):
+    """So that it is compiled for the first above, and assembled for all of them."""
+    first, *others = ptx_of(launches[kernel, ""], *CAPABILITIES[1:])
+    for capability, ptx in zip(CAPABILITIES[1:], others, strict=True):
+        assert f".target sm_{capability[0]}{capability[1]}\n" in ptx
+        assert aimed(first, capability) == aimed(ptx, capability)
 
 
 def test_without_exact_arithmetic_products_and_sums_are_contracted(launches):

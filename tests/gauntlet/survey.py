@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from typing import TYPE_CHECKING, NamedTuple
 from unittest import mock
@@ -99,6 +100,7 @@ def found(mistake: Mistake, function: str) -> Found:
     return Found(function, len(failing), len(cases), dtypes, name_of(mistake, function))
 
 
+@functools.cache
 def name_of(mistake: Mistake, function: str) -> str | None:
     """What the judge says first of small cases, or of all where none of these fails."""
     cases, kernel = given(mistake, function), mistake.kernel(function)

@@ -18,6 +18,8 @@ def simulator():
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+            # Each scalar is compiled by itself here, and called a few times: to optimise it takes longer than it saves.
+            patch.setenv("NUMBA_OPT", "0")
             pool.submit(process.prepare).result()
         yield pool
 

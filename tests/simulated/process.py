@@ -13,19 +13,41 @@ from typing import Any
 
 import numpy as np
 
+# For how long the threads of a block are not looked at, in seconds.
+PATIENCE = 1e-4
+
 
 def prepare() -> None:
     """Make the process what pytest's is, and its simulator what these tests need."""
     importlib.import_module("tests.conftest")
+    _keep_no_kernels()
     _share_arrays_by_line()
-    # Threads of a block wait for each other in a loop: who has nothing to do should not have the interpreter for long.
-    sys.setswitchinterval(1e-6)
+    _sleep_while_waiting()
     warnings.simplefilter("error")
 
 
 def run(module: str, test: str, arguments: dict[str, Any]) -> None:
     """Run a test; what it raises reaches the process that asked for it."""
     getattr(importlib.import_module(module), test)(**arguments)
+
+
+def _keep_no_kernels() -> None:
+    """Leave no machine code for others: here it is not optimised."""
+    from refloss.disk_cache import DiskCache
+
+    DiskCache.save_overload = lambda *_: None  # type: ignore[method-assign]
+
+
+def _sleep_while_waiting() -> None:
+    """Have who waits for the threads of a block sleep: the simulator looks at them all the time, as busily as they."""
+    from numba.cuda.simulator.kernel import BlockThread
+
+    def is_alive(self: Any) -> bool:
+        if not self.syncthreads_blocked:
+            self.join(PATIENCE)
+        return threading.Thread.is_alive(self)
+
+    BlockThread.is_alive = is_alive
 
 
 def _share_arrays_by_line() -> None:
