@@ -10,7 +10,7 @@ from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.ctc.frames import LANES, Chosen
 from refloss.kernels.ctc.loop import LOOK, PART, SLOPES, SWEEP, WHOLE, Lattice, Scratch, Task, Terms, ctc_sequences
-from refloss.kernels.ctc.states import MARGIN, Paths, find_paths, whole_groups, zeros
+from refloss.kernels.ctc.states import MARGIN, Paths, empty, find_paths, whole_groups, zeros
 from refloss.kernels.rows import any_rows_of
 from refloss.numerics.memory import as_writable
 
@@ -68,12 +68,21 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
     count, frames = len(nll), int(paths.frames.max(initial=0))
     size = frames * paths.slots.shape[1]
 
+    made: list[Scratch] = []
+
     def run(stage: int, parts: int, each: int, shared: Lattice | None) -> None:
+        free = made.copy()
+
         def work(first: int, last: int, space: tuple[Lattice, Scratch]) -> None:
             ctc_sequences(rows, gradient, paths, terms, *space, nll, stage, parts, first, last)
 
         def space() -> tuple[Lattice, Scratch]:
-            return _lattice(paths, 1) if shared is None else shared, _scratch(task, paths)
+            try:
+                scratch = free.pop()
+            except IndexError:
+                scratch = _scratch(task, paths)
+                made.append(scratch)
+            return _lattice(paths, 1) if shared is None else shared, scratch
 
         parallel.run_blocks(work, count * parts, each, space)
 
@@ -83,7 +92,7 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
     shared = _lattice(paths, count)
     blocks = -(-frames // _block(frames))
     # Calling a kernel takes as long as a frame or two.
-    each = max(1, count * blocks // (8 * parallel.get_num_threads()))
+    each = max(1, count * blocks // (4 * parallel.get_num_threads()))
     # A caller hears of the last step alone.
     with parallel.progress(None):
         run(LOOK, blocks, each, shared)
@@ -104,12 +113,12 @@ def _lattice(paths: Paths, slots: int) -> Lattice:
     frames, size = int(paths.frames.max(initial=0)), 2 * (paths.slots.shape[1] + 2 * MARGIN)
     blocks = -(-frames // _block(frames))
     return Lattice(
-        alphas=zeros(slots, blocks, size),
-        omegas=zeros(slots, blocks, size),
-        emitted=zeros(slots, frames, _width(paths)),
-        maxima=np.zeros((slots, frames)),
-        totals=np.zeros((slots, frames, 4)),
-        ends=zeros(slots, 2),
+        alphas=empty(slots, blocks, size),
+        omegas=empty(slots, blocks, size),
+        emitted=empty(slots, frames, _width(paths)),
+        maxima=np.empty((slots, frames)),
+        totals=np.empty((slots, frames, 4)),
+        ends=empty(slots, 2),
     )
 
 
@@ -130,5 +139,5 @@ def _scratch(task: Task, paths: Paths) -> Scratch:
         lanes=np.zeros((2, LANES)),
         chosen=Chosen(*np.zeros((len(Chosen._fields), _width(paths)))),
         row=np.zeros(classes if task.is_softmax else 0),
-        part=np.zeros(PART),
+        parts=np.zeros((2, PART)),
     )
