@@ -65,8 +65,7 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
     rows = any_rows_of(task.logits, task.logits.ndim - 1)
     gradient = rows if task.gradient is None else any_rows_of(task.gradient, task.logits.ndim - 1)
     terms = terms_of(task)
-    count, frames = len(nll), int(paths.frames.max(initial=0))
-    size = frames * paths.slots.shape[1]
+    count, frames, threads = len(nll), int(paths.frames.max(initial=0)), parallel.get_num_threads()
 
     made: list[Scratch] = []
 
@@ -86,13 +85,13 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
 
         parallel.run_blocks(work, count * parts, each, space)
 
-    if count >= parallel.get_num_threads() or size < 2 * _PAIRS:
-        run(WHOLE, 1, max(1, _PAIRS // max(1, size)), None)
+    if not _is_shared(task, paths, threads):
+        run(WHOLE, 1, max(1, _PAIRS // max(1, frames * paths.slots.shape[1])), None)
         return
     shared = _lattice(paths, count)
     blocks = -(-frames // _block(frames))
     # Calling a kernel takes as long as a frame or two.
-    each = max(1, count * blocks // (4 * parallel.get_num_threads()))
+    each = max(1, count * blocks // (4 * threads))
     # A caller hears of the last step alone.
     with parallel.progress(None):
         run(LOOK, blocks, each, shared)
@@ -102,6 +101,17 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
         run(SWEEP, 1, 1, shared)
     else:
         run(SLOPES, blocks, each, shared)
+
+
+def _is_shared(task: Task, paths: Paths, threads: int) -> bool:
+    """Whether several threads work on a sequence.
+
+    They go back through its states twice. Two threads for each gain little by it, or nothing if they are of one core,
+    unless classes are most of what there is to do.
+    """
+    (count, pairs), frames = paths.slots.shape, int(paths.frames.max(initial=0))
+    is_worth_it = threads > 2 * count or task.logits.shape[-1] > pairs
+    return count < threads and frames * pairs >= 2 * _PAIRS and is_worth_it
 
 
 def _block(frames: int) -> int:
