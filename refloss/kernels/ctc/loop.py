@@ -362,8 +362,9 @@ def _gammas(sequence, t, k, inverse, scratch):
     end = max(first, min(last, sequence.label_count))
     slots, high, low = sequence.slots[first:end], shares[2, first:end], shares[3, first:end]
     for i in range(slots.size):
-        d = np.uint64(slots[i])
-        gamma[d], gamma_low[d] = frames.with_pair((gamma[d], gamma_low[d]), (high[i], low[i]))
+        label = np.uint64(slots[i])
+        total = frames.with_pair((gamma[label], gamma_low[label]), (high[i], low[i]))
+        gamma[label], gamma_low[label] = total
     for d in range(gamma.size):
         gamma[d], gamma_low[d] = pairs.multiply((gamma[d], gamma_low[d]), (inverse[0], inverse[1]))
 

@@ -110,8 +110,8 @@ def _is_shared(task: Task, paths: Paths, threads: int) -> bool:
     unless classes are most of what there is to do.
     """
     (count, pairs), frames = paths.slots.shape, int(paths.frames.max(initial=0))
-    is_worth_it = threads > 2 * count or task.logits.shape[-1] > pairs
-    return count < threads and frames * pairs >= 2 * _PAIRS and is_worth_it
+    is_worth_it = threads > 2 * count or int(task.logits.shape[-1]) > pairs
+    return bool(count < threads and frames * pairs >= 2 * _PAIRS and is_worth_it)
 
 
 def _block(frames: int) -> int:
