@@ -4,7 +4,7 @@ Only one row of α is kept for every block; the others are computed again when t
 block: rows of states grow with the root of a sequence's length, and what is worked on stays in cache. What frames emit,
 exponentials of the labels' logits, is kept.
 
-Where there are fewer sequences than threads, these share a sequence: both recursions go on at the same time, keeping
+Where there are more threads than sequences, they may share a sequence: both recursions go on at the same time, keeping
 one row for every block, and then blocks are independent of each other. ω begins with 1, not with 1/Σ, so that nothing
 in it depends on the other recursion. The arithmetic is the same either way, and so are the bits.
 """
