@@ -265,6 +265,46 @@ def test_neither_blocks_nor_threads_nor_neighbours_show(monkeypatch, block):
     assert alone.grads["logits"].tobytes() == expected.grads["logits"][1:2].tobytes()
 
 
+@pytest.mark.parametrize("block", [1, 7, 200])
+@pytest.mark.parametrize("zero_infinity", [False, True])
+def test_threads_that_share_a_sequence_do_not_show(monkeypatch, block, zero_infinity):
+    """As they do with long sequences; one of these has no alignment, and one has no frames."""
+    generator = np.random.default_rng(9)
+    logits = (generator.standard_normal((4, 50, 9)) * 3.0).astype(np.float32)
+    labels, frames, lengths = generator.integers(1, 9, (4, 20)), [50, 37, 11, 0], [20, 13, 20, 0]
+    stages, work = [], run.ctc_sequences
+
+    def seen(*arguments):
+        stages.append(arguments[7])
+        work(*arguments)
+
+    def results():
+        stages.clear()
+        options = dict(zero_infinity=zero_infinity, grad_output=np.array([1.0, -2.0, 0.3, 5.0]))
+        log_probs = np.ascontiguousarray(logits.transpose(1, 0, 2)) - np.float32(3.0)
+        found = [
+            refloss.ctc(log_probs, labels, frames, lengths, reduction="none", **options),
+            refloss.ctc_of_logits(logits, labels, frames, 0, "none", **options),
+            refloss.ctc_of_logits(logits, labels, frames, 0, "none", grad=False, zero_infinity=zero_infinity),
+        ]
+        return [array.tobytes() for result in found for array in (result.loss, *result.grads.values())]
+
+    monkeypatch.setattr(run, "ctc_sequences", seen)
+    monkeypatch.setattr(run, "_block", lambda _: block)
+    threads = get_num_threads()
+    try:
+        set_num_threads(1)
+        expected = results()
+        assert set(stages) == {run.WHOLE}
+        monkeypatch.setattr(run, "_PAIRS", 1)
+        for count in (9, 16):
+            set_num_threads(count)
+            assert results() == expected
+            assert set(stages) == {run.LOOK, run.SWEEP, run.SLOPES}
+    finally:
+        set_num_threads(threads)
+
+
 def test_logits_are_log_probabilities_that_are_normalised():
     """Classes that are alike are normalised by numbers that float64 has."""
     labels = np.array([[1, 3, 3]])

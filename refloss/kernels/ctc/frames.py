@@ -21,10 +21,12 @@ from refloss import jit
 from refloss.kernels.rows import row_offset
 from refloss.numerics import pairs
 from refloss.numerics.accurate import exp_less_one
+from refloss.numerics.bits import float64_bits, fma
 from refloss.numerics.exponential import exp, exp_difference
 from refloss.numerics.extended import as_pair, plus, probability
 from refloss.numerics.formats import store, vector_of, widen
 from refloss.numerics.pairs import scaled, to_odd
+from refloss.numerics.settled import PRECISIONS
 
 # Sums over classes are as many sums, of every so many-th class, whatever computes them.
 LANES = 32
@@ -32,6 +34,11 @@ LANES = 32
 CLOSE = 2.0**-12
 # p and γ beyond it are those of a sure label.
 SURE = 1.0 - 2.0**-8
+# Of formats by their number: the bits of float64 that they lack, and their least normal number.
+_DROPPED = tuple(precision.dropped for precision in PRECISIONS.values())
+_LEAST = tuple(2.0**precision.smallest for precision in PRECISIONS.values())
+# Products below it are numbers of float64.
+_LARGEST = 2.0**1000
 # What a frame adds, at most, to the relative error of a share: two exponentials, products and sums in pairs.
 _NOISE = 2.0**-98
 
@@ -94,9 +101,10 @@ def largest(row, lanes):
     for lane in range(LANES):
         top[lane] = -np.inf
     for start in range(0, row.size, LANES):
+        # A part whose index begins at 0 is loaded as it lies; one that might be negative, element by element.
+        part = row[start : start + LANES]
         for lane in range(LANES):
-            x = row[start + lane]
-            top[lane] = x if x > top[lane] else top[lane]
+            top[lane] = part[lane] if part[lane] > top[lane] else top[lane]
     for i in range(row.size):
         undefined |= 1 if row[i] != row[i] else 0
     result = top[0]
@@ -126,11 +134,35 @@ def plain_exponentials(row):
 
 
 @jit.helper
-def multiply(row, factor, is_narrow):
-    """A row times a pair; rounded to odd, if its format has fewer bits than float64."""
+def _multiply(row, factor, is_narrow, products):
     for i in range(row.size):
         value = scaled((row[i], 0.0), factor)
-        row[i] = to_odd(value) if is_narrow else value[0]
+        products[i] = to_odd(value) if is_narrow else value[0]
+
+
+@jit.helper
+def _multiply_quickly(row, factor, dropped, least, products):
+    """The same, not rounded to odd; whether a product is next to a tie of its format, tiny or infinite."""
+    tie, tail, is_open = 1 << (dropped - 1), (1 << dropped) - 1, 0
+    for i in range(row.size):
+        product = fma(row[i], factor[0], row[i] * factor[1])
+        near = (float64_bits(product) - tie + 1) & tail <= 2
+        usual = least <= abs(product) < _LARGEST
+        is_open |= 1 if near or not usual else 0
+        products[i] = product
+    return is_open
+
+
+@jit.helper
+def multiply(row, factor, number, products):
+    """A row times a pair; rounded to odd, if its format, of that number, has fewer bits than float64.
+
+    What is rounded to odd is at most the neighbour of the product that float64 has. Where none of these is next to a
+    tie, both are rounded to the same number.
+    """
+    is_narrow = number != 0
+    if not is_narrow or _multiply_quickly(row, factor, _DROPPED[number], _LEAST[number], products):
+        _multiply(row, factor, is_narrow, products)
 
 
 @jit.scalar
@@ -160,12 +192,13 @@ def _cleared(lanes):
 
 
 @jit.helper
-def total_of(row, lanes):
-    """The sum of non-negative numbers, a pair."""
+def total_of_exponentials(row, maximum, lanes):
+    """Σ e^(x − m), of logits, whose terms have the accuracy of float64: a pair."""
     high, low = _cleared(lanes)
     for start in range(0, row.size, LANES):
+        part = row[start : start + LANES]
         for lane in range(LANES):
-            high[lane], low[lane] = plus((high[lane], low[lane]), (row[start + lane], 0.0))
+            high[lane], low[lane] = plus((high[lane], low[lane]), (exp_difference(part[lane], maximum), 0.0))
     return folded(lanes)
 
 
@@ -181,11 +214,12 @@ def total_of_pairs(row, low_row, lanes):
     high, low = _cleared(lanes)
     whole = row.size // LANES * LANES
     for start in range(0, whole, LANES):
+        part, low_part = row[start : start + LANES], low_row[start : start + LANES]
         for lane in range(LANES):
-            value = row[start + lane], low_row[start + lane]
-            high[lane], low[lane] = with_pair((high[lane], low[lane]), value)
-    for i in range(whole, row.size):
-        high[i - whole], low[i - whole] = with_pair((high[i - whole], low[i - whole]), (row[i], low_row[i]))
+            high[lane], low[lane] = with_pair((high[lane], low[lane]), (part[lane], low_part[lane]))
+    part, low_part = row[whole:], low_row[whole:]
+    for lane in range(part.size):
+        high[lane], low[lane] = with_pair((high[lane], low[lane]), (part[lane], low_part[lane]))
     return folded(lanes)
 
 
@@ -200,8 +234,9 @@ def accurate_total(row, maximum, lanes):
     """Σ e^(x − m) in pairs, of logits."""
     high, low = _cleared(lanes)
     for start in range(0, row.size, LANES):
+        part = row[start : start + LANES]
         for lane in range(LANES):
-            high[lane], low[lane] = with_term((high[lane], low[lane]), row[start + lane], maximum)
+            high[lane], low[lane] = with_term((high[lane], low[lane]), part[lane], maximum)
     return folded(lanes)
 
 

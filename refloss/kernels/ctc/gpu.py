@@ -119,7 +119,7 @@ def _folded(lanes):
 
 @gpu_function
 def _total_of(row, lanes, maximum, is_accurate):
-    """As frames.accurate_total, or frames.total_of."""
+    """As frames.accurate_total, or frames.total_of_exponentials."""
     for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
         total = (0.0, 0.0)
         for i in range(lane, row.size, LANES):

@@ -4,7 +4,7 @@ Only one row of α is kept for every block; the others are computed again when t
 block: rows of states grow with the root of a sequence's length, and what is worked on stays in cache. What frames emit,
 exponentials of the labels' logits, is kept.
 
-Where there are fewer sequences than threads, these share a sequence: both recursions go on at the same time, keeping
+Where there are more threads than sequences, they may share a sequence: both recursions go on at the same time, keeping
 one row for every block, and then blocks are independent of each other. ω begins with 1, not with 1/Σ, so that nothing
 in it depends on the other recursion. The arithmetic is the same either way, and so are the bits.
 """
@@ -93,7 +93,7 @@ class Scratch(NamedTuple):
     lanes: np.ndarray  # [2, LANES]
     chosen: Chosen
     row: np.ndarray  # [C], in whole lanes, of a softmax
-    part: np.ndarray  # [PART]
+    parts: np.ndarray  # [2, PART], some classes of a row, and what is written
 
 
 class Sequence(NamedTuple):
@@ -155,13 +155,16 @@ def _leave_labels_out(labels, distinct, row):
 @jit.helper
 def _emit(emitted, distinct, maximum, logits):
     """What a frame emits; nothing in slots that are no label's."""
-    for d in range(distinct, logits.size):
+    groups = min((distinct + GROUP - 1) // GROUP * GROUP, logits.size)
+    for d in range(distinct, groups):
         logits[d] = -np.inf
-    for d in range(logits.size):
+    for d in range(groups):
         set_number(emitted, d, probability(logits[d], (maximum, 0.0)))
+    for d in range(groups, logits.size):
+        set_number(emitted, d, ZERO)
 
 
-@jit.helper
+@jit.scalar
 def _look(sequence, t, scratch):
     """A frame's largest logit, what it emits and its sum."""
     logits, frame = scratch.chosen.logits, sequence.first + t * sequence.stride
@@ -176,8 +179,7 @@ def _look(sequence, t, scratch):
     _emit(_row(sequence.emitted, t), sequence.distinct, maximum, logits)
     _leave_labels_out(sequence.labels, sequence.distinct, scratch.row)
     if abs(maximum) < np.inf:
-        frames.exponentials(scratch.row, maximum)
-        _set_total(sequence, t, scratch, frames.total_of(scratch.row, scratch.lanes))
+        _set_total(sequence, t, scratch, frames.total_of_exponentials(scratch.row, maximum, scratch.lanes))
     else:
         for k in range(4):
             sequence.totals[t, k] = np.nan
@@ -190,7 +192,7 @@ def _look_at(sequence, start, end, scratch):
         _look(sequence, t, scratch)
 
 
-@jit.helper
+@jit.scalar
 def _set_total(sequence, t, scratch, of_others):
     of_labels, totals = frames.of_labels(sequence.emitted, t, scratch.chosen, scratch.lanes), sequence.totals
     totals[t, 0], totals[t, 1] = pairs.add(of_labels, of_others)
@@ -203,7 +205,8 @@ def _spread(emitted, t, slots, destination, k):
     high, low, exponent = destination.high[k], destination.low[k], destination.exponent[k]
     high_at, low_at, exponent_at = emitted.high[t], emitted.low[t], emitted.exponent[t]
     for i in range(slots.size):
-        d = slots[i]
+        # An index that may be negative takes as many instructions as the copy.
+        d = np.uint64(slots[i])
         high[i], low[i], exponent[i] = high_at[d], low_at[d], exponent_at[d]
 
 
@@ -356,9 +359,12 @@ def _gammas(sequence, t, k, inverse, scratch):
     for d in range(gamma.size):
         gamma[d] = gamma_low[d] = 0.0
     gamma[0], gamma_low[0] = frames.total_of_pairs(shares[0, first:last], shares[1, first:last], scratch.lanes)
-    for i in range(first, min(last, sequence.label_count)):
-        d = sequence.slots[i]
-        gamma[d], gamma_low[d] = frames.with_pair((gamma[d], gamma_low[d]), (shares[2, i], shares[3, i]))
+    end = max(first, min(last, sequence.label_count))
+    slots, high, low = sequence.slots[first:end], shares[2, first:end], shares[3, first:end]
+    for i in range(slots.size):
+        label = np.uint64(slots[i])
+        total = frames.with_pair((gamma[label], gamma_low[label]), (high[i], low[i]))
+        gamma[label], gamma_low[label] = total
     for d in range(gamma.size):
         gamma[d], gamma_low[d] = pairs.multiply((gamma[d], gamma_low[d]), (inverse[0], inverse[1]))
 
@@ -405,7 +411,7 @@ def _total_again(sequence, t, scratch):
     _set_total(sequence, t, scratch, frames.accurate_total(scratch.row, sequence.maxima[t], scratch.lanes))
 
 
-@jit.helper
+@jit.scalar
 def _all_differences(sequence, t, scratch):
     """p − γ of the labels of a frame, well enough."""
     chosen, frame, is_softmax = scratch.chosen, sequence.first + t * sequence.stride, sequence.is_softmax
@@ -430,14 +436,14 @@ def _scale(chosen, coefficient, is_narrow):
         chosen.high[d] = to_odd(value) if is_narrow else value[0]
 
 
-@jit.helper
+@jit.scalar
 def _frame_gradient(sequence, t, scratch, coefficient, gradient):
     """The gradient of a frame: c·p for all classes, then c·(p − γ) for labels."""
     totals, frame, factor = sequence.totals, sequence.first + t * sequence.stride, coefficient
     _all_differences(sequence, t, scratch)
     if sequence.is_softmax:
         factor = pairs.divide(coefficient, (totals[t, 0], totals[t, 1]))
-    _write_probabilities(sequence.rows, gradient, frame, sequence.is_softmax, sequence.maxima[t], factor, scratch.part)
+    _write_probabilities(sequence.rows, gradient, frame, sequence.is_softmax, sequence.maxima[t], factor, scratch.parts)
     _scale(scratch.chosen, coefficient, gradient.format != 0)
     frames.put_at_labels(scratch.chosen.high, gradient, frame, sequence.labels, sequence.distinct)
 
@@ -447,29 +453,31 @@ def _write_probabilities(rows, gradient, frame, is_softmax, maximum, factor, spa
     """A factor times the exponentials of all classes, some at a time, so that they stay in cache."""
     source, destination = row_offset(rows, frame), row_offset(gradient, frame)
     for start in range(0, rows.classes, PART):
-        part = space[: min(PART, rows.classes - start)]
+        size = min(PART, rows.classes - start)
+        part, products = space[0, :size], space[1, :size]
         load_strided(rows, source + start * rows.class_stride, rows.class_stride, part)
         if is_softmax:
             frames.exponentials(part, maximum)
         else:
             frames.plain_exponentials(part)
-        frames.multiply(part, factor, gradient.format != 0)
-        save_strided(part, gradient, destination + start * gradient.class_stride, gradient.class_stride)
+        frames.multiply(part, factor, gradient.format, products)
+        save_strided(products, gradient, destination + start * gradient.class_stride, gradient.class_stride)
 
 
 @jit.helper
 def _fill(sequence, start, end, value, scratch, gradient):
     """One value for all elements of some frames."""
+    space = scratch.parts[0]
     for i in range(PART):
-        scratch.part[i] = value
+        space[i] = value
     for t in range(start, end):
         offset = row_offset(gradient, sequence.first + t * sequence.stride)
         for first in range(0, gradient.classes, PART):
-            part = scratch.part[: min(PART, gradient.classes - first)]
+            part = space[: min(PART, gradient.classes - first)]
             save_strided(part, gradient, offset + first * gradient.class_stride, gradient.class_stride)
 
 
-@jit.helper
+@jit.scalar
 def _rows_of_block(sequence, start, end, scratch, stage):
     """What a backward recursion over the frames of a block begins with: ω behind them, what they emit, and α."""
     behind = _row(scratch.omegas, (sequence.frames - end) % 2)

@@ -10,7 +10,7 @@ from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.ctc.frames import LANES, Chosen
 from refloss.kernels.ctc.loop import LOOK, PART, SLOPES, SWEEP, WHOLE, Lattice, Scratch, Task, Terms, ctc_sequences
-from refloss.kernels.ctc.states import MARGIN, Paths, find_paths, whole_groups, zeros
+from refloss.kernels.ctc.states import MARGIN, Paths, empty, find_paths, whole_groups, zeros
 from refloss.kernels.rows import any_rows_of
 from refloss.numerics.memory import as_writable
 
@@ -65,25 +65,33 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
     rows = any_rows_of(task.logits, task.logits.ndim - 1)
     gradient = rows if task.gradient is None else any_rows_of(task.gradient, task.logits.ndim - 1)
     terms = terms_of(task)
-    count, frames = len(nll), int(paths.frames.max(initial=0))
-    size = frames * paths.slots.shape[1]
+    count, frames, threads = len(nll), int(paths.frames.max(initial=0)), parallel.get_num_threads()
+
+    made: list[Scratch] = []
 
     def run(stage: int, parts: int, each: int, shared: Lattice | None) -> None:
+        free = made.copy()
+
         def work(first: int, last: int, space: tuple[Lattice, Scratch]) -> None:
             ctc_sequences(rows, gradient, paths, terms, *space, nll, stage, parts, first, last)
 
         def space() -> tuple[Lattice, Scratch]:
-            return _lattice(paths, 1) if shared is None else shared, _scratch(task, paths)
+            try:
+                scratch = free.pop()
+            except IndexError:
+                scratch = _scratch(task, paths)
+                made.append(scratch)
+            return _lattice(paths, 1) if shared is None else shared, scratch
 
         parallel.run_blocks(work, count * parts, each, space)
 
-    if count >= parallel.get_num_threads() or size < 2 * _PAIRS:
-        run(WHOLE, 1, max(1, _PAIRS // max(1, size)), None)
+    if not _is_shared(task, paths, threads):
+        run(WHOLE, 1, max(1, _PAIRS // max(1, frames * paths.slots.shape[1])), None)
         return
     shared = _lattice(paths, count)
     blocks = -(-frames // _block(frames))
     # Calling a kernel takes as long as a frame or two.
-    each = max(1, count * blocks // (8 * parallel.get_num_threads()))
+    each = max(1, count * blocks // (4 * threads))
     # A caller hears of the last step alone.
     with parallel.progress(None):
         run(LOOK, blocks, each, shared)
@@ -95,6 +103,17 @@ def _run(task: Task, paths: Paths, nll: np.ndarray) -> None:
         run(SLOPES, blocks, each, shared)
 
 
+def _is_shared(task: Task, paths: Paths, threads: int) -> bool:
+    """Whether several threads work on a sequence.
+
+    They go back through its states twice. Two threads for each gain little by it, or nothing if they are of one core,
+    unless classes are most of what there is to do.
+    """
+    (count, pairs), frames = paths.slots.shape, int(paths.frames.max(initial=0))
+    is_worth_it = threads > 2 * count or int(task.logits.shape[-1]) > pairs
+    return bool(count < threads and frames * pairs >= 2 * _PAIRS and is_worth_it)
+
+
 def _block(frames: int) -> int:
     """How many frames are worked on together: as many as there are blocks."""
     return max(1, math.isqrt(frames))
@@ -104,12 +123,12 @@ def _lattice(paths: Paths, slots: int) -> Lattice:
     frames, size = int(paths.frames.max(initial=0)), 2 * (paths.slots.shape[1] + 2 * MARGIN)
     blocks = -(-frames // _block(frames))
     return Lattice(
-        alphas=zeros(slots, blocks, size),
-        omegas=zeros(slots, blocks, size),
-        emitted=zeros(slots, frames, _width(paths)),
-        maxima=np.zeros((slots, frames)),
-        totals=np.zeros((slots, frames, 4)),
-        ends=zeros(slots, 2),
+        alphas=empty(slots, blocks, size),
+        omegas=empty(slots, blocks, size),
+        emitted=empty(slots, frames, _width(paths)),
+        maxima=np.empty((slots, frames)),
+        totals=np.empty((slots, frames, 4)),
+        ends=empty(slots, 2),
     )
 
 
@@ -130,5 +149,5 @@ def _scratch(task: Task, paths: Paths) -> Scratch:
         lanes=np.zeros((2, LANES)),
         chosen=Chosen(*np.zeros((len(Chosen._fields), _width(paths)))),
         row=np.zeros(classes if task.is_softmax else 0),
-        part=np.zeros(PART),
+        parts=np.zeros((2, PART)),
     )

@@ -64,6 +64,11 @@ def zeros(*shape: int) -> Numbers:
     return Numbers(np.zeros(shape), np.zeros(shape), np.full(shape, LEAST, np.int64))
 
 
+def empty(*shape: int) -> Numbers:
+    """An array that is written before it is read."""
+    return Numbers(np.empty(shape), np.empty(shape), np.empty(shape, np.int64))
+
+
 @jit.helper
 def _find_slots(targets, blank, seen, labels, slots):
     """The different labels of a sequence, and which of them each pair has; seen [C] is −1, and is so afterwards."""

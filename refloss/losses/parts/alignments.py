@@ -78,9 +78,10 @@ def loss_of_alignments(batch: Batch, options: Options, *, reduction: str, zero_i
 
 def _coefficients(cotangent: np.ndarray, divisors: list[int]) -> np.ndarray:
     """What each sequence's gradient is multiplied by, as pairs [N, 2]."""
-    each = np.broadcast_to(cotangent, len(divisors))
-    pairs = [as_pair(ratio(exact(float(c)), Fraction(divisor))) for c, divisor in zip(each, divisors, strict=True)]
-    return np.array(pairs, np.float64).reshape(-1, 2)
+    each = list(zip(np.broadcast_to(cotangent, len(divisors)).tolist(), divisors, strict=True))
+    # Most sequences of a batch have the same one.
+    known = {(c, divisor): as_pair(ratio(exact(c), Fraction(divisor))) for c, divisor in set(each)}
+    return np.array([known[key] for key in each], np.float64).reshape(-1, 2)
 
 
 def _reduced(pairs: np.ndarray, divisors: list[int], *, is_mean: bool) -> np.float64:

@@ -343,6 +343,31 @@ def of_this_function(case: Case) -> list[tuple[str, Altered]]:
     return own + [(words, Altered(altered(case, grad_output=given))) for words, given in others.items()]
 
 
+def sequence_labels(case: Case) -> list[np.ndarray]:
+    """The labels of each sequence of a case that sums over alignments."""
+    if case.function == "ctc":
+        targets, lengths = case.inputs["targets"], np.reshape(case.inputs["target_lengths"], -1)
+        ends = np.cumsum(lengths)
+        rows = targets if targets.ndim == 2 else [targets[e - n : e] for e, n in zip(ends, lengths, strict=True)]
+        return [row[:n] for row, n in zip(rows, lengths, strict=True)]
+    ignored, blank = case.parameters.get("ignore_index", NO_LABEL), case.parameters["blank_token_id"]
+    return [row[(row != ignored) & (row != blank)] for row in case.inputs["labels"]]
+
+
+def over_all_labels(case: Case) -> Altered | None:
+    """The mean of sequences over the labels of all of them; None where it has no other value."""
+    if case.function not in ("ctc", "ctc_of_logits") or case.parameters.get("reduction", "mean") != "mean":
+        return None
+    counts = [max(len(labels), 1) for labels in sequence_labels(case)]
+    return divided_by(case, float(sum(counts))) if len(set(counts)) > 1 else None
+
+
+def first_blank(case: Case) -> Altered | None:
+    """The first class for the blank; None where that is right."""
+    is_another = case.function == "ctc_of_logits" and case.parameters["blank_token_id"] != 0
+    return Altered(altered(case, blank_token_id=0)) if is_another else None
+
+
 def sigma_twice(case: Case) -> Altered | None:
     """What every arc of a TDT costs, taken off its tokens and off its durations."""
     sigma = case.parameters.get("sigma", 0.0)

@@ -19,6 +19,7 @@ from refloss.messages import EXPECTED_ERRORS
 from refloss.roundoff import roundoff
 from refloss.testing.diagnosis import Cause
 from refloss.testing.mistakes import (
+    alignment_steps,
     blocks,
     box_steps,
     chain_steps,
@@ -218,6 +219,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)
     yield from _named(_guarded(lambda: log_prob_steps.of_log_probs(asked)), only)
+    yield from _named(_guarded(lambda: alignment_steps.of_alignments(asked)), only)
     yield from _named(_guarded(lambda: transducer_steps.of_lattices(asked)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
     yield from _named(_guarded(lambda: blocks.elements_left_out(asked)), only)

@@ -76,6 +76,8 @@ def _other_cases(asked: Question, *, of_rows: bool) -> Iterator[tuple[str, float
         *((words, 0.9, "", other) for words, other in alterations.of_this_function(case)),
         *((_said(words), ARGUMENT, "", other) for words, other in alterations.arguments_ignored(case)),
         *((words, USUAL, "", other) for words, other in alterations.configured(case).items()),
+        ("blank is ignored", ARGUMENT, "", alterations.first_blank(case)),
+        ("divided by the sum of all target lengths", USUAL, "", alterations.over_all_labels(case)),
         ("sigma is twice as large", USUAL, "", alterations.sigma_twice(case)),
         ("reduction is ignored", POSSIBLE, "", alterations.without_reduction(case, real(asked.result.loss))),
     ]
