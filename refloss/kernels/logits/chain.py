@@ -19,9 +19,10 @@ from refloss.numerics.accurate import exp_less_one, reduced
 from refloss.numerics.exponential import UNDERFLOW, scale
 from refloss.numerics.pairs import add, divide, fast_two_sum, multiply, negate, pair
 
-# From here on a cap, what it divides and what divides it are taken over a power of two: s/c and its low part are normal
-# numbers then, and c/τ is finite. Below such a cap tanh v is v, to pairs, for |v| up to 2^-60.
-_HUGE, _SHRUNK = 2.0**900, 2.0**-200
+# Above it a cap and what it divides are taken over a power of two, so that s/c and its low part are normal numbers and
+# c/τ is finite; and tanh v is v, to pairs, for |v| up to 2^-60.
+FAR_CAP = 2.0**900
+_SHRUNK = 2.0**-200
 _LINEAR = 2.0**-60
 
 
@@ -70,20 +71,27 @@ def uncapped(z, chain):
 @jit.scalar
 def capped(z, chain):
     """y of a pair z and ∂y/∂z, with a cap. Quotients are of the chain's own numbers: loops have them once."""
-    huge = chain.cap > _HUGE
-    shrunk, grown = (_SHRUNK if huge else 1.0), (1.0 / _SHRUNK if huge else 1.0)
-    cap = pair(chain.cap * shrunk)
-    v = multiply((z[0] * shrunk, z[1] * shrunk), divide(pair(chain.scale), cap))
-    if huge and abs(v[0]) < _LINEAR:
+    value, slope = _tanh(multiply(z, divide(pair(chain.scale), pair(chain.cap))))
+    return multiply(value, divide(pair(chain.cap), pair(chain.temperature))), multiply(slope, chain_slope(chain))
+
+
+@jit.scalar
+def capped_far(z, chain):
+    """The same with a cap above FAR_CAP."""
+    cap = pair(chain.cap * _SHRUNK)
+    v = multiply((z[0] * _SHRUNK, z[1] * _SHRUNK), divide(pair(chain.scale), cap))
+    if abs(v[0]) < _LINEAR:
         return uncapped(z, chain), chain_slope(chain)
     value, slope = _tanh(v)
     value = multiply(value, divide(cap, pair(chain.temperature)))
-    return (value[0] * grown, value[1] * grown), multiply(slope, chain_slope(chain))
+    return (value[0] / _SHRUNK, value[1] / _SHRUNK), multiply(slope, chain_slope(chain))
 
 
 @jit.scalar
 def chained(z, chain):
     """y of a pair z and ∂y/∂z, both pairs."""
+    if chain.cap > FAR_CAP and chain.cap < np.inf:
+        return capped_far(z, chain)
     if chain.cap < np.inf:
         return capped(z, chain)
     return uncapped(z, chain), chain_slope(chain)

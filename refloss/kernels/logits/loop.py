@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.logits.chain import Chain, capped, chain_slope, uncapped
+from refloss.kernels.logits.chain import FAR_CAP, Chain, capped, capped_far, chain_slope, uncapped
 from refloss.kernels.logits.row import (
     Masses,
     Pair,
@@ -102,6 +102,12 @@ def lines_of(memory):
 @jit.helper
 def _chain(x, chain, lines):
     """Logits through the chain, and their derivatives."""
+    if chain.cap > FAR_CAP and chain.cap < np.inf:
+        for i in range(x.size):
+            value, slope = capped_far(pair(x[i]), chain)
+            lines.high[i], lines.low[i] = value
+            lines.slope[i], lines.slope_low[i] = slope
+        return
     if chain.cap < np.inf:
         for i in range(x.size):
             value, slope = capped(pair(x[i]), chain)
