@@ -1,4 +1,4 @@
-"""Linear cross-entropy, value and gradients: beside three float64 products in NumPy, and torch's loss in float64.
+"""Losses of a linear layer, values and gradients: beside three float64 products in NumPy, and torch's in float64.
 
 Inputs are bfloat16, and float64 copies of them for the others. Run as `python -m benchmarks.linear [--write]`.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("N × K × V", "implementation", "s", "quartiles apart", "time / products", "aim", "holds", "peak, MB")
 REFLOSS, PRODUCTS, TORCH = "refloss", "NumPy's three products", "torch, float64"
+LOG_PROBS = "refloss, log-probabilities and entropies"
 AIM = 8.0
 ROUNDS = 3
 TOLERANCE = 1e-9
@@ -52,6 +53,11 @@ def _refloss(shape: Shape) -> Callable[[], Any]:
     return lambda: refloss.linear_cross_entropy(*arrays)
 
 
+def _log_probs(shape: Shape) -> Callable[[], Any]:
+    arrays, cotangents = inputs(shape), {"log_probs": -1.0, "entropy": -0.01}
+    return lambda: refloss.linear_selected_log_probs(*arrays, grad_output=cotangents)
+
+
 def _products(shape: Shape) -> Callable[[], Any]:
     x, w = (array.astype(np.float64) for array in inputs(shape)[:2])
 
@@ -76,7 +82,7 @@ def _torch(shape: Shape) -> Callable[[], Any]:
     return call
 
 
-CALLS = {PRODUCTS: _products, REFLOSS: _refloss, TORCH: _torch}
+CALLS = {PRODUCTS: _products, REFLOSS: _refloss, LOG_PROBS: _log_probs, TORCH: _torch}
 
 
 def times(shape: Shape) -> dict[str, Timing]:
@@ -119,7 +125,7 @@ def main() -> None:
             more, held = rows(shape)
         lines += more
         aims += held
-    table = Table("Linear cross-entropy: value and gradients, bfloat16", COLUMNS, lines)
+    table = Table("Losses of a linear layer: values and gradients, bfloat16", COLUMNS, lines)
     conclusion = f"{sum(aim.holds() for aim in aims)} of {len(aims)} aims hold."
     publish("linear", machine(("refloss", "numpy", "numba", "torch")), (table,), conclusion, write)
 
