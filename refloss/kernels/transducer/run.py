@@ -137,7 +137,7 @@ class _Passes:
 
     def _rows(self) -> int:
         """What the passes over everything go through: frames, samples each way, and frames of gradients."""
-        batch, frames = self.samples.frames.size, int(self.samples.frames.sum())
+        batch, frames = int(self.samples.frames.size), int(self.samples.frames.sum())
         return frames + (batch * (2 + self.times) if has_gradient(self.task) else batch)
 
     def _buffers(self) -> Buffers:
