@@ -137,8 +137,9 @@ class _Passes:
 
     def _rows(self) -> int:
         """What the passes over everything go through: frames, samples each way, and frames of gradients."""
-        batch, frames = self.samples.frames.size, int(self.samples.frames.sum())
-        return frames + (batch * (2 + self.times) if has_gradient(self.task) else batch)
+        batch, frames = len(self.samples.frames), int(self.samples.frames.sum())
+        each = 2 + int(self.times) if has_gradient(self.task) else 1
+        return frames + batch * each
 
     def _buffers(self) -> Buffers:
         size, steps = self.logits.classes, len(self.task.blank_steps)
