@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Elements of rows that a thread holds as float64, or one row, and how many it takes at a time.
 BUFFER_ELEMENTS = 1 << 12
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 16
 
 
 class Task(NamedTuple):
@@ -137,8 +137,9 @@ class _Passes:
 
     def _rows(self) -> int:
         """What the passes over everything go through: frames, samples each way, and frames of gradients."""
-        batch, frames = int(self.samples.frames.size), int(self.samples.frames.sum())
-        return frames + (batch * (2 + self.times) if has_gradient(self.task) else batch)
+        batch, frames = len(self.samples.frames), int(self.samples.frames.sum())
+        each = 2 + int(self.times) if has_gradient(self.task) else 1
+        return frames + batch * each
 
     def _buffers(self) -> Buffers:
         size, steps = self.logits.classes, len(self.task.blank_steps)
@@ -148,7 +149,7 @@ class _Passes:
 
     def _block(self, frames: int) -> int:
         elements = self.task.logits[0, 0].size if self.task.logits.size else 1
-        return max(1, min(BLOCK_ELEMENTS // elements, frames // (4 * parallel.get_num_threads())))
+        return max(1, min(BLOCK_ELEMENTS // elements, frames // 8))
 
     def _weigh(self, chosen: np.ndarray, *, accurate: bool) -> None:
         lengths = np.zeros_like(self.samples.frames)
@@ -208,7 +209,6 @@ def _numbers_in(block: np.ndarray) -> Numbers:
 
 def _empty_lattice(nodes: int, steps: int, with_gradient: bool) -> Lattice:
     """Without gradients nobody asks for α. One array for all: NumPy has larger pages for it, which cost far less."""
-    # Lanes are read as a whole, also those after the last node.
-    block = np.empty((18, nodes + 2 * LANES))
+    block = np.empty((18, nodes))
     blank, label, share, beta, alpha = (_numbers_in(block[i : i + 3]) for i in range(0, 15, 3))
     return Lattice(blank, label, share, *block[15:], _numbers(nodes * steps), alpha if with_gradient else beta, beta)
