@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.linear.loop import NOTHING, UNDEFINED, chain_pairs, fill
+from refloss.kernels.linear.loop import NOTHING, UNDEFINED, fill
 from refloss.kernels.log_probs.loop import Asked, Lines, entropy_of, row_of, write_gradient
+from refloss.kernels.logits.chain import chain_pairs
 from refloss.kernels.logits.row import (
     SOFTMAX_WIDTH,
     get_pair,

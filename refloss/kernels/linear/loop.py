@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.logits.chain import capped, chain_slope, uncapped
+from refloss.kernels.logits.chain import chain_pairs
+from refloss.kernels.logits.chain import chained as through_chain
 from refloss.kernels.logits.loop import (
     LINES,
     lines_of,
@@ -36,21 +37,6 @@ from refloss.kernels.softmax.loop import target_mass
 NOTHING, UNDEFINED = 2.0, 3.0
 # Rows of float64 that a row is worked out in: those of kernels.logits, its target, and the gradient of that.
 ALL_LINES = LINES + 2
-
-
-@jit.helper
-def chain_pairs(z, z_low, chain, high, low, slope, slope_low):
-    """Logits, pairs, through the chain, and their derivatives."""
-    if chain.cap < np.inf:
-        for j in range(z.size):
-            value, steep = capped((z[j], z_low[j]), chain)
-            high[j], low[j] = value
-            slope[j], slope_low[j] = steep
-        return
-    steep = chain_slope(chain)
-    for j in range(z.size):
-        high[j], low[j] = uncapped((z[j], z_low[j]), chain)
-        slope[j], slope_low[j] = steep
 
 
 @jit.helper
@@ -115,7 +101,6 @@ def some_classes(high, low, class_, target, labels, terms, chained, statistics, 
     """
     size = high.shape[1]
     probabilities = np.empty(size)
-    slope = chain_slope(chained.chain)
     has_labels = labels.size > 0
     for i in range(first, last):
         index = start + i * step
@@ -128,11 +113,7 @@ def some_classes(high, low, class_, target, labels, terms, chained, statistics, 
             offset = row_offset(target, index) + class_ * target.class_stride
             load_strided(target, offset, target.class_stride, probabilities)
         for j in range(size):
-            z = (high[i, j], low[i, j])
-            if chained.chain.cap < np.inf:
-                z, slope = capped(z, chained.chain)
-            else:
-                z = uncapped(z, chained.chain)
+            z, slope = through_chain((high[i, j], low[i, j]), chained.chain)
             if has_labels:
                 mass = mass_of_label(class_ + j, label, terms)
             else:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.logits.chain import Chain, capped, chain_slope, uncapped
+from refloss.kernels.logits.chain import Chain, chain_numbers
 from refloss.kernels.logits.row import (
     Masses,
     Push,
@@ -98,21 +98,6 @@ def _lines(scratch):
 def _distance(y, y_low, softmax):
     """m − y of a class, a pair; +inf where it is masked."""
     return add(softmax.maximum, (-y, -y_low))
-
-
-@jit.helper
-def _chain_line(x, y, y_low, slope, slope_low, chain):
-    """Logits behind the chain, and its derivative."""
-    if chain.cap < np.inf:
-        for c in range(x.size):
-            value, steep = capped(pair(x[c]), chain)
-            y[c], y_low[c] = value
-            slope[c], slope_low[c] = steep
-        return
-    steep = chain_slope(chain)
-    for c in range(x.size):
-        y[c], y_low[c] = uncapped(pair(x[c]), chain)
-        slope[c], slope_low[c] = steep
 
 
 @jit.helper
@@ -244,7 +229,7 @@ def clear(scratch, log_probs):
 def work_on(scratch, asked, log_probs, with_gradient):
     """The entropy of the row whose logits are in the first line of the scratch; its gradient into the last two."""
     lines = _lines(scratch)
-    _chain_line(lines.x, lines.y, lines.y_low, lines.slope, lines.slope_low, asked.chain)
+    chain_numbers(lines.x, asked.chain, lines.y, lines.y_low, lines.slope, lines.slope_low)
     softmax, mean = row_of(lines, asked, log_probs)
     if with_gradient:
         write_gradient(lines, 0, asked, softmax, mean)

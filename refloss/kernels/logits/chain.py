@@ -95,3 +95,39 @@ def chained(z, chain):
     if chain.cap < np.inf:
         return capped(z, chain)
     return uncapped(z, chain), chain_slope(chain)
+
+
+@jit.helper
+def chain_numbers(x, chain, high, low, slope, slope_low):
+    """Logits through the chain, and their derivatives."""
+    if chain.cap > FAR_CAP and chain.cap < np.inf:
+        for i in range(x.size):
+            value, steep = capped_far(pair(x[i]), chain)
+            high[i], low[i] = value
+            slope[i], slope_low[i] = steep
+        return
+    if chain.cap < np.inf:
+        for i in range(x.size):
+            value, steep = capped(pair(x[i]), chain)
+            high[i], low[i] = value
+            slope[i], slope_low[i] = steep
+        return
+    steep = chain_slope(chain)
+    for i in range(x.size):
+        high[i], low[i] = uncapped(pair(x[i]), chain)
+        slope[i], slope_low[i] = steep
+
+
+@jit.helper
+def chain_pairs(z, z_low, chain, high, low, slope, slope_low):
+    """The same of logits that are pairs, whose place the first two lines may take."""
+    if chain.cap < np.inf:
+        for i in range(z.size):
+            value, steep = chained((z[i], z_low[i]), chain)
+            high[i], low[i] = value
+            slope[i], slope_low[i] = steep
+        return
+    steep = chain_slope(chain)
+    for i in range(z.size):
+        high[i], low[i] = uncapped((z[i], z_low[i]), chain)
+        slope[i], slope_low[i] = steep

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.logits.chain import FAR_CAP, Chain, capped, capped_far, chain_slope, uncapped
+from refloss.kernels.logits.chain import Chain, chain_numbers
 from refloss.kernels.logits.row import (
     Masses,
     Pair,
@@ -97,27 +97,6 @@ def lines_of(memory):
         memory[8],
         memory[9],
     )
-
-
-@jit.helper
-def _chain(x, chain, lines):
-    """Logits through the chain, and their derivatives."""
-    if chain.cap > FAR_CAP and chain.cap < np.inf:
-        for i in range(x.size):
-            value, slope = capped_far(pair(x[i]), chain)
-            lines.high[i], lines.low[i] = value
-            lines.slope[i], lines.slope_low[i] = slope
-        return
-    if chain.cap < np.inf:
-        for i in range(x.size):
-            value, slope = capped(pair(x[i]), chain)
-            lines.high[i], lines.low[i] = value
-            lines.slope[i], lines.slope_low[i] = slope
-        return
-    slope = chain_slope(chain)
-    for i in range(x.size):
-        lines.high[i], lines.low[i] = uncapped(pair(x[i]), chain)
-        lines.slope[i], lines.slope_low[i] = slope
 
 
 @jit.helper
@@ -291,7 +270,7 @@ def chained_rows(arrays, labels, terms, chained, output, scratch, first, last, t
             label = labels[index] if has_labels else -1
             ignored = has_labels and label == terms.ignore_index
             g, target_g = scratch.gradient[k][:size], scratch.target_gradient[k][:size]
-            _chain(scratch.logits[k][:size], chained.chain, lines)
+            chain_numbers(scratch.logits[k][:size], chained.chain, lines.high, lines.low, lines.slope, lines.slope_low)
             softmax = softmax_of(lines.high, lines.low, lines.term, lines.term_low)
             if ignored or not softmax.defined:
                 yield_undefined(output, index, softmax, ignored, chained.z_loss)
