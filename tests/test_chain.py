@@ -251,6 +251,17 @@ def test_a_cap_near_the_end_of_float64_loses_no_digit(cap):
             assert abs(found - exact) <= 2 * np.spacing(float(exact))
 
 
+@pytest.mark.parametrize("cap", [1e307, 1e308, 1.7e308])
+def test_so_it_does_in_every_loss_that_has_a_chain(cap):
+    z = cap / 3
+    found = [
+        -refloss.selected_log_probs([0.0, z], 0, softcap=cap).loss,
+        -refloss.linear_selected_log_probs([z], [[0.0], [1.0]], 0, softcap=cap).loss,
+        refloss.linear_cross_entropy([[z]], [[0.0], [1.0]], [0], softcap=cap).loss,
+    ]
+    assert found == [refloss.cross_entropy([[0.0, z]], [0], softcap=cap).loss] * 3
+
+
 def test_an_infinite_cotangent_comes_out_as_it_does_without_a_chain():
     for given in (np.inf, -np.inf):
         plain = refloss.cross_entropy(LOGITS, LABELS, grad_output=given).grads["logits"]
