@@ -23,11 +23,11 @@ class Layer(Kernel):
     """X·Wᵀ + b and its gradients."""
 
     def layer_weight(self, w: np.ndarray) -> np.ndarray:
-        """Those of the classes, [V, K]."""
+        """Those of the classes, [V, places ..., K]."""
         return w
 
     def layer_bias(self, b: np.ndarray) -> np.ndarray:
-        """Those of the classes, [V]."""
+        """Those of the classes, [V, places ...]."""
         return b
 
     def rows_at_once(self, rows: int) -> int:
@@ -67,7 +67,8 @@ class Layer(Kernel):
         # What rows hold that do not count leaks nowhere.
         x = np.where(counts[:, None], self.widened(given).reshape(len(counts), given.shape[-1]), 0)
         w = self.layer_weight(self.widened(inputs["linear_weight"]))
-        b = self.layer_bias(self.widened(inputs.get("linear_bias", np.zeros(len(w), given.dtype))))
+        b = self.layer_bias(self.widened(inputs.get("linear_bias", np.zeros(w.shape[:-1], given.dtype)))).reshape(-1)
+        w = w.reshape(len(b), w.shape[-1])
         of_weight, of_bias, of_input, found = np.zeros_like(w), np.zeros_like(b), [], []
         for rows in self.parts(len(x)):
             mine, g = solve(rows, self.written(x[rows] @ w.T + b, parameters.get("logits_dtype")))
@@ -76,12 +77,13 @@ class Layer(Kernel):
             of_input.append(g @ w)
             found.append(mine)
         grads = {
-            "input": np.concatenate(of_input).reshape(given.shape),
+            "input": np.concatenate(of_input),
             "linear_weight": of_weight,
             "linear_bias": of_bias,
         }
         whole = {name: np.concatenate([mine[name] for mine in found]) for name in found[0]}
-        return whole, {name: value.astype(inputs[name].dtype) for name, value in grads.items() if name in inputs}
+        shaped = {name: value.reshape(inputs[name].shape) for name, value in grads.items() if name in inputs}
+        return whole, {name: value.astype(inputs[name].dtype) for name, value in shaped.items()}
 
 
 class LinearCrossEntropy(Layer, CrossEntropy):
@@ -101,9 +103,11 @@ class LinearCrossEntropy(Layer, CrossEntropy):
 
     def answer(self, inputs: dict[str, Any], parameters: dict[str, Any], cotangent: Any) -> Answer:
         """Each part has a loss for each of its rows, which is divided by what all of them weigh."""
-        shape, target = inputs["input"].shape[:-1], inputs["target"]
+        (classes, *places, _), target = inputs["linear_weight"].shape, inputs["target"]
+        shape, several = (*inputs["input"].shape[:-1], *places), math.prod(places)
         soft = target.dtype.kind not in "iu"
-        target = self.widened(target).reshape(-1, target.shape[-1]) if soft else target.reshape(-1)
+        axis = len(shape) - len(places)  # that of classes
+        target = np.moveaxis(self.widened(target), axis, -1).reshape(-1, classes) if soft else target.reshape(-1)
         ignored = parameters.get("ignore_index", -100)
         counts = np.ones(len(target), bool) if soft else target != ignored
         weights, mean = self.weighed(inputs, parameters, counts), parameters.get("reduction", "mean") == "mean"
@@ -112,19 +116,24 @@ class LinearCrossEntropy(Layer, CrossEntropy):
         of_classes = {"weight": inputs["weight"]} if "weight" in inputs else {}
 
         def solve(rows: slice, z: np.ndarray) -> Part:
+            count, rows = len(z), slice(rows.start * several, rows.stop * several)
+            # Each place is a row.
+            z = z.reshape(count, classes, several).swapaxes(1, 2).reshape(-1, classes)
             given = {"logits": z, "target": target[rows], **of_classes}
             losses, grads, *components = self.cross_entropy(given, options | {"reduction": "none"}, upstream[rows])
-            parts = len(list(self.parts(len(target))))
+            parts = len(list(self.parts(len(target) // several)))
             own = self.of_part(self.sum(weights), self.sum(weights[rows]), parts) if mean else z.dtype.type(1)
             divided = {"loss": losses, **(components[0] if components else {})}
             # 0 where nothing counts.
             g = np.where(counts[rows, None], grads["logits"] / own, 0)
             of_target = {"target": grads["target"] / own} if soft else {}
+            g = g.reshape(count, several, classes).swapaxes(1, 2).reshape(count, -1)
             return {name: value / own for name, value in divided.items()} | of_target, g
 
-        found, grads = self.through(inputs, parameters, counts, solve)
+        found, grads = self.through(inputs, parameters, counts.reshape(-1, several).any(axis=1), solve)
         if soft:
-            grads["target"] = found.pop("target").reshape(inputs["target"].shape).astype(inputs["target"].dtype)
+            of_rows = found.pop("target").reshape(*shape, classes).astype(inputs["target"].dtype)
+            grads["target"] = np.moveaxis(of_rows, -1, axis)
         if parameters.get("reduction") == "none":
             reduced = {name: value.reshape(shape) for name, value in found.items()}
         else:

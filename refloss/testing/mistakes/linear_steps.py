@@ -40,7 +40,7 @@ class Layer(NamedTuple):
     asked: Question
     given: Mapping[str, np.ndarray]  # input, linear_weight, and linear_bias if there is one
     x: np.ndarray  # [N, K]
-    w: np.ndarray  # [V, K]
+    w: np.ndarray  # [V, K], with places [V·places, K]
 
     def products(self, g: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
         """The gradients of the layer, of those of its outputs."""
@@ -59,15 +59,16 @@ def layer_of(asked: Question) -> Layer | None:
     case = asked.case
     if case.function not in OF_LOGITS:
         return None
-    w, given = real(case.inputs["linear_weight"]), real(case.inputs["input"])
-    x = given.reshape(math.prod(given.shape[:-1]), given.shape[-1])
-    z = x @ w.T + real(case.inputs.get("linear_bias", 0.0))
+    (*rows, features), outputs = case.inputs["input"].shape, case.inputs["linear_weight"].shape[:-1]
+    x = real(case.inputs["input"]).reshape(math.prod(rows), features)
+    w = real(case.inputs["linear_weight"]).reshape(math.prod(outputs), features)
+    z = x @ w.T + real(case.inputs.get("linear_bias", np.zeros(1))).reshape(-1)
     dtype = case.parameters.get("logits_dtype")
     z = z if dtype is None else real(z.astype(DTYPES[dtype]))
     parameters = {name: value for name, value in case.parameters.items() if name != "logits_dtype"}
     own = {name: case.inputs[name] for name in _GIVEN if name in case.inputs}
     others = {name: value for name, value in case.inputs.items() if name not in own}
-    inputs = {"logits": z.reshape(*given.shape[:-1], len(w)), **others}
+    inputs = {"logits": z.reshape(*rows, *outputs), **others}
     of_logits = case._replace(function=OF_LOGITS[case.function], inputs=inputs, parameters=parameters)
     return Layer(asked._replace(case=of_logits), own, x, w)
 
@@ -118,11 +119,14 @@ def in_16_bits(layer: Layer) -> Iterator[Guess]:
             parts = [slice(first, first + 2**power) for first in range(0, count, 2**power)]
             tensors = functools.cache(functools.partial(_added, layer, g, parts, kind))
             names = [name for name in layer.given if name != "input"]
-            made = Tensors(
-                {f"grad.{name}": lambda name=name, tensors=tensors: tensors()[name][0] for name in names}  # type: ignore[misc]
-            )
-            limits = Tensors(
-                {f"grad.{name}": lambda name=name, tensors=tensors: tensors()[name][1] for name in names}  # type: ignore[misc]
+            made, limits = (
+                Tensors(
+                    {
+                        f"grad.{name}": lambda name=name, part=part, tensors=tensors: tensors()[name][part]
+                        for name in names
+                    }
+                )  # type: ignore[misc]
+                for part in (0, 1)
             )
             yield Guess(IN_16_BITS, USUAL, made, is_certain=False)
             yield Guess(IN_16_BITS, POSSIBLE, made, limits, is_certain=False)
@@ -140,7 +144,9 @@ def _added(
             of_part = layer._replace(x=layer.x[part]).products(rows[part])[name]()
             total = real((total + of_part).astype(kind))
             largest = np.maximum(largest, np.abs(total))
-        found[name] = total, largest * float(ml_dtypes.finfo(kind).eps)  # type: ignore[no-untyped-call]
+        if name in layer.given:
+            shape, unit = layer.given[name].shape, float(ml_dtypes.finfo(kind).eps)  # type: ignore[no-untyped-call]
+            found[name] = total.reshape(shape), largest.reshape(shape) * unit
     return found
 
 
