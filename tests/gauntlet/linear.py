@@ -109,7 +109,7 @@ class LinearCrossEntropy(Layer, CrossEntropy):
         axis = len(shape) - len(places)  # that of classes
         target = np.moveaxis(self.widened(target), axis, -1).reshape(-1, classes) if soft else target.reshape(-1)
         ignored = parameters.get("ignore_index", -100)
-        counts = np.ones(len(target), bool) if soft else target != ignored
+        counts = np.asarray(np.ones(len(target), bool) if soft else target != ignored)
         weights, mean = self.weighed(inputs, parameters, counts), parameters.get("reduction", "mean") == "mean"
         upstream = self.of_rows(cotangent, shape if np.ndim(cotangent) else (len(target),), len(target))[:, 0]
         options = {name: value for name, value in parameters.items() if name not in ("logits_dtype", "reduction")}

@@ -118,18 +118,18 @@ def in_16_bits(layer: Layer) -> Iterator[Guess]:
         for power in range(max(count - 1, 0).bit_length()):
             parts = [slice(first, first + 2**power) for first in range(0, count, 2**power)]
             tensors = functools.cache(functools.partial(_added, layer, g, parts, kind))
-            names = [name for name in layer.given if name != "input"]
-            made, limits = (
-                Tensors(
-                    {
-                        f"grad.{name}": lambda name=name, part=part, tensors=tensors: tensors()[name][part]
-                        for name in names
-                    }
-                )  # type: ignore[misc]
-                for part in (0, 1)
-            )
+            made, limits = (_parts_of(tensors, layer, part) for part in (0, 1))
             yield Guess(IN_16_BITS, USUAL, made, is_certain=False)
             yield Guess(IN_16_BITS, POSSIBLE, made, limits, is_certain=False)
+
+
+def _parts_of(tensors: Callable[[], Mapping[str, tuple[np.ndarray, ...]]], layer: Layer, part: int) -> Tensors:
+    """The gradients of parameters, or how far they may be off."""
+
+    def maker(name: str) -> Callable[[], np.ndarray]:
+        return lambda: tensors()[name][part]
+
+    return Tensors({f"grad.{name}": maker(name) for name in layer.given if name != "input"})
 
 
 def _added(
