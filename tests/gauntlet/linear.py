@@ -109,7 +109,7 @@ class LinearCrossEntropy(Layer, CrossEntropy):
         axis = len(shape) - len(places)  # that of classes
         target = np.moveaxis(self.widened(target), axis, -1).reshape(-1, classes) if soft else target.reshape(-1)
         ignored = parameters.get("ignore_index", -100)
-        counts = np.asarray(np.ones(len(target), bool) if soft else target != ignored)
+        counts: np.ndarray = np.ones(len(target), bool) if soft else np.asarray(target != ignored)
         weights, mean = self.weighed(inputs, parameters, counts), parameters.get("reduction", "mean") == "mean"
         upstream = self.of_rows(cotangent, shape if np.ndim(cotangent) else (len(target),), len(target))[:, 0]
         options = {name: value for name, value in parameters.items() if name not in ("logits_dtype", "reduction")}
@@ -130,7 +130,7 @@ class LinearCrossEntropy(Layer, CrossEntropy):
             g = g.reshape(count, several, classes).swapaxes(1, 2).reshape(count, -1)
             return {name: value / own for name, value in divided.items()} | of_target, g
 
-        found, grads = self.through(inputs, parameters, counts.reshape(-1, several).any(axis=1), solve)
+        found, grads = self.through(inputs, parameters, np.asarray(counts.reshape(-1, several).any(axis=1)), solve)
         if soft:
             of_rows = found.pop("target").reshape(*shape, classes).astype(inputs["target"].dtype)
             grads["target"] = np.moveaxis(of_rows, -1, axis)
