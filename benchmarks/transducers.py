@@ -1,11 +1,13 @@
 """RNN-T and TDT, value and gradient of one sequence: against a compiled recursion in JAX and transformers' TDT.
 
 JAX's recursion goes over frames, or over the diagonals of the lattice, whichever is given; both are compiled with the
-softmax as one program. Run as `python -m benchmarks.transducers [--write]`.
+softmax as one program. torchaudio's RNN-T is measured where it is installed.
+Run as `python -m benchmarks.transducers [--write]`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,6 +31,7 @@ COLUMNS = (
     "peak / logits",
 )
 REFLOSS, FRAMES, DIAGONALS, TRANSFORMERS = "refloss", "JAX, by frames", "JAX, by diagonals", "transformers"
+TORCHAUDIO = "torchaudio"
 AIM = 3.0
 DURATIONS = (0, 1, 2, 3, 4)
 SIGMA = 0.02
@@ -135,6 +138,21 @@ def _jax_by_diagonals(shape: Shape) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(compiled(x, y))  # type: ignore[no-untyped-call]
 
 
+def _torchaudio(shape: Shape) -> Callable[[], Any]:
+    import torch
+
+    rnnt_loss = importlib.import_module("torchaudio.functional").rnnt_loss
+    logits, _, labels = inputs(shape)
+    x, targets = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(labels.astype(np.int32))
+    lengths = [torch.tensor([size], dtype=torch.int32) for size in (shape.frames, shape.labels)]
+
+    def call() -> tuple[Any, Any]:
+        loss = rnnt_loss(x, targets, *lengths, blank=0, reduction="sum")
+        return loss.detach(), torch.autograd.grad(loss, x)
+
+    return call
+
+
 def _refloss_tdt(shape: Shape) -> Callable[[], Any]:
     logits, durations, labels = inputs(shape)
 
@@ -164,6 +182,7 @@ def _transformers_tdt(shape: Shape) -> Callable[[], Any]:
 
 
 RNNT = {REFLOSS: _refloss_rnnt, FRAMES: _jax_by_frames, DIAGONALS: _jax_by_diagonals}
+RNNT |= {TORCHAUDIO: _torchaudio} if importlib.util.find_spec("torchaudio") else {}
 TDT = {REFLOSS: _refloss_tdt, TRANSFORMERS: _transformers_tdt}
 LOSSES = {"rnnt": RNNT, "tdt": TDT}
 

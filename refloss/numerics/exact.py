@@ -67,7 +67,9 @@ def ratio(total: Exact, normaliser: Exact) -> Exact:
     if isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser:
         return total / normaliser
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(rounded(total)) / np.float64(rounded(normaliser)))
+        value = float(np.float64(rounded(total)) / np.float64(rounded(normaliser)))
+    # Which NaN a processor makes of 0/0 is its own affair.
+    return math.nan if math.isnan(value) else value
 
 
 def quotient(total: Exact, normaliser: Exact) -> np.float64:

@@ -76,11 +76,7 @@ def chained_loss(given: ChainTask, backend: str) -> ChainAnswer:
 
 def chain_terms(given: ChainTask, exponent: int) -> ChainTerms:
     """What is the same for every row of a task whose weights are over 2^exponent, and so is ζ: squares have none."""
-    cotangent = given.z_cotangent
-    if given.z_loss == 0.0:
-        # An infinite one times a ζ of 0 is nothing, not NaN.
-        cotangent = np.where(np.isinf(cotangent), np.sign(cotangent), cotangent)
-    return ChainTerms(given.chain, (float(np.ldexp(given.z_loss, -exponent)), 0.0), as_writable(cotangent))
+    return ChainTerms(given.chain, (float(np.ldexp(given.z_loss, -exponent)), 0.0), as_writable(given.z_cotangent))
 
 
 def answer_of(given: ChainTask, output: Output, normaliser: Exact, exponent: int) -> ChainAnswer:
