@@ -16,12 +16,12 @@ Numerics. Logits are of numbers taken as exact: pairs of float64, good to 2^-96 
 of slices of so few bits that float64 adds them without an error in any order (numerics.slices). The gradient of a logit
 is a pair as well. Sums of such, times a number of W or X each, are formed from slices of three times 22 bits below the
 largest of a row (four, for float64), with a bound of what that leaves out; where it could show in the rounding, the
-element is computed again as a sum of pairs. What is rounded once is so good to 2^-90 of the sum of its terms'
-magnitudes: where more than 2^25 of that cancels, fewer digits of a float32 may be right, and of float64 fewer from the
-first bits on that cancel. A sum whose terms cancel to less than 2^-90 is 0.
+element is computed again as a sum of pairs. What is rounded once is so good to 2^-90, and 2^-103 for each term,
+of the sum of its terms' magnitudes: where more than 2^25 of that cancels, fewer digits of a float32 may be right, and
+of float64 fewer from the first bits on that cancel. A sum whose terms cancel to less than that is 0.
 
 Memory: beside inputs and gradients some 600 MB, or what one row needs, 112 bytes for each class, if that is more; and
-some 220 bytes for each loss.
+some 220 bytes for each loss. With places the weights, the biases and their gradients are there twice.
 Matrix products are NumPy's, on its BLAS, on any backend; the bits depend neither on it nor on its threads.
 
 Torch counterpart: torch.nn.functional.linear_cross_entropy. Sources: Wijmans et al., "Cut Your Losses in

@@ -9,10 +9,10 @@ with the chain and the gradient g_v = ∂(Σ_k c_k·log p_{y_k} + h·H)/∂z_v o
     ∂/∂x_k = Σ_v g_v·W_vk        ∂/∂W_vk = Σ_rows g_v·x_k        ∂/∂b_v = Σ_rows g_v
 
 Numerics. Logits, and sums of products of their gradients, are those of refloss.linear_cross_entropy: exact to 2^-96 of
-Σ_k |x_k·W_vk|, gradients as pairs, and what is rounded once is good to 2^-90 of the sum of its terms' magnitudes,
-which are |c|·([v = y] + p_v) + |h|·p_v·(|log p_v| + H), times a number of W or X each. Of a pair of logits
-log p, H and g are what refloss.selected_log_probs has of a number. Memory and bits are as there, too: [N, V] is never
-held, and neither blocks, threads, BLAS nor the backend show.
+Σ_k |x_k·W_vk|, gradients as pairs, and what is rounded once is good to 2^-90, and 2^-103 for each term, of
+the sum of its terms' magnitudes, which are |c|·([v = y] + p_v) + |h|·p_v·(|log p_v| + H), times a number of W or X
+each. Of a pair of logits log p, H and g are what refloss.selected_log_probs has of a number. Memory and bits are as
+there, too: [N, V] is never held, and neither blocks, threads, BLAS nor the backend show.
 
 Sources: TRL's add_fused_lm_head and selective_log_softmax; verl's linear_cross_entropy, which has both outputs.
 """

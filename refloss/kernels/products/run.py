@@ -1,7 +1,8 @@
 """Exact matrix products on NumPy's BLAS: logits as pairs, and sums of pairs with a factor's rows, by blocks.
 
     Z_ij = Σ_k A_ik·B_jk + b_j        good to 2^-96 of Σ_k |A_ik·B_jk|
-    D_ik = Σ_j G_ij·B_jk              of pairs G, rounded once; the error before is below 2^-90 of Σ_j |G_ij·B_jk|
+    D_ik = Σ_j G_ij·B_jk              of pairs G, rounded once; the error before is below 2^-90 of Σ_j |G_ij·B_jk|,
+                                      and 2^-103 of it for each term
 
 The bits depend on the numbers alone: matrix products are exact (numerics.slices), and what is added between them is
 added as integers, or in the order of the terms. BLAS runs on as many threads as it takes; all else on refloss's.
