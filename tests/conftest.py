@@ -20,6 +20,29 @@ settings.load_profile("refloss")
 progress.PERIOD = 3600.0
 
 
+# The kernels that were asked for while tests were collected.
+ASKED_FOR = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Note the kernels that are called meanwhile: test_collection.py says that there are none."""
+    if has_workers(session.config):
+        return (yield)
+    from refloss.disk_cache import DiskCache
+
+    asked_for = session.config.stash.setdefault(ASKED_FOR, [])
+    load = DiskCache.load_overload
+
+    def noting(self, *given):
+        asked_for.append(self._base)
+        return load(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiskCache, "load_overload", noting)
+        return (yield)
+
+
 # What takes longest, a file or a folder: handed out first, so that nobody waits for it at the end.
 EARLY = (
     *("simulated", "test_gauntlet.py", "test_ptx.py", "test_metamorphic.py", "test_vector_widths.py"),

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ASKED_FOR
+
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("folder", ["tests", pytest.param("conformance", marks=pytest.mark.slow)])
+def test_collection_asks_for_no_kernel(request):
+    """That of this process, of all that it was asked to run."""
+    assert request.config.stash[ASKED_FOR] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["tests", "conformance"])
 def test_collection_compiles_nothing(folder):
     """Where compiling is forbidden, the first kernel is an error."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", folder]

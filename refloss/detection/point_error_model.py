@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from refloss.error_model.focal import Dice, sigmoid
 from refloss.kernels.points.loop import locate
@@ -71,6 +70,8 @@ class _Masks(NamedTuple):
 
 
 def _around(values: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
     return np.asarray(ndimage.maximum_filter(np.abs(values), (1, 3, 3), mode="constant"))
 
 
@@ -95,6 +96,8 @@ def _targets(layer: Layer, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def mask_bounds(layer: Layer) -> dict[str, Any]:
     """Of both components, and of the masks' gradient."""
+    from scipy import ndimage
+
     entropy, dice = next(names for names in COMPONENTS if names[0] in layer.record.weights)
     given, pairs = layer.input("pred_masks"), (layer.table[:, 0], layer.table[:, 1])
     points = layer.head.result.intermediates[f"points{layer.record.suffix}"]

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # Elements that are taken at once: a dozen of float64 temporaries of as many stay below 10 MB.
 BLOCK = 1 << 16
-# As many elements are kept once they are computed: many candidates are judged by the bounds of a small tensor.
-KEPT = 1 << 12
 
 
 class Bound:
@@ -45,8 +43,11 @@ class Bound:
         return len(self.shape)
 
     def part(self, first: int, last: int) -> np.ndarray:
-        """Elements first to last, the last one excluded, in C order; float64, never NaN."""
-        return self._kept[first:last] if self.size <= KEPT else self._computed(first, last)
+        """Elements first to last, the last one excluded, in C order; float64, never NaN.
+
+        Those of a small tensor are kept once they are computed: many candidates are judged by them.
+        """
+        return self._kept[first:last] if self.size <= BLOCK else self._computed(first, last)
 
     @functools.cached_property
     def _kept(self) -> np.ndarray:

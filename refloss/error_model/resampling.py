@@ -7,7 +7,6 @@ edge on either side. The adjoint gathers with the same weights, and hands the pi
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from refloss.kernels.resample.loop import axis
 from refloss.roundoff import STEPS, Roundoff
@@ -51,6 +50,8 @@ def _around(planes: np.ndarray) -> tuple[int, ...]:
 
 def pixel_error(planes: np.ndarray, size: tuple[int, ...], unit: Roundoff) -> np.ndarray:
     """How far each resampled pixel is off."""
+    from scipy import ndimage
+
     sizes = np.where(np.isfinite(planes), np.abs(planes), 0.0)
     nearby = ndimage.maximum_filter(sizes, _around(planes), mode="constant")
     return np.asarray((STEPS + sum(planes.shape[-2:])) * unit.inside * resampled(nearby, size))
@@ -58,6 +59,8 @@ def pixel_error(planes: np.ndarray, size: tuple[int, ...], unit: Roundoff) -> np
 
 def adjoint_error(errors: np.ndarray, terms: np.ndarray, size: tuple[int, ...], unit: Roundoff) -> np.ndarray:
     """How far gradients [..., h, w] are off, gathered from pixels' cotangents with errors; terms: their magnitudes."""
+    from scipy import ndimage
+
     gathered = adjoint(terms, size)
     near = 9 * ndimage.uniform_filter(gathered, _around(gathered), mode="constant")
     pixels = max(1.0, float(np.prod(terms.shape[-2:]) / np.prod(size)))

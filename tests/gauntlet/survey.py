@@ -101,10 +101,11 @@ def found(mistake: Mistake, function: str) -> Found:
 
 
 @functools.cache
-def name_of(mistake: Mistake, function: str) -> str | None:
-    """What the judge says first of small cases, or of all where none of these fails."""
+def name_of(mistake: Mistake, function: str, dtype: str | None = None) -> str | None:
+    """What the judge says first of small cases, or of those of one dtype; of all where none of these fails."""
     cases, kernel = given(mistake, function), mistake.kernel(function)
-    return first_name(judgement(kernel, few(cases))) or first_name(judgement(kernel, cases))
+    of_dtype = [each for each in few(cases) if dtype in (None, dtype_of(each.case))]
+    return first_name(judgement(kernel, of_dtype)) or first_name(judgement(kernel, cases))
 
 
 @contextlib.contextmanager
