@@ -44,6 +44,7 @@ from refloss.losses.multilabel_margin import multilabel_margin as multilabel_mar
 from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
+from refloss.losses.policy_loss import policy_loss as policy_loss
 from refloss.losses.selected_log_probs import selected_log_probs as selected_log_probs
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
@@ -97,6 +98,7 @@ __all__ = [
     "object_detection",
     "pocket_tts",
     "poisson_nll",
+    "policy_loss",
     "question_answering",
     "rf_detr_instance_segmentation",
     "rnnt",

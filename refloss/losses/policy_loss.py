@@ -37,8 +37,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases import policies as cases
+from refloss.error_model import tokens as error_model
 from refloss.kernels.tokens.loop import Token, TokenLoop, difference
-from refloss.losses.parts.aggregation import aggregation_of
+from refloss.loss import loss
+from refloss.losses.parts.aggregation import AGGREGATION_PARAMETERS, aggregation_of, divisor
 from refloss.losses.parts.kl_estimates import CODES, ESTIMATES, estimate, slope_of_estimate, slope_of_product
 from refloss.losses.parts.log_probs import counted
 from refloss.losses.parts.tokens import beside, loss_of_tokens, token_array
@@ -47,8 +50,10 @@ from refloss.numerics.exact import as_pair, quotient
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
 from refloss.numerics.triples import log_beyond
 from refloss.options import Gradients, Options
+from refloss.specification import Argument, Parameter, Specification
 
 if TYPE_CHECKING:
+    from refloss.cases.draws import Drawn, Draws
     from refloss.result import LossResult
 
 OBJECTIVES = ("clip", "cispo", "sapo")
@@ -200,6 +205,23 @@ def _of_token(numbers, mean, policy):
 
 
 LOOP = TokenLoop("policy_loss", _of_token, inputs=5, has_mean=True, notes=3)
+_PARAMETERS = {
+    "objective": Parameter(str, OBJECTIVES),
+    "ratio": Parameter(str, RATIOS),
+    "clip_low": Parameter(float, (0.1, 0.25, 0.0)),
+    "clip_high": Parameter(float, (0.3, 0.28)),
+    "dual_clip": Parameter(float, (3.0, 1.5)),
+    "kl": Parameter(str, ESTIMATES),
+    "kl_coef": Parameter(float, (0.25, 0.04)),
+    "kl_ratio_weighted": Parameter(bool, (True, False)),
+    **AGGREGATION_PARAMETERS,
+    "sapo_temperature_pos": Parameter(float, (0.5, 2.0)),
+    "sapo_temperature_neg": Parameter(float, (2.0, 1.0)),
+}
+
+
+def _draw(draws: Draws) -> Drawn:
+    return cases.draw_policy_loss(draws, draws.parameters(_PARAMETERS))
 
 
 def policy_of(
@@ -250,6 +272,32 @@ def _bounds(clip_low: Any, clip_high: Any) -> tuple[tuple[float, float], tuple[f
     return least, as_pair(1 + Fraction(high or 0.0))
 
 
+@loss(
+    Specification(
+        arguments={
+            "log_probs": Argument("log-probabilities", differentiable=True, on_gpu=True, shape="B T"),
+            "old_log_probs": Argument("log-probabilities", shape="B T"),
+            "advantages": Argument("values", shape="B|B 1|B T"),
+            "mask": Argument("mask", optional=True, shape="B T"),
+            "ref_log_probs": Argument("log-probabilities", optional=True, shape="B T"),
+            "weights": Argument("weight", optional=True, shape="B|B 1|B T"),
+        },
+        parameters=_PARAMETERS,
+        mean="tokens",
+        positive=False,
+        order=90,
+        follows="TRL's GRPOTrainer, verl's compute_policy_loss",
+        axes=2,
+        divisor=divisor,
+        padded=(1,),
+        cases=cases.policy_loss,
+        draw=_draw,
+        bounds=error_model.policy_loss,
+        mistakes=cases.policy_mistakes,
+        mistaken_parameters=cases.policy_parameters,
+        intermediates=("losses", "ratio", "clip_fraction", "kl"),
+    )
+)
 def policy_loss(
     log_probs: Any,
     old_log_probs: Any,
@@ -283,9 +331,10 @@ def policy_loss(
 
     objective "clip": ℓ = −w·min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A), for A < 0 at most −w·dual_clip·A; the
     slope in log r is −w·r·A where the minimum is r·A or r within the clip, else 0. "cispo": ℓ = −w·sg(clip(r))·A·log p.
-    "sapo": ℓ = −w·(4/τ)·σ(τ·(r − 1))·A. To each kl_coef times an estimate is added, or r times that: with q =
-    log p_ref − log p, k1 = −q, k2 = q²/2, k3 = e^q − q − 1. Through s each token that counts gets the mean of its
-    sequence's slopes in log s. Held constant: old_log_probs, ref_log_probs, advantages, weights, mask, and the clipped ratio of "cispo".
+    "sapo": ℓ = −w·(4/τ)·σ(τ·(r − 1))·A. To each kl_coef times an estimate is added, or r times that: with q = log p_ref
+    − log p, k1 = −q, k2 = q²/2, k3 = e^q − q − 1. Through s each token that counts gets the mean of its sequence's
+    slopes in log s. Held constant: old_log_probs, ref_log_probs, advantages, weights, mask, and the clipped ratio of
+    "cispo".
 
     Args:
         log_probs: [B, T]; any float dtype and layout.
