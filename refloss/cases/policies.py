@@ -48,14 +48,17 @@ def aggregations(function: str, inputs: Arrays, source: Source) -> list[Case]:
     for option in _AGGREGATIONS:
         words = "-".join(str(value) for value in option.values())
         cotangent = source.normal(*shape) if option["aggregation"] == "none" else -1.25
-        found.append(case_of(function, words, inputs, cotangent, **option))
+        # Every token has a cotangent of its own, also where all of a sequence have one ratio.
+        of_sequences = {"ratio": "sequence"} if "log_probs" in inputs and option["aggregation"] == "none" else {}
+        found.append(case_of(function, words, inputs, cotangent, **option, **of_sequences))
     return found
 
 
 def in_formats(function: str, name: str, inputs: Arrays, **parameters: Any) -> list[Case]:
     """A case in each format, which its id ends in."""
     cases = in_every_format([case_of(function, name, inputs, **parameters)])
-    return [case._replace(id=f"{function}-{name}-{dtype}") for case, dtype in zip(cases, DTYPES, strict=True)]
+    first = f"{function}-{name}" if name else function
+    return [case._replace(id=f"{first}-{dtype}") for case, dtype in zip(cases, DTYPES, strict=True)]
 
 
 def aggregation_options(function: str, inputs: Arrays, **parameters: Any) -> list[Case]:
@@ -108,7 +111,7 @@ def value_loss(function: str) -> list[Case]:
         float32(case_of(function, "near", near, 1 / 7, clip=0.25)),
     ]
     cases += aggregation_options(function, inputs)
-    for name, given in (("plain", inputs), ("kinks", kinks)):
+    for name, given in (("", inputs), ("kinks", kinks)):
         cases += in_formats(function, name, given, clip=0.25, grad_output=-1.5)
     return [*cases, *in_formats(function, "unclipped", {n: inputs[n] for n in ("values", "returns")})]
 
@@ -249,7 +252,7 @@ def policy_loss(function: str) -> list[Case]:
     return [
         *(float32(case) for case in aggregations(function, poisoned, source)),
         *_policy_kinds(function, inputs),
-        *in_formats(function, "plain", _only(inputs), grad_output=-1.5),
+        *in_formats(function, "", _only(inputs), grad_output=-1.5),
         *in_formats(function, "options", wide, grad_output=-1.5, **options),
         *in_formats(function, "options-weighted", wide, grad_output=1 / 3, **weighted),
         *in_formats(function, "options-sapo", wide, grad_output=-1.5, **sapo),
