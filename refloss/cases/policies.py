@@ -151,10 +151,10 @@ def wrong_aggregations(case: Case) -> dict[str, dict[str, Any]]:
     for name in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "sum"):
         given = case.parameters.get("aggregation", "token-mean")
         if given not in (name, "none"):
-            found[f"{given} is taken for {name}"] = {"aggregation": name}
+            found[f"losses are aggregated by {name}"] = {"aggregation": name}
     if case.parameters.get("aggregation", "").startswith("seq") and case.parameters.get("num_items") is None:
         other = {"all": "non-empty", "non-empty": "all"}[case.parameters.get("sequences", "all")]
-        found[f"sequences are {other}"] = {"sequences": other}
+        found[f"sequences that are averaged are {other}"] = {"sequences": other}
     return found
 
 
@@ -190,12 +190,12 @@ def _at_the_clip(dtype: Any) -> Arrays:
 
 
 def _far(function: str) -> list[Case]:
-    """Log-ratios of ±100 and ±700, reference log-ratios of 100; what is finite stays so."""
-    d = np.array([[100.0, -100.0, 60.0, -30.0], [100.0, -100.0, 60.0, -30.0]])
+    """Log-ratios up to where e to them ends: ±80 in float32, ±700 in float64; what is finite stays so."""
+    d = np.array([[80.0, -80.0, 60.0, -30.0], [80.0, -80.0, 60.0, -30.0]])
     old = np.where(d > 0, -0.5 - d, -0.5)
     far = {"log_probs": old + d, "old_log_probs": old, "advantages": np.array([1.5, -1.5])}
     wide = far | {"ref_log_probs": (old + d) + np.array([[3.0, -60.0, -90.0, 20.0], [0.25, 40.0, -1.0, 0.0]])}
-    farther = {name: array * (1.0 if name == "advantages" else 7.0) for name, array in far.items()}
+    farther = {name: array * (1.0 if name == "advantages" else 8.75) for name, array in far.items()}
     return [
         float32(case_of(function, "far", far, 1e-30, aggregation="sum")),
         float32(case_of(function, "far-sapo", far, objective="sapo")),
@@ -322,7 +322,7 @@ def policy_parameters(case: Case) -> dict[str, dict[str, Any]]:
         found["clip_low and clip_high change places"] = {"clip_low": high, "clip_high": low}
     for kl in ("k1", "k2", "k3"):
         if given.get("kl", kl) != kl:
-            found[f"{given['kl']} is taken for {kl}"] = {"kl": kl}
+            found[f"{kl} is taken for {given['kl']}"] = {"kl": kl}
     if given.get("kl_coef"):
         found["the sign of the KL is wrong"] = {"kl_coef": -given["kl_coef"]}
         weighs = not given.get("kl_ratio_weighted", False)
