@@ -44,12 +44,14 @@ from refloss.losses.multilabel_margin import multilabel_margin as multilabel_mar
 from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
+from refloss.losses.policy_loss import policy_loss as policy_loss
 from refloss.losses.selected_log_probs import selected_log_probs as selected_log_probs
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
 from refloss.losses.soft_margin import soft_margin as soft_margin
 from refloss.losses.triplet_margin import triplet_margin as triplet_margin
+from refloss.losses.value_loss import value_loss as value_loss
 from refloss.losses.varifocal import varifocal as varifocal
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
 from refloss.parallel import get_num_threads as get_num_threads
@@ -96,6 +98,7 @@ __all__ = [
     "object_detection",
     "pocket_tts",
     "poisson_nll",
+    "policy_loss",
     "question_answering",
     "rf_detr_instance_segmentation",
     "rnnt",
@@ -112,5 +115,6 @@ __all__ = [
     "tdt",
     "token_classification",
     "triplet_margin",
+    "value_loss",
     "varifocal",
 ]
