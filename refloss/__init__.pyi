@@ -34,6 +34,7 @@ from refloss.losses.huber import huber as huber
 from refloss.losses.info_nce import info_nce as info_nce
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
+from refloss.losses.kto import kto as kto
 from refloss.losses.l1 import l1 as l1
 from refloss.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from refloss.losses.linear_selected_log_probs import linear_selected_log_probs as linear_selected_log_probs
@@ -44,6 +45,7 @@ from refloss.losses.multilabel_margin import multilabel_margin as multilabel_mar
 from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
+from refloss.losses.preference_loss import preference_loss as preference_loss
 from refloss.losses.selected_log_probs import selected_log_probs as selected_log_probs
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
@@ -81,6 +83,7 @@ __all__ = [
     "info_nce",
     "iou",
     "kl_div",
+    "kto",
     "l1",
     "linear_cross_entropy",
     "linear_selected_log_probs",
@@ -96,6 +99,7 @@ __all__ = [
     "object_detection",
     "pocket_tts",
     "poisson_nll",
+    "preference_loss",
     "question_answering",
     "rf_detr_instance_segmentation",
     "rnnt",
