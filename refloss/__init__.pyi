@@ -34,6 +34,7 @@ from refloss.losses.huber import huber as huber
 from refloss.losses.info_nce import info_nce as info_nce
 from refloss.losses.iou import iou as iou
 from refloss.losses.kl_div import kl_div as kl_div
+from refloss.losses.kto import kto as kto
 from refloss.losses.l1 import l1 as l1
 from refloss.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from refloss.losses.linear_selected_log_probs import linear_selected_log_probs as linear_selected_log_probs
@@ -83,6 +84,7 @@ __all__ = [
     "info_nce",
     "iou",
     "kl_div",
+    "kto",
     "l1",
     "linear_cross_entropy",
     "linear_selected_log_probs",

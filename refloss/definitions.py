@@ -38,6 +38,7 @@ _NUMBERS = {
     **dict.fromkeys(("labels", "sequences", "lengths", "indices"), ("integer",)),
     "classes": ("integer", "float"),
     "mask": ("bool", "integer", "float"),
+    "flags": ("bool", "integer"),
 }
 
 Shape = list[str]

@@ -30,6 +30,7 @@ Role = Literal[
     "log-probabilities",
     "probabilities",  # in [0, 1]
     "signs",  # 1 or −1
+    "flags",  # yes or no, bool
     "similarities",  # [N, M], of which those on the diagonal are of pairs
     "labels",  # classes, or ignore_index
     "classes",  # labels, or a distribution over the classes

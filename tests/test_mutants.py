@@ -260,6 +260,8 @@ REASONS = {
     mutants.NOT_DIVIDED: is_not_divided,
     mutants.EVERYTHING_COUNTS: counts_everything,
     mutants.NOT_SMOOTHED: lambda case, name, right: (
-        not case.parameters.get("label_smoothing") or name == "component.z_loss"
+        not case.parameters.get("label_smoothing")
+        or name == "component.z_loss"
+        or case.function == "preference_loss"  # there are two answers, not classes
     ),
 }

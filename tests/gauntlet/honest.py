@@ -12,6 +12,7 @@ from tests.gauntlet.linear import LinearCrossEntropy, LinearSelectedLogProbs
 from tests.gauntlet.log_probs import SelectedLogProbs
 from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
 from tests.gauntlet.policies import PolicyLoss, ValueLoss
+from tests.gauntlet.preferences import Kto, PreferenceLoss
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.transducers import Transducer
@@ -61,6 +62,8 @@ HONEST: dict[str, type[Kernel]] = {
     "margin_ranking": MarginRanking,
     "gaussian_nll": GaussianNll,
     "poisson_nll": PoissonNll,
+    "preference_loss": PreferenceLoss,
+    "kto": Kto,
     "sigmoid_focal": Focal,
     "varifocal": Varifocal,
     "dice": Dice,

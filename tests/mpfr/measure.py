@@ -23,6 +23,7 @@ from tests.mpfr import (
     multilabel,
     points,
     policies,
+    preferences,
     rows,
     scenes,
     transducers,
@@ -89,6 +90,10 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
             for kind, draw in triples.Inputs(loss).kinds().items()
         }
         for name, loss in triples.LOSSES.items()
+    },
+    **{
+        function: {kind: _of_samples(draw, preferences.compare) for kind, draw in kinds.items()}
+        for function, kinds in preferences.KINDS.items()
     },
     "info_nce": {kind: _of_samples(draw, contrastive.info_nce) for kind, draw in contrastive.INFO_NCE.items()},
     "linear_cross_entropy": {

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from refloss.roundoff import real
-from refloss.testing.mistakes import distance_steps, divergence_steps, focal_steps, margin_steps, triple_steps
+from refloss.testing.mistakes import (
+    distance_steps,
+    divergence_steps,
+    focal_steps,
+    margin_steps,
+    preference_steps,
+    triple_steps,
+)
 from refloss.testing.mistakes.elements import Elements, derivatives, of_formula, softplus, tensors
 from refloss.testing.mistakes.focal_steps import focal, varifocal
 
@@ -163,6 +170,8 @@ STEPS: dict[str, dict[str, Step]] = {
     "poisson_nll": triple_steps.OF_COUNTS,
     "gaussian_nll": triple_steps.OF_VARIANCES,
     "margin_ranking": triple_steps.OF_RANKS,
+    "preference_loss": preference_steps.OF_PAIRS,
+    "kto": preference_steps.OF_SEQUENCES,
     "sigmoid_focal": _ON_LOGITS | focal_steps.STEPS,
     "varifocal": _ON_LOGITS,
     "soft_margin": margin_steps.OF_SOFT_MARGIN,

@@ -183,6 +183,8 @@ FORMULAS_OF = (
     "poisson_nll",
     "gaussian_nll",
     "margin_ranking",
+    "preference_loss",
+    "kto",
     "sigmoid_focal",
     "varifocal",
 )

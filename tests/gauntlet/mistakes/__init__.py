@@ -20,6 +20,7 @@ from tests.gauntlet.mistakes.margins import MARGIN_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
 from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.policies import POLICY_MISTAKES
+from tests.gauntlet.mistakes.preferences import PREFERENCE_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
@@ -35,6 +36,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *MARGIN_MISTAKES,
     *CONTRASTIVE_MISTAKES,
     *TRIPLE_MISTAKES,
+    *PREFERENCE_MISTAKES,
     *REGION_MISTAKES,
     *ALIGNMENT_MISTAKES,
     *HEAD_MISTAKES,
