@@ -178,6 +178,9 @@ def _element_divisor(case: Case) -> Divisor | None:
         return None
     if specification.named("similarities"):
         return Divisor(batch, size, "the pairs", "all elements")
+    if specification.mean == "rows" and not np.all(case.inputs.get("mask", True)):
+        rows = float(math.prod(shape[:-1]))
+        return Divisor(float(np.count_nonzero(case.inputs["mask"])), rows, "the rows that count", "all rows")
     if specification.mean == "rows" and not specification.named("boxes", "vectors"):
         return Divisor(float(math.prod(shape[:-1])), size, "the rows", "all elements")
     if specification.mean == "weights" and "weight" in case.inputs:
