@@ -111,7 +111,7 @@ def topk_distillation(function: str) -> list[Case]:
         *(case(f"masked-rows-{tail}", poisoned, padded, mask=counts, tail=tail, grad_output=3.0) for tail in TAILS),
         case("fully-masked", x, teacher, mask=np.zeros((3, 5), bool)),
         case("one-row", x[0, 0], (teacher[0][0, 0], teacher[1][0, 0]), tail="bucket", grad_output=2.0),
-        *in_every_format(options),
+        *in_every_format([*options, case("negative", *_negative(source), dtype=np.float64, grad_output=0.7)]),
         *_edges(function, source),
         *(
             in_format(
@@ -120,6 +120,15 @@ def topk_distillation(function: str) -> list[Case]:
             for k, (name, rows) in enumerate(many(342))
         ),
     ]
+
+
+def _negative(source: Source) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Students that give named classes more than their teachers do, who think next to nothing of one of them."""
+    log_probs = np.array([[-1.5, -2.0, -30.0], [-0.5, -1.25, -40.0], [-3.0, -0.75, -24.0]])
+    ids = np.array([[3, 1, 5], [0, 6, 2], [4, 2, 0]])
+    x = source.normal(3, 7)
+    np.put_along_axis(x, ids, log_probs + 6.0, axis=1)
+    return x, (log_probs, ids)
 
 
 def _ending(name: str) -> str:

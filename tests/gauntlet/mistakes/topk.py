@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 OF = ("topk_distillation",)
 _CLAMP = -10.0
-# Shares below it are lost beside others.
-_LEAST = 2.0**-6
+# Losses, and shares of slopes and masses, below it may be rounding errors.
+_LEAST, _SHARE = 2.0**-14, 2.0**-20
 
 
 def _named(case: Case) -> np.ndarray:
@@ -40,7 +40,7 @@ def _others_have_slopes(case: Case) -> bool:
     there = ~np.isneginf(log_probs)
     np.put_along_axis(named, np.where(there, ids, ids.max(axis=-1, keepdims=True)).astype(np.int64), True, axis=-1)
     size = np.abs(np.nan_to_num(gradient))
-    return bool((size * ~named).max() > _LEAST * size.max() > 0)
+    return bool((size * ~named).max() > _SHARE * size.max() > 0)
 
 
 def _has_tail(case: Case) -> bool:
@@ -48,11 +48,11 @@ def _has_tail(case: Case) -> bool:
     dropped = evaluate(case._replace(parameters=case.parameters | {"tail": "drop"}))
     right = evaluate(case)
     slopes = [np.nan_to_num(each.grads["student_logits"].astype(np.float64)) for each in (dropped, right)]
-    return bool(np.abs(slopes[0] - slopes[1]).max() > _LEAST * np.abs(slopes[1]).max())
+    return bool(np.abs(slopes[0] - slopes[1]).max() > _SHARE * np.abs(slopes[1]).max())
 
 
-def _positive(self: TopkDistillation, losses: np.ndarray) -> np.ndarray:
-    return np.asarray(losses > 0, losses.dtype)
+def _not_negative(self: TopkDistillation, losses: np.ndarray) -> np.ndarray:
+    return np.asarray(losses >= 0, losses.dtype)
 
 
 def _mean_of_all(self: TopkDistillation, counts: np.ndarray) -> int:
@@ -70,13 +70,11 @@ def _renormalised(self: TopkDistillation, log_p: np.ndarray) -> np.ndarray:
 
 
 def _one_sided(case: Case) -> bool:
-    """Where a teacher has said less than all."""
-    total = np.exp(_named(case)).sum() / max(float(np.prod(case.inputs["teacher_log_probs"].shape[:-1])), 1.0)
-    return case.parameters.get("tail", "drop") == "drop" and 0 < total < 1 - _LEAST and _has_rows(case)
-
-
-def _has_rows(case: Case) -> bool:
-    return bool(np.any(np.nan_to_num(evaluate(case).grads["student_logits"].astype(np.float64))))
+    """Where a teacher has said less than all, or more, and its share is not divided out."""
+    log_probs = case.inputs["teacher_log_probs"].astype(np.float64)
+    counts = np.asarray(case.inputs.get("mask", np.ones(log_probs.shape[:-1])), bool)
+    shares = np.exp(log_probs).sum(axis=-1)[counts]
+    return case.parameters.get("tail") != "renormalise" and bool(np.any(np.abs(shares[shares > 0] - 1) > _SHARE))
 
 
 def _only_named(self: TopkDistillation, gradient: np.ndarray, is_named: np.ndarray) -> np.ndarray:
@@ -92,7 +90,7 @@ TOPK_MISTAKES = [
         "a loss below 0 is clamped, with its gradient",
         "verl-project/verl#7856",
         OF,
-        stepped(clamped=lambda self, losses: np.maximum(losses, 0), kept=_positive),
+        stepped(clamped=lambda self, losses: np.maximum(losses, 0), kept=_not_negative),
         "negative losses are clamped at 0",
         _is_negative,
         "where a row's loss is negative",
@@ -109,17 +107,17 @@ TOPK_MISTAKES = [
         stepped(teacher=_renormalised),
         "only the teacher is renormalised",
         _one_sided,
-        "where a tail is dropped",
+        "where a teacher does not say all",
     ),
     Mistake(
         "log-probabilities clamped at −10",
-        "verl-project/verl log_prob_min_clamp",
+        TUTORIALS,
         OF,
         stepped(teacher=_within),
         "log-probabilities are clamped",
         lambda case: bool(np.any(_named(case) < _CLAMP)),
         "where a teacher is that sure",
-    )._replace(report=TUTORIALS),
+    ),
     Mistake(
         "only named classes have a gradient",
         TUTORIALS,
@@ -139,11 +137,7 @@ TOPK_MISTAKES = [
         OF,
         stepped(divisor=_mean_of_all),
         "a mean over all rows instead of the rows that count",
-        lambda case: (
-            case.parameters.get("reduction", "mean") == "mean"
-            and not np.all(case.inputs.get("mask", True))
-            and bool(np.any(case.inputs.get("mask", True)))
-        ),
+        lambda case: case.parameters.get("reduction", "mean") == "mean" and not np.all(case.inputs.get("mask", True)),
         "where rows do not count",
     ),
 ]
