@@ -51,6 +51,7 @@ from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_co
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
 from refloss.losses.soft_margin import soft_margin as soft_margin
+from refloss.losses.topk_distillation import topk_distillation as topk_distillation
 from refloss.losses.triplet_margin import triplet_margin as triplet_margin
 from refloss.losses.value_loss import value_loss as value_loss
 from refloss.losses.varifocal import varifocal as varifocal
@@ -116,6 +117,7 @@ __all__ = [
     "soft_margin",
     "tdt",
     "token_classification",
+    "topk_distillation",
     "triplet_margin",
     "value_loss",
     "varifocal",

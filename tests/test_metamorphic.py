@@ -72,6 +72,7 @@ OF = {
     "question_answering": OF_SOFTMAX,
     "pocket_tts": OF_ALL - {"losses not negative"},
     **dict.fromkeys(("rnnt", "tdt"), OF_ROWS),
+    "topk_distillation": {*OF_SOFTMAX} - {"losses not negative", "equal steps", "padding", "ignored rows"},
     "selected_log_probs": {*OF_SOFTMAX} - {"losses not negative", "padding", "ignored rows"},
 }
 

@@ -15,6 +15,7 @@ from tests.gauntlet.policies import PolicyLoss, ValueLoss
 from tests.gauntlet.preferences import Kto, PreferenceLoss
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
+from tests.gauntlet.topk import TopkDistillation
 from tests.gauntlet.transducers import Transducer
 from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
 from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
@@ -45,6 +46,7 @@ HONEST: dict[str, type[Kernel]] = {
     **dict.fromkeys(SOFTMAX, CrossEntropy),
     "nll": Nll,
     "selected_log_probs": SelectedLogProbs,
+    "topk_distillation": TopkDistillation,
     "linear_cross_entropy": LinearCrossEntropy,
     "linear_selected_log_probs": LinearSelectedLogProbs,
     "mse": Mse,

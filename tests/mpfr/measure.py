@@ -26,6 +26,7 @@ from tests.mpfr import (
     preferences,
     rows,
     scenes,
+    topk,
     transducers,
     triples,
     vectors,
@@ -112,6 +113,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "selected_log_probs": {kind: _of_samples(draw, log_probs.compare) for kind, draw in log_probs.KINDS.items()},
+    "topk_distillation": {kind: _of_samples(draw, topk.compare) for kind, draw in topk.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
         name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}

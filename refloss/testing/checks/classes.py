@@ -136,7 +136,8 @@ def equal_steps(trial: Trial) -> bool:
     """
     axes = {trial.targets[name].of: name for name in trial.labels}
     axes = {name: label for name, label in axes.items() if name in trial.classes}
-    if not axes or trial.is_capped:
+    several = any(trial.case.inputs[label].ndim == trial.case.inputs[name].ndim for name, label in axes.items())
+    if not axes or several or trial.is_capped:
         return False
     count = min(trial.case.inputs[name].shape[trial.classes[name]] for name in axes)
     known = [label for label in range(count) if all(label != trial.ignore_index(name) for name in trial.labels)]

@@ -194,11 +194,18 @@ def _element_divisor(case: Case) -> Divisor | None:
     if specification.named("similarities"):
         return Divisor(batch, size, "the pairs", "all elements")
     if specification.mean == "rows" and not specification.named("boxes", "vectors"):
-        return Divisor(float(math.prod(shape[:-1])), size, "the rows", "all elements")
+        return _rows_divisor(case, shape)
     if specification.mean == "weights" and "weight" in case.inputs:
         total = math.fsum(np.broadcast_to(case.inputs["weight"], shape).astype(np.float64).ravel())
         return Divisor(total, size, "the sum of weights", "all elements")
     return Divisor(size, batch, "the elements", "the rows")
+
+
+def _rows_divisor(case: Case, shape: tuple[int, ...]) -> Divisor:
+    rows, counts = float(math.prod(shape[:-1])), case.inputs.get("mask", np.ones(1))
+    if np.all(counts):
+        return Divisor(rows, float(math.prod(shape)), "the rows", "all elements")
+    return Divisor(float(np.count_nonzero(counts)), rows, "the rows that count", "all rows")
 
 
 def divided_by(case: Case, count: float) -> Altered:

@@ -32,6 +32,7 @@ from refloss.testing.mistakes import (
     row_labels,
     softmax_steps,
     sums,
+    topk_steps,
     transducer_steps,
 )
 from refloss.testing.mistakes.elements import elements_of
@@ -219,6 +220,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)
     yield from _named(_guarded(lambda: log_prob_steps.of_log_probs(asked)), only)
+    yield from _named(_guarded(lambda: topk_steps.of_topk(asked)), only)
     yield from _named(_guarded(lambda: alignment_steps.of_alignments(asked)), only)
     yield from _named(_guarded(lambda: transducer_steps.of_lattices(asked)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)

@@ -24,6 +24,7 @@ from tests.gauntlet.mistakes.preferences import PREFERENCE_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
+from tests.gauntlet.mistakes.topk import TOPK_MISTAKES
 from tests.gauntlet.mistakes.transducers import TRANSDUCER_MISTAKES
 from tests.gauntlet.mistakes.triples import TRIPLE_MISTAKES
 from tests.gauntlet.mistakes.vectors import VECTOR_MISTAKES
@@ -45,6 +46,7 @@ MISTAKES: tuple[Mistake, ...] = (
     *VECTOR_MISTAKES,
     *TRANSDUCER_MISTAKES,
     *LOG_PROB_MISTAKES,
+    *TOPK_MISTAKES,
     *LINEAR_MISTAKES,
     *CHAIN_MISTAKES,
     *POLICY_MISTAKES,

@@ -1,0 +1,1 @@
+"""Rows of logits against the log-probabilities that a teacher gives of some of their classes."""
