@@ -54,6 +54,7 @@ Identity = Literal[
     "linear in the target",
     "logarithm of the input",  # for a target of 1: a multiple of its logarithm
     "logarithm of the target",  # the target times a linear function of its logarithm
+    "a balance",  # of how often experts are chosen and how probable they are, of one softmax a row
 ]
 # What "mean" divides a sum by, or a loss that has no such word.
 Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects", "sequences"]
@@ -133,7 +134,9 @@ def sigmoid_logits(*, on_gpu: bool = True) -> Argument:
     return Argument("logits", differentiable=True, activation="sigmoid", on_gpu=on_gpu)
 
 
-def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = False, shape: str = "") -> Argument:
+def softmax_logits(
+    class_axis: int, *, on_gpu: bool = True, optional: bool = False, batched: bool = True, shape: str = ""
+) -> Argument:
     """Logits of classes that exclude each other."""
     return Argument(
         "logits",
@@ -141,6 +144,7 @@ def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = Fal
         optional=optional,
         class_axis=class_axis,
         activation="softmax",
+        batched=batched,
         on_gpu=on_gpu,
         shape=shape,
     )
@@ -286,6 +290,7 @@ class Specification:
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
         upstream_mistakes: the same with other cotangents.
+        mistaken_parameters: the same with other parameters.
         bounds: how far an honest implementation may be off, where its family has none that fit: Bounds, or arrays.
         components: the names of the parts of its loss.
         intermediates: the names of what a result may have beside.
@@ -314,6 +319,7 @@ class Specification:
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
     upstream_mistakes: Callable[[Case], dict[str, Any]] | None = None
+    mistaken_parameters: Callable[[Case], dict[str, dict[str, Any]]] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], Mapping[str, Any]] | None = None
     components: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from tests.mpfr import (
     masks,
     multilabel,
     points,
+    routers,
     rows,
     scenes,
     transducers,
@@ -102,6 +103,8 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "selected_log_probs": {kind: _of_samples(draw, log_probs.compare) for kind, draw in log_probs.KINDS.items()},
+    "moe_load_balancing": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.BALANCE.items()},
+    "router_z_loss": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.Z_LOSS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
         name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}

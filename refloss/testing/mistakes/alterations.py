@@ -117,7 +117,17 @@ def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
         return _row_divisor(case, tensor)
     if mean == "sequences":
         return _sequence_divisor(case)
+    if mean == "rows" and "mask" in case.inputs:
+        return _masked_divisor(case)
     return None if mean in ("num_boxes", "objects") else _element_divisor(case)
+
+
+def _masked_divisor(case: Case) -> Divisor | None:
+    """Rows of a mask, which may be that of several layers; None where none counts."""
+    mask = case.inputs["mask"]
+    rows = float(math.prod(case.inputs[specification_of(case).differentiable[0]].shape[:-1]))
+    counted = rows * np.count_nonzero(mask) / max(mask.size, 1)
+    return Divisor(counted, rows, "the rows that count", "all rows") if counted else None
 
 
 def _sequence_divisor(case: Case) -> Divisor | None:
@@ -217,7 +227,11 @@ def leaking(case: Case, tensor: str | None = None, *, counted: bool = False) -> 
     for name in {"mask", "text_mask"} & case.inputs.keys():
         mask = case.inputs[name]
         # Rows that do not count may name what is no class.
-        named = {key: np.maximum(case.inputs[key], 0) for key in specification_of(case).named("indices")}
+        named = {
+            key: np.maximum(case.inputs[key], 0)
+            for key in specification_of(case).named("indices")
+            if key in case.inputs
+        }
         return None if mask.all() else Altered(altered(case, named | {name: np.ones_like(mask)}))
     row_labels = labels(case, tensor)
     if row_labels is None or row_labels.counts.all():
@@ -340,7 +354,10 @@ def of_this_function(case: Case) -> list[tuple[str, Altered]]:
     own = [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
     upstream = specification_of(case).upstream_mistakes
     others = upstream(case) if upstream is not None else {}
-    return own + [(words, Altered(altered(case, grad_output=given))) for words, given in others.items()]
+    own += [(words, Altered(altered(case, grad_output=given))) for words, given in others.items()]
+    parameters = specification_of(case).mistaken_parameters
+    mistaken = parameters(case) if parameters is not None else {}
+    return own + [(words, Altered(altered(case, **given))) for words, given in mistaken.items()]
 
 
 def sequence_labels(case: Case) -> list[np.ndarray]:
