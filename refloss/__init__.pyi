@@ -39,6 +39,7 @@ from refloss.losses.l1 import l1 as l1
 from refloss.losses.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from refloss.losses.linear_selected_log_probs import linear_selected_log_probs as linear_selected_log_probs
 from refloss.losses.margin_ranking import margin_ranking as margin_ranking
+from refloss.losses.moe_load_balancing import moe_load_balancing as moe_load_balancing
 from refloss.losses.mse import mse as mse
 from refloss.losses.multi_margin import multi_margin as multi_margin
 from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
@@ -93,6 +94,7 @@ __all__ = [
     "margin_ranking",
     "mask2former",
     "masked_lm",
+    "moe_load_balancing",
     "mse",
     "multi_margin",
     "multilabel_margin",
@@ -105,6 +107,7 @@ __all__ = [
     "question_answering",
     "rf_detr_instance_segmentation",
     "rnnt",
+    "router_z_loss",
     "rt_detr_object_detection",
     "segmentation",
     "selected_log_probs",

@@ -60,7 +60,8 @@ def _call_on_gpu(function: Callable[..., Any], stays: tuple[str, ...], arguments
     if "out" in there and (backend == "cpu" or "out" not in stays):
         raise ValueError("out lives on a GPU; expected a NumPy array for this loss and backend")
     for name in there:
-        stay = backend == "cuda" and name in stays
+        # The parts of a list are joined, on the host.
+        stay = backend == "cuda" and name in stays and not isinstance(named[name], list | tuple)
         named[name] = imported(named[name], name) if stay else _copied_to_host(named[name], name)
     result = function(**named)
     if backend == "cuda":

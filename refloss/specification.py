@@ -55,6 +55,7 @@ Identity = Literal[
     "linear in the target",
     "logarithm of the input",  # for a target of 1: a multiple of its logarithm
     "logarithm of the target",  # the target times a linear function of its logarithm
+    "a balance",  # of how often experts are chosen and how probable they are, of one softmax a row
 ]
 # What "mean" divides a sum by, or a loss that has no such word.
 Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects", "sequences", "tokens"]
@@ -134,7 +135,9 @@ def sigmoid_logits(*, on_gpu: bool = True) -> Argument:
     return Argument("logits", differentiable=True, activation="sigmoid", on_gpu=on_gpu)
 
 
-def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = False, shape: str = "") -> Argument:
+def softmax_logits(
+    class_axis: int, *, on_gpu: bool = True, optional: bool = False, batched: bool = True, shape: str = ""
+) -> Argument:
     """Logits of classes that exclude each other."""
     return Argument(
         "logits",
@@ -142,6 +145,7 @@ def softmax_logits(class_axis: int, *, on_gpu: bool = True, optional: bool = Fal
         optional=optional,
         class_axis=class_axis,
         activation="softmax",
+        batched=batched,
         on_gpu=on_gpu,
         shape=shape,
     )

@@ -70,6 +70,11 @@ OF = {
     "sequence_classification": {*OF_SOFTMAX, "renamed ignore_index"},
     "semantic_segmentation": {*OF_SOFTMAX, "renamed ignore_index"},
     "question_answering": OF_SOFTMAX,
+    "moe_load_balancing": {
+        *OF_ALL,
+        *("shift", "rows of the gradient sum to 0", "permuted tokens", "permuted experts", "masked tokens"),
+    },
+    "router_z_loss": OF_ROWS - {"micro-batch = whole"},
     "pocket_tts": OF_ALL - {"losses not negative"},
     **dict.fromkeys(("rnnt", "tdt"), OF_ROWS),
     "topk_distillation": {*OF_SOFTMAX} - {"losses not negative", "equal steps", "padding", "ignored rows"},

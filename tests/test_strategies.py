@@ -62,7 +62,9 @@ def nothing_counts(case):
     # A sequence without labels has alignments.
     if predictions_of(case).size == 0 or FUNCTIONS[case.function].specification.mean == "sequences":
         return predictions_of(case).size == 0
-    weights = case.inputs.get("weight")
+    weights, mask = case.inputs.get("weight"), case.inputs.get("mask")
+    if mask is not None and FUNCTIONS[case.function].specification.mean == "rows":
+        return not mask.any()
     for labels, ignored in zip(targets_of(case), ignored_in(case), strict=True):
         counted = labels[~ignored]
         if counted.size == 0 or (weights is not None and weights[counted].sum() == 0):

@@ -24,6 +24,7 @@ from tests.mpfr import (
     points,
     policies,
     preferences,
+    routers,
     rows,
     scenes,
     topk,
@@ -114,6 +115,8 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "selected_log_probs": {kind: _of_samples(draw, log_probs.compare) for kind, draw in log_probs.KINDS.items()},
     "topk_distillation": {kind: _of_samples(draw, topk.compare) for kind, draw in topk.KINDS.items()},
+    "moe_load_balancing": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.BALANCE.items()},
+    "router_z_loss": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.Z_LOSS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
         name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}

@@ -71,6 +71,8 @@ def counted(mask: Any, shape: tuple[int, ...], why: str) -> np.ndarray:
     counts = arrays.counted_rows(mask, shape[:-1], of_name)
 
 
+
+
 def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray, of_name: str) -> np.ndarray:
     """The classes of rows as int64, 0 for those of rows that do not count."""
     array = arrays.integer_array(index, "index")

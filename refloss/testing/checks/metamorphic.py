@@ -19,7 +19,7 @@ from refloss.golden.corpus import cases_of
 from refloss.golden.drawn import seeded
 from refloss.registry import FUNCTIONS
 from refloss.specification import MatchingHead
-from refloss.testing.checks import classes, elements, pairs, rows
+from refloss.testing.checks import classes, elements, experts, pairs, rows
 from refloss.testing.checks.trials import (
     Trial,
     ViolationError,
@@ -257,6 +257,9 @@ PROPERTIES: dict[str, Callable[[Trial], bool]] = {
     "permuted elements": elements.permuted_elements,
     "permuted pairs": pairs.permuted_pairs,
     "transposed": pairs.transposed,
+    "permuted tokens": experts.permuted_tokens,
+    "permuted experts": experts.permuted_experts,
+    "masked tokens": experts.masked_tokens,
     "permuted rows": rows.permuted_rows,
     "neighbours": rows.neighbours,
     "batch = loop": rows.batch_is_loop,

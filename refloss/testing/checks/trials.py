@@ -186,11 +186,18 @@ class Trial:
     @property
     def softmax(self) -> dict[str, int]:
         """Arguments that are nothing but a softmax to the loss, and their axis of classes."""
+        if self.is_balance:
+            return {name: -1 for name, each in self.arguments.items() if each.activation == "softmax"}
         changed = isinstance(self.specification, Softmax) and self.specification.added is not None
         each = any(name not in self.labels and target.role == "labels" for name, target in self.targets.items())
         if changed or each or self.is_capped or self.has_z_loss:
             return {}
         return {name: axis for name, axis in self.classes.items() if self.arguments[name].activation == "softmax"}
+
+    @property
+    def is_balance(self) -> bool:
+        """Whether the loss is of experts that tokens choose."""
+        return "a balance" in self.specification.identities
 
     @property
     def is_capped(self) -> bool:

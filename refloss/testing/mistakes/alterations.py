@@ -133,6 +133,16 @@ def _token_divisor(case: Case) -> Divisor | None:
     what = "num_items" if items is not None else "the tokens that count" if of_tokens else "the sequences"
     all_what = "all tokens" if of_tokens else "all sequences"
     return Divisor(right, float(math.prod(shape) if of_tokens else shape[0]), what, all_what)
+    if mean == "rows" and "mask" in case.inputs:
+        return _masked_divisor(case)
+
+
+def _masked_divisor(case: Case) -> Divisor | None:
+    """Rows of a mask, which may be that of several layers; None where none counts."""
+    mask = case.inputs["mask"]
+    rows = float(math.prod(case.inputs[specification_of(case).differentiable[0]].shape[:-1]))
+    counted = rows * np.count_nonzero(mask) / max(mask.size, 1)
+    return Divisor(counted, rows, "the rows that count", "all rows") if counted else None
 
 
 def _sequence_divisor(case: Case) -> Divisor | None:
@@ -239,7 +249,11 @@ def leaking(case: Case, tensor: str | None = None, *, counted: bool = False) -> 
     for name in {"mask", "text_mask"} & case.inputs.keys():
         mask = case.inputs[name]
         # Rows that do not count may name what is no class.
-        named = {key: np.maximum(case.inputs[key], 0) for key in specification_of(case).named("indices")}
+        named = {
+            key: np.maximum(case.inputs[key], 0)
+            for key in specification_of(case).named("indices")
+            if key in case.inputs
+        }
         return None if mask.all() else Altered(altered(case, named | {name: np.ones_like(mask)}))
     row_labels = labels(case, tensor)
     if row_labels is None or row_labels.counts.all():
