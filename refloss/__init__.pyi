@@ -47,6 +47,8 @@ from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as mult
 from refloss.losses.nll import nll as nll
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
 from refloss.losses.policy_loss import policy_loss as policy_loss
+from refloss.losses.preference_loss import preference_loss as preference_loss
+from refloss.losses.router_z_loss import router_z_loss as router_z_loss
 from refloss.losses.selected_log_probs import selected_log_probs as selected_log_probs
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
@@ -104,6 +106,7 @@ __all__ = [
     "pocket_tts",
     "poisson_nll",
     "policy_loss",
+    "preference_loss",
     "question_answering",
     "rf_detr_instance_segmentation",
     "rnnt",

@@ -331,20 +331,20 @@ def _spread(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, values[0])
 
 
-def counted_rows(mask: Any, shape: tuple[int, ...], of_name: str) -> np.ndarray:
-    """Which rows of an argument count: all without a mask, which is bool or 0 and 1."""
+def counted(mask: Any, shape: tuple[int, ...], why: str) -> np.ndarray:
+    """What counts: all without a mask, which is bool or 0 and 1; the words say why it has the shape."""
     if mask is None:
         return np.ones(shape, bool)
     array = as_array(mask, "mask")
-    check_shape(array, shape, "mask", f"one for each row of {of_name}")
+    check_shape(array, shape, "mask", why)
     if array.dtype == bool:
         return array
     if not is_real(array):
         raise TypeError(f"mask has dtype {array.dtype}; expected bool, or numbers 0 and 1")
-    counted = np.asarray(array != 0)
-    if not np.all((array == 1) | ~counted):
+    counts = np.asarray(array != 0)
+    if not np.all((array == 1) | ~counts):
         raise ValueError("mask has other numbers than 0 and 1")
-    return counted
+    return counts
 
 
 def choice(value: str, name: str, options: Collection[str]) -> str:

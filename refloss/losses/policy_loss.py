@@ -43,7 +43,6 @@ from refloss.kernels.tokens.loop import Token, TokenLoop, difference
 from refloss.loss import loss
 from refloss.losses.parts.aggregation import AGGREGATION_PARAMETERS, aggregation_of, divisor
 from refloss.losses.parts.kl_estimates import CODES, ESTIMATES, estimate, slope_of_estimate, slope_of_product
-from refloss.losses.parts.log_probs import counted
 from refloss.losses.parts.tokens import beside, loss_of_tokens, token_array
 from refloss.numerics import far
 from refloss.numerics.exact import as_pair, quotient
@@ -386,7 +385,7 @@ def policy_loss(
         if weights is None
         else beside(weights, "weights", "log_probs", shape, by_sequence=True),
     }
-    counts = counted(mask, shape, "one for each of log_probs")
+    counts = arrays.counted(mask, shape, "one for each of log_probs")
     result, results = loss_of_tokens(
         LOOP,
         given,

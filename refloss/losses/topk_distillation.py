@@ -177,7 +177,7 @@ def topk_distillation(
 
 def _teacher(log_probs: Any, ids: Any, mask: Any, shape: tuple[int, ...]) -> _Teacher:
     """What a teacher gives of logits of a shape, checked."""
-    counts = arrays.counted_rows(mask, shape[:-1], "student_logits")
+    counts = arrays.counted(mask, shape[:-1], "one for each row of student_logits")
     given = arrays.float_array(log_probs, "teacher_log_probs")
     if given.ndim != len(shape) or given.shape[:-1] != shape[:-1]:
         expected = f"{shape[:-1]} and K classes for each row of student_logits {shape}"

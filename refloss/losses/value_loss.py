@@ -26,7 +26,6 @@ from refloss.error_model import tokens as error_model
 from refloss.kernels.tokens.loop import Token, TokenLoop, difference
 from refloss.loss import loss
 from refloss.losses.parts.aggregation import AGGREGATION_PARAMETERS, aggregation_of, divisor
-from refloss.losses.parts.log_probs import counted
 from refloss.losses.parts.tokens import beside, loss_of_tokens, token_array
 from refloss.numerics import far
 from refloss.numerics.pairs import fast_two_sum, is_above, two_sum
@@ -203,7 +202,7 @@ def value_loss(
         raise ValueError("old_values is None; expected those that values are clipped around")
     old = inputs["returns"] if old_values is None else beside(old_values, "old_values", "values", x.shape)
     inputs["old_values"] = old if clip is not None else inputs["returns"]
-    counts = counted(mask, x.shape, "one for each of values")
+    counts = arrays.counted(mask, x.shape, "one for each of values")
     result, _ = loss_of_tokens(
         LOOP,
         inputs,

@@ -48,29 +48,8 @@ class Asked(NamedTuple):
 
 def asked_of(index: Any, mask: Any, shape: tuple[int, ...], of_name: str = "logits") -> Asked:
     """Of logits of a shape, checked."""
-    counts = counted(mask, shape[:-1], f"one for each row of {of_name}")
+    counts = arrays.counted(mask, shape[:-1], f"one for each row of {of_name}")
     return Asked(_checked_index(index, shape, counts, of_name), counts)
-
-
-def counted(mask: Any, shape: tuple[int, ...], why: str) -> np.ndarray:
-    """What counts: everything without a mask."""
-    if mask is None:
-        return np.ones(shape, bool)
-    array = arrays.as_array(mask, "mask")
-    arrays.check_shape(array, shape, "mask", why)
-    if array.dtype == bool:
-        return array
-    if not arrays.is_real(array):
-        raise TypeError(f"mask has dtype {array.dtype}; expected bool, or numbers 0 and 1")
-    counted = np.asarray(array != 0)
-    if not np.all((array == 1) | ~counted):
-        raise ValueError("mask has other numbers than 0 and 1")
-    return counted
-
-
-    counts = arrays.counted_rows(mask, shape[:-1], of_name)
-
-
 
 
 def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray, of_name: str) -> np.ndarray:

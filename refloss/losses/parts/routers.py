@@ -72,7 +72,7 @@ def _counted(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     tokens = shape[1:] if len(shape) > 1 else shape
     given = None if mask is None else arrays.as_array(mask, "mask")
     if given is None or given.shape == shape or given.size != math.prod(tokens):
-        return np.array(arrays.counted_rows(given, shape, name)).reshape(rows)
+        return np.array(arrays.counted(given, shape, f"one for each row of {name}")).reshape(rows)
     # Tokens on one axis may have any number of axes in a mask.
     given = given.reshape(tokens) if len(tokens) == 1 or given.ndim == 1 else given
-    return np.array(np.broadcast_to(arrays.counted_rows(given, tokens, name), shape)).reshape(rows)
+    return np.array(np.broadcast_to(arrays.counted(given, tokens, f"one for each row of {name}"), shape)).reshape(rows)

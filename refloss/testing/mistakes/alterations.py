@@ -133,16 +133,6 @@ def _token_divisor(case: Case) -> Divisor | None:
     what = "num_items" if items is not None else "the tokens that count" if of_tokens else "the sequences"
     all_what = "all tokens" if of_tokens else "all sequences"
     return Divisor(right, float(math.prod(shape) if of_tokens else shape[0]), what, all_what)
-    if mean == "rows" and "mask" in case.inputs:
-        return _masked_divisor(case)
-
-
-def _masked_divisor(case: Case) -> Divisor | None:
-    """Rows of a mask, which may be that of several layers; None where none counts."""
-    mask = case.inputs["mask"]
-    rows = float(math.prod(case.inputs[specification_of(case).differentiable[0]].shape[:-1]))
-    counted = rows * np.count_nonzero(mask) / max(mask.size, 1)
-    return Divisor(counted, rows, "the rows that count", "all rows") if counted else None
 
 
 def _sequence_divisor(case: Case) -> Divisor | None:
@@ -211,11 +201,13 @@ def _element_divisor(case: Case) -> Divisor | None:
     return Divisor(size, batch, "the elements", "the rows")
 
 
-def _rows_divisor(case: Case, shape: tuple[int, ...]) -> Divisor:
-    rows, counts = float(math.prod(shape[:-1])), case.inputs.get("mask", np.ones(1))
-    if np.all(counts):
+def _rows_divisor(case: Case, shape: tuple[int, ...]) -> Divisor | None:
+    """Rows, of which a mask, that may be one of several layers, keeps some; None where none counts."""
+    rows, mask = float(math.prod(shape[:-1])), case.inputs.get("mask", np.ones(1))
+    if np.all(mask):
         return Divisor(rows, float(math.prod(shape)), "the rows", "all elements")
-    return Divisor(float(np.count_nonzero(counts)), rows, "the rows that count", "all rows")
+    counted = rows * np.count_nonzero(mask) / mask.size
+    return Divisor(counted, rows, "the rows that count", "all rows") if counted else None
 
 
 def divided_by(case: Case, count: float) -> Altered:
