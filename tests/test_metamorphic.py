@@ -68,6 +68,7 @@ OF = {
     "question_answering": OF_SOFTMAX,
     "pocket_tts": OF_ALL - {"losses not negative"},
     **dict.fromkeys(("rnnt", "tdt"), OF_ROWS),
+    "distillation": {*OF_ROWS, "permuted classes", "masked classes", "shift", "rows of the gradient sum to 0"},
     "selected_log_probs": {*OF_SOFTMAX} - {"losses not negative", "padding", "ignored rows"},
 }
 

@@ -48,11 +48,11 @@ class Asked(NamedTuple):
 
 def asked_of(index: Any, mask: Any, shape: tuple[int, ...], of_name: str = "logits") -> Asked:
     """Of logits of a shape, checked."""
-    counts = _counted(mask, shape[:-1], of_name)
+    counts = counted_rows(mask, shape[:-1], of_name)
     return Asked(_checked_index(index, shape, counts, of_name), counts)
 
 
-def _counted(mask: Any, shape: tuple[int, ...], of_name: str) -> np.ndarray:
+def counted_rows(mask: Any, shape: tuple[int, ...], of_name: str) -> np.ndarray:
     """Which rows count."""
     if mask is None:
         return np.ones(shape, bool)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ADDED = 2  # rows of padding
 # What neighbours keep, so that as many of them count.
-_KEPT = ("labels", "classes", "weight", "sequences", "lengths")
+_KEPT = ("labels", "classes", "weight", "sequences", "lengths", "mask")
 
 
 def permuted_rows(trial: Trial) -> bool:
