@@ -27,6 +27,7 @@ from refloss.losses.cosine_embedding import cosine_embedding as cosine_embedding
 from refloss.losses.cross_entropy import cross_entropy as cross_entropy
 from refloss.losses.ctc import ctc as ctc
 from refloss.losses.dice import dice as dice
+from refloss.losses.distillation import distillation as distillation
 from refloss.losses.gaussian_nll import gaussian_nll as gaussian_nll
 from refloss.losses.giou import giou as giou
 from refloss.losses.hinge_embedding import hinge_embedding as hinge_embedding
@@ -79,6 +80,7 @@ __all__ = [
     "deformable_detr_segmentation",
     "deimv2_object_detection",
     "dice",
+    "distillation",
     "gaussian_nll",
     "get_num_threads",
     "giou",

@@ -78,6 +78,7 @@ OF = {
     "pocket_tts": OF_ALL - {"losses not negative"},
     **dict.fromkeys(("rnnt", "tdt"), OF_ROWS),
     "topk_distillation": {*OF_SOFTMAX} - {"losses not negative", "equal steps", "padding", "ignored rows"},
+    "distillation": {*OF_ROWS, "permuted classes", "masked classes", "shift", "rows of the gradient sum to 0"},
     "selected_log_probs": {*OF_SOFTMAX} - {"losses not negative", "padding", "ignored rows"},
 }
 

@@ -22,6 +22,7 @@ OF_ELEMENTS = (
     *("soft_margin", "hinge_embedding", "sigmoid_contrastive", "info_nce", "multilabel_soft_margin"),
     *("linear_cross_entropy", "linear_selected_log_probs"),
     *("value_loss", "policy_loss"),
+    *("linear_cross_entropy", "linear_selected_log_probs", "distillation"),
 )
 OF_TRIPLES = (*triples.LOSSES, "poisson_nll")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.gauntlet.alignments import Ctc
 from tests.gauntlet.contrastive import InfoNce, SigmoidContrastive
+from tests.gauntlet.distillation import Distillation
 from tests.gauntlet.elements import L1, Bce, BceWithLogits, Focal, Huber, KlDiv, Mse, SmoothL1, Varifocal
 from tests.gauntlet.flow import PocketTts
 from tests.gauntlet.linear import LinearCrossEntropy, LinearSelectedLogProbs
@@ -47,6 +48,7 @@ HONEST: dict[str, type[Kernel]] = {
     "nll": Nll,
     "selected_log_probs": SelectedLogProbs,
     "topk_distillation": TopkDistillation,
+    "distillation": Distillation,
     "linear_cross_entropy": LinearCrossEntropy,
     "linear_selected_log_probs": LinearSelectedLogProbs,
     "mse": Mse,

@@ -13,6 +13,7 @@ from tests.mpfr import (
     boxes,
     contrastive,
     detection,
+    distillation,
     elements,
     flow,
     language,
@@ -117,6 +118,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "topk_distillation": {kind: _of_samples(draw, topk.compare) for kind, draw in topk.KINDS.items()},
     "moe_load_balancing": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.BALANCE.items()},
     "router_z_loss": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.Z_LOSS.items()},
+    "distillation": {kind: _of_samples(draw, distillation.compare) for kind, draw in distillation.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
         name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}

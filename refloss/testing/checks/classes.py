@@ -94,8 +94,10 @@ def permuted_classes(trial: Trial) -> bool:
 def masked_classes(trial: Trial) -> bool:
     """Classes whose logits are −inf, and that nobody asks for, change nothing and have a gradient of 0."""
     case = trial.case
-    if not trial.labels or not trial.classes or case.parameters.get("label_smoothing") or trial.is_capped:
+    if not trial.classes or case.parameters.get("label_smoothing") or trial.is_capped:
         return False
+    if trial.targets and not trial.labels:
+        return False  # distributions ask for all
     if not all(trial.arguments[target.of].batched for target in trial.targets.values()):
         return False  # a class's weights are no logits
     inputs, before = {}, dict(trial.answer)

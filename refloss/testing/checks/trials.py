@@ -172,10 +172,10 @@ class Trial:
 
     @property
     def classes(self) -> dict[str, int]:
-        """Arguments with an axis of classes, and which it is; none where no class is asked for."""
-        if not self.targets:
-            return {}
+        """Arguments with an axis of classes, and which it is; none where neither classes nor rows are asked for."""
         axes = {name: each.class_axis for name, each in self.arguments.items() if each.class_axis is not None}
+        if not self.targets:
+            return axes if len(axes) > 1 and all(each.role in ("logits", "mask") for each in self._all) else {}
         others = [name for name in self.targets if name not in self.labels]
         if any(self.case.inputs[name].ndim < self.case.inputs[self.targets[name].of].ndim for name in others):
             return {}  # a number for each row

@@ -24,6 +24,7 @@ from refloss.testing.mistakes import (
     box_steps,
     chain_steps,
     contrastive_steps,
+    distillation_steps,
     element_steps,
     images,
     linear_steps,
@@ -221,6 +222,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)
     yield from _named(_guarded(lambda: log_prob_steps.of_log_probs(asked)), only)
     yield from _named(_guarded(lambda: topk_steps.of_topk(asked)), only)
+    yield from _named(_guarded(lambda: distillation_steps.of_divergences(asked)), only)
     yield from _named(_guarded(lambda: alignment_steps.of_alignments(asked)), only)
     yield from _named(_guarded(lambda: transducer_steps.of_lattices(asked)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)

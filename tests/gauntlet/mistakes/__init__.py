@@ -10,6 +10,7 @@ from __future__ import annotations
 from tests.gauntlet.mistakes.alignments import ALIGNMENT_MISTAKES
 from tests.gauntlet.mistakes.chain import CHAIN_MISTAKES
 from tests.gauntlet.mistakes.contrastive import CONTRASTIVE_MISTAKES
+from tests.gauntlet.mistakes.distillation import DISTILLATION_MISTAKES
 from tests.gauntlet.mistakes.elements import ELEMENT_MISTAKES
 from tests.gauntlet.mistakes.flow import FLOW_MISTAKES
 from tests.gauntlet.mistakes.heads import HEAD_MISTAKES
@@ -50,4 +51,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *LINEAR_MISTAKES,
     *CHAIN_MISTAKES,
     *POLICY_MISTAKES,
+    *DISTILLATION_MISTAKES,
 )

@@ -1,0 +1,1 @@
+"""Divergences of two softmaxes, row by row."""
