@@ -46,7 +46,6 @@ from refloss.error_model import divergences as error_model
 from refloss.kernels.divergences.row import FORWARD, JSD, REVERSE, TVD, Given
 from refloss.kernels.divergences.run import Task, divergences
 from refloss.loss import loss
-from refloss.losses.parts.log_probs import counted_rows
 from refloss.numerics.exact import as_pair, exact_sum, quotient
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
@@ -156,7 +155,7 @@ def distillation(
     if x.ndim == 0:
         raise ValueError("student_logits has shape (); expected [..., V]")
     arrays.check_shape(y, x.shape, "teacher_logits", "the shape of student_logits")
-    counts = counted_rows(mask, x.shape[:-1], "student_logits")
+    counts = arrays.counted(mask, x.shape[:-1], "one for each row of student_logits")
     options = Options(grad_output, grad, grad_dtype, out, backend)
     cotangent = options.cotangent(counts.shape if reduction == "none" else ())
     wanted = options.wanted(_NAMES)

@@ -52,25 +52,6 @@ def asked_of(index: Any, mask: Any, shape: tuple[int, ...], of_name: str = "logi
     return Asked(_checked_index(index, shape, counts, of_name), counts)
 
 
-    counts = counted_rows(mask, shape[:-1], of_name)
-
-
-def counted_rows(mask: Any, shape: tuple[int, ...], of_name: str) -> np.ndarray:
-    """Which rows count."""
-    if mask is None:
-        return np.ones(shape, bool)
-    array = arrays.as_array(mask, "mask")
-    arrays.check_shape(array, shape, "mask", f"one for each row of {of_name}")
-    if array.dtype == bool:
-        return array
-    if not arrays.is_real(array):
-        raise TypeError(f"mask has dtype {array.dtype}; expected bool, or numbers 0 and 1")
-    counted = np.asarray(array != 0)
-    if not np.all((array == 1) | ~counted):
-        raise ValueError("mask has other numbers than 0 and 1")
-    return counted
-
-
 def _checked_index(index: Any, shape: tuple[int, ...], counts: np.ndarray, of_name: str) -> np.ndarray:
     """The classes of rows as int64, 0 for those of rows that do not count."""
     array = arrays.integer_array(index, "index")

@@ -195,7 +195,6 @@ def _element_divisor(case: Case) -> Divisor | None:
         return Divisor(batch, size, "the pairs", "all elements")
     if specification.mean == "rows" and not specification.named("boxes", "vectors"):
         return _rows_divisor(case, shape)
-        return _divisor_of_rows(case.inputs.get("mask"), shape)
     if specification.mean == "weights" and "weight" in case.inputs:
         total = math.fsum(np.broadcast_to(case.inputs["weight"], shape).astype(np.float64).ravel())
         return Divisor(total, size, "the sum of weights", "all elements")
@@ -209,10 +208,6 @@ def _rows_divisor(case: Case, shape: tuple[int, ...]) -> Divisor | None:
         return Divisor(rows, float(math.prod(shape)), "the rows", "all elements")
     counted = rows * np.count_nonzero(mask) / mask.size
     return Divisor(counted, rows, "the rows that count", "all rows") if counted else None
-def _divisor_of_rows(mask: np.ndarray | None, shape: tuple[int, ...]) -> Divisor:
-    if mask is not None:
-        return Divisor(float(np.count_nonzero(mask)), float(mask.size), "the rows that count", "all rows")
-    return Divisor(float(math.prod(shape[:-1])), float(math.prod(shape)), "the rows", "all elements")
 
 
 def divided_by(case: Case, count: float) -> Altered:
