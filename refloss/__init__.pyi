@@ -51,6 +51,7 @@ from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
 from refloss.losses.soft_margin import soft_margin as soft_margin
 from refloss.losses.triplet_margin import triplet_margin as triplet_margin
 from refloss.losses.varifocal import varifocal as varifocal
+from refloss.losses.vocab_parallel_cross_entropy import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
 from refloss.parallel import get_num_threads as get_num_threads
 from refloss.parallel import set_num_threads as set_num_threads
@@ -113,4 +114,5 @@ __all__ = [
     "token_classification",
     "triplet_margin",
     "varifocal",
+    "vocab_parallel_cross_entropy",
 ]

@@ -13,6 +13,7 @@ from tests.gauntlet.log_probs import SelectedLogProbs
 from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
+from tests.gauntlet.shards import VocabParallel
 from tests.gauntlet.transducers import Transducer
 from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
 from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
@@ -42,6 +43,7 @@ LAYERED = ("rt_detr_object_detection", "d_fine_object_detection", "deimv2_object
 HONEST: dict[str, type[Kernel]] = {
     **dict.fromkeys(SOFTMAX, CrossEntropy),
     "nll": Nll,
+    "vocab_parallel_cross_entropy": VocabParallel,
     "selected_log_probs": SelectedLogProbs,
     "linear_cross_entropy": LinearCrossEntropy,
     "linear_selected_log_probs": LinearSelectedLogProbs,

@@ -24,6 +24,7 @@ from tests.mpfr import (
     points,
     rows,
     scenes,
+    shards,
     transducers,
     triples,
     vectors,
@@ -102,6 +103,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "selected_log_probs": {kind: _of_samples(draw, log_probs.compare) for kind, draw in log_probs.KINDS.items()},
+    "vocab_parallel_cross_entropy": {kind: _of_samples(draw, shards.compare) for kind, draw in shards.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
         name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}
