@@ -11,6 +11,7 @@ from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as l
 from refloss.heads.mask2former import mask2former as mask2former
 from refloss.heads.masked_lm import masked_lm as masked_lm
 from refloss.heads.object_detection import object_detection as object_detection
+from refloss.heads.parts.row_shards import shards as shards
 from refloss.heads.pocket_tts import pocket_tts as pocket_tts
 from refloss.heads.question_answering import question_answering as question_answering
 from refloss.heads.rf_detr_instance_segmentation import rf_detr_instance_segmentation as rf_detr_instance_segmentation
@@ -106,6 +107,7 @@ __all__ = [
     "semantic_segmentation",
     "sequence_classification",
     "set_num_threads",
+    "shards",
     "sigmoid_contrastive",
     "sigmoid_focal",
     "smooth_l1",

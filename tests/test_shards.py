@@ -82,7 +82,11 @@ def exact_chain(x, logit_scale=1.0, softcap=None, temperature=1.0):
     return (z if softcap is None else softcap * mpmath.tanh(z / softcap)) / temperature
 
 
-CHAINS = ({}, {"temperature": 0.7}, {"logit_scale": 0.3, "softcap": 5.0, "temperature": 1.3})
+CHAINS: tuple[dict[str, float], ...] = (
+    {},
+    {"temperature": 0.7},
+    {"logit_scale": 0.3, "softcap": 5.0, "temperature": 1.3},
+)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
