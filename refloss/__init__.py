@@ -16,6 +16,7 @@ _HOMES = {
     "LossResult": "refloss.result",
     "get_num_threads": "refloss.parallel",
     "set_num_threads": "refloss.parallel",
+    "shards": "refloss.heads.parts.row_shards",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -11,6 +11,7 @@ from refloss.heads.lw_detr_object_detection import lw_detr_object_detection as l
 from refloss.heads.mask2former import mask2former as mask2former
 from refloss.heads.masked_lm import masked_lm as masked_lm
 from refloss.heads.object_detection import object_detection as object_detection
+from refloss.heads.parts.row_shards import shards as shards
 from refloss.heads.pocket_tts import pocket_tts as pocket_tts
 from refloss.heads.question_answering import question_answering as question_answering
 from refloss.heads.rf_detr_instance_segmentation import rf_detr_instance_segmentation as rf_detr_instance_segmentation
@@ -59,6 +60,7 @@ from refloss.losses.topk_distillation import topk_distillation as topk_distillat
 from refloss.losses.triplet_margin import triplet_margin as triplet_margin
 from refloss.losses.value_loss import value_loss as value_loss
 from refloss.losses.varifocal import varifocal as varifocal
+from refloss.losses.vocab_parallel_cross_entropy import vocab_parallel_cross_entropy as vocab_parallel_cross_entropy
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
 from refloss.parallel import get_num_threads as get_num_threads
 from refloss.parallel import set_num_threads as set_num_threads
@@ -119,6 +121,7 @@ __all__ = [
     "semantic_segmentation",
     "sequence_classification",
     "set_num_threads",
+    "shards",
     "sigmoid_contrastive",
     "sigmoid_focal",
     "smooth_l1",
@@ -129,4 +132,5 @@ __all__ = [
     "triplet_margin",
     "value_loss",
     "varifocal",
+    "vocab_parallel_cross_entropy",
 ]

@@ -98,7 +98,10 @@ def _settle() -> None:
     synchronize()
 
 
-def _on_gpu(gradient: np.ndarray) -> DeviceArray:
+def _on_gpu(gradient: Any) -> Any:
+    """A gradient, or a list of such, on the GPU."""
     from refloss.kernels.gpu.runtime import to_device
 
+    if isinstance(gradient, list):
+        return [_on_gpu(part) for part in gradient]
     return DeviceArray(gradient if isinstance(gradient, Resident) else to_device(gradient))

@@ -193,7 +193,7 @@ class LossResult:
     Attributes:
         loss: float64; an array for ``reduction="none"``.
         grads: for every differentiable input its vector-Jacobian product with ``grad_output``, in the input's shape and
-            dtype; empty with ``grad=False``.
+            dtype, a list of such for an input that is a list of shards; empty with ``grad=False``.
         components: the parts of a composite loss under the names that transformers gives them.
         intermediates: values on the way, for tensor-by-tensor debugging.
         layers: what a head that matches knows of its layers; empty for other losses.
@@ -202,7 +202,7 @@ class LossResult:
     """
 
     loss: Any
-    grads: dict[str, np.ndarray] = field(default_factory=dict)
+    grads: dict[str, Any] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
     intermediates: Intermediates = field(default_factory=Intermediates)
     layers: tuple[MatchedLayer, ...] = field(default=(), repr=False)

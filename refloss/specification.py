@@ -90,6 +90,7 @@ class Argument:
             role and class_axis do not say it.
         numbers: what it may hold, if its role does not say it.
         parts: of what is nested, one entry of the list, or the mapping: a Part, or mappings and lists of such.
+        widths: the argument that says how it is cut along its last axis, if it may be a list of the parts instead.
     """
 
     role: Role
@@ -108,6 +109,7 @@ class Argument:
     shape: str = ""
     numbers: tuple[Numbers, ...] = ()
     parts: Any = None
+    widths: str = ""
 
 
 def values(*, on_gpu: bool = True, differentiable: bool = True, broadcast: bool = False) -> Argument:

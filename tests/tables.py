@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 STUB = ROOT / "refloss" / "__init__.pyi"
 _OTHERS = {
+    "refloss.heads.parts.row_shards": ("shards",),
     "refloss.mapping": ("LOSS_MAPPING",),
     "refloss.parallel": ("get_num_threads", "set_num_threads"),
     "refloss.result": ("LossResult",),

@@ -18,7 +18,7 @@ from refloss.testing.mistakes.alterations import labels
 
 # Without these an answer is that of another problem, if there is one at all: shapes say them as well.
 STRUCTURAL = {"vocab_size", "num_labels", "config", "auxiliary_loss", "two_stage", "max_num_bins", "use_focal_loss"}
-STRUCTURAL |= {"flow_loss_num_samples"}
+STRUCTURAL |= {"flow_loss_num_samples", "widths", "label_smoothing_classes"}
 # What the configurations of transformers have where nobody says otherwise.
 USUAL = {
     "no_object_weight": 0.1,

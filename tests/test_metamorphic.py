@@ -67,6 +67,7 @@ OF = {
     "nll": {*OF_LABELS, "renamed ignore_index"},
     "cross_entropy": {*OF_SOFTMAX, "renamed ignore_index", "linear in the target"},
     **dict.fromkeys(("causal_lm", "masked_lm", "token_classification"), OF_TOKENS),
+    "vocab_parallel_cross_entropy": {*OF_SOFTMAX, "renamed ignore_index"},
     "sequence_classification": {*OF_SOFTMAX, "renamed ignore_index"},
     "semantic_segmentation": {*OF_SOFTMAX, "renamed ignore_index"},
     "question_answering": OF_SOFTMAX,

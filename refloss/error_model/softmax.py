@@ -43,6 +43,7 @@ import numpy as np
 
 from refloss.error_model.bound import BLOCK, Bound, blocks, part, whole, without_nan
 from refloss.error_model.chain import chained, error_of_slope, error_of_value, is_chained, z_factor
+from refloss.kernels.shards.run import smoothing_of_all
 from refloss.roundoff import STEPS, Roundoff, real
 from refloss.specification import AddedTerms
 
@@ -440,3 +441,24 @@ def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
     shapes |= {f"intermediate.{name}": np.shape(result.intermediates[name]) for name in ("lse", "nll")}
     limits = row_bounds(given, unit) | {"intermediate.shift_labels": whole(np.zeros(labels.shape))}
     return {name: value.reshaped(shapes[name]) if name in shapes else value for name, value in limits.items()}
+
+
+def shards(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
+    """vocab_parallel_cross_entropy: classes on the last axis, and cut; the cut costs one addition of many."""
+    logits, options = case.inputs["shards"], dict(case.parameters)
+    chain, of_lse = _of_chain(logits, options, unit)
+    smoothing = smoothing_of_all(
+        options.pop("label_smoothing", 0.0), options.get("label_smoothing_formula", "torch"), logits.shape[-1]
+    )
+    given = Rows(
+        chain.pop("logits", logits),
+        case.inputs["target"],
+        case.grad_output,
+        label_smoothing=smoothing,
+        added=of_lse,
+        **{name: value for name, value in options.items() if name in _OPTIONS},
+        **chain,
+    )
+    limits = row_bounds(given, unit)
+    names = ("loss", "component.cross_entropy", "component.z_loss", "intermediate.lse", "intermediate.nll")
+    return {name: limits[name] for name in names if name in limits} | {"grad.shards": limits["grad.logits"]}

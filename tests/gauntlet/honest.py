@@ -17,6 +17,7 @@ from tests.gauntlet.preferences import Kto, PreferenceLoss
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.topk import TopkDistillation
+from tests.gauntlet.shards import VocabParallel
 from tests.gauntlet.transducers import Transducer
 from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
 from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
@@ -46,6 +47,7 @@ LAYERED = ("rt_detr_object_detection", "d_fine_object_detection", "deimv2_object
 HONEST: dict[str, type[Kernel]] = {
     **dict.fromkeys(SOFTMAX, CrossEntropy),
     "nll": Nll,
+    "vocab_parallel_cross_entropy": VocabParallel,
     "selected_log_probs": SelectedLogProbs,
     "topk_distillation": TopkDistillation,
     "distillation": Distillation,

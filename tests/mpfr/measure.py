@@ -29,6 +29,7 @@ from tests.mpfr import (
     rows,
     scenes,
     topk,
+    shards,
     transducers,
     triples,
     vectors,
@@ -119,6 +120,7 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "moe_load_balancing": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.BALANCE.items()},
     "router_z_loss": {kind: _of_samples(draw, routers.compare) for kind, draw in routers.Z_LOSS.items()},
     "distillation": {kind: _of_samples(draw, distillation.compare) for kind, draw in distillation.KINDS.items()},
+    "vocab_parallel_cross_entropy": {kind: _of_samples(draw, shards.compare) for kind, draw in shards.KINDS.items()},
     "nll": {kind: _of_samples(draw, rows.nll) for kind, draw in rows.LABELS.items()},
     **{
         name: {kind: _of_samples(draw, call) for kind, draw in language.draws().items()}

@@ -21,7 +21,7 @@ from refloss.golden.corpus import cases_of
 from refloss.golden.store import add, counted, evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.allowances import written_beside
-from refloss.testing.judging.called import called, changed_since, on_host
+from refloss.testing.judging.called import as_one, called, changed_since, joined, on_host
 from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import Driver, named
 from refloss.testing.judging.frameworks import Framework
@@ -123,7 +123,7 @@ def assert_matches(
     candidate = named(loss, grads, components)
     if changed_since(case, result):
         raise ValueError("the inputs have changed since refloss was called: give it copies of what is overwritten")
-    return _assert_matches(case, result, candidate, compute_dtype)
+    return _assert_matches(case, as_one(result), candidate, compute_dtype)
 
 
 def check(
@@ -215,7 +215,7 @@ def _assert_matches(
     compute_dtype = type_name(compute_dtype)
     asked = question_of(case, result, compute_dtype)
     check_names("tensor", candidate, [name for name in asked.expected if "intermediate" not in name])
-    arrays = {name: None if value is None else on_host(value, name) for name, value in candidate.items()}
+    arrays = {name: None if value is None else on_host(joined(value, name), name) for name, value in candidate.items()}
     verdict = judged(asked, arrays)
     if verdict.passed is None:
         raise ValueError(f"{', '.join(candidate)}: not judged, for there is no error model")

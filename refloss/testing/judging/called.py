@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,12 +42,31 @@ def called(result: LossResult) -> Case:
     for key in (*function.required, *function.optional):
         if given.get(key) is None:
             continue
-        if key in function.nested:
+        widths = function.specification.arguments[key].widths
+        if widths and is_in_parts(given[key]):
+            parts = [float_array(on_host(part, key), key) for part in given[key]]
+            inputs |= {key: joined(parts, key), widths: np.array([part.shape[-1] for part in parts])}
+        elif key in function.nested:
             inputs |= {part: _array(value, part) for part, value in flattened(key, given[key]).items()}
         else:
             is_float = key == function.differentiable[0] or key in result.grads
             inputs[key] = float_array(_whole(given[key], key), key) if is_float else _array(given[key], key)
     return Case(name, name, inputs, _parameters(function, given), _cotangent(given.get("grad_output", 1.0)))
+
+
+def is_in_parts(value: Any) -> bool:
+    """Whether an argument that is cut, or its gradient, is a list of the parts."""
+    return isinstance(value, list | tuple)
+
+
+def joined(value: Any, name: str) -> Any:
+    """Parts side by side; anything else as it is."""
+    return np.concatenate([on_host(part, name) for part in value], axis=-1) if is_in_parts(value) else value
+
+
+def as_one(result: LossResult) -> LossResult:
+    """A result whose gradients are arrays, in the place of lists of parts."""
+    return replace(result, grads={name: joined(value, name) for name, value in result.grads.items()})
 
 
 def changed_since(case: Case, result: LossResult) -> bool:

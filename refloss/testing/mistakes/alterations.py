@@ -273,6 +273,8 @@ def smoothed_over_others(case: Case) -> Altered | None:
     classes = _count_of_classes(case)
     if not smoothing or classes < 2:
         return None
+    if case.parameters.get("label_smoothing_formula", "torch") != "torch":
+        return Altered(altered(case, label_smoothing_formula=None))  # it gives that to them itself
     # ε'/K = ε/(K − 1) on the others, and 1 − ε' + ε'/K = 1 − ε on the label.
     return Altered(altered(case, label_smoothing=min(smoothing * classes / (classes - 1), 1.0)))
 

@@ -31,6 +31,7 @@ from refloss.testing.mistakes import (
     log_prob_steps,
     others,
     row_labels,
+    shard_steps,
     softmax_steps,
     sums,
     topk_steps,
@@ -54,7 +55,12 @@ if TYPE_CHECKING:
 LARGEST = 10**6  # input elements of a case on which mistakes are tried, and elements of a tensor that are looked at
 # Read off all tensors that fail, they leave nothing to be guessed, unless other factors are the same.
 PLAIN = ("a wrong sign", "upstream gradient ignored", "upstream gradient applied twice")
-_OF_SOME_NUMBER = (*softmax_steps.OF_SOME_NUMBER, *row_labels.OF_SOME_NUMBER, *linear_steps.OF_SOME_NUMBER)
+_OF_SOME_NUMBER = (
+    *softmax_steps.OF_SOME_NUMBER,
+    *row_labels.OF_SOME_NUMBER,
+    *linear_steps.OF_SOME_NUMBER,
+    *shard_steps.OF_SOME_NUMBER,
+)
 _IN_PART = 0.5  # what a mistake loses that shows in the gradient alone, though it would in the loss
 OF_ALL_ROWS = "the gradient is that of a mean over all rows (loss right)"
 
@@ -264,7 +270,7 @@ def _of_rows(every: list[View], only: set[str] | None, beside: Steps | None = No
     if of_softmax:
         others_ = {words: (USUAL, step) for words, step in softmax_steps.along_other_axes(every[0]).items()}
         of_softmax = of_softmax | others_
-    for mistake, (prior, step) in (of_softmax | row_labels.STEPS | (beside or {})).items():
+    for mistake, (prior, step) in (of_softmax | row_labels.STEPS | shard_steps.STEPS | (beside or {})).items():
         if only is not None and mistake not in only:
             continue
         for wrong in _in_views([list(step(view)) for view in every]):

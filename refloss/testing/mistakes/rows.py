@@ -15,6 +15,7 @@ import numpy as np
 
 from refloss.error_model.chain import chained, z_factor
 from refloss.error_model.resampling import adjoint, resampled
+from refloss.kernels.shards.run import smoothing_of_all
 from refloss.roundoff import real
 from refloss.testing.mistakes import alterations
 
@@ -199,7 +200,11 @@ def _view(case: Case, result: LossResult, name: str, argument: Argument) -> View
         labels=labels,
         counted=counted,
         weight=weight,
-        smoothing=float(parameters.get("label_smoothing", 0.0)),
+        smoothing=smoothing_of_all(
+            float(parameters.get("label_smoothing", 0.0)),
+            parameters.get("label_smoothing_formula", "torch"),
+            rows.shape[-1],
+        ),
         normaliser=divisor if items is None else float(items),
         cotangent=_cotangents(case, target.shape if is_labels else moved.shape[:-1]),
         reduction=reduction,

@@ -1,0 +1,1 @@
+"""What each rank of a vocabulary in parts computes."""
