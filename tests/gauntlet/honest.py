@@ -16,8 +16,8 @@ from tests.gauntlet.policies import PolicyLoss, ValueLoss
 from tests.gauntlet.preferences import Kto, PreferenceLoss
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
-from tests.gauntlet.topk import TopkDistillation
 from tests.gauntlet.shards import VocabParallel
+from tests.gauntlet.topk import TopkDistillation
 from tests.gauntlet.transducers import Transducer
 from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
 from tests.gauntlet.vectors import CosineEmbedding, MultilabelMargin, MultiMargin, TripletMargin
