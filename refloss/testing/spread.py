@@ -92,9 +92,13 @@ class _Counting:
         self.bins = np.zeros((HIGH - LOW) * PER_DECADE, int)
 
     def add(self, values: np.ndarray) -> None:
-        positive = values[(values > 0) & np.isfinite(values)]
-        places = ((np.log10(positive) - LOW) * PER_DECADE).astype(int)
-        self.bins += np.bincount(np.clip(places, 0, self.bins.size - 1), minlength=self.bins.size)
+        if not values.size:
+            return
+        positive = values[(values > 0) & (values < np.inf)]
+        if positive.size:
+            places = ((np.log10(positive) - LOW) * PER_DECADE).astype(int)
+            np.minimum(np.maximum(places, 0, out=places), self.bins.size - 1, out=places)
+            self.bins += np.bincount(places, minlength=self.bins.size)
         self.zero += int(np.count_nonzero(values == 0))
         self.infinite += int(np.count_nonzero(values == np.inf))
 
@@ -166,6 +170,10 @@ class Gridding:
 
     def add(self, ratio: np.ndarray) -> None:
         """The next block."""
+        if ratio.size == self._rows * self._columns and self._cells.size == ratio.size:
+            # A cell for each element.
+            self._cells[...] = ratio.reshape(self._shape).transpose(self._order).reshape(self._cells.shape)
+            return
         index = np.unravel_index(np.arange(self._first, self._first + ratio.size), self._shape)
         self._first += ratio.size
         row = np.zeros(ratio.size, int)
