@@ -49,6 +49,9 @@ EARLY = (
     *("test_mutants.py", "test_shipped.py", "test_outside_users.py", "test_explain.py", "test_interrupt.py"),
 )
 
+# Files that ask for the right answers to all golden cases (tests/questions.py), which are computed once in a process.
+ASKING = ("test_gauntlet.py", "test_mutants.py", "test_explain.py", "test_diagnosis.py", "test_judge.py")
+
 
 def pytest_collection_modifyitems(items):
     order = {name: place for place, name in enumerate(EARLY)}
@@ -57,14 +60,17 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Files as they are, but one worker has the whole folder of those that are run by a process of its own."""
+    """Files as they are, but one worker has all that share a process of its own, or answers that take long."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return nodeid.partition("test_")[0] if "tests/simulated/" in nodeid else super()._split_scope(nodeid)
+            file = super()._split_scope(nodeid)
+            if "tests/simulated/" in file:
+                return file.partition("test_")[0]
+            return "asking" if file.endswith(ASKING) else file
 
     return Scheduling(config, log)
 

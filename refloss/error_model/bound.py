@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Elements that are taken at once: a dozen of float64 temporaries of as many stay below 10 MB.
 BLOCK = 1 << 16
+# As many elements are kept once they are computed, 2 MB: many candidates are judged by the bounds of a golden case.
+KEPT = 1 << 18
 
 
 class Bound:
@@ -51,7 +53,10 @@ class Bound:
 
     @functools.cached_property
     def _kept(self) -> np.ndarray:
-        return self._computed(0, self.size)
+        kept = np.empty(self.size)
+        for first, last in blocks(self.size):
+            kept[first:last] = self._computed(first, last)
+        return kept
 
     def _computed(self, first: int, last: int) -> np.ndarray:
         with np.errstate(all="ignore"):  # what is infinite or undefined has no bound, and is compared as it is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -144,12 +145,13 @@ def glance(every: list[View], wrong: list[Wrong], tensor: str, place: int) -> fl
     """One element of a gradient, without the others; None where it is made of several rows."""
     for view, other in zip(every, wrong, strict=True):
         if view.tensor == tensor and view.logits.size == view.given.size and not view.z_loss:
-            index = list(np.unravel_index(place, view.given.shape))
-            column = int(index.pop(view.axis))
-            rows = np.delete(view.given.shape, view.axis)
-            row = int(np.ravel_multi_index(tuple(index), tuple(rows))) if index else 0
+            # Of the axes in front of that of the classes, and of those behind it, rows are made.
+            shape, behind = view.given.shape, math.prod(view.given.shape[view.axis + 1 :])
+            first, last = divmod(place, behind)
+            first, column = divmod(first, shape[view.axis])
+            row = first * behind + last
             slope = _slope(view, other, row, column)
-            of_logit = float(np.broadcast_to(view.slope, view.given.shape)[np.unravel_index(place, view.given.shape)])
+            of_logit = float(np.broadcast_to(view.slope, shape).flat[place] if np.ndim(view.slope) else view.slope)
             return slope and slope * float(coefficient(view, other)[row, 0]) * of_logit
     return None
 
