@@ -71,6 +71,8 @@ INFINITE = {
     ("triplet_margin", "p"),
     *((name, "num_items_in_batch") for name in FUNCTIONS),
 }
+# None stands for no number, where the default is one.
+WITHOUT = {("policy_loss", "clip_low")}
 NEGATIVE = ("num_boxes", "gamma", "beta", "delta", "num_items_in_batch", "label_smoothing")
 
 
@@ -79,7 +81,8 @@ def numbers(function):
     call_of = inspect.signature(FUNCTIONS[function].call)
     for name, kind in FUNCTIONS[function].parameters.items():
         if kind is float:
-            yield from ((name, value) for value in NOT_NUMBERS if value is not call_of.parameters[name].default)
+            without = None if (function, name) in WITHOUT else call_of.parameters[name].default
+            yield from ((name, value) for value in NOT_NUMBERS if value is not without)
             if (function, name) not in INFINITE:
                 yield from ((name, value) for value in (math.inf, -math.inf, np.float32(np.inf)))
             if name in NEGATIVE:

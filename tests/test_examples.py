@@ -315,3 +315,21 @@ def assert_chained(function, inputs):
     for key, value in inputs.items():
         expected = fourth_order(lambda x, key=key: function(**inputs | {key: x})[0], value)
         np.testing.assert_allclose(grads[key], expected, rtol=0, atol=TOLERANCE, err_msg=key)
+
+
+def test_the_page_on_policies_has_the_gradient_of_its_loss():
+    (block,) = code_blocks("python", "docs/policies.md")
+    names: dict = {}
+    exec(block, names)
+    mask, tokens, advantages = names["mask"], names["tokens"], names["advantages"]
+    old = names["log_probs"] - 0.01
+
+    def loss(x):
+        p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+        ratio = np.exp(np.log(np.take_along_axis(p, tokens[..., None], -1)[..., 0]) - old)
+        clipped = np.clip(ratio, 0.8, 1.28)
+        return -(np.minimum(ratio * advantages[:, None], clipped * advantages[:, None]) * mask).sum() / mask.sum()
+
+    x = names["logits"].astype(np.float64)
+    assert abs(loss(x) - names["policy"].loss) < TOLERANCE
+    np.testing.assert_allclose(names["gradient"], fourth_order(loss, x), rtol=0, atol=2.0**-26)

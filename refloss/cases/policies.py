@@ -325,8 +325,8 @@ def policy_parameters(case: Case) -> dict[str, dict[str, Any]]:
             found[f"{kl} is taken for {given['kl']}"] = {"kl": kl}
     if given.get("kl_coef"):
         found["the sign of the KL is wrong"] = {"kl_coef": -given["kl_coef"]}
-        weighs = not given.get("kl_ratio_weighted", False)
-        found[f"the KL is {'' if weighs else 'not '}multiplied by the ratio"] = {"kl_ratio_weighted": weighs}
+        if not given.get("kl_ratio_weighted"):
+            found["the KL is multiplied by the ratio"] = {"kl_ratio_weighted": True}
     other = {"token": "sequence", "sequence": "token"}[given.get("ratio", "token")]
     found[f"the ratio is that of a {other}"] = {"ratio": other}
     if given.get("objective", "clip") in ("clip", "cispo"):

@@ -124,7 +124,7 @@ def _draw(draws: Draws) -> Drawn:
 def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
     if "clip" not in case.parameters:
         return {}
-    return {"values are clipped around the returns": {"old_values": case.inputs["returns"]}}
+    return {"values themselves are clipped": {"old_values": np.zeros_like(case.inputs["old_values"])}}
 
 
 @loss(
@@ -197,7 +197,7 @@ def value_loss(
     """
     x = token_array(values, "values")
     inputs = {"values": x, "returns": beside(returns, "returns", "values", x.shape)}
-    limit = np.inf if clip is None else arrays.number(clip, "clip", low=0.0)
+    limit = np.inf if clip is None else arrays.number(clip, "clip", finite=True, low=0.0)
     if clip is not None and old_values is None:
         raise ValueError("old_values is None; expected those that values are clipped around")
     old = inputs["returns"] if old_values is None else beside(old_values, "old_values", "values", x.shape)

@@ -104,7 +104,7 @@ class PolicyLoss(Tokens):
         """1 − clip_low and 1 + clip_high."""
         low, high = parameters.get("clip_low", 0.2), parameters.get("clip_high")
         least = like.dtype.type(-np.inf if low is None else 1 - low)
-        return least, like.dtype.type(1 + (low if high is None else high))
+        return least, like.dtype.type(1 + next(each for each in (high, low, 0.2) if each is not None))
 
     def clipped(self, r: np.ndarray, x: Numbers, parameters: dict[str, Any]) -> Terms:
         """−min(r·A, clip(r)·A), with a dual clip."""

@@ -103,7 +103,7 @@ def aggregation_of(name: Any, num_items: Any, sequences: Any, counts: np.ndarray
     if num_items is not None and name == "none":
         raise ValueError("num_items is given; expected None, as aggregation 'none' divides by nothing")
     if num_items is not None:
-        return Aggregation(name, counts, exact(arrays.number(num_items, "num_items", low=0.0)))
+        return Aggregation(name, counts, exact(arrays.number(num_items, "num_items", finite=True, low=0.0)))
     if name in ("sum", "none"):
         return Aggregation(name, counts, Fraction(1))
     if name == "token-mean":

@@ -33,10 +33,7 @@ POLICY_MISTAKES = [
             aggregation=lambda self, parameters: "none" if parameters.get("aggregation") == "none" else "token-mean"
         ),
         "losses are aggregated by token-mean",
-        lambda case: (
-            case.parameters.get("aggregation", "token-mean") not in ("token-mean", "none")
-            and not case.id.endswith("nothing")
-        ),
+        lambda case: case.parameters.get("aggregation", "token-mean") not in ("token-mean", "none"),
         "where they are aggregated otherwise",
     ),
     ignored("weights", "linkedin/Liger-Kernel#1082", ("policy_loss",)),
