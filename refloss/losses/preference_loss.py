@@ -44,7 +44,7 @@ from refloss.cases import preferences as cases
 from refloss.error_model.preferences import of_pairs
 from refloss.kernels.preferences.loop import Parameters
 from refloss.loss import loss
-from refloss.losses.parts.preferences import KINDS, REDUCTIONS, log_probs, loss_of_pairs
+from refloss.losses.parts.preferences import KINDS, REDUCTIONS, log_probs, logarithms, loss_of_pairs
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Elementwise, Parameter, log_probabilities
@@ -163,6 +163,7 @@ def preference_loss(
     margin = arrays.number(gamma, "gamma", finite=True)
     if margin != 0.0 and kind != "simpo":
         raise ValueError(f"gamma is {margin}, and {kind!r} has none; 'simpo' has")
+    smoothing = _smoothing(label_smoothing, kind)
     return loss_of_pairs(
         {"chosen_log_probs": chosen, "rejected_log_probs": rejected},
         None,
@@ -171,7 +172,8 @@ def preference_loss(
         Parameters(
             KINDS.index(kind),
             arrays.number(beta, "beta", finite=True, positive=True),
-            _smoothing(label_smoothing, kind),
+            smoothing,
+            *logarithms(smoothing if kind == "exo_pair" else 0.0),
             margin,
             *(0.0, 0.0, 0.0),
         ),

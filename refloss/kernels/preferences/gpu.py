@@ -38,7 +38,9 @@ def _kernel(loop: PreferenceLoop) -> Any:
 
     @gpu_kernel
     def preference_pairs(rows, gradients, wanted, given, losses):
-        for index in range(cuda.grid(1), losses.shape[1], cuda.gridsize(1)):
+        # No loop: what it would keep in registers, constants of exponentials and logarithms, are too many.
+        index = cuda.grid(1)
+        if index < losses.shape[1]:
             chosen = difference(_load(rows[0], index), _load(rows[2], index))
             rejected = difference(_load(rows[1], index), _load(rows[3], index))
             value, for_chosen, for_rejected = of_pair(chosen, rejected, given.parameters)
@@ -67,7 +69,8 @@ def run(task: Task) -> np.ndarray:
     wanted = tuple(buffer is not None for buffer in buffers)
     losses = runtime.Array((2, count), np.float64)
     arguments = (rows, written, wanted, task.given, losses)
-    runtime.launch(_kernel(task.loop), runtime.grid(count, _BLOCK), _BLOCK, *arguments)
+    blocks = -(-count // min(_BLOCK, runtime.LARGEST_BLOCK))
+    runtime.launch(_kernel(task.loop), blocks, _BLOCK, *arguments)
     for buffer in buffers:
         if buffer is not None:
             buffer.finish()

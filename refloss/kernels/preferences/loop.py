@@ -28,6 +28,8 @@ class Parameters(NamedTuple):
     kind: int
     beta: float
     smoothing: float
+    log_most: tuple[float, float]  # log(1 − smoothing)
+    log_least: tuple[float, float]  # log smoothing
     gamma: float
     desirable: float
     undesirable: float

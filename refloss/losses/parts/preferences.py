@@ -9,6 +9,8 @@ for good (label smoothing, "robust", "nca_pair", "discopop") keeps an error of 2
 
 from __future__ import annotations
 
+import decimal
+import functools
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +28,7 @@ from refloss.numerics.accurate import (
     log_accurate,
     logistic_accurate,
 )
-from refloss.numerics.exact import exact_sum, quotient
+from refloss.numerics.exact import as_pair, exact_sum, quotient
 from refloss.numerics.exponential import OVERFLOW
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, two_sum
 from refloss.result import Intermediates, LossResult
@@ -56,6 +58,8 @@ TAU = 0.05
 # Below it e^y − 1 is a series, and a divergence of distributions so close is computed from their distance.
 _SERIES, _NEXT = 0.5, 0.25
 _LOG_HALF = -0.6931471805599453
+# Of a logarithm of 1 − ε, of which twice the digits of ε may be lost.
+_DIGITS = 150
 
 
 class Sides(NamedTuple):
@@ -159,14 +163,13 @@ def _exo(x, p):
     For distributions that are close: −log(1 + ε·(e^−δ − 1)) − σ(−x)·δ, whose terms are as small as δ.
     """
     sides = _sides(x)
-    log_most, log_least = log1p_accurate(-p.smoothing, 0.0), log_accurate(p.smoothing, 0.0)
-    delta = add(x, add(log_least, negate(log_most)))
+    delta = add(x, add(p.log_least, negate(p.log_most)))
     if abs(delta[0]) < _NEXT:
         ratio = multiply(pair(p.smoothing), exp_less_one(negate(delta)))
         value = negate(add(log1p_accurate(ratio[0], ratio[1]), multiply(sides.no, delta)))
     else:
-        most = multiply(sides.yes, negate(add(sides.missed, log_most)))
-        value = add(most, multiply(sides.no, negate(add(sides.hit, log_least))))
+        most = multiply(sides.yes, negate(add(sides.missed, p.log_most)))
+        value = add(most, multiply(sides.no, negate(add(sides.hit, p.log_least))))
     return _in_difference(value, multiply(multiply(sides.yes, sides.no), delta), p.beta)
 
 
@@ -326,6 +329,16 @@ def _of_pair(a, b, p):
 
 # One loop for all kinds: most of its machine code are exponentials and logarithms, which they share.
 LOOP = PreferenceLoop("preferences", _of_pair)
+
+
+@functools.lru_cache(maxsize=64)
+def logarithms(smoothing: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """log(1 − ε) and log ε, pairs; of no ε none."""
+    if smoothing == 0.0:
+        return (0.0, 0.0), (0.0, 0.0)
+    with decimal.localcontext(prec=_DIGITS):
+        small = decimal.Decimal(smoothing)
+        return as_pair(Fraction((1 - small).ln())), as_pair(Fraction(small.ln()))
 
 
 def loss_of_pairs(
