@@ -60,6 +60,8 @@ def nothing_counts(case):
     # A sequence without labels has alignments.
     if predictions_of(case).size == 0 or FUNCTIONS[case.function].specification.mean == "sequences":
         return predictions_of(case).size == 0
+    if "mask" in case.inputs:
+        return not np.any(case.inputs["mask"])
     weights = case.inputs.get("weight")
     for labels, ignored in zip(targets_of(case), ignored_in(case), strict=True):
         counted = labels[~ignored]
