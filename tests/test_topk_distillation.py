@@ -14,6 +14,7 @@ from tests.mpfr.rounding import PRECISION, tally
 from tests.mpfr.topk import log_softmax, most_probable
 from tests.test_derivatives import TOLERANCE, fourth_order
 from tests.test_elementwise import DTYPES
+from tests.test_examples import code_blocks
 from tests.test_same_bits import bits, layouts
 
 INFINITY, NAN = np.inf, np.nan
@@ -282,3 +283,11 @@ def test_bad_input(given, error, message):
     }
     with pytest.raises(error, match=message):
         refloss.topk_distillation(**arguments)
+
+
+def test_the_page_s_example_runs():
+    (block,) = code_blocks("python", "docs/topk_distillation.md")
+    names: dict = {}
+    exec(block, names)
+    assert names["result"].loss > 0
+    assert names["gradient"].shape == (4, 6, 32)

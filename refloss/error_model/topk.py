@@ -12,7 +12,9 @@ A bucket has R = 1 − Σ p_k, which is off by d = Σ (ρ_k + s(K) + 2u)·p_k + 
 taken for a sum over the others, not for 1 − Q. With the shares w_j = q_j/T of classes that are not named
 
     |δL|   ≤ d·(1 + |log max(R, d)| + |log T|) + R·(|δ log T| + 2u·(|log R| + |log T|)),  |δ log T| ≤ Σ w_j·|δℓ_j| + ...
-    |δg_j| ≤ |c|·(d·(q_j + w_j) + R·(q_j·(f_j + e) + w_j·(f_j' + e))),  f_j' = e^(|δℓ_j| + |δ log T|) − 1
+    |δg_j| ≤ |c|·(d·(q_j + w_j) + R·(q_j·(f_j + f + e) + w_j·(f_j' + e)))
+
+with f = e^|δ log T| − 1 and f_j' = e^(|δℓ_j| + |δ log T|) − 1.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ def _taught(case: Case) -> _Taught:
         log_masses = log_masses - np.where(named.any(axis=1), _log_sum(log_masses), 0.0)[:, None]
     temperature, reduction = float(case.parameters.get("temperature", 1.0)), case.parameters.get("reduction", "mean")
     factor = temperature**2 if case.parameters.get("temperature_squared") else 1.0
-    factor /= max(np.count_nonzero(counts), 1) if reduction == "mean" else 1
+    factor /= max(int(np.count_nonzero(counts)), 1) if reduction == "mean" else 1
     return _Taught(
         logits.reshape(rows, classes),
         np.where(named, case.inputs["teacher_ids"].reshape(named.shape).astype(np.int64), 0),
@@ -156,7 +158,9 @@ class _Rows(RowBounds):
         share = np.where(others, np.exp(-at.log_probability - bucket.log_outside[rows]), 0.0)
         share_off = np.expm1(np.minimum(at.off + bucket.log_off[rows], 1.0)) + self.relative
         q, mass = at.probability, bucket.mass[rows]
-        off = bucket.off[rows] * (q + share) + mass * (q * (at.relative + self.relative) + share * share_off)
+        # What all shares are off by comes back with their sum.
+        of_sum = at.relative + self.relative + np.expm1(np.minimum(bucket.log_off[rows], 1.0))
+        off = bucket.off[rows] * (q + share) + mass * (q * of_sum + share * share_off)
         lost = self.unit.tiny * (1 + mass)
         return np.where(self.counts[rows], self.given.coefficients[rows] * self.steep * (off + lost), 0.0)
 

@@ -192,7 +192,11 @@ def sure(generator: np.random.Generator, size: int) -> Iterator[Taught]:
             teacher[:, 2] += of_teacher
             x[np.arange(rows), np.where(np.arange(rows) % 3, 2, 4)] += of_student
             yield from _calls(
-                generator, x.astype(np.float32), teacher, count, dtype=generator.choice([np.float32, np.float64])
+                generator,
+                x.astype(np.float32),
+                teacher,
+                count,
+                dtype=(np.float32, np.float64)[int(generator.integers(2))],
             )
 
 
