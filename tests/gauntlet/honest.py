@@ -12,6 +12,7 @@ from tests.gauntlet.linear import LinearCrossEntropy, LinearSelectedLogProbs
 from tests.gauntlet.log_probs import SelectedLogProbs
 from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
 from tests.gauntlet.regions import Dice, Giou, Iou
+from tests.gauntlet.routers import MoeLoadBalancing, RouterZLoss
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.transducers import Transducer
 from tests.gauntlet.triples import GaussianNll, MarginRanking, PoissonNll
@@ -43,6 +44,8 @@ HONEST: dict[str, type[Kernel]] = {
     **dict.fromkeys(SOFTMAX, CrossEntropy),
     "nll": Nll,
     "selected_log_probs": SelectedLogProbs,
+    "moe_load_balancing": MoeLoadBalancing,
+    "router_z_loss": RouterZLoss,
     "linear_cross_entropy": LinearCrossEntropy,
     "linear_selected_log_probs": LinearSelectedLogProbs,
     "mse": Mse,

@@ -29,6 +29,7 @@ from refloss.testing.mistakes import (
     linear_steps,
     log_prob_steps,
     others,
+    router_steps,
     row_labels,
     softmax_steps,
     sums,
@@ -219,6 +220,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: box_steps.of_boxes(asked.case)), only)
     yield from _named(_guarded(lambda: contrastive_steps.of_pairs(asked.case)), only)
     yield from _named(_guarded(lambda: log_prob_steps.of_log_probs(asked)), only)
+    yield from _named(_guarded(lambda: router_steps.of_routers(asked)), only)
     yield from _named(_guarded(lambda: alignment_steps.of_alignments(asked)), only)
     yield from _named(_guarded(lambda: transducer_steps.of_lattices(asked)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)

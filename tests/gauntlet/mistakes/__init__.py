@@ -20,6 +20,7 @@ from tests.gauntlet.mistakes.margins import MARGIN_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
 from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
+from tests.gauntlet.mistakes.routers import ROUTER_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
 from tests.gauntlet.mistakes.transducers import TRANSDUCER_MISTAKES
@@ -44,4 +45,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *LOG_PROB_MISTAKES,
     *LINEAR_MISTAKES,
     *CHAIN_MISTAKES,
+    *ROUTER_MISTAKES,
 )
