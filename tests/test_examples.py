@@ -281,6 +281,13 @@ def test_pages_whose_program_needs_nothing_else(page):
     assert np.isfinite(names["r"].loss).all()
 
 
+def test_the_page_on_mixtures_of_experts_tells_layers_apart():
+    names: dict = {}
+    for block in code_blocks("python", "docs/mixture_of_experts.md"):
+        exec(block, names)
+    assert len(names["layers"]) == 2
+
+
 def test_the_page_on_contrastive_losses_chains_gradients_to_embeddings():
     names: dict = {}
     for block in code_blocks("python", "docs/contrastive.md"):

@@ -208,6 +208,11 @@ FLAWS = {
     },
     "dice": {"the first pixel counts double": {"permuted elements"}},
     "info_nce": {"rows alone": {"transposed"}},
+    "moe_load_balancing": {
+        "the padding is balanced as well": {"masked tokens"},
+        "the first expert counts double": {"permuted experts"},
+        "the first token counts double": {"permuted tokens"},
+    },
     "sigmoid_contrastive": {"the first row is left out": {"permuted pairs", "transposed"}},
     "mse": {"negative differences have half the slope": {"symmetric"}},
     "l1": {"√(d² + ε)": {"scaled"}, "inputs are clamped at 16": {"moved", "scaled"}},

@@ -6,10 +6,10 @@ s(n) what a sum of n terms costs. N rows count. What is chosen is exact: no type
     |δℓ_e| ≤ v·(a_e + Σ p·a + 4) + s(E) + u·(1 + log Z + |ℓ_e|),    d_e = e^|δℓ_e| − 1, of p_e
     |δlse| ≤ 4·v + s(E) + u·(Σ p·a + 3 + log Z + |lse|)
 
-Of the z-loss, with K = 2·|c|/N,
+Of the z-loss, with K = 2·|c|/N, where p may be e^(z − lse) of an lse that is rounded, d'_e = e^(|δℓ_e| + |δlse|) − 1,
 
     |δL|   ≤ (1/N)·Σ (2·|lse|·|δlse| + |δlse|² + (k·u + s(N))·lse²)
-    |δg_e| ≤ K·p_e·(|δlse| + (d_e + k·u)·(|lse| + |δlse|))
+    |δg_e| ≤ K·p_e·(|δlse| + (d'_e + k·u)·(|lse| + |δlse|))
 
 and of the balance, with K = E·|c|/N, in which M = Σ f_j·p_j of the row, P_e = (1/N)·Σ p_e,
 
@@ -41,9 +41,19 @@ class _Rows(NamedTuple):
     """Of some rows [R, E]; those that do not count are 0 everywhere."""
 
     p: np.ndarray
-    relative: np.ndarray  # d
+    off: np.ndarray  # |δℓ|
     lse: np.ndarray  # [R], its magnitude
     lse_off: np.ndarray  # [R]
+
+    @property
+    def relative(self) -> np.ndarray:
+        """d, of p."""
+        return _grown(self.off)
+
+
+def _grown(off: np.ndarray) -> np.ndarray:
+    # A probability whose logarithm has an error above 1 is 0 in every type.
+    return np.asarray(np.expm1(np.minimum(off, 1.0)))
 
 
 class _Given:
@@ -74,11 +84,8 @@ class _Given:
         off = unit.inside * (distance + spread + 4) + summed + unit.between * (1 + 2 * log_total + distance)
         lse = np.abs(maximum + log_total)
         lse_off = 4 * unit.inside + summed + unit.between * (spread + 3 + log_total + lse)
-        # A probability whose logarithm has an error above 1 is 0 in every type.
-        relative = np.expm1(np.minimum(off, 1.0))
-        held = (without_nan(np.where(counts, values, 0.0)) for values in (p, relative, lse, lse_off))
-        p, relative, lse, lse_off = held
-        return _Rows(p, relative, lse[:, 0], lse_off[:, 0])
+        p, off, lse, lse_off = (without_nan(np.where(counts, values, 0.0)) for values in (p, off, lse, lse_off))
+        return _Rows(p, off, lse[:, 0], lse_off[:, 0])
 
     def bound(self, of_rows: Callable[[int, int], np.ndarray]) -> Bound:
         """Of the gradient, from what of_rows(first row, last row) says of whole rows."""
@@ -101,7 +108,7 @@ def router_z_loss(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]
     def slope(first: int, last: int) -> np.ndarray:
         at, factor = given.of_rows(first, last), 2 * given.cotangent / count
         lse, lse_off = at.lse[:, None], at.lse_off[:, None]
-        off = at.p * (lse_off + (at.relative + given.relative) * (lse + lse_off))
+        off = at.p * (lse_off + (_grown(at.off + lse_off) + given.relative) * (lse + lse_off))
         return np.asarray(factor * off + unit.tiny * (1 + given.cotangent + (1 + factor) * (1 + lse)))
 
     return {

@@ -14,6 +14,7 @@ from tests.gauntlet.honest import HONEST
 from tests.gauntlet.kernels import Kernel
 from tests.gauntlet.mistakes.mistake import from_above, stepped, without
 from tests.gauntlet.regions import Iou
+from tests.gauntlet.routers import MoeLoadBalancing
 from tests.gauntlet.rows import CrossEntropy
 
 if TYPE_CHECKING:
@@ -92,6 +93,16 @@ def without_first_row(self: SigmoidContrastive, x: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(x))[:, None] == 0, 0, SigmoidContrastive.signs(self, x)).astype(x.dtype)
 
 
+def first_token_twice(self: MoeLoadBalancing, *given: Any) -> np.ndarray:
+    hits = MoeLoadBalancing.chosen(self, *given)
+    return hits * np.where(np.arange(len(hits))[:, None] == 0, 2, 1).astype(hits.dtype)
+
+
+def first_expert_twice(self: MoeLoadBalancing, *given: Any) -> np.ndarray:
+    hits = MoeLoadBalancing.chosen(self, *given)
+    return hits * np.where(np.arange(hits.shape[1]) == 0, 2, 1).astype(hits.dtype)
+
+
 def longer_by(pixel: float) -> Callable[..., Any]:
     """Lengths that include the last pixel."""
 
@@ -135,6 +146,10 @@ FLAWS: dict[str, dict[str, Callable[[str], Kernel]]] = {
         "negative logits have half the slope": stepped(element=halved_below_zero),
     },
     "sigmoid_contrastive": {"the first row is left out": stepped(signs=without_first_row)},
+    "moe_load_balancing": {
+        "the first token counts double": stepped(chosen=first_token_twice),
+        "the first expert counts double": stepped(chosen=first_expert_twice),
+    },
     "bce": {
         "log of p + 1e-7": stepped(
             logarithms=lambda self, p: (np.log(p + p.dtype.type(1e-7)), np.log1p(-p + p.dtype.type(1e-7)))

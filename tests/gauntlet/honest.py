@@ -15,6 +15,7 @@ from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMar
 from tests.gauntlet.policies import PolicyLoss, ValueLoss
 from tests.gauntlet.preferences import Kto, PreferenceLoss
 from tests.gauntlet.regions import Dice, Giou, Iou
+from tests.gauntlet.routers import MoeLoadBalancing, RouterZLoss
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.shards import VocabParallel
 from tests.gauntlet.topk import TopkDistillation
@@ -51,6 +52,8 @@ HONEST: dict[str, type[Kernel]] = {
     "selected_log_probs": SelectedLogProbs,
     "topk_distillation": TopkDistillation,
     "distillation": Distillation,
+    "moe_load_balancing": MoeLoadBalancing,
+    "router_z_loss": RouterZLoss,
     "linear_cross_entropy": LinearCrossEntropy,
     "linear_selected_log_probs": LinearSelectedLogProbs,
     "mse": Mse,

@@ -24,6 +24,7 @@ from tests.gauntlet.mistakes.policies import POLICY_MISTAKES
 from tests.gauntlet.mistakes.preferences import PREFERENCE_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.shards import SHARD_MISTAKES
+from tests.gauntlet.mistakes.routers import ROUTER_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
 from tests.gauntlet.mistakes.topk import TOPK_MISTAKES
@@ -54,4 +55,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *POLICY_MISTAKES,
     *DISTILLATION_MISTAKES,
     *SHARD_MISTAKES,
+    *ROUTER_MISTAKES,
 )
