@@ -151,6 +151,7 @@ def rows_of(case):
 
 SOFTMAX = {
     "cross_entropy": ("logits",),
+    "vocab_parallel_cross_entropy": ("shards",),
     "causal_lm": ("logits",),
     "masked_lm": ("logits",),
     "token_classification": ("logits",),

@@ -67,7 +67,7 @@ OF = {
     "nll": {*OF_LABELS, "renamed ignore_index"},
     "cross_entropy": {*OF_SOFTMAX, "renamed ignore_index", "linear in the target"},
     **dict.fromkeys(("causal_lm", "masked_lm", "token_classification"), OF_TOKENS),
-    "vocab_parallel_cross_entropy": {*OF_SOFTMAX, "renamed ignore_index"},
+    "vocab_parallel_cross_entropy": {*OF_SOFTMAX, "renamed ignore_index", "classes cut elsewhere"},
     "sequence_classification": {*OF_SOFTMAX, "renamed ignore_index"},
     "semantic_segmentation": {*OF_SOFTMAX, "renamed ignore_index"},
     "question_answering": OF_SOFTMAX,
@@ -180,6 +180,7 @@ FLAWS = {
         },
         "Σq is 1": {"linear in the target", "rows of the gradient sum to 0"},
     },
+    "vocab_parallel_cross_entropy": {"sums of ranks are not rescaled": {"classes cut elsewhere"}},
     "masked_lm": {
         "sequences' means": {"padding", "shards = whole", "batch = loop", "micro-batch = whole"},
         "num_items_in_batch is ignored": {"batch = loop", "micro-batch = whole", "shards = whole"},

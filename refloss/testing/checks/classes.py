@@ -91,6 +91,18 @@ def permuted_classes(trial: Trial) -> bool:
     return True
 
 
+def cut_elsewhere(trial: Trial) -> bool:
+    """However the classes lie on ranks, the loss stays, and gradients side by side."""
+    cut = [(name, each.widths) for name, each in trial.arguments.items() if each.widths]
+    for name, widths in cut:
+        classes = trial.case.inputs[name].shape[-1]
+        third = classes // 3
+        for own in ([classes], [1, classes - 1], [third, 0, classes - third], [1] * classes):
+            after = trial.measure(trial.with_inputs({widths: np.array(own)}))
+            compare(trial.answer, after, f"of classes in one part and in parts of {own}")
+    return bool(cut)
+
+
 def masked_classes(trial: Trial) -> bool:
     """Classes whose logits are −inf, and that nobody asks for, change nothing and have a gradient of 0."""
     case = trial.case

@@ -246,6 +246,7 @@ PROPERTIES: dict[str, Callable[[Trial], bool]] = {
     "rows of the gradient sum to 0": classes.rows_sum,
     "permuted classes": classes.permuted_classes,
     "masked classes": classes.masked_classes,
+    "classes cut elsewhere": classes.cut_elsewhere,
     "equal steps": classes.equal_steps,
     "linear in the target": classes.linear_in_the_target,
     "linear in the input": elements.linear_in_the_input,
