@@ -50,6 +50,7 @@ from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
 from refloss.losses.smooth_l1 import smooth_l1 as smooth_l1
 from refloss.losses.soft_margin import soft_margin as soft_margin
 from refloss.losses.triplet_margin import triplet_margin as triplet_margin
+from refloss.losses.value_loss import value_loss as value_loss
 from refloss.losses.varifocal import varifocal as varifocal
 from refloss.mapping import LOSS_MAPPING as LOSS_MAPPING
 from refloss.parallel import get_num_threads as get_num_threads
@@ -112,5 +113,6 @@ __all__ = [
     "tdt",
     "token_classification",
     "triplet_margin",
+    "value_loss",
     "varifocal",
 ]

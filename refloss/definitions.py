@@ -153,7 +153,8 @@ def _parameter(name: str, parameter: Parameter, signature: inspect.Parameter) ->
 def _outputs(specification: Specification) -> dict[str, Any]:
     """Names and shapes of what a result has; a loss has axes only where a parameter asks for no reduction."""
     unreduced: list[Shape] = []
-    if not specification.reduces or "none" in getattr(specification.parameters.get("reduction"), "values", ()):
+    words = [getattr(specification.parameters.get(name), "values", ()) for name in ("reduction", "aggregation")]
+    if not specification.reduces or any("none" in values for values in words):
         first = specification.required[0]
         unreduced = shapes(specification, first)
         if specification.losses:

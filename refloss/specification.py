@@ -56,7 +56,7 @@ Identity = Literal[
     "logarithm of the target",  # the target times a linear function of its logarithm
 ]
 # What "mean" divides a sum by, or a loss that has no such word.
-Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects", "sequences"]
+Mean = Literal["elements", "weights", "rows", "labels", "num_boxes", "objects", "sequences", "tokens"]
 
 
 class Part(NamedTuple):
@@ -286,6 +286,7 @@ class Specification:
         mistakes: mistakes(case) are other inputs, by words for the mistake that takes a case's inputs for them; for
             those that only this function can have.
         upstream_mistakes: the same with other cotangents.
+        mistaken_parameters: the same with other parameters.
         bounds: how far an honest implementation may be off, where its family has none that fit: Bounds, or arrays.
         components: the names of the parts of its loss.
         intermediates: the names of what a result may have beside.
@@ -314,6 +315,7 @@ class Specification:
     has_classes: Callable[[Case], bool] | None = None
     mistakes: Callable[[Case], dict[str, dict[str, np.ndarray]]] | None = None
     upstream_mistakes: Callable[[Case], dict[str, Any]] | None = None
+    mistaken_parameters: Callable[[Case], dict[str, dict[str, Any]]] | None = None
     bounds: Callable[[Case, LossResult, Roundoff], Mapping[str, Any]] | None = None
     components: tuple[str, ...] = ()
     intermediates: tuple[str, ...] = ()
@@ -328,7 +330,7 @@ class Specification:
 
     def is_reduced(self, parameters: Mapping[str, Any]) -> bool:
         """Whether a call with some parameters gives one number."""
-        return self.reduces and parameters.get("reduction") != "none"
+        return self.reduces and "none" not in (parameters.get("reduction"), parameters.get("aggregation"))
 
     @property
     def differentiable(self) -> tuple[str, ...]:

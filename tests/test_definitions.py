@@ -130,7 +130,8 @@ def test_golden_cases_have_the_shapes_and_dtypes_that_are_told(told, name):
             assert value in parameters[key].get("words", [value])
         shapes = told[name]["outputs"]["loss"]["shapes_without_reduction"]
         reduces = FUNCTIONS[name].specification.reduces
-        assert bool(shapes) == (not reduces or "none" in parameters.get("reduction", {}).get("words", []))
+        words = [word for key in ("reduction", "aggregation") for word in parameters.get(key, {}).get("words", [])]
+        assert bool(shapes) == (not reduces or "none" in words)
         if isinstance(case.grad_output, np.ndarray) and case.grad_output.ndim:
             assert any(named_sizes(case.grad_output.shape, shape, sizes) is not None for shape in shapes), case.id
 

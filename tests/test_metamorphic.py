@@ -37,6 +37,7 @@ OF_BOXES = {*OF_ROWS, "symmetric", "moved", "scaled"}
 OF_LABELS = {*OF_ROWS, "permuted classes", "masked classes", "equal steps", "padding", "ignored rows"}
 OF_SOFTMAX = {*OF_LABELS, "shift", "rows of the gradient sum to 0"}
 OF_TOKENS = {*OF_SOFTMAX, "shards = whole", "renamed ignore_index"}
+OF_MASKED = {*OF_ROWS, "padding", "ignored rows"}
 OF = {
     **dict.fromkeys(("mse", "l1", "smooth_l1", "huber"), OF_DISTANCES),
     "bce": {*OF_ELEMENTS, "symmetric", "linear in the target", "equal factors"},
@@ -59,6 +60,7 @@ OF = {
     "ctc": OF_ALL - {"losses not negative"},
     **dict.fromkeys(("multi_margin", "multilabel_margin"), OF_ROWS),
     "cosine_embedding": OF_ROWS,
+    "value_loss": {*OF_MASKED, "permuted elements"},
     "triplet_margin": {*OF_ELEMENTS, "scaled"},
     "nll": {*OF_LABELS, "renamed ignore_index"},
     "cross_entropy": {*OF_SOFTMAX, "renamed ignore_index", "linear in the target"},

@@ -207,6 +207,10 @@ def has_no_ignored_rows(case, name, _right):
 def is_not_divided(case, name, right):
     if not FUNCTIONS[case.function].specification.reduces:
         return True
+    if FUNCTIONS[case.function].specification.mean == "tokens":
+        counts_nothing = not case.inputs.get("mask", np.ones(1)).any()
+        is_sum = case.parameters.get("aggregation") in {"sum", "none"} and "num_items" not in case.parameters
+        return is_sum or counts_nothing
     if case.id.startswith("sigmoid_focal-saturated-pair"):
         return True  # by the number of its rows, which is num_boxes
     if FUNCTIONS[case.function].specification.mean == "sequences":
@@ -226,6 +230,10 @@ def of_other_count(function):
 
 def counts_everything(case, name, right):
     shape = next(iter(case.inputs.values())).shape
+    if FUNCTIONS[case.function].specification.mean == "tokens":
+        mask, options = case.inputs.get("mask", np.ones(shape)), case.parameters
+        of_rows, has_all = options.get("aggregation", "").startswith("seq"), options.get("sequences", "all") == "all"
+        return "num_items" not in options and (has_all if of_rows else mask.all())
     if FUNCTIONS[case.function].specification.mean == "rows":
         return len(shape) <= 2
     if case.inputs.get("target", right).dtype.kind not in "biu" and case.function == "cross_entropy":

@@ -55,6 +55,8 @@ def nothing_counts(case):
     """Whether a mean is one over nothing, so that it has no value; these three add rows up."""
     if case.function in SUMS or not FUNCTIONS[case.function].specification.reduces:
         return False
+    if FUNCTIONS[case.function].specification.mean == "tokens":
+        return FUNCTIONS[case.function].specification.divisor(case) == 0
     if case.parameters.get("reduction", "mean") in ("sum", "none") or "num_items_in_batch" in case.parameters:
         return False
     # A sequence without labels has alignments.

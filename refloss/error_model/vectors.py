@@ -78,7 +78,7 @@ class _Margins(NamedTuple):
     slope_off: np.ndarray
 
 
-def _is_short(margin: float, x: np.ndarray, other: np.ndarray, unit: Roundoff) -> np.ndarray:
+def sums_are_short(margin: float, x: np.ndarray, other: np.ndarray, unit: Roundoff) -> np.ndarray:
     """Whether sums of the three are exact: all are multiples of a number beside which none is too large."""
     largest = abs(margin) + np.abs(x) + np.abs(other)
     with np.errstate(all="ignore"):
@@ -89,7 +89,7 @@ def _is_short(margin: float, x: np.ndarray, other: np.ndarray, unit: Roundoff) -
 def _margins(x: np.ndarray, own: np.ndarray, margin: float, p: int, unit: Roundoff) -> _Margins:
     z = (margin - own) + x
     off = _OF_THREE * unit.between * (abs(margin) + np.abs(own) + np.abs(x))
-    off = np.where(_is_short(margin, own, x, unit) | ~np.isfinite(off), 0.0, off)
+    off = np.where(sums_are_short(margin, own, x, unit) | ~np.isfinite(off), 0.0, off)
     above, near = np.where(z > 0, z, 0.0), z > -off
     if p == 1:
         return _Margins(above, (z > 0) * 1.0, np.where(near, off, 0.0), (np.abs(z) <= off) & (off > 0))
@@ -156,7 +156,7 @@ def _largest(d: np.ndarray, off: np.ndarray) -> _Distance:
 def _distance(x: np.ndarray, y: np.ndarray, eps: float, p: float, unit: Roundoff) -> _Distance:
     d = (x - y) + eps
     off = _OF_THREE * unit.between * (np.abs(x - y) + abs(eps))
-    off = np.where(_is_short(eps, x, y, unit), 0.0, off)
+    off = np.where(sums_are_short(eps, x, y, unit), 0.0, off)
     if p == np.inf:
         return _largest(d, off)
     size, is_short = np.abs(d), ~np.any(off > 0, axis=1, keepdims=True)

@@ -48,16 +48,16 @@ class Asked(NamedTuple):
 
 def asked_of(index: Any, mask: Any, shape: tuple[int, ...], of_name: str = "logits") -> Asked:
     """Of logits of a shape, checked."""
-    counts = _counted(mask, shape[:-1], of_name)
+    counts = counted(mask, shape[:-1], f"one for each row of {of_name}")
     return Asked(_checked_index(index, shape, counts, of_name), counts)
 
 
-def _counted(mask: Any, shape: tuple[int, ...], of_name: str) -> np.ndarray:
-    """Which rows count."""
+def counted(mask: Any, shape: tuple[int, ...], why: str) -> np.ndarray:
+    """What counts: everything without a mask."""
     if mask is None:
         return np.ones(shape, bool)
     array = arrays.as_array(mask, "mask")
-    arrays.check_shape(array, shape, "mask", f"one for each row of {of_name}")
+    arrays.check_shape(array, shape, "mask", why)
     if array.dtype == bool:
         return array
     if not arrays.is_real(array):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ADDED = 2  # rows of padding
 # What neighbours keep, so that as many of them count.
-_KEPT = ("labels", "classes", "weight", "sequences", "lengths")
+_KEPT = ("labels", "classes", "weight", "sequences", "lengths", "mask")
 
 
 def permuted_rows(trial: Trial) -> bool:
@@ -87,18 +87,19 @@ def batch_is_loop(trial: Trial) -> bool:
 def chunks(trial: Trial) -> bool:
     """Chunks of unequal sizes with one normaliser, or as sums, or row by row, give the whole."""
     case = trial.case
-    takes_items = "num_items_in_batch" in trial.function.parameters
-    is_sum = case.parameters.get("reduction") in ("sum", "none") or not trial.specification.reduces
+    words = case.parameters.get("reduction"), case.parameters.get("aggregation")
+    is_sum = "sum" in words or not trial.specification.is_reduced(case.parameters)
+    takes_items = trial.items in trial.function.parameters and not is_sum
     if not trial.rows or not (takes_items or is_sum):
         return False
     options = {}
-    if takes_items and not trial.labels:
+    if takes_items and not trial.labels and trial.specification.mean != "tokens":
         return False
     if takes_items:
-        items = case.parameters.get("num_items_in_batch", divisor(trial, case))
+        items = case.parameters.get(trial.items, divisor(trial, case))
         if items is None:
             return False
-        options = {"num_items_in_batch": items}
+        options = {trial.items: items}
     answers = [trial.measure(trial.with_rows(chunk, **options)) for chunk in _unequal(trial.row_count)]
     whole = "of micro-batches and of the whole"
     _compare_rows(trial, joined(answers, is_reduced=trial.is_reduced), trial.answer, whole)
@@ -129,6 +130,8 @@ def shards(trial: Trial) -> bool:
 
 def padding(trial: Trial) -> bool:
     """Rows that are ignored, also at the end of each sequence, change nothing and get a gradient of 0."""
+    if trial.specification.mean == "tokens":
+        return _padding_by_mask(trial)
     axes = trial.specification.padded if trial.labels else ()
     for axis in axes:
         case = trial.with_rows(functools.partial(_with_more, axis=axis))
@@ -141,6 +144,8 @@ def padding(trial: Trial) -> bool:
 
 def ignored_rows(trial: Trial) -> bool:
     """What a row that is ignored holds concerns no other, and its own gradient is exactly 0."""
+    if trial.specification.mean == "tokens":
+        return _ignored_by_mask(trial)
     ignoring = trial.ignoring
     if ignoring is None:
         return False
@@ -156,6 +161,43 @@ def ignored_rows(trial: Trial) -> bool:
                 f"{element(f'{GRAD}{name}', (0, *index))} is {of_row[index]:.9g} in a row that is ignored"
             )
     compare(ignoring.answer, after, "before and after a row that is ignored holds other numbers")
+    return True
+
+
+def _of_tokens(trial: Trial) -> tuple[dict[str, np.ndarray], str, np.ndarray]:
+    """The arrays that have a number for each token, and the mask with its name."""
+    (name,), first = trial.specification.named("mask"), next(iter(trial.case.inputs.values()))
+    held = {key: value for key, value in trial.case.inputs.items() if value.shape == first.shape and key != name}
+    return held, name, trial.case.inputs.get(name, np.ones(first.shape, bool))
+
+
+def _padding_by_mask(trial: Trial) -> bool:
+    """The same of tokens that do not count at the end of each sequence."""
+    held, name, mask = _of_tokens(trial)
+    more = functools.partial(_with_more, axis=1)
+    nothing = functools.partial(_with_more, axis=1, change=np.zeros_like)
+    given = trial.case.grad_output
+    case = trial.with_inputs({key: more(value) for key, value in held.items()} | {name: nothing(mask)})
+    case = case._replace(grad_output=more(given) if np.ndim(given) else given)
+    what = "before and after tokens that do not count are added"
+    compare(trial.changed(nothing), trial.measure(case), what)
+    return True
+
+
+def _ignored_by_mask(trial: Trial) -> bool:
+    """The same of a token that does not count."""
+    held, name, mask = _of_tokens(trial)
+    masked = np.array(mask, copy=True)
+    masked[0, 0] = 0
+    ignoring = trial.of(trial.with_inputs({name: masked}))
+    others = {key: np.array(value, copy=True) for key, value in held.items()}
+    for key, value in others.items():
+        value[0, 0] = 1.0 - 2.0 * held[key][0, 0]
+    after = ignoring.measure(ignoring.with_inputs(others))
+    for key, measured in gradients(after).items():
+        if measured.value[0, 0]:
+            raise ViolationError(f"{element(key, (0, 0))} is {measured.value[0, 0]:.9g} of a token that does not count")
+    compare(ignoring.answer, after, "before and after a token that does not count holds another number")
     return True
 
 

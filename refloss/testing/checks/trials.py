@@ -219,8 +219,14 @@ class Trial:
     def is_apart(self) -> bool:
         """Whether what a row gets does not depend on how many rows count."""
         parameters = self.case.parameters
-        is_mean = self.specification.reduces and parameters.get("reduction", "mean") not in ("sum", "none")
-        return not is_mean or "num_items_in_batch" in parameters or self.specification.mean == "num_boxes"
+        words = parameters.get("reduction"), parameters.get("aggregation")
+        is_mean = self.specification.reduces and not {"sum", "none"}.intersection(words)
+        return not is_mean or self.items in parameters or self.specification.mean == "num_boxes"
+
+    @property
+    def items(self) -> str:
+        """The name of the parameter that replaces what a mean divides by."""
+        return "num_items" if self.specification.mean == "tokens" else "num_items_in_batch"
 
     @property
     def are_elements(self) -> bool:

@@ -117,7 +117,22 @@ def divisor(case: Case, tensor: str | None = None) -> Divisor | None:
         return _row_divisor(case, tensor)
     if mean == "sequences":
         return _sequence_divisor(case)
+    if mean == "tokens":
+        return _token_divisor(case)
     return None if mean in ("num_boxes", "objects") else _element_divisor(case)
+
+
+def _token_divisor(case: Case) -> Divisor | None:
+    """Tokens or sequences that count; None for sums, and where nothing counts."""
+    name, items = case.parameters.get("aggregation", "token-mean"), case.parameters.get("num_items")
+    right = float(items) if items is not None else specification_of(case).divisor(case)  # type: ignore[misc]
+    if not right or not math.isfinite(right):
+        return None
+    shape = next(iter(case.inputs.values())).shape
+    of_tokens = name in ("token-mean", "sum")
+    what = "num_items" if items is not None else "the tokens that count" if of_tokens else "the sequences"
+    all_what = "all tokens" if of_tokens else "all sequences"
+    return Divisor(right, float(math.prod(shape) if of_tokens else shape[0]), what, all_what)
 
 
 def _sequence_divisor(case: Case) -> Divisor | None:
@@ -340,7 +355,10 @@ def of_this_function(case: Case) -> list[tuple[str, Altered]]:
     own = [(words, Altered(altered(case, inputs))) for words, inputs in (*wrong.items(), *_shifts(case))]
     upstream = specification_of(case).upstream_mistakes
     others = upstream(case) if upstream is not None else {}
-    return own + [(words, Altered(altered(case, grad_output=given))) for words, given in others.items()]
+    own += [(words, Altered(altered(case, grad_output=given))) for words, given in others.items()]
+    parameters = specification_of(case).mistaken_parameters
+    mistaken = parameters(case) if parameters is not None else {}
+    return own + [(words, Altered(altered(case, **given))) for words, given in mistaken.items()]
 
 
 def sequence_labels(case: Case) -> list[np.ndarray]:
