@@ -1,4 +1,4 @@
-"""A small language model that learns, by GRPO, to write one letter: with refloss's loss and gradients, and with torch's.
+"""A small language model that learns by GRPO to write one letter, with refloss's loss and gradients and with torch's.
 
     python -m conformance.grpo [--steps 60] [--plot docs/img/grpo.svg]
 
@@ -46,10 +46,7 @@ GROUP = 8  # texts of each prompt
 LENGTH = 20  # tokens of a text, at most
 UPDATES = 2  # of the weights, for each batch of texts
 LEARNING_RATE = 1e-3
-POLICY: dict[str, Any] = {
-    **{"objective": "clip", "clip_low": 0.2, "clip_high": 0.2, "aggregation": "seq-mean-token-mean"},
-    **{"kl": "k3", "kl_coef": 0.01},
-}
+POLICY: dict[str, Any] = dict(refloss.POLICY_PRESETS["trl/grpo"]) | {"kl": "k3", "kl_coef": 0.01}
 
 
 class LogProbs(torch.autograd.Function):

@@ -43,6 +43,7 @@ from refloss.losses.multi_margin import multi_margin as multi_margin
 from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
 from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
+from refloss.losses.parts.policy_presets import POLICY_PRESETS as POLICY_PRESETS
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
 from refloss.losses.selected_log_probs import selected_log_probs as selected_log_probs
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
@@ -61,6 +62,7 @@ __version__: str
 __all__ = [
     "LOSS_MAPPING",
     "LossResult",
+    "POLICY_PRESETS",
     "bce",
     "bce_with_logits",
     "causal_lm",
