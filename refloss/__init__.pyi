@@ -45,6 +45,7 @@ from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as mult
 from refloss.losses.nll import nll as nll
 from refloss.losses.parts.policy_presets import POLICY_PRESETS as POLICY_PRESETS
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
+from refloss.losses.policy_loss import policy_loss as policy_loss
 from refloss.losses.selected_log_probs import selected_log_probs as selected_log_probs
 from refloss.losses.sigmoid_contrastive import sigmoid_contrastive as sigmoid_contrastive
 from refloss.losses.sigmoid_focal import sigmoid_focal as sigmoid_focal
@@ -99,6 +100,7 @@ __all__ = [
     "object_detection",
     "pocket_tts",
     "poisson_nll",
+    "policy_loss",
     "question_answering",
     "rf_detr_instance_segmentation",
     "rnnt",

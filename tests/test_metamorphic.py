@@ -61,6 +61,7 @@ OF = {
     **dict.fromkeys(("multi_margin", "multilabel_margin"), OF_ROWS),
     "cosine_embedding": OF_ROWS,
     "value_loss": {*OF_MASKED, "permuted elements"},
+    "policy_loss": {*OF_MASKED, "permuted elements"} - {"losses not negative"},
     "triplet_margin": {*OF_ELEMENTS, "scaled"},
     "nll": {*OF_LABELS, "renamed ignore_index"},
     "cross_entropy": {*OF_SOFTMAX, "renamed ignore_index", "linear in the target"},

@@ -86,6 +86,9 @@ def test_every_single_element_is_told_when_it_is_off_by_a_tenth_of_the_largest(f
                 lost = is_hit_by(asked.case, 100 if right.dtype == np.float64 else 40)
             if (asked.case.id, name) in PARTLY_ROUNDED_AWAY:
                 lost = (asked.case.inputs[name.removeprefix("grad.")] >= 18) & (right != 0)
+            if "at-the-clip" in asked.case.id and name == "grad.log_probs":
+                # Next to the bound that the clip acts at, an honest ratio is on either side of it.
+                lost = asked.case.inputs["advantages"] * asked.case.inputs["log_probs"] > 0
             values = right.astype(np.float64)
             with np.errstate(over="ignore"):
                 wrong = (values + np.abs(values[finite]).max() / 10).astype(right.dtype)

@@ -12,7 +12,7 @@ clip, and |v − v₀| may be on either side of c where it is as near to it: the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -94,3 +94,205 @@ def value_loss(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
         value, value_off = np.maximum(value, other), np.maximum(value_off, other_off)
     slope_off = np.where(slope > 0, off, 0.0) + np.where(doubtful, np.abs(error), 0.0)
     return aggregated(case, unit, Tokens(value, value_off, slope, slope_off))
+
+
+class _Ratio(NamedTuple):
+    """Of each token: its ratio, what that is off by, and whether it may be on either side of a number."""
+
+    value: np.ndarray
+    off: np.ndarray
+
+    def near(self, bound: float, unit: Roundoff) -> np.ndarray:
+        """Where it may be either; not where it is the number and known."""
+        apart = np.abs(self.value - bound) if np.isfinite(bound) else np.full(self.value.shape, np.inf)
+        bound = bound if np.isfinite(bound) else 0.0
+        return (apart <= self.off + unit.between * abs(bound)) & ((self.off > 0) | (apart > 0))
+
+
+class _Policy(NamedTuple):
+    """A term's magnitudes and what they are off by; slopes in a log-probability and in the logarithm of a ratio."""
+
+    value: np.ndarray
+    value_off: np.ndarray
+    direct: np.ndarray
+    direct_off: np.ndarray
+    of_ratio: np.ndarray
+    of_ratio_off: np.ndarray
+    clipped: np.ndarray  # whether a token is, and whether it may be
+
+
+def _difference(a: np.ndarray, b: np.ndarray, unit: Roundoff) -> tuple[np.ndarray, np.ndarray]:
+    """a − b, and what it is off by."""
+    apart = a - b
+    return apart, np.where(apart == 0, 0.0, unit.between * (np.abs(a) + np.abs(b)))
+
+
+def _ratio(case: Case, unit: Roundoff) -> _Ratio:
+    d, off = _difference(real(case.inputs["log_probs"]), real(case.inputs["old_log_probs"]), unit)
+    if case.parameters.get("ratio") == "sequence":
+        counts = counts_of(case)
+        lengths = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+        def mean(values: np.ndarray) -> np.ndarray:
+            total = np.where(counts, values, 0.0).sum(axis=1, keepdims=True) / lengths
+            return np.asarray(np.broadcast_to(total, counts.shape))
+
+        off = mean(off) + (unit.sum(d.shape[1]) + 2 * unit.between) * mean(np.abs(d))
+        d = mean(d)
+    value = np.exp(d)
+    return _Ratio(value, np.where((off == 0) & (d == 0), 0.0, value * (np.expm1(off) + unit.few)))
+
+
+def _clip(case: Case, ratio: _Ratio, factor: np.ndarray, sign: np.ndarray, unit: Roundoff) -> _Policy:
+    options, r = case.parameters, ratio.value
+    low, high = _bounds(options)
+    dual = options.get("dual_clip") or np.inf
+    above, below = (r > high) & (sign > 0), (r < low) & (sign < 0)
+    beyond = (r > dual) & (sign < 0)
+    unsure = (sign > 0) & ratio.near(high, unit) | (sign < 0) & (ratio.near(low, unit) | ratio.near(dual, unit))
+    held = np.where(above, high, np.where(below, low, r))
+    held = np.where(sign < 0, np.minimum(held, dual), held)
+    share = np.where(above | below | beyond, 0.0, np.where((r == dual) & (sign < 0), 0.5, 1.0))
+    steps, slope = STEPS * unit.between, factor * r
+    value_off = factor * (np.where((share > 0) | unsure, ratio.off, 0.0) + steps * held)
+    slope_off = share * (factor * ratio.off + steps * slope) + np.where(unsure, slope + factor * ratio.off, 0.0)
+    clipped = np.array([above | below, (sign > 0) & ratio.near(high, unit) | (sign < 0) & ratio.near(low, unit)])
+    nothing = np.zeros(r.shape)
+    return _Policy(factor * held, value_off, nothing, nothing, share * slope, slope_off, clipped)
+
+
+def _bounds(options: dict[str, Any]) -> tuple[float, float]:
+    low, high = options.get("clip_low", 0.2), options.get("clip_high")
+    return -np.inf if low is None else 1.0 - low, 1.0 + (low if high is None else high)
+
+
+def _cispo(case: Case, ratio: _Ratio, factor: np.ndarray, unit: Roundoff) -> _Policy:
+    low, high = _bounds(case.parameters)
+    x = np.abs(real(case.inputs["log_probs"]))
+    unsure = ratio.near(low, unit) | ratio.near(high, unit)
+    outside = (ratio.value > high) | (ratio.value < low)
+    slope = factor * np.clip(ratio.value, low, high)
+    off = np.where(outside & ~unsure, 0.0, factor * ratio.off) + STEPS * unit.between * slope
+    nothing = np.zeros(x.shape)
+    return _Policy(slope * x, off * x, slope, off, nothing, nothing, np.array([outside, unsure]))
+
+
+def _sapo(case: Case, ratio: _Ratio, factor: np.ndarray, sign: np.ndarray, unit: Roundoff) -> _Policy:
+    temperatures = case.parameters.get("sapo_temperature_pos", 1.0), case.parameters.get("sapo_temperature_neg", 1.05)
+    temperature = np.where(sign > 0, *temperatures)
+    z = temperature * (ratio.value - 1.0)
+    off = temperature * (ratio.off + 3 * unit.between * (ratio.value + 1.0))
+    u = np.exp(-np.abs(z))
+    larger, smaller = 1.0 / (1.0 + u), u / (1.0 + u)
+    own, other = np.where(z >= 0, larger, smaller), np.where(z >= 0, smaller, larger)
+    moved = np.minimum(np.expm1(np.minimum(off, 700.0)), 1.0 / np.maximum(u, unit.tiny)) * larger * smaller
+    own_off, other_off = moved + unit.few * own, moved + unit.few
+    value, steps = factor * 4.0 / temperature, STEPS * unit.between
+    slope = 4.0 * own * other * factor * ratio.value
+    slope_off = (
+        4.0 * factor * ratio.value * (own_off * other + own * other_off) + 4.0 * own * other * factor * ratio.off
+    )
+    nothing = np.zeros(z.shape)
+    return _Policy(
+        value * own,
+        value * (own_off + steps * own),
+        nothing,
+        nothing,
+        slope,
+        np.nan_to_num(slope_off) + steps * slope,
+        np.zeros((2, *z.shape), bool),
+    )
+
+
+class _Estimate(NamedTuple):
+    """An estimate of KL: its terms' magnitude and its own, its slope's, and what both are off by."""
+
+    value: np.ndarray
+    value_off: np.ndarray
+    slope: np.ndarray
+    slope_off: np.ndarray
+
+
+def _estimate(case: Case, unit: Roundoff) -> _Estimate:
+    q, off = _difference(real(case.inputs["ref_log_probs"]), real(case.inputs["log_probs"]), unit)
+    kl, ones = case.parameters["kl"], np.ones(q.shape)
+    if kl == "k1":
+        return _Estimate(np.abs(q), off, ones, 0.0 * ones)
+    if kl == "k2":
+        square = q**2 / 2
+        return _Estimate(square, np.abs(q) * off + off**2 / 2 + STEPS * unit.between * square, np.abs(q), off)
+    exponential = np.exp(q)
+    moved = exponential * np.expm1(off)
+    value_off = np.abs(np.expm1(q)) * off + moved * off + unit.few * (exponential + np.abs(q) + 1.0)
+    slope_off = moved + unit.few * (exponential + 1.0)
+    return _Estimate(np.abs(np.expm1(q) - q), value_off, np.abs(np.expm1(q)), slope_off)
+
+
+def _with_kl(case: Case, policy: _Policy, ratio: _Ratio, estimate: _Estimate, unit: Roundoff) -> _Policy:
+    """With the estimate, or its product with the ratio, added."""
+    coefficient, steps = abs(case.parameters.get("kl_coef", 0.0)), STEPS * unit.between
+    if not case.parameters.get("kl_ratio_weighted"):
+        return policy._replace(
+            value=policy.value + coefficient * estimate.value,
+            value_off=policy.value_off + coefficient * (estimate.value_off + steps * estimate.value),
+            direct=policy.direct + coefficient * estimate.slope,
+            direct_off=policy.direct_off + coefficient * (estimate.slope_off + steps * estimate.slope),
+        )
+
+    def times(part: np.ndarray, off: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        whole = coefficient * part * ratio.value
+        return whole, coefficient * (off * (ratio.value + ratio.off) + part * ratio.off) + steps * whole
+
+    value, value_off = times(estimate.value, estimate.value_off)
+    direct, direct_off = times(estimate.slope, estimate.slope_off)
+    return policy._replace(
+        value=policy.value + value,
+        value_off=policy.value_off + value_off,
+        direct=policy.direct + direct,
+        direct_off=policy.direct_off + direct_off,
+        of_ratio=policy.of_ratio + value,
+        of_ratio_off=policy.of_ratio_off + value_off,
+    )
+
+
+def _through_ratio(case: Case, part: np.ndarray, off: np.ndarray, unit: Roundoff) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes in the logarithms of ratios as those of log-probabilities: of a sequence's, their mean."""
+    if case.parameters.get("ratio") != "sequence":
+        return part, off
+    counts = counts_of(case)
+    lengths = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    mean, mean_off = (np.where(counts, each, 0.0).sum(axis=1, keepdims=True) / lengths for each in (part, off))
+    return mean, mean_off + (unit.sum(counts.shape[1]) + 2 * unit.between) * mean
+
+
+@np.errstate(all="ignore")
+def policy_loss(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
+    """An objective, and an estimate of KL."""
+    ratio, counts = _ratio(case, unit), counts_of(case)
+    advantages = real(case.inputs["advantages"])
+    weights = real(case.inputs.get("weights", np.ones(())))
+    advantages, weights = (
+        np.broadcast_to(each[:, None] if each.ndim == 1 else each, counts.shape) for each in (advantages, weights)
+    )
+    factor, objective = np.abs(advantages * weights), case.parameters.get("objective", "clip")
+    sign = np.sign(advantages)
+    if objective == "clip":
+        policy = _clip(case, ratio, factor, sign, unit)
+    else:
+        policy = _cispo(case, ratio, factor, unit) if objective == "cispo" else _sapo(case, ratio, factor, sign, unit)
+    others = {}
+    if case.parameters.get("kl") is not None:
+        estimate = _estimate(case, unit)
+        policy = _with_kl(case, policy, ratio, estimate, unit)
+        others["intermediate.kl"] = whole(np.where(counts, np.nan_to_num(estimate.value_off), 0.0), lost=unit.tiny)
+    slope, slope_off = _through_ratio(case, policy.of_ratio, policy.of_ratio_off, unit)
+    tokens = Tokens(policy.value, policy.value_off, policy.direct + slope, policy.direct_off + slope_off)
+    unsure = float(np.count_nonzero(policy.clipped[1] & counts)) / max(int(np.count_nonzero(counts)), 1)
+    return (
+        aggregated(case, unit, tokens)
+        | others
+        | {
+            "intermediate.ratio": whole(np.where(counts, np.nan_to_num(ratio.off), 0.0), lost=unit.tiny),
+            "intermediate.clip_fraction": whole(unsure + unit.few),
+        }
+    )
