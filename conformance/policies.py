@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     Tensor = torch.Tensor
 
-# The temperatures of SAPO's sigmoid, for advantages above 0 and for others.
-TEMPERATURES = 1.0, 1.05
-
 
 def clipped(x: Tensor, low: float | None, high: float | None) -> Tensor:
     """X within 1 − low and 1 + high; None has no such side."""
@@ -34,12 +31,13 @@ def surrogate(
     clip_low: float | None,
     clip_high: float | None,
     dual_clip: float | None,
+    temperatures: tuple[float, float],
 ) -> Tensor:
     """What is minimised at a token, without weights and KL."""
     if objective == "cispo":
         return -clipped(r, clip_low, clip_high).detach() * advantages * log_probs
     if objective == "sapo":
-        temperature = torch.where(advantages > 0, *(torch.tensor(each, dtype=r.dtype) for each in TEMPERATURES))
+        temperature = torch.where(advantages > 0, *(torch.tensor(each, dtype=r.dtype) for each in temperatures))
         return -(4 / temperature) * torch.sigmoid(temperature * (r - 1)) * advantages
     gained = torch.minimum(r * advantages, clipped(r, clip_low, clip_high) * advantages)
     if dual_clip is not None:
@@ -94,6 +92,8 @@ def policy_loss(
     aggregation: str = "token-mean",
     num_items: float | None = None,
     sequences: str = "all",
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
 ) -> Tensor:
     """refloss.policy_loss by its definition; log_probs [B, T], advantages [B] or [B, T]."""
     counts = torch.ones_like(log_probs, dtype=torch.bool) if mask is None else mask.bool()
@@ -107,7 +107,8 @@ def policy_loss(
         log_ratio = log_ratio.sum(-1, keepdim=True) / counts.sum(-1, keepdim=True).clamp(min=1)
     r = torch.exp(log_ratio)
     high = clip_low if clip_high is None else clip_high
-    losses = surrogate(objective, r, log_probs, advantages, clip_low, high, dual_clip)
+    temperatures = sapo_temperature_pos, sapo_temperature_neg
+    losses = surrogate(objective, r, log_probs, advantages, clip_low, high, dual_clip, temperatures)
     if weights is not None:
         losses = losses * counted(weights)
     if kl is not None and ref_log_probs is not None:
