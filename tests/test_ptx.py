@@ -31,7 +31,9 @@ def kernels():
     """What reads rows of logits in every format, the others in the first that they meet."""
     for kernel in every_kernel():
         if kernel.takes != "SoftmaxLoop":
-            yield pytest.param(kernel, "", id=str(kernel))
+            # Half a minute, of what a token may have; value_loss has the same kernel with less.
+            marks = [pytest.mark.slow] if kernel.loop == "policy_loss" else []
+            yield pytest.param(kernel, "", id=str(kernel), marks=marks)
         for name in FORMATS if kernel.takes == "SoftmaxLoop" else ():
             # These take ten seconds each, and differ in how an element is read, as the others do.
             slow = kernel.module == "softmax.gpu_soft" and name != "bfloat16"

@@ -48,14 +48,17 @@ def aggregations(function: str, inputs: Arrays, source: Source) -> list[Case]:
     for option in _AGGREGATIONS:
         words = "-".join(str(value) for value in option.values())
         cotangent = source.normal(*shape) if option["aggregation"] == "none" else -1.25
-        found.append(case_of(function, words, inputs, cotangent, **option))
+        # Every token has a cotangent of its own, also where all of a sequence have one ratio.
+        of_sequences = {"ratio": "sequence"} if "log_probs" in inputs and option["aggregation"] == "none" else {}
+        found.append(case_of(function, words, inputs, cotangent, **option, **of_sequences))
     return found
 
 
 def in_formats(function: str, name: str, inputs: Arrays, **parameters: Any) -> list[Case]:
     """A case in each format, which its id ends in."""
     cases = in_every_format([case_of(function, name, inputs, **parameters)])
-    return [case._replace(id=f"{function}-{name}-{dtype}") for case, dtype in zip(cases, DTYPES, strict=True)]
+    first = f"{function}-{name}" if name else function
+    return [case._replace(id=f"{first}-{dtype}") for case, dtype in zip(cases, DTYPES, strict=True)]
 
 
 def aggregation_options(function: str, inputs: Arrays, **parameters: Any) -> list[Case]:
@@ -108,7 +111,7 @@ def value_loss(function: str) -> list[Case]:
         float32(case_of(function, "near", near, 1 / 7, clip=0.25)),
     ]
     cases += aggregation_options(function, inputs)
-    for name, given in (("plain", inputs), ("kinks", kinks)):
+    for name, given in (("", inputs), ("kinks", kinks)):
         cases += in_formats(function, name, given, clip=0.25, grad_output=-1.5)
     return [*cases, *in_formats(function, "unclipped", {n: inputs[n] for n in ("values", "returns")})]
 
@@ -148,10 +151,10 @@ def wrong_aggregations(case: Case) -> dict[str, dict[str, Any]]:
     for name in ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "sum"):
         given = case.parameters.get("aggregation", "token-mean")
         if given not in (name, "none"):
-            found[f"{given} is taken for {name}"] = {"aggregation": name}
+            found[f"losses are aggregated by {name}"] = {"aggregation": name}
     if case.parameters.get("aggregation", "").startswith("seq") and case.parameters.get("num_items") is None:
         other = {"all": "non-empty", "non-empty": "all"}[case.parameters.get("sequences", "all")]
-        found[f"sequences are {other}"] = {"sequences": other}
+        found[f"sequences that are averaged are {other}"] = {"sequences": other}
     return found
 
 
@@ -187,12 +190,12 @@ def _at_the_clip(dtype: Any) -> Arrays:
 
 
 def _far(function: str) -> list[Case]:
-    """Log-ratios of ±100 and ±700, reference log-ratios of 100; what is finite stays so."""
-    d = np.array([[100.0, -100.0, 60.0, -30.0], [100.0, -100.0, 60.0, -30.0]])
+    """Log-ratios up to where e to them ends: ±80 in float32, ±700 in float64; what is finite stays so."""
+    d = np.array([[80.0, -80.0, 60.0, -30.0], [80.0, -80.0, 60.0, -30.0]])
     old = np.where(d > 0, -0.5 - d, -0.5)
     far = {"log_probs": old + d, "old_log_probs": old, "advantages": np.array([1.5, -1.5])}
     wide = far | {"ref_log_probs": (old + d) + np.array([[3.0, -60.0, -90.0, 20.0], [0.25, 40.0, -1.0, 0.0]])}
-    farther = {name: array * (1.0 if name == "advantages" else 7.0) for name, array in far.items()}
+    farther = {name: array * (1.0 if name == "advantages" else 8.75) for name, array in far.items()}
     return [
         float32(case_of(function, "far", far, 1e-30, aggregation="sum")),
         float32(case_of(function, "far-sapo", far, objective="sapo")),
@@ -249,7 +252,7 @@ def policy_loss(function: str) -> list[Case]:
     return [
         *(float32(case) for case in aggregations(function, poisoned, source)),
         *_policy_kinds(function, inputs),
-        *in_formats(function, "plain", _only(inputs), grad_output=-1.5),
+        *in_formats(function, "", _only(inputs), grad_output=-1.5),
         *in_formats(function, "options", wide, grad_output=-1.5, **options),
         *in_formats(function, "options-weighted", wide, grad_output=1 / 3, **weighted),
         *in_formats(function, "options-sapo", wide, grad_output=-1.5, **sapo),
@@ -319,7 +322,7 @@ def policy_parameters(case: Case) -> dict[str, dict[str, Any]]:
         found["clip_low and clip_high change places"] = {"clip_low": high, "clip_high": low}
     for kl in ("k1", "k2", "k3"):
         if given.get("kl", kl) != kl:
-            found[f"{given['kl']} is taken for {kl}"] = {"kl": kl}
+            found[f"{kl} is taken for {given['kl']}"] = {"kl": kl}
     if given.get("kl_coef"):
         found["the sign of the KL is wrong"] = {"kl_coef": -given["kl_coef"]}
         weighs = not given.get("kl_ratio_weighted", False)

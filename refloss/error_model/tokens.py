@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Tokens(NamedTuple):
-    """Of each token [B, T]: magnitudes of the terms of its loss and of its slope, and what both are off by."""
+    """Of each token [B, T]: magnitudes of the terms of its loss and gradient, unweighted, and what both are off by."""
 
     value: np.ndarray
     value_off: np.ndarray
@@ -38,6 +38,11 @@ def counts_of(case: Case) -> np.ndarray:
     """Which tokens of a case count."""
     first = next(iter(case.inputs.values()))
     return np.asarray(case.inputs.get("mask", np.ones(first.shape)), bool)
+
+
+def cotangents_of(case: Case) -> np.ndarray:
+    """Magnitudes of the tokens' cotangents, [B, T]."""
+    return np.broadcast_to(np.abs(real(case.grad_output)), counts_of(case).shape)
 
 
 def weights_of(case: Case) -> np.ndarray:
@@ -55,8 +60,8 @@ def aggregated(case: Case, unit: Roundoff, tokens: Tokens) -> dict[str, Bound]:
     """The bounds of a case from those of its tokens."""
     name, counts, weights = next(iter(case.inputs)), counts_of(case), weights_of(case)
     value, value_off, slope, slope_off = (np.where(counts, np.nan_to_num(part), 0.0) for part in tokens)
-    cotangent = np.broadcast_to(np.abs(real(case.grad_output)), counts.shape)
-    gradient = cotangent * weights * (slope_off + STEPS * unit.between * slope)
+    cotangent = cotangents_of(case)
+    gradient = weights * (slope_off + STEPS * unit.between * slope)
     relative = STEPS * unit.between + unit.sum(counts.shape[1]) + unit.sum(counts.shape[0])
     is_none = case.parameters.get("aggregation") == "none"
     loss = value_off if is_none else (weights * (value_off + relative * value)).sum()
@@ -93,7 +98,8 @@ def value_loss(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
         slope = np.where((value >= other) | doubtful, slope, 0.0)
         value, value_off = np.maximum(value, other), np.maximum(value_off, other_off)
     slope_off = np.where(slope > 0, off, 0.0) + np.where(doubtful, np.abs(error), 0.0)
-    return aggregated(case, unit, Tokens(value, value_off, slope, slope_off))
+    cotangent = cotangents_of(case)
+    return aggregated(case, unit, Tokens(value, value_off, cotangent * slope, cotangent * slope_off))
 
 
 class _Ratio(NamedTuple):
@@ -185,8 +191,9 @@ def _sapo(case: Case, ratio: _Ratio, factor: np.ndarray, sign: np.ndarray, unit:
     u = np.exp(-np.abs(z))
     larger, smaller = 1.0 / (1.0 + u), u / (1.0 + u)
     own, other = np.where(z >= 0, larger, smaller), np.where(z >= 0, smaller, larger)
-    moved = np.minimum(np.expm1(np.minimum(off, 700.0)), 1.0 / np.maximum(u, unit.tiny)) * larger * smaller
-    own_off, other_off = moved + unit.few * own, moved + unit.few
+    # σ′ is at most e^−|z|. Of 1 − σ nothing is left where σ is rounded to 1.
+    moved = np.minimum(off * np.exp(-np.maximum(np.abs(z) - off, 0.0)), 1.0)
+    own_off, other_off = moved + unit.few * own, moved + np.where(other < unit.inside / 4, other, unit.few)
     value, steps = factor * 4.0 / temperature, STEPS * unit.between
     slope = 4.0 * own * other * factor * ratio.value
     slope_off = (
@@ -285,8 +292,10 @@ def policy_loss(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
         estimate = _estimate(case, unit)
         policy = _with_kl(case, policy, ratio, estimate, unit)
         others["intermediate.kl"] = whole(np.where(counts, np.nan_to_num(estimate.value_off), 0.0), lost=unit.tiny)
-    slope, slope_off = _through_ratio(case, policy.of_ratio, policy.of_ratio_off, unit)
-    tokens = Tokens(policy.value, policy.value_off, policy.direct + slope, policy.direct_off + slope_off)
+    cotangent = cotangents_of(case)
+    slope, off = _through_ratio(case, cotangent * policy.of_ratio, cotangent * policy.of_ratio_off, unit)
+    direct, direct_off = cotangent * policy.direct, cotangent * policy.direct_off
+    tokens = Tokens(policy.value, policy.value_off, direct + slope, direct_off + off)
     unsure = float(np.count_nonzero(policy.clipped[1] & counts)) / max(int(np.count_nonzero(counts)), 1)
     return (
         aggregated(case, unit, tokens)

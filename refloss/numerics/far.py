@@ -2,6 +2,8 @@
 
 A number is (high + low)·2^exponent: a normalised pair whose high part is within 2^±500 of 1, and an integer. 0 has the
 exponent LEAST, so that nothing is lost beside it. What is not finite is its own high part.
+
+These are called, not inlined: a token has dozens of them, and their machine code would be compiled as often.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ _LARGEST = 2.0**20
 _LEAST_NORMAL = 2.0**-1021
 
 
-@jit.scalar
+@jit.helper
 def from_pair(value):
     """A normalised pair."""
     plain = value[0] == 0.0 or not abs(value[0]) < np.inf
@@ -41,7 +43,7 @@ def number(value):
     return from_pair((value, 0.0))
 
 
-@jit.scalar
+@jit.helper
 def multiply(a, b):
     """Product of two numbers."""
     high, low = scaled((a[0], a[1]), (b[0], b[1]))
@@ -61,7 +63,7 @@ def _aligned(a, exponent):
     return scale(a[0], apart), scale(a[1], apart)
 
 
-@jit.scalar
+@jit.helper
 def add(a, b):
     """Sum of two numbers."""
     exponent = max(a[2], b[2])
@@ -69,14 +71,14 @@ def add(a, b):
     return high, low, LEAST if high == 0.0 else exponent
 
 
-@jit.scalar
+@jit.helper
 def divide(a, b):
     """Quotient of two numbers, the second of which is not 0."""
     high, low = pairs.divide((a[0], a[1]), (b[0], b[1]))
     return high, low, a[2] - b[2]
 
 
-@jit.scalar
+@jit.helper
 def as_pair(a):
     """A number as a normalised pair, for a last rounding: infinite above float64's range, rounded to odd below it."""
     exponent = min(max(a[2], -_REACH), _REACH)
@@ -86,7 +88,7 @@ def as_pair(a):
     return high, low if abs(high) < np.inf else 0.0
 
 
-@jit.scalar
+@jit.helper
 def exponential(high, low):
     """e^(high + low) of a normalised pair, with a relative error below 2^-101; 1 of 0."""
     usual = abs(high) <= _LARGEST

@@ -11,6 +11,7 @@ from tests.gauntlet.flow import PocketTts
 from tests.gauntlet.linear import LinearCrossEntropy, LinearSelectedLogProbs
 from tests.gauntlet.log_probs import SelectedLogProbs
 from tests.gauntlet.margins import HingeEmbedding, MultilabelSoftMargin, SoftMargin
+from tests.gauntlet.policies import PolicyLoss, ValueLoss
 from tests.gauntlet.regions import Dice, Giou, Iou
 from tests.gauntlet.rows import CrossEntropy, Nll
 from tests.gauntlet.transducers import Transducer
@@ -72,4 +73,6 @@ HONEST: dict[str, type[Kernel]] = {
     "triplet_margin": TripletMargin,
     "cosine_embedding": CosineEmbedding,
     **dict.fromkeys(TRANSDUCERS, Transducer),
+    "policy_loss": PolicyLoss,
+    "value_loss": ValueLoss,
 }

@@ -22,6 +22,7 @@ from tests.mpfr import (
     masks,
     multilabel,
     points,
+    policies,
     rows,
     scenes,
     transducers,
@@ -99,6 +100,10 @@ KINDS: Mapping[str, Mapping[str, Measure]] = {
     "multilabel_soft_margin": {
         kind: _of_samples(draw, functools.partial(language.mean_only, multilabel.MULTILABEL))
         for kind, draw in elements.Inputs(multilabel.MULTILABEL).kinds().items()
+    },
+    **{
+        name: {kind: _of_samples(draw, functools.partial(policies.compare, name)) for kind, draw in kinds.items()}
+        for name, kinds in (("value_loss", policies.VALUES), ("policy_loss", policies.POLICIES))
     },
     "cross_entropy": {kind: _of_samples(draw, rows.cross_entropy) for kind, draw in rows.KINDS.items()},
     "selected_log_probs": {kind: _of_samples(draw, log_probs.compare) for kind, draw in log_probs.KINDS.items()},

@@ -2,8 +2,8 @@
 
 Up to five numbers of a token, one of each array, are widened to float64; those of tokens that do not count are not
 looked at. Values and slopes are numbers with exponents (numerics.far), so that factors of any size may follow. A loss
-may depend on the mean of the first array less the second over the tokens of a row that count: its slopes in that mean
-are added up, divided by their number, and added to each token's first slope.
+may depend on the mean of the first array less the second over the tokens of a row that count: slopes in that mean
+times the tokens' cotangents are added up, divided by their number, and added to what is each token's own.
 
 Whatever is added up in a row is added up on grids (numerics.sums), so that neither blocks nor a vector width show.
 """
@@ -114,10 +114,19 @@ def _mean_of(scratch, counts):
 
 
 @jit.helper
-def _shared(scratch, counts):
-    """The mean of the slopes in the mean, over the tokens that count."""
-    largest = far.LEAST
+def _upstream(given, row, t):
+    """The cotangent of a token's loss, beside what all of its row have in common."""
+    shape = given.cotangent.shape
+    return far.number(given.cotangent[row if shape[0] > 1 else 0, t if shape[1] > 1 else 0])
+
+
+@jit.helper
+def _shared(scratch, row, given):
+    """The mean of the slopes in the mean times their cotangents, over the tokens that count."""
+    counts, largest = given.counts[row], far.LEAST
     for t in range(counts.size):
+        if counts[t]:
+            _put(scratch, _MEAN, t, far.multiply(_get(scratch, _MEAN, t), _upstream(given, row, t)))
         _, _, exponent = _get(scratch, _MEAN, t)
         largest = exponent if exponent > largest else largest
     for t in range(counts.size):
@@ -131,16 +140,14 @@ def _shared(scratch, counts):
 
 @jit.helper
 def _finish(scratch, line, added, row, given):
-    """Slopes, and what is added to each, times their coefficients: normalised pairs."""
+    """Slopes times their cotangents, and what is added to each, times the row's coefficient: normalised pairs."""
     counts = given.counts[row]
     of_row = far.from_pair((given.coefficients[0, row], given.coefficients[1, row]))
-    cotangent = given.cotangent[row if given.cotangent.shape[0] > 1 else 0]
     for t in range(counts.size):
         high, low = 0.0, 0.0
         if counts[t]:
-            coefficient = far.multiply(of_row, far.number(cotangent[t if cotangent.size > 1 else 0]))
-            slope = far.add(_get(scratch, line, t), added)
-            high, low = far.as_pair(far.multiply(slope, coefficient))
+            slope = far.add(far.multiply(_get(scratch, line, t), _upstream(given, row, t)), added)
+            high, low = far.as_pair(far.multiply(slope, of_row))
         scratch[line, t], scratch[line + 1, t] = high, low
 
 
@@ -176,7 +183,7 @@ def work(loop: TokenLoop) -> Any:
         if with_slopes:
             shared = far.ZERO
             if has_mean and given.by_mean:
-                shared = _shared(scratch, counts)
+                shared = _shared(scratch, row, given)
             _finish(scratch, INPUTS, shared, row, given)
             if slopes > 1:
                 _finish(scratch, INPUTS + 3, far.ZERO, row, given)

@@ -19,6 +19,7 @@ from tests.gauntlet.mistakes.log_probs import LOG_PROB_MISTAKES
 from tests.gauntlet.mistakes.margins import MARGIN_MISTAKES
 from tests.gauntlet.mistakes.mistake import Mistake
 from tests.gauntlet.mistakes.points import POINT_MISTAKES
+from tests.gauntlet.mistakes.policies import POLICY_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
@@ -44,4 +45,5 @@ MISTAKES: tuple[Mistake, ...] = (
     *LOG_PROB_MISTAKES,
     *LINEAR_MISTAKES,
     *CHAIN_MISTAKES,
+    *POLICY_MISTAKES,
 )
