@@ -73,7 +73,7 @@ def defaults(configuration: type) -> dict[str, Any]:
     }
 
 
-class _OneProcess:
+class OneProcess:
     """An accelerator of one process."""
 
     num_processes, sync_gradients, is_main_process = 1, True, True
@@ -89,6 +89,11 @@ class _OneProcess:
         return value
 
 
+def metrics() -> Any:
+    """Where a trainer logs."""
+    return defaultdict(lambda: defaultdict(list))
+
+
 def trl_policy(given: Batch, *, sequence: bool = False, **options: Any) -> torch.Tensor:
     """GRPOTrainer._compute_loss."""
     trainer, config = imported("trl.trainer.grpo_trainer"), imported("trl.trainer.grpo_config")
@@ -97,7 +102,7 @@ def trl_policy(given: Batch, *, sequence: bool = False, **options: Any) -> torch
     high = arguments.epsilon if arguments.epsilon_high is None else arguments.epsilon_high
     self = SimpleNamespace(
         args=arguments,
-        accelerator=_OneProcess(),
+        accelerator=OneProcess(),
         model=SimpleNamespace(training=True),
         loss_type=arguments.loss_type,
         beta=arguments.beta,
@@ -112,7 +117,7 @@ def trl_policy(given: Batch, *, sequence: bool = False, **options: Any) -> torch
         aux_loss_enabled=False,
         current_gradient_accumulation_steps=1,
         _entropy_bonus_enabled=False,
-        _metrics=defaultdict(lambda: defaultdict(list)),
+        _metrics=metrics(),
         _get_per_token_logps_and_entropies=lambda *_, **__: (
             given.log_probs,
             torch.zeros_like(given.log_probs),
