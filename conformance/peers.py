@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import sys
@@ -16,7 +17,6 @@ import types
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
@@ -80,11 +80,13 @@ class OneProcess:
     device = torch.device("cpu")
 
     def gather(self, value: torch.Tensor) -> torch.Tensor:
+        """Its own."""
         return value
 
     gather_for_metrics = gather
 
     def reduce(self, value: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        """Its own."""
         assert reduction == "sum"
         return value
 
@@ -179,6 +181,7 @@ def verl_value(values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, m
     return imported("verl.trainer.ppo.core_algos").compute_value_loss(values, returns, old, mask, clip)[0]
 
 
+@functools.cache
 def openrlhf(module: str) -> Any:
     """A module of openrlhf.models, whose package imports DeepSpeed, of which losses need nothing."""
     spec = importlib.util.find_spec("openrlhf")
@@ -189,8 +192,12 @@ def openrlhf(module: str) -> Any:
     stand_ins = {"openrlhf.models": package}
     if importlib.util.find_spec("deepspeed") is None:
         stand_ins["deepspeed"] = types.ModuleType("deepspeed")
-    with mock.patch.dict(sys.modules, stand_ins):
+    sys.modules.update(stand_ins)
+    try:
         return imported(f"openrlhf.models.{module}")
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 def openrlhf_policy(given: Batch, **options: Any) -> torch.Tensor:

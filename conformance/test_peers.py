@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TOLERANCE = 1e-12  # of the largest element
-ADDED = 1e-8  # what some add to a length
+# Some add 1e-8 to a length, and TRL's τ of SAPO are float32 numbers.
+COARSE = 1e-7
 PRESETS = list(refloss.POLICY_PRESETS)
 KL = {
     "trl/grpo": ({"beta": BETA}, {"kl": "k3", "kl_coef": BETA, "kl_ratio_weighted": True}),
@@ -80,7 +81,7 @@ def test_every_preset_has_its_function() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets(preset: str, empty: bool) -> None:
     given = batch(empty=empty)
-    tolerance = ADDED if preset.startswith(("verl", "openrlhf")) else TOLERANCE
+    tolerance = COARSE if preset.startswith(("verl", "openrlhf", "trl/sapo")) else TOLERANCE
     assert_agree(policy_of(preset, given), ours_of(preset, given), tolerance)
 
 
@@ -88,7 +89,7 @@ def test_presets(preset: str, empty: bool) -> None:
 def test_kl(preset: str) -> None:
     options, keywords = KL[preset]
     given = batch()
-    tolerance = ADDED if preset.startswith("verl") else TOLERANCE
+    tolerance = COARSE if preset.startswith("verl") else TOLERANCE
     assert_agree(policy_of(preset, given, **options), ours_of(preset, given, **keywords), tolerance)
 
 
@@ -98,7 +99,7 @@ def test_gspo_of_verl_where_advantages_are_those_of_tokens(preset: str) -> None:
     given = batch(empty=False)
     given = given._replace(advantages=given.advantages[:, None] + torch.linspace(-0.2, 0.2, 7, dtype=torch.float64))
     (theirs, their_gradient), (ours, gradient) = policy_of(preset, given), ours_of(preset, given)
-    np.testing.assert_allclose(theirs, ours, rtol=ADDED)
+    np.testing.assert_allclose(theirs, ours, rtol=COARSE)
     assert np.abs(their_gradient - gradient).max() > 0.01 * np.abs(gradient).max()
 
 
@@ -142,15 +143,24 @@ def test_divergence_of_clamped_kl() -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["trl/dapo", "liger/dapo", "verl/vanilla", "verl/vanilla/seq-mean-token-sum", "openrlhf/ppo"]
+    ("preset", "loss", "slopes"),
+    [
+        ("trl/dapo", True, True),
+        ("liger/dapo", True, True),
+        # The clamp of log-ratios has no gradient at NaN.
+        ("verl/vanilla", False, False),
+        ("verl/vanilla/seq-mean-token-sum", True, False),
+        ("openrlhf/ppo", True, False),
+        ("openrlhf/gspo", True, True),
+    ],
 )
-def test_divergence_of_poisoned_tokens(preset: str) -> None:
-    """What does not count is multiplied by 0: NaN in its log-probability is NaN in the gradient, mostly in the loss."""
+def test_divergence_of_poisoned_tokens(preset: str, loss: bool, slopes: bool) -> None:  # noqa: FBT001
+    """What does not count is multiplied by 0: where its log-probability is NaN, loss and gradients may be."""
     given = batch()
     poisoned = given._replace(log_probs=torch.where(given.mask > 0, given.log_probs, torch.nan))
     theirs, gradient = policy_of(preset, poisoned)
-    assert np.isnan(gradient).any()
-    assert np.isnan(theirs) == (preset != "verl/vanilla")
+    assert np.isnan(theirs) == loss
+    assert np.isnan(gradient).any() == slopes
     assert_agree(ours_of(preset, poisoned), ours_of(preset, given), 0.0)
 
 
@@ -229,7 +239,7 @@ def test_values(function: Callable[..., Any], clip: float) -> None:
     values, old, returns, mask = _values()
     ours = refloss.value_loss(values, returns, old_values=old, mask=mask.numpy(), clip=clip)
     theirs = theirs_of(function, values, old, returns, mask, clip=clip)
-    assert_agree(theirs, (np.asarray(ours.loss), ours.grads["values"]), 10 * ADDED)
+    assert_agree(theirs, (np.asarray(ours.loss), ours.grads["values"]), COARSE)
 
 
 def test_the_policy_of_torchtune() -> None:
@@ -242,4 +252,4 @@ def test_the_policy_of_torchtune() -> None:
 
     arrays = {name: value.numpy() for name, value in given._asdict().items()}
     ours = refloss.policy_loss(**arrays, clip_low=0.1)
-    assert_agree(theirs_of(loss, given.log_probs), (np.asarray(ours.loss), ours.grads["log_probs"]), ADDED)
+    assert_agree(theirs_of(loss, given.log_probs), (np.asarray(ours.loss), ours.grads["log_probs"]), COARSE)
