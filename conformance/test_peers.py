@@ -154,7 +154,7 @@ def test_divergence_of_clamped_kl() -> None:
         ("openrlhf/gspo", True, True),
     ],
 )
-def test_divergence_of_poisoned_tokens(preset: str, loss: bool, slopes: bool) -> None:  # noqa: FBT001
+def test_divergence_of_poisoned_tokens(preset: str, loss: bool, slopes: bool) -> None:
     """What does not count is multiplied by 0: where its log-probability is NaN, loss and gradients may be."""
     given = batch()
     poisoned = given._replace(log_probs=torch.where(given.mask > 0, given.log_probs, torch.nan))
