@@ -48,6 +48,7 @@ LEARNING_RATE = 1e-3
 
 # Greys and hues that stand out from white and from near-black alike.
 INK = "#768390"
+FIGURE: Any = {"svg.hashsalt": "refloss", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK}
 COLOURS = {"transformers": "#e8833a", "transformers in float64": "#2da44e", "refloss": "#4184e4"}
 
 
@@ -109,13 +110,13 @@ def batches(count: int) -> torch.Tensor:
     return text[starts + torch.arange(CONTEXT)]
 
 
-def new_model() -> GPT2LMHeadModel:
-    """A small GPT-2 over bytes, always with the same weights; no dropout, so that nothing but the loss can differ."""
+def new_model(vocabulary: int = VOCABULARY, context: int = CONTEXT, width: int = 128) -> GPT2LMHeadModel:
+    """A small GPT-2, always with the same weights; no dropout, so that nothing but the loss can differ."""
     torch.manual_seed(SEED)
     config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=CONTEXT,
-        n_embd=128,
+        vocab_size=vocabulary,
+        n_positions=context,
+        n_embd=width,
         n_layer=2,
         n_head=4,
         resid_pdrop=0.0,
@@ -183,7 +184,8 @@ def save(folder: Path, curves: Curves, model: GPT2LMHeadModel) -> None:
     (folder / "curves.json").write_text(json.dumps({"seed": SEED, "steps": steps, "losses": curves}, indent=1) + "\n")
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """Axes for light and dark pages."""
     axes.patch.set_alpha(0.0)
     axes.tick_params(colors=INK, which="both", length=3)
     axes.grid(axis="y", color=INK, alpha=0.25, linewidth=0.6)
@@ -194,14 +196,13 @@ def _style(axes: Axes) -> None:
 
 def plot(curves: Curves, path: Path) -> None:
     """The curves, and below them how far they are from refloss's, as an SVG for light and dark pages."""
-    style: Any = {"svg.hashsalt": "refloss", "font.size": 9.5, "text.color": INK, "axes.labelcolor": INK}
-    with mpl.rc_context(style):
+    with mpl.rc_context(FIGURE):
         figure, (upper, lower) = plt.subplots(
             2, 1, sharex=True, figsize=(7.2, 5.0), height_ratios=(3, 2), layout="constrained"
         )
         figure.patch.set_alpha(0.0)
         for axes in (upper, lower):
-            _style(axes)
+            style(axes)
         count = len(curves["refloss"])
         steps = np.arange(1, count + 1)
         # Narrow on wide: curves that agree are seen as one line with a border.

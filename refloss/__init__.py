@@ -14,6 +14,7 @@ _HOMES = {
     **homes(),
     "LOSS_MAPPING": "refloss.mapping",
     "LossResult": "refloss.result",
+    "POLICY_PRESETS": "refloss.losses.parts.policy_presets",
     "get_num_threads": "refloss.parallel",
     "set_num_threads": "refloss.parallel",
     "shards": "refloss.heads.parts.row_shards",

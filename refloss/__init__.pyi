@@ -47,6 +47,7 @@ from refloss.losses.multi_margin import multi_margin as multi_margin
 from refloss.losses.multilabel_margin import multilabel_margin as multilabel_margin
 from refloss.losses.multilabel_soft_margin import multilabel_soft_margin as multilabel_soft_margin
 from refloss.losses.nll import nll as nll
+from refloss.losses.parts.policy_presets import POLICY_PRESETS as POLICY_PRESETS
 from refloss.losses.poisson_nll import poisson_nll as poisson_nll
 from refloss.losses.policy_loss import policy_loss as policy_loss
 from refloss.losses.preference_loss import preference_loss as preference_loss
@@ -70,6 +71,7 @@ __version__: str
 __all__ = [
     "LOSS_MAPPING",
     "LossResult",
+    "POLICY_PRESETS",
     "bce",
     "bce_with_logits",
     "causal_lm",

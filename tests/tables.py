@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refloss.homes import homes
+from refloss.losses.parts.policy_presets import BESIDES, POLICY_PRESETS
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 STUB = ROOT / "refloss" / "__init__.pyi"
 _OTHERS = {
     "refloss.heads.parts.row_shards": ("shards",),
+    "refloss.losses.parts.policy_presets": ("POLICY_PRESETS",),
     "refloss.mapping": ("LOSS_MAPPING",),
     "refloss.parallel": ("get_num_threads", "set_num_threads"),
     "refloss.result": ("LossResult",),
@@ -77,6 +79,15 @@ def facts() -> str:
     return _table(("function", "arrays", "gradients of", "parameters", "a mean divides by"), rows)
 
 
+def presets() -> str:
+    """Trainers' policy losses: keywords, and what each trainer does besides."""
+    rows = [
+        (f"`{name}`", ", ".join(f"`{keyword}={value!r}`" for keyword, value in keywords.items()), BESIDES[name])
+        for name, keywords in POLICY_PRESETS.items()
+    ]
+    return _table(("preset", "keywords", "besides"), rows)
+
+
 def _counterpart(follows: str) -> str:
     """With the names of code marked."""
     return re.sub(r"(?<=transformers' )\w+|\w+(?:\.\w+)+", r"`\g<0>`", follows)
@@ -95,8 +106,9 @@ def _with_table(text: str, table: str) -> str:
 def files() -> dict[Path, str]:
     """What each file should hold."""
     written = {STUB: stub()}
-    for path, table in ((ROOT / "README.md", overview()), (ROOT / "docs" / "functions.md", facts())):
-        written[path] = _with_table(path.read_text(encoding="utf-8"), table)
+    tables = {"README.md": overview(), "docs/functions.md": facts(), "docs/policy_presets.md": presets()}
+    for name, table in tables.items():
+        written[ROOT / name] = _with_table((ROOT / name).read_text(encoding="utf-8"), table)
     return written
 
 
