@@ -70,9 +70,6 @@ def nothing_is_labelled(case):
     weights, mask = case.inputs.get("weight"), case.inputs.get("mask")
     if mask is not None and FUNCTIONS[case.function].specification.mean == "rows":
         return not mask.any()
-    if "mask" in case.inputs:
-        return not np.any(case.inputs["mask"])
-    weights = case.inputs.get("weight")
     for labels, ignored in zip(targets_of(case), ignored_in(case), strict=True):
         counted = labels[~ignored]
         if counted.size == 0 or (weights is not None and weights[counted].sum() == 0):

@@ -45,11 +45,8 @@ class Bound:
         return len(self.shape)
 
     def part(self, first: int, last: int) -> np.ndarray:
-        """Elements first to last, the last one excluded, in C order; float64, never NaN.
-
-        Those of a small tensor are kept once they are computed: many candidates are judged by them.
-        """
-        return self._kept[first:last] if self.size <= BLOCK else self._computed(first, last)
+        """Elements first to last, the last one excluded, in C order; float64, never NaN."""
+        return self._kept[first:last] if self.size <= KEPT else self._computed(first, last)
 
     @functools.cached_property
     def _kept(self) -> np.ndarray:

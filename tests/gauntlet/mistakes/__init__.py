@@ -23,8 +23,8 @@ from tests.gauntlet.mistakes.points import POINT_MISTAKES
 from tests.gauntlet.mistakes.policies import POLICY_MISTAKES
 from tests.gauntlet.mistakes.preferences import PREFERENCE_MISTAKES
 from tests.gauntlet.mistakes.regions import REGION_MISTAKES
-from tests.gauntlet.mistakes.shards import SHARD_MISTAKES
 from tests.gauntlet.mistakes.routers import ROUTER_MISTAKES
+from tests.gauntlet.mistakes.shards import SHARD_MISTAKES
 from tests.gauntlet.mistakes.softmax import SOFTMAX_MISTAKES
 from tests.gauntlet.mistakes.sums import UPSTREAM_MISTAKES
 from tests.gauntlet.mistakes.topk import TOPK_MISTAKES
