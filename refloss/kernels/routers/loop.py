@@ -27,7 +27,7 @@ from refloss.numerics.sums import limb_parts, mantissa_of
 # What is done with a row: its lse² and the gradient of that, experts chosen and probabilities added up, or the gradient
 # of the balance.
 SQUARES, CHOICES, SLOPES = 0, 1, 2
-# Where two sums in pairs differ by less than this share of them, float64 might not have the last digits of that.
+# Of two sums that differ by less than this share of them, pairs leave fewer than 58 bits of the difference.
 DEEP = 2.0**-40
 # Lines of the scratch: logits, exponentials, and two of pairs that what is written is made of.
 LINES = 8
