@@ -15,6 +15,7 @@ from refloss.golden.corpus import cases_of
 from refloss.golden.store import check
 from refloss.numerics.exact import quotient
 from refloss.testing import MismatchError, assert_matches, golden_case
+from refloss.testing.judging.judge import judge, question
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 MASKED = np.float32(-np.inf)
@@ -113,6 +114,22 @@ def test_what_ranks_compute_is_rounded_once(chain):
                 assert found["logit_sum"][rank, i] == float(mpmath.fsum(logits[first:last]))
                 label = float(logits[y[i]]) if first <= y[i] < last else 0.0
                 assert found["label_logit"][rank, i] == label
+
+
+def test_threads_and_blocks_show_in_no_bit():
+    """More elements than a block has, of each rank, and strided ones."""
+    x, y = rows(13, 700, 60), tokens(13, 60, 700)
+    before, found = refloss.get_num_threads(), []
+    try:
+        for threads, logits in ((1, x), (2, x), (2, np.asfortranarray(x))):
+            refloss.set_num_threads(threads)
+            found.append(refloss.vocab_parallel_cross_entropy(cut(logits, 50, 10), y, label_smoothing=0.1))
+    finally:
+        refloss.set_num_threads(before)
+    for other in found[1:]:
+        assert other.loss == found[0].loss
+        for name, value in found[0].intermediates.items():
+            assert value.tobytes() == other.intermediates[name].tobytes(), name
 
 
 def test_ranks_that_are_masked_empty_or_undefined():
@@ -258,6 +275,41 @@ def test_a_golden_case_of_a_list(tmp_path):
     assert case.assert_matches(grads={"shards": np.split(case.result.grads["shards"], [2], axis=1)}).passed
     case.write(tmp_path)
     assert list(check(tmp_path)) == [("cut", None)]
+
+
+def sent_in_float32(case, *, own_maximum=False):
+    """What ranks send, by the formulas, computed in float32."""
+    x, one = case.inputs["shards"].astype(np.float32), np.float32(1)
+    options = case.parameters
+    x = x * np.float32(options.get("logit_scale", 1.0))
+    if (cap := options.get("softcap")) is not None:
+        x = np.float32(cap) * np.tanh(x / np.float32(cap))
+    x = x / np.float32(options.get("temperature", 1.0))
+    parts = cut(x, *case.inputs["widths"])
+    maximum = np.stack([part.max(-1, initial=-np.inf) for part in parts])
+    common = maximum.max(0)
+    shift = maximum if own_maximum else np.broadcast_to(common, maximum.shape)
+    with np.errstate(invalid="ignore"):
+        sums = np.stack([np.exp(part - each[..., None]).sum(-1) for part, each in zip(parts, shift, strict=True)])
+    return {"maximum": maximum, "common_maximum": common, "sum_exp": sums, "total": sums.sum(0) * one}
+
+
+def test_what_ranks_send_is_judged_where_it_is_brought():
+    cases = [each for each in cases_of("vocab_parallel_cross_entropy") if "widths" in each.inputs]
+    tried = 0
+    for case in cases:
+        if case.inputs["shards"].dtype == np.float64 or "poisoned" in case.id:
+            continue
+        asked = question(case)
+        for wrong in (False, True):
+            sent = {f"intermediate.{name}": value for name, value in sent_in_float32(case, own_maximum=wrong).items()}
+            verdicts = {each.name: each.passed for each in judge(asked, sent).tensors if each.name in sent}
+            if not wrong:
+                assert verdicts == dict.fromkeys(sent, True), case.id
+            elif (sent["intermediate.sum_exp"] != sent_in_float32(case)["sum_exp"]).any():
+                tried += 1
+                assert not verdicts["intermediate.sum_exp"], case.id
+    assert tried > 20
 
 
 # What others do, in NumPy's float32.

@@ -43,7 +43,6 @@ import numpy as np
 
 from refloss.error_model.bound import BLOCK, Bound, blocks, part, whole, without_nan
 from refloss.error_model.chain import chained, error_of_slope, error_of_value, is_chained, z_factor
-from refloss.kernels.shards.run import smoothing_of_all
 from refloss.roundoff import STEPS, Roundoff, real
 from refloss.specification import AddedTerms
 
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from refloss.specification import Softmax
 
 IGNORED = -100
-_OPTIONS = ("ignore_index", "reduction", "label_smoothing")
+OPTIONS = ("ignore_index", "reduction", "label_smoothing")
 
 
 class _Totals(NamedTuple):
@@ -382,9 +381,9 @@ def bounds(specification: Softmax, case: Case, unit: Roundoff) -> dict[str, Boun
     """Classes on axis 1, or on the only one."""
     logits_name, target_name = list(specification.arguments)[:2]
     logits, added = case.inputs[logits_name], specification.added
-    chain, of_lse = _of_chain(logits, case.parameters, unit)
+    chain, of_lse = of_chain(logits, case.parameters, unit)
     weights = [case.inputs[name] for name in specification.named("class weight") if name in case.inputs]
-    options = {name: value for name, value in case.parameters.items() if name in _OPTIONS}
+    options = {name: value for name, value in case.parameters.items() if name in OPTIONS}
     given = Rows(
         chain.pop("logits", logits),
         case.inputs[target_name],
@@ -399,7 +398,7 @@ def bounds(specification: Softmax, case: Case, unit: Roundoff) -> dict[str, Boun
     return limits | {f"grad.{logits_name}": limits["grad.logits"], f"grad.{target_name}": limits["grad.target"]}
 
 
-def _of_chain(
+def of_chain(
     logits: np.ndarray, parameters: Mapping[str, Any], unit: Roundoff
 ) -> tuple[dict[str, Any], Callable[[np.ndarray, np.ndarray], AddedTerms] | None]:
     """What rows have where their logits go through a chain, and what a z-loss adds to them."""
@@ -425,7 +424,7 @@ def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
     classes = options.get("vocab_size") or options.get("num_labels") or logits.shape[-1]
     items = options.get("num_items_in_batch")
     rows = logits if logits.shape[-1] == classes else logits.reshape(-1, classes)
-    chain, of_lse = _of_chain(rows, options, unit)
+    chain, of_lse = of_chain(rows, options, unit)
     given = Rows(
         chain.pop("logits", rows),
         labels.reshape(-1) if logits.shape[-1] != classes else labels,
@@ -441,24 +440,3 @@ def tokens(case: Case, result: LossResult, unit: Roundoff) -> dict[str, Bound]:
     shapes |= {f"intermediate.{name}": np.shape(result.intermediates[name]) for name in ("lse", "nll")}
     limits = row_bounds(given, unit) | {"intermediate.shift_labels": whole(np.zeros(labels.shape))}
     return {name: value.reshaped(shapes[name]) if name in shapes else value for name, value in limits.items()}
-
-
-def shards(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
-    """vocab_parallel_cross_entropy: classes on the last axis, and cut; the cut costs one addition of many."""
-    logits, options = case.inputs["shards"], dict(case.parameters)
-    chain, of_lse = _of_chain(logits, options, unit)
-    smoothing = smoothing_of_all(
-        options.pop("label_smoothing", 0.0), options.get("label_smoothing_formula", "torch"), logits.shape[-1]
-    )
-    given = Rows(
-        chain.pop("logits", logits),
-        case.inputs["target"],
-        case.grad_output,
-        label_smoothing=smoothing,
-        added=of_lse,
-        **{name: value for name, value in options.items() if name in _OPTIONS},
-        **chain,
-    )
-    limits = row_bounds(given, unit)
-    names = ("loss", "component.cross_entropy", "component.z_loss", "intermediate.lse", "intermediate.nll")
-    return {name: limits[name] for name in names if name in limits} | {"grad.shards": limits["grad.logits"]}

@@ -37,7 +37,7 @@ import numpy as np
 
 from refloss import arrays
 from refloss.cases import shards as cases
-from refloss.error_model import softmax
+from refloss.error_model import shards as error_model
 from refloss.kernels.shards.run import smoothing_of_all, sums_of_ranks
 from refloss.loss import loss
 from refloss.losses import cross_entropy as whole
@@ -116,7 +116,7 @@ class _Smoothing(NamedTuple):
         intermediates=("lse", "nll", "maximum", "common_maximum", "sum_exp", "total", "label_logit", "logit_sum"),
         cases=cases.vocab_parallel_cross_entropy,
         draw=_draw,
-        bounds=softmax.shards,
+        bounds=error_model.vocab_parallel_cross_entropy,
     )
 )
 def vocab_parallel_cross_entropy(
