@@ -37,8 +37,7 @@ def surrogate(
     if objective == "cispo":
         return -clipped(r, clip_low, clip_high).detach() * advantages * log_probs
     if objective == "sapo":
-        positive, other = (torch.tensor(each, dtype=r.dtype) for each in temperatures)
-        temperature = torch.where(advantages > 0, positive, other)
+        temperature = torch.where(advantages > 0, *(torch.tensor(each, dtype=r.dtype) for each in temperatures))
         return -(4 / temperature) * torch.sigmoid(temperature * (r - 1)) * advantages
     gained = torch.minimum(r * advantages, clipped(r, clip_low, clip_high) * advantages)
     if dual_clip is not None:

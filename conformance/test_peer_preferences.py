@@ -93,7 +93,7 @@ def openrlhf_dpo(*given: torch.Tensor, **options: Any) -> Any:
     return peers.openrlhf("loss").DPOLoss(**options)(*given)[0]
 
 
-SMOOTHED: dict[str, Any] = {"beta": 0.3, "label_smoothing": 0.1}
+SMOOTHED = {"beta": 0.3, "label_smoothing": 0.1}
 BETA = {"beta": 0.3}
 SIMPO = liger_free("simpo_loss", "LigerFusedLinearSimPOFunction")
 CPO = liger_free("cpo_loss", "LigerFusedLinearCPOFunction")
