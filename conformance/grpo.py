@@ -108,7 +108,7 @@ def torch_policy(log_probs: torch.Tensor, keywords: Mapping[str, Any]) -> torch.
 RUNS: dict[str, Maths] = {
     "torch in float32": Maths(partial(torch_log_probs, dtype=torch.float32), torch_policy),
     "torch in float64": Maths(partial(torch_log_probs, dtype=torch.float64), torch_policy),
-    "refloss": Maths(LogProbs.apply, Policy.apply),  # type: ignore[arg-type]
+    "refloss": Maths(LogProbs.apply, Policy.apply),
 }
 COLOURS = {"torch in float32": "#e8833a", "torch in float64": "#2da44e", "refloss": "#4184e4"}
 

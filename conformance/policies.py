@@ -37,7 +37,8 @@ def surrogate(
     if objective == "cispo":
         return -clipped(r, clip_low, clip_high).detach() * advantages * log_probs
     if objective == "sapo":
-        temperature = torch.where(advantages > 0, *(torch.tensor(each, dtype=r.dtype) for each in temperatures))
+        positive, negative = (torch.tensor(each, dtype=r.dtype) for each in temperatures)
+        temperature = torch.where(advantages > 0, positive, negative)
         return -(4 / temperature) * torch.sigmoid(temperature * (r - 1)) * advantages
     gained = torch.minimum(r * advantages, clipped(r, clip_low, clip_high) * advantages)
     if dual_clip is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from rich.console import Console
 
 import refloss
 from conformance import grpo
+from conformance.training import new_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,12 +58,12 @@ def test_ratios_are_not_one(curves: dict[str, grpo.Curve]) -> None:
 
 @pytest.mark.parametrize("factor", [-3.5, 0.25])
 def test_gradients_honour_what_comes_from_above(factor: float) -> None:
-    model = grpo.new_model(len(grpo.ALPHABET), grpo.LENGTH + 1, 64)
+    model = new_model(len(grpo.ALPHABET), grpo.LENGTH + 1, 64)
     texts = grpo.sampled(model, torch.Generator().manual_seed(1))
     found = []
     for maths in (grpo.RUNS["refloss"], grpo.RUNS["torch in float64"]):
         model.zero_grad()
-        (factor * grpo.log_probs_of(maths, model, texts)[texts.mask].square().sum()).backward()
+        torch.autograd.backward(factor * grpo.log_probs_of(maths, model, texts)[texts.mask].square().sum())
         assert model.lm_head.weight.grad is not None
         found.append(model.lm_head.weight.grad.numpy().copy())
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=2.0**-22 * np.abs(found[1]).max())
@@ -80,7 +81,10 @@ def test_torch_functions_have_refloss_within() -> None:
     hidden = torch.tensor(random.standard_normal((3, 5, 8)), dtype=torch.float32, requires_grad=True)
     weight = torch.tensor(random.standard_normal((7, 8)), dtype=torch.float32, requires_grad=True)
     tokens = torch.tensor(random.integers(0, 7, (3, 5)))
-    fixed = {"old_log_probs": torch.full((3, 5), -2.0, dtype=torch.float64), "advantages": torch.tensor([1.0, -1.0, 2])}
+    fixed: dict[str, Any] = {
+        "old_log_probs": torch.full((3, 5), -2.0, dtype=torch.float64),
+        "advantages": torch.tensor([1.0, -1.0, 2.0]),
+    }
     of_tokens = partial(refloss.linear_selected_log_probs, hidden.detach(), weight.detach(), tokens)
     loss = grpo.Policy.apply(grpo.LogProbs.apply(hidden, weight, tokens), fixed)  # type: ignore[no-untyped-call]
     loss.backward()

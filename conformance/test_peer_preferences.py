@@ -93,8 +93,8 @@ def openrlhf_dpo(*given: torch.Tensor, **options: Any) -> Any:
     return peers.openrlhf("loss").DPOLoss(**options)(*given)[0]
 
 
-SMOOTHED = {"beta": 0.3, "label_smoothing": 0.1}
-BETA = {"beta": 0.3}
+SMOOTHED: dict[str, Any] = {"beta": 0.3, "label_smoothing": 0.1}
+BETA: dict[str, Any] = {"beta": 0.3}
 SIMPO = liger_free("simpo_loss", "LigerFusedLinearSimPOFunction")
 CPO = liger_free("cpo_loss", "LigerFusedLinearCPOFunction")
 CASES: list[tuple[str, Callable[..., Any], dict[str, Any], dict[str, Any]]] = [

@@ -27,7 +27,7 @@ TOLERANCE = 1e-12  # of the largest element
 # Some add 1e-8 to a length, and TRL's τ of SAPO are float32 numbers.
 COARSE = 2e-7
 PRESETS = list(refloss.POLICY_PRESETS)
-KL = {
+KL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "trl/grpo": ({"beta": BETA}, {"kl": "k3", "kl_coef": BETA, "kl_ratio_weighted": True}),
     "trl/gspo": ({"beta": BETA}, {"kl": "k3", "kl_coef": BETA, "kl_ratio_weighted": True}),
     "trl/cispo": ({"beta": BETA, "use_bias_correction_kl": False}, {"kl": "k3", "kl_coef": BETA}),
@@ -187,7 +187,8 @@ def test_divergence_of_overflow(preset: str) -> None:
 
 def test_divergence_of_luspo_of_liger() -> None:
     """With a KL its losses are [B, T], and nothing masks them: tokens that do not count leak."""
-    given, options = batch(), {"loss_type": "luspo", "sequence": True}
+    given = batch()
+    options: dict[str, Any] = {"loss_type": "luspo", "sequence": True}
     arrays = {name: value.numpy() for name, value in given._asdict().items()}
     sums: dict[str, Any] = {"ratio": "sequence", "aggregation": "seq-mean-token-sum"}
     ours = refloss.policy_loss(**arrays, **sums)

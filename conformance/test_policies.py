@@ -60,7 +60,7 @@ def test_as_shipped(name: str) -> None:
 def gradients(keywords: dict[str, Any], log_ratios: list[float], advantages: list[float]) -> tuple[np.ndarray, ...]:
     """Those of both sides, of tokens that were log 1/2 before; twice a ratio is exact."""
     before = np.full((1, len(log_ratios)), -0.5)
-    given = {
+    given: dict[str, Any] = {
         "log_probs": before + log_ratios,
         "old_log_probs": before,
         "advantages": np.asarray([advantages]),
