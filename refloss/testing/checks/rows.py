@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ADDED = 2  # rows of padding
 # What neighbours keep, so that as many of them count.
-_KEPT = ("labels", "classes", "weight", "sequences", "lengths", "mask")
+_KEPT = ("labels", "classes", "weight", "sequences", "lengths")
 
 
 def permuted_rows(trial: Trial) -> bool:
@@ -45,7 +45,9 @@ def neighbours(trial: Trial) -> bool:
     """A row gets the same whatever its neighbours hold, as long as as many of them count."""
     if not trial.rows or trial.row_count < 2:
         return False
-    held = [name for name in trial.rows if trial.arguments[name].role not in _KEPT]
+    # Where losses become one, a mask says how many rows that is of.
+    kept_roles = (*_KEPT, "mask") if trial.specification.reduces else _KEPT
+    held = [name for name in trial.rows if trial.arguments[name].role not in kept_roles]
     # In a mean over weights, their own gradients are of the whole.
     weights = {f"{GRAD}{name}" for name in trial.specification.named("weight")}
     kept = _of_rows(trial, trial.answer).keys() - (set() if trial.is_apart else weights)
