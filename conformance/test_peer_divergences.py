@@ -46,7 +46,7 @@ def torchtune_loss(name: str) -> Callable[..., Any]:
 JSD = [(function, beta) for function in (liger_jsd, trl_jsd) for beta in (0.5, 0.1, 0.9)]
 
 
-@pytest.mark.parametrize(("function", "beta"), JSD, ids=str)
+@pytest.mark.parametrize(("function", "beta"), JSD, ids=[f"{function.__name__}-{beta}" for function, beta in JSD])
 def test_jsd(function: Callable[..., Any], beta: float) -> None:
     student, teacher = logits()
     theirs, gradient = theirs_of(function, student, teacher, beta=beta)

@@ -47,8 +47,6 @@ def neighbours(trial: Trial) -> bool:
         return False
     # What counts goes with its row where there is no mean over it.
     kept_roles = _KEPT if trial.is_apart else (*_KEPT, "mask")
-    # Where losses become one, a mask says how many rows that is of.
-    kept_roles = (*_KEPT, "mask") if trial.specification.reduces else _KEPT
     held = [name for name in trial.rows if trial.arguments[name].role not in kept_roles]
     # In a mean over weights, their own gradients are of the whole.
     weights = {f"{GRAD}{name}" for name in trial.specification.named("weight")}
