@@ -52,7 +52,7 @@ def _right(case: Case) -> _Right:
         gradient=result.grads["log_probs"],
         ratio=result.intermediates["ratio"],
         kl=result.intermediates["kl"] if kl else np.zeros(q.shape),
-        kl_slope={"k1": np.ones(q.shape), "k2": -q, "k3": -np.expm1(q)}.get(kl, np.zeros(q.shape)),
+        kl_slope={"k1": np.ones(q.shape), "k2": -q, "k3": -np.expm1(q)}.get(str(kl), np.zeros(q.shape)),
         inputs=wide,
         upstream=np.where(counts, real(case.grad_output) * weights_of(case), 0.0),
         lengths=np.maximum(counts.sum(axis=1, keepdims=True), 1) if is_sequence else None,
