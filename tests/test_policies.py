@@ -380,8 +380,37 @@ def test_what_is_not_finite_and_counts_comes_out_as_torch_has_it():
     result = refloss.value_loss(v, target, old_values=old, clip=0.5, aggregation="none")
     assert np.array_equal(result.loss, [[INF, INF, NAN, NAN]], equal_nan=True)
     assert np.array_equal(result.grads["values"], [[INF, -INF, NAN, 1.0]], equal_nan=True)
+    unclipped = refloss.value_loss(np.array([[INF, 1.0, NAN]]), np.array([[0.0, INF, 0.0]]), aggregation="none")
+    assert np.array_equal(unclipped.loss, [[INF, INF, NAN]], equal_nan=True)
+    assert np.array_equal(unclipped.grads["values"], [[INF, -INF, NAN]], equal_nan=True)
     gone = policy_of_one(-INF, -1.0, 2.0)
     assert (gone.loss, gone.grads["log_probs"][0, 0]) == (0.0, 0.0)
     assert np.isnan(policy_of_one(-1.0, -INF, 2.0).grads["log_probs"][0, 0])
     assert policy_of_one(-1.0, -INF, -2.0).loss == INF
     assert np.isnan(policy_of_one(NAN, -1.0, 2.0).loss)
+
+
+def test_nothing_of_what_is_not_finite_is_lost():
+    """An advantage of 0 hides no NaN; nothing times an infinite ratio is NaN; an infinite weight of what is cut, 0."""
+    for options in ({}, {"dual_clip": 3.0}, {"objective": "sapo"}):
+        for x, old in ((NAN, -1.0), (-1.0, NAN), (INF, -1.0), (-1.0, -INF)):
+            assert np.isnan(policy_of_one(x, old, 0.0, **options).grads["log_probs"]).all(), (options, x, old)
+    assert np.isnan(policy_of_one(-1.0, -1.0, 0.0, weights=np.array([-INF])).loss)
+    beyond = policy_of_one(0.0, -1.0, 2.0, weights=np.array([INF]))
+    assert (beyond.loss, beyond.grads["log_probs"][0, 0]) == (-INF, 0.0)
+    # Both are infinite: the minimum gives each half, and the clamp passes nothing.
+    assert policy_of_one(0.0, -1.0, INF).grads["log_probs"] == -INF
+    assert policy_of_one(0.0, -1.0, -INF, dual_clip=3.0, clip_low=-3.0, clip_high=3.0).loss == INF
+
+
+@pytest.mark.parametrize(("kl", "expected"), [("k1", -INF), ("k2", NAN), ("k3", NAN)])
+def test_slopes_of_infinite_estimates_do_not_cancel(kl, expected):
+    """Of r·KL: −q and its slope 1; q²/2 and −q; e^q − q − 1 and 1 − e^q, of an infinite q."""
+    options = {"kl": kl, "kl_coef": 1.0, "kl_ratio_weighted": True, "ref_log_probs": np.array([[INF]])}
+    result = policy_of_one(-1.0, -1.0, 0.0, **options)
+    assert np.array_equal(result.grads["log_probs"], [[expected]], equal_nan=True)
+    # What is cut has no slope in r; its KL has one.
+    beyond = policy_of_one(INF, -1.0, 2.0, **options | {"kl": "k1", "ref_log_probs": np.array([[-1.0]])})
+    assert beyond.grads["log_probs"][0, 0] == INF
+    held = policy_of_one(-1.0, -INF, 2.0, objective="cispo")
+    assert held.grads["log_probs"][0, 0] == -2.0 * 1.2

@@ -102,6 +102,27 @@ def _beyond(d, ratio, bound):
 
 
 @jit.helper
+def _plain_clip(d, ratio, advantage, weight, policy):
+    """That of numbers of which one is not finite, by the float rules and as torch's autograd has it."""
+    above = _beyond(d, ratio, (policy.high, policy.high_rest)) > 0.0
+    below = _beyond(d, ratio, (policy.low, policy.low_rest)) < 0.0
+    r = rounded(far.as_pair(ratio))
+    first, second = r * advantage, (policy.high if above else policy.low if below else r) * advantage
+    gained = second if first > second or second != second else first
+    upstream = -weight
+    if advantage < 0.0 and policy.dual < np.inf:
+        least = policy.dual * advantage
+        upstream *= 0.5 if gained == least else 1.0
+        if gained < least:
+            gained, upstream = least, 0.0
+    half = 0.5 * upstream if first == second else upstream
+    slope = (0.0 if first > second else half) * advantage
+    slope += 0.0 if above or below else (0.0 if first < second else half) * advantage
+    clipped = (advantage > 0.0 and above) or (advantage < 0.0 and below)
+    return Term(far.number(-weight * gained), far.ZERO, far.number(slope), 1.0 if clipped else 0.0)
+
+
+@jit.helper
 def _clip(d, ratio, advantage, factor, policy):
     """−min(r·A, clip(r)·A), and its dual clip."""
     low, high = (policy.low, policy.low_rest), (policy.high, policy.high_rest)
@@ -118,12 +139,9 @@ def _clip(d, ratio, advantage, factor, policy):
             held, share = far.number(policy.dual), 0.0
         elif above == 0.0 and share > 0.0:
             share = 0.5
-    elif advantage == 0.0 and abs(d[0]) < np.inf:
+    elif advantage == 0.0:
         return Term(far.ZERO, far.ZERO, far.ZERO, 0.0)
     slope = far.multiply(far.number(share), factor)
-    if share == 0.0 and not d[0] < np.inf:
-        # Nothing times an infinite ratio, as torch's chain rule has it.
-        slope = far.number(np.nan)
     return Term(far.multiply(held, factor), far.ZERO, slope, clipped)
 
 
@@ -141,7 +159,7 @@ def _cispo(d, ratio, x, factor, policy):
 
 
 @jit.helper
-def _sapo(d, ratio, advantage, factor, policy):
+def _sapo(ratio, advantage, factor, policy):
     """−(4/τ)·σ(τ·(r − 1))·A."""
     temperature = policy.positive if advantage > 0.0 else policy.negative
     z = multiply(pair(temperature), add(far.as_pair(ratio), pair(-1.0)))
@@ -151,7 +169,7 @@ def _sapo(d, ratio, advantage, factor, policy):
     larger, smaller = far.divide(far.ONE, whole), far.divide(term, whole)
     own, other = (larger, smaller) if z[0] >= 0.0 else (smaller, larger)
     value = far.multiply(far.multiply(own, factor), far.from_pair(divide(pair(4.0), pair(temperature))))
-    if z[0] == np.inf and d[0] < np.inf:
+    if z[0] == np.inf:
         return Term(value, far.ZERO, far.ZERO, 0.0)
     slope = far.multiply(far.multiply(far.multiply(own, other), factor), (4.0, 0.0, 0))
     return Term(value, far.ZERO, slope, 0.0)
@@ -163,16 +181,18 @@ def _term_of(d, ratio, numbers, policy):
     x, advantage, weight = numbers[0], numbers[2], numbers[4]
     factor = far.negate(far.multiply(far.number(advantage), far.number(weight)))
     if policy.objective == 0.0:
+        if not (abs(d[0]) < np.inf and abs(advantage) < np.inf and abs(weight) < np.inf):
+            return _plain_clip(d, ratio, advantage, weight, policy)
         return _clip(d, ratio, advantage, factor, policy)
     if policy.objective == 1.0:
         return _cispo(d, ratio, x, factor, policy)
-    return _sapo(d, ratio, advantage, factor, policy)
+    return _sapo(ratio, advantage, factor, policy)
 
 
 @jit.helper
-def _by_ratio(slope, ratio):
-    """A slope over the ratio times it; nothing stays nothing where the ratio is too large for anything."""
-    return far.ZERO if slope[0] == 0.0 else far.multiply(slope, ratio)
+def _by_ratio(slope, ratio, d):
+    """A slope over the ratio times it; nothing stays nothing where the ratio is large and d is finite."""
+    return far.ZERO if slope[0] == 0.0 and d[0] < np.inf else far.multiply(slope, ratio)
 
 
 @jit.helper
@@ -183,20 +203,24 @@ def _of_token(numbers, mean, policy):
     ratio = far.exponential(d[0], d[1])
     term = _term_of(d, ratio, numbers, policy)
     value, first, of_ratio, kl = term.value, term.direct, term.of_ratio, far.ZERO
+    through_ratio = policy.objective != 1.0
     if policy.estimate > 0.0:
         q, coefficient = difference(numbers[3], numbers[0]), far.number(policy.kl_coef)
         kl = estimate(q, policy.estimate)
-        if policy.kl_coef != 0.0 and policy.kl_ratio_weighted > 0.0:
-            value = far.add(value, far.multiply(far.multiply(coefficient, kl), ratio))
-            own = kl if of_sequences else slope_of_product(q, policy.estimate)
-            of_ratio = far.add(of_ratio, far.multiply(coefficient, own))
-            if of_sequences:
-                direct = far.multiply(coefficient, slope_of_estimate(q, policy.estimate))
-                first = far.add(first, _by_ratio(direct, ratio))
-        elif policy.kl_coef != 0.0:
-            value = far.add(value, far.multiply(coefficient, kl))
-            first = far.add(first, far.multiply(coefficient, slope_of_estimate(q, policy.estimate)))
-    slope = _by_ratio(of_ratio, ratio)
+        if policy.kl_coef != 0.0:
+            direct = far.multiply(coefficient, slope_of_estimate(q, policy.estimate))
+            if policy.kl_ratio_weighted > 0.0:
+                # Slopes of infinite numbers are not cancelled on paper.
+                is_apart = of_sequences or not (d[0] < np.inf and abs(q[0]) < np.inf)
+                value = far.add(value, far.multiply(far.multiply(coefficient, kl), ratio))
+                own = kl if is_apart else slope_of_product(q, policy.estimate)
+                of_ratio = far.add(of_ratio, far.multiply(coefficient, own))
+                direct = _by_ratio(direct, ratio, d) if is_apart else far.ZERO
+                through_ratio = True
+            else:
+                value = far.add(value, far.multiply(coefficient, kl))
+            first = far.add(first, direct)
+    slope = _by_ratio(of_ratio, ratio, d) if through_ratio else far.ZERO
     notes = (rounded(far.as_pair(ratio)), rounded(far.as_pair(kl)), term.clipped)
     if of_sequences:
         return Token(value, first, far.ZERO, slope, notes)
@@ -364,7 +388,8 @@ def policy_loss(
 
     Edges:
         A ratio at a bound: the slope passes. At dual_clip: half of it. No token, or sequence, that counts: a mean over
-        them is NaN, and gradients are 0. NaN and infinities of tokens that count come out as torch has them.
+        them is NaN, and gradients are 0. NaN and infinite log-probabilities of tokens that count come out as torch has
+        them, but for r times k3: where r is infinite its slope may be infinite too, and is NaN in torch.
 
     Raises:
         ValueError: a shape, an option or a buffer that does not fit; a kl without ref_log_probs, or a kl_coef without a

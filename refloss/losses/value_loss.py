@@ -77,6 +77,8 @@ def _half_square(error):
 def _plain(v, target, old, clip):
     """The loss and its slope where a number is not finite, by the float rules and as torch's autograd has it."""
     error, moved = v - target, v - old
+    if clip == np.inf:
+        return 0.5 * error * error, error
     held = -clip if moved < -clip else (clip if moved > clip else moved)
     clipped_error = (old + held) - target
     first, second = error * error, clipped_error * clipped_error

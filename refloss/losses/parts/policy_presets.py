@@ -29,6 +29,8 @@ _TOKENS = {"aggregation": "token-mean"}
 _SUM = {"aggregation": "sum"}
 _ALL = {"aggregation": "seq-mean-token-mean", "sequences": "all"}
 _NON_EMPTY = {"aggregation": "seq-mean-token-mean", "sequences": "non-empty"}
+# TRL and Liger cut the ratio itself; beyond 1 + clip_high that shows where A < 0 alone.
+_DELTA = "with delta above 1 + clip_high: dual_clip=delta"
 
 # verl's names of aggregations, and what it adds to them.
 _VERL_MODES: dict[str, tuple[dict[str, Any], str]] = {
@@ -59,12 +61,15 @@ class Preset(NamedTuple):
 
 def _trl() -> Iterator[tuple[str, Preset]]:
     kl = 'with beta > 0: kl="k3", kl_coef=beta, kl_ratio_weighted=True (use_bias_correction_kl)'
-    tokens = "num_items = tokens of the accumulated batch over processes, at least 1"
+    tokens = (
+        "num_items = tokens of the generated batch, at least 1, over processes, times accumulated steps over "
+        "steps_per_generation"
+    )
     sequences = "a sequence without tokens is divided by 1, and counts"
-    yield "grpo", Preset(_CLIP | _ALL, f"{sequences}; {kl}")
-    yield "bnpo", Preset(_CLIP | _TOKENS, f"at least 1 token is divided by; {kl}")
-    yield "dr_grpo", Preset(_CLIP | _SUM, f"num_items = B·max_completion_length, 512 by default; {kl}")
-    yield "dapo", Preset(_CLIP | _TOKENS, f"{tokens}; {kl}")
+    yield "grpo", Preset(_CLIP | _ALL, f"{sequences}; {_DELTA}; {kl}")
+    yield "bnpo", Preset(_CLIP | _TOKENS, f"at least 1 token is divided by; {_DELTA}; {kl}")
+    yield "dr_grpo", Preset(_CLIP | _SUM, f"num_items = B·max_completion_length, 512 by default; {_DELTA}; {kl}")
+    yield "dapo", Preset(_CLIP | _TOKENS, f"{tokens}; {_DELTA}; {kl}")
     yield (
         "cispo",
         Preset(
@@ -79,7 +84,7 @@ def _trl() -> Iterator[tuple[str, Preset]]:
         Preset(
             {"objective": "clip", "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4} | _ALL,
             'loss_type="grpo", importance_sampling_level="sequence" and the clips of its documentation; '
-            f"{sequences}; {kl}",
+            f"{sequences}; {_DELTA}; {kl}",
         ),
     )
 
@@ -100,7 +105,7 @@ def _verl() -> Iterator[tuple[str, Preset]]:
         yield name, Preset(keywords | _VERL_MODES[usual][0], f"{besides}; {_VERL_MODES[usual][1]}; {_VERL_KL}")
         for mode, (aggregation, divides) in _VERL_MODES.items():
             yield f"{name}/{mode}", Preset(keywords | aggregation, f"{besides}; {divides}; {_VERL_KL}")
-    divides = f"{_VERL_MODES['seq-mean-token-mean'][1]}, whatever loss_agg_mode is"
+    divides = f"{_VERL_MODES['seq-mean-token-mean'][1]}, whatever loss_agg_mode is, which the KL follows"
     yield "sapo", Preset(_SAPO | _NON_EMPTY, f"{clamped}; {divides}; {_VERL_KL}")
 
 
@@ -121,10 +126,10 @@ def _liger() -> Iterator[tuple[str, Preset]]:
     kl = 'beta = 0.04 unless it is set to 0: kl="k3", kl_coef=0.04, and kl_ratio_weighted with use_bias_correction_kl'
     tokens = "num_items = num_items_in_batch over processes where it is given, at least 1"
     sequences = "a sequence without tokens is divided by 1, and counts"
-    yield "grpo", Preset(_CLIP | _ALL, f"{sequences}; {kl}")
-    yield "bnpo", Preset(_CLIP | _TOKENS, f"at least 1 token is divided by; {kl}")
-    yield "dr_grpo", Preset(_CLIP | _SUM, f"num_items = B·max_completion_length; {kl}")
-    yield "dapo", Preset(_CLIP | _TOKENS, f"{tokens}; {kl}")
+    yield "grpo", Preset(_CLIP | _ALL, f"{sequences}; {_DELTA}; {kl}")
+    yield "bnpo", Preset(_CLIP | _TOKENS, f"at least 1 token is divided by; {_DELTA}; {kl}")
+    yield "dr_grpo", Preset(_CLIP | _SUM, f"num_items = B·max_completion_length; {_DELTA}; {kl}")
+    yield "dapo", Preset(_CLIP | _TOKENS, f"{tokens}; {_DELTA}; {kl}")
     yield (
         "cispo",
         Preset(
@@ -134,7 +139,7 @@ def _liger() -> Iterator[tuple[str, Preset]]:
         ),
     )
     yield "sapo", Preset(_SAPO | _ALL, f"{sequences}; {kl}")
-    yield "gspo", Preset(_SEQUENCE_CLIP | _ALL, f'importance_sampling_level="sequence"; {sequences}; {kl}')
+    yield "gspo", Preset(_SEQUENCE_CLIP | _ALL, f'importance_sampling_level="sequence"; {sequences}; {_DELTA}; {kl}')
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

@@ -30,6 +30,7 @@ from refloss.testing.mistakes import (
     linear_steps,
     log_prob_steps,
     others,
+    policy_steps,
     router_steps,
     row_labels,
     shard_steps,
@@ -231,6 +232,7 @@ def guesses(asked: Question, every: list[View], only: set[str] | None = None) ->
     yield from _named(_guarded(lambda: topk_steps.of_topk(asked)), only)
     yield from _named(_guarded(lambda: distillation_steps.of_divergences(asked)), only)
     yield from _named(_guarded(lambda: router_steps.of_routers(asked)), only)
+    yield from _named(_guarded(lambda: policy_steps.of_policies(asked)), only)
     yield from _named(_guarded(lambda: alignment_steps.of_alignments(asked)), only)
     yield from _named(_guarded(lambda: transducer_steps.of_lattices(asked)), only)
     yield from _named(_guarded(lambda: images.resamplings(asked.case, every)), only)
