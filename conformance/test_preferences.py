@@ -15,9 +15,8 @@ from conformance.comparison import FORMULA_TOLERANCE, scale
 from conformance.error_model import with_rounding
 from conformance.preferences import FUNCTIONS, discopop, log_odds
 from conformance.reference import disagreements
-from refloss.cases.preferences import NAMES, pairs, sequences
+from refloss.cases.preferences import KINDS, NAMES, pairs, sequences
 from refloss.cases.source import Case
-from refloss.losses.parts.preferences import KINDS
 from refloss.testing.judging.judge import question_of
 
 if TYPE_CHECKING:

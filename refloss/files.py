@@ -69,6 +69,13 @@ def load_nested(path: Path, name: str) -> Any:
     raise ValueError(f"{path}: has no tensors {name}.0… among {', '.join(sorted(tensors)) or 'none'}")
 
 
+def load_listed(path: Path, name: str) -> Any:
+    """The tensor of a file as load_tensor finds it, or the list of those that are called name.0, name.1, …."""
+    parts = (f"{name}.0", f"input.{name}.0")
+    is_list = path.is_file() and not load_tensors(path).keys().isdisjoint(parts)
+    return (load_nested if is_list else load_tensor)(path, name)
+
+
 def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors called labels.0.boxes put together: names between dots are keys, numbers from 0 are indices of a list."""
     tree: dict[str, Any] = {}

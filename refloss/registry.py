@@ -51,6 +51,11 @@ class Function(NamedTuple):
         return self.specification.nested
 
     @property
+    def listed(self) -> tuple[str, ...]:
+        """Arguments that may be lists of arrays in the place of one array."""
+        return self.specification.listed
+
+    @property
     def parameters(self) -> dict[str, type]:
         """The other arguments of the command line by their types, but for the keywords that every loss takes."""
         parameters = self.specification.parameters.items()

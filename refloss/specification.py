@@ -86,6 +86,7 @@ class Argument:
         broadcast: whether it may have fewer axes than the others, or sizes of 1.
         on_gpu: whether it is computed where it lives, if that is a GPU; all other arguments are copied to the host.
         nested: whether it is a list of arrays, or of mappings to arrays.
+        layered: whether it may be a list of arrays instead, one for each layer.
         shape: the names of its axes, such as "B S V", "..." for any more of them, and | between several shapes; if
             role and class_axis do not say it.
         numbers: what it may hold, if its role does not say it.
@@ -106,6 +107,7 @@ class Argument:
     broadcast: bool = False
     on_gpu: bool = False
     nested: bool = False
+    layered: bool = False
     shape: str = ""
     numbers: tuple[Numbers, ...] = ()
     parts: Any = None
@@ -358,6 +360,11 @@ class Specification:
     def nested(self) -> tuple[str, ...]:
         """The arguments that are lists of arrays, or of mappings to arrays."""
         return tuple(name for name, argument in self.arguments.items() if argument.nested)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The arguments that may be lists of arrays in the place of one array."""
+        return tuple(name for name, argument in self.arguments.items() if argument.layered or argument.widths)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

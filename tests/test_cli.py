@@ -483,6 +483,28 @@ def scene(tmp_path):
     return scene_of(tmp_path, "object_detection", "layers")
 
 
+def test_compute_takes_a_list_of_layers_or_of_shards(run, tmp_path):
+    layers = list(np.random.default_rng(3).standard_normal((2, 5, 4)))
+    chosen = [np.argsort(layer, axis=-1)[:, :2].copy() for layer in layers]
+    mask = np.array([True, True, False, True, True])
+    tensors = {f"router_logits.{i}": layer for i, layer in enumerate(layers)} | {"mask": mask}
+    save_file(tensors | {f"selected.{i}": experts for i, experts in enumerate(chosen)}, tmp_path / "x.safetensors")
+    out = tmp_path / "out.safetensors"
+    assert run("compute", "moe_load_balancing", tmp_path / "x.safetensors", "--top-k", "2", "--out", out)[0] == 0
+    expected = refloss.moe_load_balancing(layers, 2, mask=mask, selected=chosen)
+    assert load_file(out)["grad.router_logits"].tobytes() == expected.grads["router_logits"].tobytes()
+    status, printed, _ = run("compute", "router_z_loss", "--router-logits", tmp_path / "x.safetensors")
+    assert (status, printed.split()[1]) == (0, repr(float(refloss.router_z_loss(layers).loss)))
+    added = ("compute", "moe_load_balancing", tmp_path / "x.safetensors", "--top-k", "2", "--golden", tmp_path / "g")
+    assert run(*added)[0] == 0
+    assert run("golden", "check", tmp_path / "g")[:2] == (0, "1 of 1 cases have the same bits\n")
+    shards = {"shards.0": layers[0], "shards.1": layers[1][:, :3].copy()}
+    save_file(shards | {"target": np.arange(5)}, tmp_path / "shards.safetensors")
+    status, printed, _ = run("compute", "vocab_parallel_cross_entropy", tmp_path / "shards.safetensors")
+    whole = np.concatenate([*shards.values()], axis=-1)
+    assert (status, printed.split()[1]) == (0, repr(float(refloss.cross_entropy(whole, np.arange(5)).loss)))
+
+
 @pytest.mark.parametrize(
     ("head", "case"), [("object_detection", "layers"), ("deimv2_object_detection", "float32")], ids=["detr", "deimv2"]
 )

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 import refloss
-from refloss.losses.parts.preferences import KINDS
+from refloss.cases import preferences as cases
+from refloss.cases.preferences import KINDS
+from refloss.testing.judging.diagnosing import diagnosed
+from refloss.testing.judging.judge import judge
+from refloss.testing.verdict import Judgement
 from tests.mpfr.measure import KINDS as MEASURED
 from tests.mpfr.measure import measured
+from tests.questions import questions
 from tests.test_derivatives import TOLERANCE, fourth_order
 from tests.test_same_bits import bits, layouts
 from tests.truth import correctly_rounded, pairs, ulp_errors
@@ -370,3 +375,61 @@ def test_bad_input_of_kto(arguments, error, message):
     given = {"log_probs": np.zeros(3), "ref_log_probs": np.zeros(3), "desirable": np.zeros(3, bool), "kl": 0.0}
     with pytest.raises(error, match=message):
         refloss.kto(**given | arguments)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "simpo", "exo_pair", "nca_pair", "ipo", "sppo_hard"])
+def test_gradients_next_to_their_zeros_have_all_digits(kind):
+    """The nearest float64 numbers to a zero that is none of them."""
+    options = {"kind": kind, "beta": 0.3, **({"gamma": 0.7} if kind == "simpo" else {})}
+    if kind in cases.SMOOTHED:
+        options["label_smoothing"] = 0.1
+    balance = np.log(9.0) + options.get("gamma", 0.0)
+    zero = {"nca_pair": np.log(2.0), "ipo": 0.5, "sppo_hard": 0.5}.get(kind, balance) / 0.3
+    chosen = zero + np.arange(-8, 9) * np.spacing(zero)
+    arrays = [chosen, np.zeros(17)]
+    result = refloss.preference_loss(*arrays, reduction="none", **options)
+    with mpmath.workprec(1000):
+        values, slopes = _truth(kind, arrays, options)
+        exact = pairs(slopes[0])
+        assert ulp_errors(result.loss, pairs(values), "float64").max() <= 0.51
+    assert ulp_errors(result.grads["chosen_log_probs"], exact, "float64").max() <= 0.51
+
+
+def test_any_smoothing_is_told_from_none():
+    """1 − 1e-160 has 160 digits."""
+    arrays, options = [np.array([380.0, 368.5]), np.zeros(2)], {"beta": 1.0, "label_smoothing": 1e-160}
+    result = refloss.preference_loss(*arrays, kind="exo_pair", reduction="none", **options)
+    with mpmath.workprec(2000):
+        values, _ = _truth("exo_pair", arrays, options)
+        assert ulp_errors(result.loss, pairs(values), "float64").max() <= 0.51
+
+
+@pytest.mark.parametrize("kind", ["ipo", "sppo_hard"])
+def test_no_beta_makes_the_optimum_overflow(kind):
+    for beta in (1e300, 1.7e308):
+        result = refloss.preference_loss(np.array([1e100]), np.zeros(1), kind=kind, beta=beta)
+        assert (result.loss, result.grads["chosen_log_probs"].tolist()) == (1e200, [2e100])
+    far = refloss.preference_loss(np.array([1.0]), np.zeros(1), kind=kind, beta=5e-324)
+    assert (far.loss, far.grads["chosen_log_probs"].tolist()) == (np.inf, [-np.inf])
+
+
+def test_the_judge_names_a_kl_that_is_ignored():
+    asked = [
+        each for each in questions("kto") if each.case.parameters["kl"] > 0 and each.case.inputs["log_probs"].size < 100
+    ]
+    verdicts = []
+    for each in asked:
+        case = each.case
+        result = refloss.kto(**case.inputs, **case.parameters | {"kl": 0.0}, grad_output=case.grad_output)
+        verdicts.append(judge(each, {"loss": result.loss, "grad.log_probs": result.grads["log_probs"]}))
+    found = Judgement(diagnosed(verdicts, {each.case.id: each for each in asked}.__getitem__))
+    assert not any(verdict.passed for verdict in verdicts)
+    assert found.diagnoses[0].mistake == "kl is ignored"
+
+
+def test_odds_of_subnormal_log_probabilities():
+    arrays = [np.array([-1.0, -5e-324, -1e-310, -3e-320, -1.0]), np.array([-5e-324, -1.0, -2e-310, -4e-322, -1e-290])]
+    result = refloss.preference_loss(*arrays, kind="orpo", beta=0.5, reduction="none", grad=False)
+    with mpmath.workprec(3000):
+        values, _ = _truth("orpo", arrays, {"beta": 0.5})
+        assert ulp_errors(result.loss, pairs(values), "float64").max() <= 0.51

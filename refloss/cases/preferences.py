@@ -19,6 +19,22 @@ if TYPE_CHECKING:
 
 REFERENCES = ("ref_chosen_log_probs", "ref_rejected_log_probs")
 NAMES = ("chosen_log_probs", "rejected_log_probs", *REFERENCES)
+KINDS = (
+    "sigmoid",
+    "robust",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "simpo",
+    "orpo",
+)
+# How soon "discopop" turns from one loss into the other, in units of x.
+TAU = 0.05
 ALONE = ("simpo", "orpo")  # without a reference
 SMOOTHED = ("sigmoid", "robust", "exo_pair", "simpo")
 # Where a kind needs, or has, more than β.
@@ -27,10 +43,6 @@ _OF_KIND: dict[str, dict[str, float]] = {
     "exo_pair": {"label_smoothing": 0.1},
     "simpo": {"gamma": 0.5, "beta": 2.0},
 }
-_KINDS = (
-    *("sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair"),
-    *("sppo_hard", "apo_zero", "apo_down", "discopop", "simpo", "orpo"),
-)
 
 
 def _arrays(source: Source, kind: str, *shape: int) -> list[np.ndarray]:
@@ -52,7 +64,7 @@ def pairs(function: str) -> list[Case]:
     """Of preference_loss."""
     source = Source(92)
     plain = _arrays(source, "sigmoid", 4, 7)
-    kinds = {kind: _arrays(source, kind, 13) for kind in _KINDS}
+    kinds = {kind: _arrays(source, kind, 13) for kind in KINDS}
     each = source.normal(13)
     return [
         *(_case(function, f"{name}-mean", plain, dtype=dtype, grad_output=-0.75) for name, dtype in DTYPES.items()),
@@ -94,7 +106,7 @@ def _far(function: str, each: np.ndarray) -> list[Case]:
     reference = np.full(13, -100.0)
     far = [reference + h, np.full(13, -100.0), reference, reference]
     halves = [reference + h / 2, reference - h / 2, reference, reference]
-    kinds = [kind for kind in _KINDS if kind not in ALONE]
+    kinds = [kind for kind in KINDS if kind not in ALONE]
     gone = [array.copy() for array in halves]
     gone[0][3] = gone[1][4] = -np.inf
     return [

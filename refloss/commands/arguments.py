@@ -12,7 +12,7 @@ import typer
 
 from refloss import parallel
 from refloss.commands.progress import progress
-from refloss.files import load_nested, load_tensor, load_tensors
+from refloss.files import load_listed, load_nested, load_tensor, load_tensors
 from refloss.golden import store
 
 if TYPE_CHECKING:
@@ -110,10 +110,16 @@ def _arrays(function: Function, given: dict[str, Any], source: Path | None) -> d
     for name in (*function.required, *function.optional):
         file = given.get(name, source if name in names else None)
         if file is not None:
-            loaded[name] = (load_nested if name in function.nested else load_tensor)(file, name)
+            loaded[name] = _loader(function, name)(file, name)
         elif name in function.required:
             raise ValueError(f"Missing option '{_flag(name)}'" + (f": {source} has no {name}" if source else ""))
     return loaded
+
+
+def _loader(function: Function, name: str) -> Callable[[Path, str], Any]:
+    if name in function.nested:
+        return load_nested
+    return load_listed if name in function.listed else load_tensor
 
 
 def _mapping(text: str, name: str) -> dict[str, Any]:

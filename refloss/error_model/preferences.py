@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss.cases.preferences import TAU
 from refloss.roundoff import STEPS
 from refloss.specification import Magnitudes
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from refloss.roundoff import Roundoff
 
 Array = np.ndarray
-TAU = 0.05
 _OFFSETS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 

@@ -24,7 +24,7 @@ from refloss.cases import preferences as cases
 from refloss.error_model.preferences import of_sequences
 from refloss.kernels.preferences.loop import Parameters
 from refloss.loss import loss
-from refloss.losses.parts.preferences import KTO, REDUCTIONS, logarithms, loss_of_pairs
+from refloss.losses.parts.preferences import KTO, REDUCTIONS, loss_of_pairs
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Elementwise, Parameter, log_probabilities
@@ -121,12 +121,9 @@ def kto(
         Parameters(
             KTO,
             arrays.number(beta, "beta", finite=True, positive=True),
-            0.0,
-            *logarithms(0.0),
-            0.0,
-            arrays.number(desirable_weight, "desirable_weight", finite=True, low=0.0),
-            arrays.number(undesirable_weight, "undesirable_weight", finite=True, low=0.0),
-            0.0 if center < 0.0 else center,
+            desirable=arrays.number(desirable_weight, "desirable_weight", finite=True, low=0.0),
+            undesirable=arrays.number(undesirable_weight, "undesirable_weight", finite=True, low=0.0),
+            kl=0.0 if center < 0.0 else center,
         ),
         reduction=reduction,
     )

@@ -23,6 +23,7 @@ to (6). Who divides how: docs/mixture_of_experts.md.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,9 +89,9 @@ class _Part(NamedTuple):
 @loss(
     Specification(
         arguments={
-            "router_logits": softmax_logits(-1, batched=False, shape="N E|L N E"),
+            "router_logits": replace(softmax_logits(-1, batched=False, shape="N E|L N E"), layered=True),
             "mask": Argument("mask", optional=True, batched=False, shape="N|L N|..."),
-            "selected": Argument("indices", optional=True, batched=False, shape="N K|L N K"),
+            "selected": Argument("indices", optional=True, batched=False, layered=True, shape="N K|L N K"),
         },
         parameters=_PARAMETERS,
         mean="rows",

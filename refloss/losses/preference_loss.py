@@ -42,15 +42,14 @@ import numpy as np
 from refloss import arrays
 from refloss.cases import preferences as cases
 from refloss.error_model.preferences import of_pairs
-from refloss.kernels.preferences.loop import Parameters
 from refloss.loss import loss
-from refloss.losses.parts.preferences import KINDS, REDUCTIONS, log_probs, logarithms, loss_of_pairs
+from refloss.losses.parts.preferences import REDUCTIONS, log_probs, loss_of_pairs, parameters_of
 from refloss.options import Gradients, Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Elementwise, Parameter, log_probabilities
 
 _PARAMETERS = REDUCTION | {
-    "kind": Parameter(str, KINDS, structural=True),
+    "kind": Parameter(str, cases.KINDS, structural=True),
     "beta": Parameter(float, (0.1, 0.5)),
     "label_smoothing": Parameter(float, (0.0, 0.1, 0.3)),
     "gamma": Parameter(float, (0.0, 0.5)),
@@ -155,7 +154,7 @@ def preference_loss(
     Raises:
         ValueError: a shape, an option or a buffer that does not fit. TypeError: a dtype that does not.
     """
-    arrays.choice(kind, "kind", KINDS)
+    arrays.choice(kind, "kind", cases.KINDS)
     arrays.choice(reduction, "reduction", REDUCTIONS)
     chosen = arrays.float_array(chosen_log_probs, "chosen_log_probs")
     rejected = log_probs(rejected_log_probs, chosen.shape, "rejected_log_probs", "chosen_log_probs")
@@ -169,13 +168,6 @@ def preference_loss(
         None,
         _references(given, kind, chosen.shape),
         Options(grad_output, grad, grad_dtype, out, backend),
-        Parameters(
-            KINDS.index(kind),
-            arrays.number(beta, "beta", finite=True, positive=True),
-            smoothing,
-            *logarithms(smoothing if kind == "exo_pair" else 0.0),
-            margin,
-            *(0.0, 0.0, 0.0),
-        ),
+        parameters_of(kind, arrays.number(beta, "beta", finite=True, positive=True), smoothing, margin),
         reduction=reduction,
     )

@@ -12,6 +12,7 @@ Source: Zoph et al., "ST-MoE: Designing Stable and Transferable Sparse Expert Mo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -32,7 +33,7 @@ from refloss.specification import Argument, Specification, softmax_logits
 @loss(
     Specification(
         arguments={
-            "router_logits": softmax_logits(-1, shape="E|N E|L N E|L M N E"),
+            "router_logits": replace(softmax_logits(-1, shape="E|N E|L N E|L M N E"), layered=True),
             "mask": Argument("mask", optional=True, shape="..."),
         },
         mean="rows",

@@ -7,6 +7,7 @@ of a pair with pairs, in any case: there are as few of them as sequences.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,17 +24,19 @@ _LINES = 8
 
 
 class Parameters(NamedTuple):
-    """What is the same for every pair; what a kind has no use for is 0."""
+    """What is the same for every pair; what a kind has no use for is left out."""
 
     kind: int
     beta: float
-    smoothing: float
-    log_most: tuple[float, float]  # log(1 − smoothing)
-    log_least: tuple[float, float]  # log smoothing
-    gamma: float
-    desirable: float
-    undesirable: float
-    kl: float
+    smoothing: float = 0.0
+    gamma: float = 0.0
+    log_most: tuple[float, float] = (0.0, 0.0)  # log(1 − smoothing)
+    log_least: tuple[float, float] = (0.0, 0.0)  # log smoothing
+    balance: tuple[float, float, float] = (math.inf, 0.0, 0.0)  # gamma + log_most − log_least
+    optimum: tuple[float, float] = (1.0, 0.0)  # 1/2β as a quotient: what divides, and a power of two
+    desirable: float = 0.0
+    undesirable: float = 0.0
+    kl: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,22 @@ With a = chosen − its reference, b = rejected − its reference, h = a − b a
 sigmoid, s(x) = log(1 + e^x) = −log σ(−x), and σ′(x) = σ(x)·σ(−x).
 
 Of most kinds all terms have one sign. What would cancel is told where it is computed; a sum whose terms have both signs
-for good (label smoothing, "robust", "nca_pair", "discopop") keeps an error of 2^-98 of its terms.
+for good ("robust", "discopop") keeps an error of 2^-98 of its terms.
 """
 
 from __future__ import annotations
 
 import decimal
 import functools
+import math
+import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from refloss import arrays, jit
+from refloss.cases.preferences import KINDS, TAU
 from refloss.device import empty
 from refloss.kernels.preferences.loop import Given, Parameters, PreferenceLoop
 from refloss.kernels.preferences.run import Task, preference_losses
@@ -37,29 +40,18 @@ if TYPE_CHECKING:
     from refloss.options import Options
 
 REDUCTIONS = ("mean", "sum", "none")
-KINDS = (
-    "sigmoid",
-    "robust",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "simpo",
-    "orpo",
-)
 # The number of a kind in compiled code. The last one is no kind of preference_loss: its sequences have no partners.
 _SIGMOID, _ROBUST, _HINGE, _IPO, _EXO, _NCA, _SPPO, _APO_ZERO, _APO_DOWN, _DISCOPOP, _SIMPO, _ORPO, KTO = range(13)
-# How soon "discopop" turns from one loss into the other, in units of x.
-TAU = 0.05
 # Below it e^y − 1 is a series, and a divergence of distributions so close is computed from their distance.
 _SERIES, _NEXT = 0.5, 0.25
+# Below it the third power of δ, of which the series of that divergence has no more, is nothing beside 1.
+_CLOSEST = 2.0**-20
+# log(1 − e^p) is log −p above it, which is there taken of a number that is this much larger.
+_ALL_BUT_SURE, _DOUBLINGS, _LARGER = -(2.0**-900), 200.0, 2.0**200
 _LOG_HALF = -0.6931471805599453
-# Of a logarithm of 1 − ε, of which twice the digits of ε may be lost.
-_DIGITS = 150
+_LOG_2 = (0.6931471805599453, 2.3190468138462996e-17, 5.707708438416212e-34)
+# Of a logarithm of 1 − ε, from which any ε that is a float64 has to be told.
+_DIGITS = 700
 
 
 class Sides(NamedTuple):
@@ -104,13 +96,28 @@ def _in_difference(value, slope, beta):
 
 
 @jit.helper
-def _smoothed(x, p):
-    """(1 − ε)·s(−x) + ε·s(x), whose slope is −(1 − ε)·σ(−x) + ε·σ(x)."""
+def _beyond(ratio, factor, target):
+    """factor·ratio − target, which has three parts: next to 0 only the products are exact."""
+    top = add(multiply(pair(factor), pair(ratio[0])), pair(-target[0]))
+    return add(add(top, multiply(pair(factor), pair(ratio[1]))), (-target[1], -target[2]))
+
+
+@jit.helper
+def _smoothed(h, p):
+    """(1 − ε)·s(−x) + ε·s(x), whose slope is −(1 − ε)·σ(−x) + ε·σ(x) = (1 − ε)·σ(−x)·(e^δ − 1).
+
+    δ = x − log((1 − ε)/ε) is what is left next to 0.
+    """
+    x = add(multiply(h, pair(p.beta)), pair(-p.gamma))
     sides, kept, other = _sides(x), two_sum(1.0, -p.smoothing), pair(p.smoothing)
     if p.smoothing == 0.0:
         return _in_difference(sides.missed, negate(sides.no), p.beta)
-    value = add(multiply(kept, sides.missed), multiply(other, sides.hit))
-    return _in_difference(value, add(negate(multiply(kept, sides.no)), multiply(other, sides.yes)), p.beta)
+    value, delta = add(multiply(kept, sides.missed), multiply(other, sides.hit)), _beyond(h, p.beta, p.balance)
+    if abs(delta[0]) < _NEXT:
+        slope = multiply(multiply(kept, sides.no), exp_less_one(delta))
+    else:
+        slope = add(negate(multiply(kept, sides.no)), multiply(other, sides.yes))
+    return _in_difference(value, slope, p.beta)
 
 
 @jit.helper
@@ -134,52 +141,61 @@ def _hinge(x, p):
 
 
 @jit.helper
-def _beyond(h, beta, one):
-    """h − 1/2β, or h + 1/2β, as (2β·h ∓ 1)/2β: next to the optimum only the product is exact."""
-    twice = pair(2.0 * beta)
-    top = add(multiply(twice, pair(h[0])), pair(-one))
-    return divide(add(top, multiply(twice, pair(h[1]))), twice)
+def _from_optimum(ratio, p, sign):
+    """ratio − 1/2β, or ratio + 1/2β; 1/2β is a quotient of which nothing overflows."""
+    divisor, power = p.optimum
+    return divide(_beyond(ratio, divisor, (sign * power, 0.0, 0.0)), pair(divisor))
 
 
 @jit.helper
 def _ipo(h, p):
     """(h − 1/2β)²."""
-    beyond = _beyond(h, p.beta, 1.0)
+    beyond = _from_optimum(h, p, 1.0)
     return _in_difference(multiply(beyond, beyond), beyond, 2.0)
 
 
 @jit.helper
 def _sppo(a, b, p):
     """(a − 1/2β)² + (b + 1/2β)²."""
-    above, below = _beyond(a, p.beta, 1.0), _beyond(b, p.beta, -1.0)
+    above, below = _from_optimum(a, p, 1.0), _from_optimum(b, p, -1.0)
     value = add(multiply(above, above), multiply(below, below))
     return value, multiply(pair(2.0), above), multiply(pair(2.0), below)
 
 
 @jit.helper
-def _exo(x, p):
+def _exo(h, p):
     """KL of [σ(x), σ(−x)] from [1 − ε, ε], whose slope is σ′(x)·δ with δ = x − log((1 − ε)/ε).
 
-    For distributions that are close: −log(1 + ε·(e^−δ − 1)) − σ(−x)·δ, whose terms are as small as δ.
+    For distributions that are close: −log(1 + ε·(e^−δ − 1)) − σ(−x)·δ, whose terms are as small as δ, and for the
+    closest, as the value is as small as δ², its series: σ′(x)·δ²·(1/2 − (1 − 2·σ(x))·δ/6 + (1 − 6·σ′(x))·δ²/24 − …).
     """
-    sides = _sides(x)
-    delta = add(x, add(p.log_least, negate(p.log_most)))
-    if abs(delta[0]) < _NEXT:
+    sides, delta = _sides(multiply(h, pair(p.beta))), _beyond(h, p.beta, p.balance)
+    steep = multiply(sides.yes, sides.no)
+    if abs(delta[0]) < _CLOSEST:
+        fourth = multiply(delta, divide(add(pair(1.0), multiply(pair(-6.0), steep)), pair(24.0)))
+        third = divide(add(sides.yes, negate(sides.no)), pair(6.0))
+        series = add(pair(0.5), multiply(delta, add(third, fourth)))
+        value = multiply(steep, multiply(multiply(delta, delta), series))
+    elif abs(delta[0]) < _NEXT:
         ratio = multiply(pair(p.smoothing), exp_less_one(negate(delta)))
         value = negate(add(log1p_accurate(ratio[0], ratio[1]), multiply(sides.no, delta)))
     else:
         most = multiply(sides.yes, negate(add(sides.missed, p.log_most)))
         value = add(most, multiply(sides.no, negate(add(sides.hit, p.log_least))))
-    return _in_difference(value, multiply(multiply(sides.yes, sides.no), delta), p.beta)
+    return _in_difference(value, multiply(steep, delta), p.beta)
 
 
 @jit.helper
 def _nca(a, b, p):
-    """s(−βa) + s(βa)/2 + s(βb)/2."""
+    """s(−βa) + s(βa)/2 + s(βb)/2, whose slope σ(βa)/2 − σ(−βa) is σ(−βa)·(e^(βa − log 2) − 1) next to 0."""
     beta, half = pair(p.beta), pair(0.5)
     of_a, of_b = _sides(multiply(a, beta)), _sides(multiply(b, beta))
     value = add(of_a.missed, multiply(half, add(of_a.hit, of_b.hit)))
-    slope = add(multiply(half, of_a.yes), negate(of_a.no))
+    near = _beyond(a, p.beta, _LOG_2)
+    if abs(near[0]) < _NEXT:
+        slope = multiply(of_a.no, exp_less_one(near))
+    else:
+        slope = add(multiply(half, of_a.yes), negate(of_a.no))
     return value, multiply(beta, slope), multiply(beta, multiply(half, of_b.yes))
 
 
@@ -245,6 +261,9 @@ def _log_odds(p):
         return pair(np.nan), pair(np.nan)
     if p[0] == 0.0:
         return pair(np.inf), pair(0.0)
+    if p[0] > _ALL_BUT_SURE:
+        grown = log_accurate(-p[0] * _LARGER, 0.0)
+        return add(multiply(pair(_DOUBLINGS), (_LOG_2[0], _LOG_2[1])), negate(grown)), missing
     if p[0] > _LOG_HALF:
         return add(p, negate(log_accurate(missing[0], missing[1]))), missing
     power = exp_of_size(p[0], p[1])
@@ -290,18 +309,18 @@ def _kto(a, desirable, p):
 @jit.helper
 def _of_difference(h, p):
     """Kinds that know no more than h."""
+    if p.kind == _IPO:
+        return _ipo(h, p)
+    if p.kind == _EXO:
+        return _exo(h, p)
     x = multiply(h, pair(p.beta))
     if p.kind == _ROBUST:
         return _robust(x, p)
     if p.kind == _HINGE:
         return _hinge(x, p)
-    if p.kind == _IPO:
-        return _ipo(h, p)
-    if p.kind == _EXO:
-        return _exo(x, p)
     if p.kind == _DISCOPOP:
         return _discopop(x, p)
-    return _smoothed(add(x, pair(-p.gamma)), p)
+    return _smoothed(h, p)
 
 
 @jit.helper
@@ -332,13 +351,20 @@ LOOP = PreferenceLoop("preferences", _of_pair)
 
 
 @functools.lru_cache(maxsize=64)
-def logarithms(smoothing: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """log(1 − ε) and log ε, pairs; of no ε none."""
-    if smoothing == 0.0:
-        return (0.0, 0.0), (0.0, 0.0)
+def parameters_of(kind: str, beta: float, smoothing: float, gamma: float) -> Parameters:
+    """What a kind is told, with what follows from it."""
+    mantissa, exponent = math.frexp(beta)
+    power = math.ldexp(1.0, -exponent) if exponent > -sys.float_info.max_exp else math.inf
+    known = Parameters(KINDS.index(kind), beta, smoothing, gamma, optimum=(2.0 * mantissa, power))
+    if smoothing in (0.0, 1.0):
+        return known
     with decimal.localcontext(prec=_DIGITS):
         small = decimal.Decimal(smoothing)
-        return as_pair(Fraction((1 - small).ln())), as_pair(Fraction(small.ln()))
+        most, least = Fraction((1 - small).ln()), Fraction(small.ln())
+    balance = Fraction(gamma) + most - least
+    high = float(balance)
+    parts = (high, *as_pair(balance - Fraction(high)))
+    return known._replace(log_most=as_pair(most), log_least=as_pair(least), balance=parts)
 
 
 def loss_of_pairs(

@@ -100,6 +100,11 @@ def _not_clamped(given: Elements) -> Iterator[Tensors]:
         yield _of_sequences(given, given.parameters["kl"], _weights(given))
 
 
+def _no_center(given: Elements) -> Iterator[Tensors]:
+    if given.parameters["kl"] > 0.0:
+        yield _of_sequences(given, 0.0, _weights(given))
+
+
 def _not_weighed(given: Elements) -> Iterator[Tensors]:
     if _weights(given) != (1.0, 1.0):
         yield _of_sequences(given, max(given.parameters["kl"], 0.0), (1.0, 1.0))
@@ -107,5 +112,6 @@ def _not_weighed(given: Elements) -> Iterator[Tensors]:
 
 OF_SEQUENCES: dict[str, Step] = {
     "a negative kl is not clamped at 0": _not_clamped,
+    "kl is ignored": _no_center,
     "desirable_weight and undesirable_weight are ignored": _not_weighed,
 }
