@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-STEPS = 14
+STEPS = 10
 # Of the loss, a mean of numbers near 1 that cancel, between models whose gradients agree but for a rare last bit.
 TOLERANCE = 2.0**-44
 
@@ -33,7 +33,7 @@ def curves() -> Iterator[dict[str, grpo.Curve]]:
 def test_rewards_rise(curves: dict[str, grpo.Curve]) -> None:
     rewards = curves["refloss"].rewards
     assert rewards[0] < 0.08
-    assert np.mean(rewards[-3:]) > 0.2
+    assert np.mean(rewards[-3:]) > 0.15
 
 
 def test_the_curve_is_that_of_float64(curves: dict[str, grpo.Curve]) -> None:
