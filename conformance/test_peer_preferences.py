@@ -81,6 +81,17 @@ def trl_dpo(chosen: Any, rejected: Any, ref_chosen: Any, ref_rejected: Any, **op
     return trainer.DPOTrainer._compute_loss(self, lambda **_: outputs, inputs, False)
 
 
+def trl_free(module: str, method: str) -> Callable[..., Any]:
+    """A trainer's loss without a reference, of which the stand-in has the attributes that it is called with."""
+
+    def loss(chosen: Any, rejected: Any, *_: Any, **options: Any) -> Any:
+        self = SimpleNamespace(accelerator=peers.OneProcess(), **options)
+        trainer = peers.imported(f"trl.experimental.{module}.{module}_trainer")
+        return getattr(getattr(trainer, f"{module.upper()}Trainer"), method)(self, chosen, rejected)[0].mean()
+
+    return loss
+
+
 def torchtune_dpo(*given: torch.Tensor, **options: Any) -> Any:
     return peers.torchtune("rlhf.loss").DPOLoss(**options)(*given)[0].mean()
 
@@ -97,6 +108,8 @@ SMOOTHED: dict[str, Any] = {"beta": 0.3, "label_smoothing": 0.1}
 BETA: dict[str, Any] = {"beta": 0.3}
 SIMPO = liger_free("simpo_loss", "LigerFusedLinearSimPOFunction")
 CPO = liger_free("cpo_loss", "LigerFusedLinearCPOFunction")
+TRL_CPO = trl_free("cpo", "cpo_loss")
+TRL_ORPO = trl_free("orpo", "odds_ratio_loss")
 CASES: list[tuple[str, Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
     *(
         (f"liger-{kind}", liger_dpo, {"loss_type": kind} | options, {"kind": kind} | options)
@@ -119,12 +132,21 @@ CASES: list[tuple[str, Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
             ("exo_pair", SMOOTHED),
         )
     ),
+    *(
+        (f"trl-cpo-{kind}", TRL_CPO, {"loss_type": kind, "alpha": 0.0, "simpo_gamma": 0.5} | SMOOTHED, keywords)
+        for kind, keywords in (
+            ("sigmoid", {"kind": "sigmoid"} | SMOOTHED),
+            ("simpo", {"kind": "simpo", "gamma": 0.5} | SMOOTHED),
+            ("hinge", {"kind": "hinge"} | BETA),
+            ("ipo", {"kind": "ipo"} | BETA),
+        )
+    ),
     ("torchtune-dpo", torchtune_dpo, SMOOTHED, {"kind": "sigmoid"} | SMOOTHED),
     ("torchtune-rso", torchtune_rso, {"gamma": 0.3}, {"kind": "hinge", "beta": 0.3}),
     ("openrlhf-dpo", openrlhf_dpo, SMOOTHED, {"kind": "sigmoid"} | SMOOTHED),
     ("openrlhf-ipo", openrlhf_dpo, BETA | {"ipo": True}, {"kind": "ipo"} | BETA),
 ]
-_WITHOUT_REFERENCE = {"liger-simpo", "liger-simpo-smoothed", "liger-cpo"}
+_WITHOUT_REFERENCE = ("liger-simpo", "liger-cpo", "trl-cpo")
 # A float32 constant in what is float64 otherwise: log ε and log(1 − ε).
 _COARSE = {"liger-exo_pair": 1e-6, "trl-exo_pair": 1e-6}
 
@@ -135,7 +157,7 @@ def test_preferences(
 ) -> None:
     given = pairs()
     theirs = [theirs_of(function, *given, of=i, **options) for i in range(2)]
-    ours = refloss.preference_loss(*(given[:2] if name in _WITHOUT_REFERENCE else given), **keywords)
+    ours = refloss.preference_loss(*(given[:2] if name.startswith(_WITHOUT_REFERENCE) else given), **keywords)
     np.testing.assert_allclose(theirs[0][0], ours.loss, rtol=_COARSE.get(name, 1e-12))
     for (_, gradient), argument in zip(theirs, ("chosen_log_probs", "rejected_log_probs"), strict=True):
         expected = ours.grads[argument]
@@ -168,31 +190,88 @@ def test_divergence_of_orpo_of_a_certain_answer() -> None:
     assert np.isfinite(exact.grads["chosen_log_probs"]).all()
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.4])
+def test_the_odds_ratio_of_trl(beta: float) -> None:
+    """In float32, as it computes; odds_ratio_loss is what is taken off the loss of the chosen answer."""
+    chosen = torch.tensor([-0.7, -1.5, -0.2], dtype=torch.float64)
+    rejected = torch.tensor([-1.1, -0.4, -3.0], dtype=torch.float64)
+    both = [theirs_of(TRL_ORPO, chosen, rejected, of=i, beta=beta) for i in range(2)]
+    ours = refloss.preference_loss(chosen, rejected, kind="orpo", beta=beta)
+    np.testing.assert_allclose(-both[0][0] - chosen.numpy().mean(), ours.loss, rtol=1e-6)
+    np.testing.assert_allclose(-both[0][1] - 1 / 3, ours.grads["chosen_log_probs"], rtol=1e-6)
+    np.testing.assert_allclose(-both[1][1], ours.grads["rejected_log_probs"], rtol=1e-6)
+
+
+def test_divergence_of_orpo_of_trl_next_to_0() -> None:
+    """Rounded to float32 first, a chosen log-probability of −1e-46 is 0, where 1 − e^x has a logarithm of −inf."""
+    chosen, rejected = torch.tensor([-1e-46], dtype=torch.float64), torch.tensor([-1.0], dtype=torch.float64)
+    _, gradient = theirs_of(TRL_ORPO, chosen, rejected, beta=0.1)
+    ours = refloss.preference_loss(chosen, rejected, kind="orpo").grads["chosen_log_probs"]
+    assert np.isnan(gradient).all()
+    np.testing.assert_allclose(ours, -1 - 0.1 / (np.e - 1), rtol=1e-12)
+
+
+DESIRABLE = torch.tensor([True, False, True, True, False, False])
+
+
+def liger_kto(log_probs: Any, reference: Any, kl: float, **options: Any) -> Any:
+    """Without weights; of a float32 number for the KL."""
+    function = peers.imported("liger_kernel.chunked_loss.kto_loss").LigerFusedLinearKTOFunction.preference_loss_fn
+    return function(log_probs, DESIRABLE, torch.zeros(6, 1), reference, kl=torch.tensor(kl), **options)[0]
+
+
+def trl_kto(log_probs: Any, reference: Any, kl: float, **options: Any) -> Any:
+    """KTOTrainer._compute_loss of answers of one token; the others, of which its KL is made, are kl apart."""
+    trainer, config = peers.imported("trl.trainer.kto_trainer"), peers.imported("trl.trainer.kto_config")
+    arguments = SimpleNamespace(**peers.defaults(config.KTOConfig) | options)
+    self = SimpleNamespace(
+        args=arguments,
+        accelerator=peers.OneProcess(),
+        model=SimpleNamespace(training=True),
+        beta=arguments.beta,
+        loss_type=arguments.loss_type,
+        desirable_weight=arguments.desirable_weight,
+        undesirable_weight=arguments.undesirable_weight,
+        calculate_KL=True,
+        precompute_ref_logps=True,
+        aux_loss_enabled=False,
+        _compute_kl_logps=lambda *_: reference + kl,
+        _metrics=peers.metrics(),
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    mask = torch.tensor([[0, 1]]).expand(6, 2)
+    inputs = {
+        "input_ids": torch.zeros_like(mask),
+        "attention_mask": torch.ones_like(mask),
+        "completion_mask": mask,
+        "label": DESIRABLE,
+        "ref_logps": reference,
+        "ref_KL_logps": reference,
+    }
+    nothing = torch.zeros(6, 1)
+    outputs = SimpleNamespace(log_probs=log_probs[:, None], entropy=nothing, mean_logits=nothing)
+    return trainer.KTOTrainer._compute_loss(self, lambda **_: outputs, inputs, False)
+
+
+WEIGHTS: dict[str, Any] = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
+KTO = [(liger_kto, BETA, 1e-6), (trl_kto, BETA, 1e-12), (trl_kto, BETA | WEIGHTS, 1e-12)]
+
+
 @pytest.mark.parametrize("kl", [0.8, 0.0])
-def test_kto(kl: float) -> None:
+@pytest.mark.parametrize(("function", "options", "tolerance"), KTO, ids=["liger", "trl", "trl-weighted"])
+def test_kto(function: Callable[..., Any], options: dict[str, Any], tolerance: float, kl: float) -> None:
     chosen, _, reference, _ = pairs()
-    desirable = torch.tensor([True, False, True, True, False, False])
-
-    def liger(log_probs: Any) -> Any:
-        function = peers.imported("liger_kernel.chunked_loss.kto_loss").LigerFusedLinearKTOFunction.preference_loss_fn
-        return function(log_probs, desirable, torch.zeros(6, 1), reference, beta=0.3, kl=torch.tensor(kl))[0]
-
-    theirs, gradient = theirs_of(liger, chosen)
-    ours = refloss.kto(chosen, reference, desirable.numpy(), kl, beta=0.3)
-    np.testing.assert_allclose(theirs, ours.loss, rtol=1e-7)  # kl is a float32 number there
-    np.testing.assert_allclose(gradient, ours.grads["log_probs"], rtol=1e-6)
+    theirs, gradient = theirs_of(function, chosen, reference, kl, **options)
+    ours = refloss.kto(chosen, reference, DESIRABLE.numpy(), kl, **options)
+    np.testing.assert_allclose(theirs, ours.loss, rtol=tolerance)
+    np.testing.assert_allclose(gradient, ours.grads["log_probs"], rtol=tolerance)
 
 
 def test_divergence_of_a_kl_below_0() -> None:
     """Liger takes it as it is; TRL and refloss take 0 for it."""
     chosen, _, reference, _ = pairs()
-    desirable = torch.tensor([True, False, True, True, False, False])
-
-    def liger(log_probs: Any) -> Any:
-        function = peers.imported("liger_kernel.chunked_loss.kto_loss").LigerFusedLinearKTOFunction.preference_loss_fn
-        return function(log_probs, desirable, torch.zeros(6, 1), reference, beta=0.3, kl=torch.tensor(-2.0))[0]
-
-    theirs, _ = theirs_of(liger, chosen)
-    ours = refloss.kto(chosen, reference, desirable.numpy(), -2.0, beta=0.3)
-    assert abs(theirs - ours.loss) > 1e-3
-    assert ours.loss == refloss.kto(chosen, reference, desirable.numpy(), 0.0, beta=0.3).loss
+    ours = refloss.kto(chosen, reference, DESIRABLE.numpy(), -2.0, **BETA)
+    assert ours.loss == refloss.kto(chosen, reference, DESIRABLE.numpy(), 0.0, **BETA).loss
+    np.testing.assert_allclose(theirs_of(trl_kto, chosen, reference, -2.0, **BETA)[0], ours.loss, rtol=1e-12)
+    assert abs(theirs_of(liger_kto, chosen, reference, -2.0, **BETA)[0] - ours.loss) > 1e-3

@@ -142,6 +142,27 @@ def test_divergence_of_clamped_kl() -> None:
     np.testing.assert_allclose([gradient[0, 0], exact[0, 0]], [0.0, (1 - np.e**3) / 2], rtol=1e-15)
 
 
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
+def test_divergence_of_the_kl_of_openrlhf(kl: Any) -> None:
+    """A term of its own, in float32: a mean over tokens whatever the policy's is, each estimate within ±10."""
+    given = batch()
+
+    def loss(log_probs: torch.Tensor, reference: torch.Tensor) -> Any:
+        estimate = peers.openrlhf("utils").compute_approx_kl(log_probs, reference, kl_estimator=kl)
+        return peers.openrlhf("loss").aggregate_loss(estimate, given.mask)
+
+    arrays = {name: value.numpy() for name, value in given._asdict().items()}
+    arrays |= {"advantages": np.zeros(5), "old_log_probs": arrays["log_probs"]}
+    by_tokens = refloss.policy_loss(**arrays, kl=kl, kl_coef=1.0)
+    theirs = theirs_of(loss, given.log_probs, given.ref_log_probs)
+    assert_agree(theirs, (np.asarray(by_tokens.loss), by_tokens.grads["log_probs"]), COARSE)
+    by_sequences = refloss.policy_loss(**arrays, kl=kl, kl_coef=1.0, aggregation="seq-mean-token-mean")
+    assert abs(theirs[0] - by_sequences.loss) > 0.01 * abs(by_sequences.loss)
+    far = given.ref_log_probs + (11.0 if kl == "k3" else -11.0)
+    _, gradient = theirs_of(loss, given.log_probs, far)
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize(
     ("preset", "loss", "slopes"),
     [
