@@ -247,6 +247,27 @@ def test_neither_threads_blocks_order_nor_layout_show(kind, monkeypatch):
     assert not any(g[:, 257:].any() for g in wider.grads.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_quick_rows_have_the_bits_of_pairs(kind):
+    """Gradients of float64 are made of pairs alone; those of narrow formats are what these are rounded to."""
+    generator = np.random.default_rng(10)
+    far = generator.standard_normal((24, 300)) * np.repeat([0.1, 1.0, 5.0, 40.0], 6)[:, None]
+    apart = np.tile([1e-7, 1e-3, 0.1, 1.0, 5.0, 30.0], 4)[:, None]
+    near = far + apart * generator.standard_normal(far.shape)
+    near[::5, ::7] = far[::5, ::7]
+    upstream = generator.standard_normal(24)
+    for options in OPTIONS:
+        call = functools.partial(
+            refloss.distillation, **options, divergence=kind, reduction="none", grad_output=upstream
+        )
+        for name in ("float32", "float16"):
+            x, y = far.astype(FORMATS[name]), near.astype(FORMATS[name])
+            narrow, wide = call(x, y), call(x.astype(np.float64), y.astype(np.float64))
+            assert np.array_equal(narrow.loss, wide.loss)
+            for side in NAMES:
+                assert np.array_equal(narrow.grads[side], wide.grads[side].astype(FORMATS[name]))
+
+
 BAD = [
     ({"beta": 0.0}, ValueError, "beta is 0.0; .*'forward_kl' and 'reverse_kl'"),
     ({"beta": 1.0}, ValueError, "beta is 1.0; .*'forward_kl' and 'reverse_kl'"),

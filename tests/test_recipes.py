@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from refloss.kernels.softmax import refine, split
-from refloss.numerics import accurate, bits, exponential, sums, triples
+from refloss.numerics import accurate, bits, exponential, middle, sums, triples
 from tests import coefficients
 
 UNIT_ROUNDOFF = 2.0**-53
@@ -254,6 +254,32 @@ def test_logarithms_in_pairs(low, high):
         # Low parts of subnormal numbers are lost.
         true = mpmath.log1p(mpmath.mpf(at) * mpmath.mpf(2) ** -30 * (1 + mpmath.mpf(2) ** -60))
         assert at < 1e-200 or _error(e, f, true) < mpmath.mpf(2) ** -88
+
+
+@numba.njit
+def _middle(exponents, lows, values, results):
+    for i in range(values.size):
+        results[0, i], results[1, i] = middle.exp_middle(exponents[i], exponents[i] * lows[i])
+        results[2, i], results[3, i] = middle.log_middle(values[i], values[i] * lows[i])
+
+
+def test_middle_exponentials_and_logarithms():
+    """Within half of what is said of them; the ends of tables are among the arguments."""
+    generator = np.random.default_rng(6)
+    ends = (np.arange(-200, 1) + 0.5) * (math.log(2) / 32)
+    exponents = np.concatenate([generator.uniform(-600.0, 0.0, 1000), -np.geomspace(1e-300, 1.0, 300), ends])
+    near = 1.0 + np.arange(65) / 64
+    values = np.concatenate([np.exp(generator.uniform(-600.0, 0.0, 1000)), 1 - np.geomspace(1e-16, 0.5, 306), near])
+    values = np.concatenate([values, np.nextafter(near, 0.0), np.nextafter(near, 2.0)])
+    lows = generator.uniform(-1.0, 1.0, values.size) * 2.0**-54
+    results = np.empty((4, values.size))
+    _middle(exponents, lows, values, results)
+    bound = mpmath.mpf(middle.MIDDLE) / 2
+    for x, m, low, (a, b, c, d) in zip(exponents, values, lows, results.T, strict=True):
+        assert _error(a, b, mpmath.exp(mpmath.mpf(x) + mpmath.mpf(x * low))) < bound
+        assert abs(mpmath.mpf(c) + d - mpmath.log(mpmath.mpf(m) + mpmath.mpf(m * low))) < bound
+        assert a + b == a
+        assert c + d == c
 
 
 @numba.njit

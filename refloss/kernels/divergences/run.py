@@ -10,7 +10,7 @@ import numpy as np
 from refloss import parallel
 from refloss.dispatch import runs_on_gpu
 from refloss.kernels.divergences.loop import divergence_rows
-from refloss.kernels.divergences.row import Given
+from refloss.kernels.divergences.row import LINES, Given
 from refloss.kernels.rows import any_rows_of
 from refloss.numerics.memory import as_writable
 
@@ -51,9 +51,9 @@ def _run(task: Task) -> np.ndarray:
     wanted = task.gradients[0] is not None, task.gradients[1] is not None
     losses = np.empty(len(task.given.counts))
 
-    def work(first: int, last: int, _: None) -> None:
-        divergence_rows(logits, gradients, wanted, task.given, losses, first, last)
+    def work(first: int, last: int, scratch: np.ndarray) -> None:
+        divergence_rows(logits, gradients, wanted, task.given, losses, scratch, first, last)
 
     block = max(1, BLOCK_ELEMENTS // logits[0].classes)
-    parallel.run_blocks(work, len(losses), block, lambda: None)
+    parallel.run_blocks(work, len(losses), block, lambda: np.empty((LINES, logits[0].classes)))
     return losses
