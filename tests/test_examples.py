@@ -272,7 +272,10 @@ def test_the_page_on_the_format_shows_a_case_of_one_s_own(tmp_path, monkeypatch)
         exec(case.replace("2.0 * cotangent", "2.0"), {})
 
 
-@pytest.mark.parametrize("page", ["speech", "transducers", "linear", "many_machines", "preferences"])
+@pytest.mark.parametrize(
+    "page",
+    ["speech", "transducers", "linear", "many_machines", "policy_presets", "preferences", "distillation"],
+)
 def test_pages_whose_program_needs_nothing_else(page):
     names: dict = {}
     for block in code_blocks("python", f"docs/{page}.md"):

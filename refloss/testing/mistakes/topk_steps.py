@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from refloss.cases.topk import TAILS
 from refloss.golden.store import evaluate
 from refloss.roundoff import real
+from refloss.testing.mistakes.alterations import Altered, altered
 from refloss.testing.mistakes.guess import USUAL, Guess
 
 if TYPE_CHECKING:
@@ -25,6 +27,12 @@ def of_topk(asked: Question) -> Iterator[Guess]:
     if case.function != "topk_distillation":
         return
     inputs = case.inputs | {name: real(case.inputs[name]) for name in ("student_logits", "teacher_log_probs")}
+    tail = case.parameters.get("tail", "drop")
+    # "drop" instead of another one is an option that is ignored.
+    for other in TAILS:
+        if other not in ("drop", tail):
+            wrong = Altered(altered(case._replace(inputs=inputs), tail=other)).answer()[1]
+            yield Guess(f"{other} instead of {tail}", USUAL, wrong)
     gradient = evaluate(case._replace(inputs=inputs)).grads["student_logits"]
     named = np.zeros(gradient.shape, bool)
     there = ~np.isneginf(inputs["teacher_log_probs"]) & (inputs["teacher_ids"] >= 0)
