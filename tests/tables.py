@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refloss.homes import homes
-from refloss.losses.parts.policy_presets import BESIDES, POLICY_PRESETS
+from refloss.losses.parts.policy_presets import POLICY_PRESETS
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -82,7 +82,11 @@ def facts() -> str:
 def presets() -> str:
     """Trainers' policy losses: keywords, and what each trainer does besides."""
     rows = [
-        (f"`{name}`", ", ".join(f"`{keyword}={value!r}`" for keyword, value in keywords.items()), BESIDES[name])
+        (
+            f"`{name}`",
+            ", ".join(f"`{keyword}={value!r}`" for keyword, value in keywords.items()),
+            POLICY_PRESETS.besides(name),
+        )
         for name, keywords in POLICY_PRESETS.items()
     ]
     return _table(("preset", "keywords", "besides"), rows)

@@ -62,12 +62,12 @@ def _smoothing(value: float, kind: str) -> float:
     if kind not in cases.SMOOTHED:
         if smoothing != 0.0:
             smoothed = ", ".join(map(repr, cases.SMOOTHED))
-            raise ValueError(f"label_smoothing is {smoothing}, and {kind!r} has none; {smoothed} have")
+            raise ValueError(f"label_smoothing is {smoothing}; expected 0 for kind {kind!r}: only {smoothed} have it")
         return smoothing
     least, end = ("(", "0.5)") if kind == "exo_pair" else ("[", "0.5)" if kind == "robust" else "1]")
     inside = smoothing > 0.0 if kind == "exo_pair" else smoothing >= 0.0
     if not (inside and (smoothing < 0.5 if end == "0.5)" else smoothing <= 1.0)):
-        raise ValueError(f"label_smoothing is {smoothing}; {kind!r} expects a number in {least}0, {end}")
+        raise ValueError(f"label_smoothing is {smoothing}; expected a number in {least}0, {end} for kind {kind!r}")
     return smoothing
 
 

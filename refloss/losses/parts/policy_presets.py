@@ -4,8 +4,8 @@
 
 A preset is how a trainer clips and what it divides by, with its own defaults or those that its documentation asks for.
 What comes from the caller is not in it: the KL and its coefficient, weights of importance, and num_items, the
-denominator of a batch that is computed in parts. BESIDES says of each preset how that trainer fills them in, and what
-it does that refloss does not: clamps, and small numbers that are added to denominators.
+denominator of a batch that is computed in parts. POLICY_PRESETS.besides(name) says how that trainer fills them in, and
+what it does that refloss does not: clamps, and small numbers that are added to denominators.
 
 Sources: TRL 1.16 (GRPOTrainer, GRPOConfig), verl 0.9 (core_algos, ActorConfig), OpenRLHF 0.11 (PolicyLoss) and
 Liger-Kernel 0.8 (LigerFusedLinearGRPOLoss), whose functions `conformance/test_peers.py` runs against the presets.
@@ -13,11 +13,12 @@ Liger-Kernel 0.8 (LigerFusedLinearGRPOLoss), whose functions `conformance/test_p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 _CLIP = {"objective": "clip", "clip_low": 0.2, "clip_high": 0.2}
 _SEQUENCE_CLIP = _CLIP | {"ratio": "sequence"}
@@ -142,14 +143,36 @@ def _liger() -> Iterator[tuple[str, Preset]]:
     yield "gspo", Preset(_SEQUENCE_CLIP | _ALL, f'importance_sampling_level="sequence"; {sequences}; {_DELTA}; {kl}')
 
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
+class Presets(Mapping[str, "Mapping[str, Any]"]):
+    """Keywords of refloss.policy_loss by what trainers call their losses; nothing of it can be changed.
+
+    besides(name) says what that trainer does that keywords do not.
+    """
+
+    def __init__(self, presets: Mapping[str, Preset]) -> None:
+        self._presets = dict(presets)
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        return self._presets[name].keywords
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._presets)
+
+    def __len__(self) -> int:
+        return len(self._presets)
+
+    def __repr__(self) -> str:
+        return f"Presets({', '.join(self)})"
+
+    def besides(self, name: str) -> str:
+        """What the trainer of a preset fills in, and what it does that refloss does not."""
+        return self._presets[name].besides
+
+
+POLICY_PRESETS = Presets(
     {
         f"{trainer}/{name}": Preset(MappingProxyType(dict(preset.keywords)), preset.besides)
         for trainer, presets in (("trl", _trl), ("verl", _verl), ("openrlhf", _openrlhf), ("liger", _liger))
         for name, preset in presets()
     }
 )
-POLICY_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {name: preset.keywords for name, preset in PRESETS.items()}
-)
-BESIDES: Mapping[str, str] = MappingProxyType({name: preset.besides for name, preset in PRESETS.items()})
