@@ -138,15 +138,16 @@ def _edges(case: Any, source: Source) -> Iterator[Case]:
     masked[:, 5:], fewer[:, 6] = -np.inf, -np.inf
     masked[1, 1:] = -np.inf
     for kind in _KINDS:
-        yield case(f"{kind}-equal", y, y, divergence=kind)
         yield case(f"{kind}-near-float64", near, y, divergence=kind, dtype=np.float64, grad_output=1e3)
         yield case(f"{kind}-opposed", opposed, sure, divergence=kind, grad_output=0.3)
         student, teacher = (masked, fewer) if kind == "reverse_kl" else (fewer, masked)
         yield case(f"{kind}-masked", student, teacher, divergence=kind, grad_output=-3.0)
         yield case(f"{kind}-sure-float64", sure + near, sure, divergence=kind, dtype=np.float64, grad_output=1e3)
         if kind != "tvd":
-            yield case(f"{kind}-shifted", y + 2.5, y, divergence=kind)
             yield case(f"{kind}-near", near, y, divergence=kind, grad_output=1e3)
+    for kind in ("reverse_kl", "tvd"):
+        yield case(f"{kind}-equal", y, y, divergence=kind)
+    yield case("jsd-shifted", y + 2.5, y, divergence="jsd")
     yield from in_every_format([case("options-masked", fewer, masked, dtype=np.float64, temperature=2.0)])
     yield case("infinite", masked, fewer, reduction="none", grad_output=np.array([1.0, -2.0, 0.5, 3.0]))
     yield case("nothing-counts", y, near, mask=np.zeros(4, bool))

@@ -37,6 +37,9 @@ KINDS = (
 TAU = 0.05
 ALONE = ("simpo", "orpo")  # without a reference
 SMOOTHED = ("sigmoid", "robust", "exo_pair", "simpo")
+# They have the difference of both log-ratios alone.
+_OF_DIFFERENCE = ("sigmoid", "robust", "hinge", "ipo", "exo_pair", "discopop")
+_LIKE_OTHERS = ("robust", "hinge", "exo_pair", "nca_pair", "sppo_hard", "apo_zero")
 # Where a kind needs, or has, more than β.
 _OF_KIND: dict[str, dict[str, float]] = {
     "robust": {"label_smoothing": 0.1},
@@ -79,8 +82,8 @@ def pairs(function: str) -> list[Case]:
         *(
             case
             for kind, arrays in kinds.items()
-            for case in in_every_format(
-                [_case(function, f"options-{kind}", arrays, kind=kind, grad_output=-2.5, **_OF_KIND.get(kind, {}))]
+            for case in _of_formats(
+                kind, _case(function, f"options-{kind}", arrays, kind=kind, grad_output=-2.5, **_OF_KIND.get(kind, {}))
             )
         ),
         *(
@@ -93,6 +96,11 @@ def pairs(function: str) -> list[Case]:
         *_odds(function, each),
         *(in_format(_long(function, source, shape), name) for name, shape in LONG),
     ]  # fmt: skip
+
+
+def _of_formats(kind: str, case: Case) -> list[Case]:
+    """In every format, but where a kind has nothing that another one has not."""
+    return [in_format(case, "float32")] if kind in _LIKE_OTHERS else in_every_format([case])
 
 
 def _long(function: str, source: Source, shape: tuple[int, ...]) -> Case:
@@ -115,6 +123,7 @@ def _far(function: str, each: np.ndarray) -> list[Case]:
                   **_OF_KIND.get(kind, {}))
             for kind in kinds
             for name, arrays in (("chosen", far), ("both", halves))
+            if name == "chosen" or kind not in _OF_DIFFERENCE
         ),
         *(
             _case(function, f"{kind}-infinite", gone, kind=kind, reduction="none", grad_output=each,

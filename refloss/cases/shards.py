@@ -60,6 +60,7 @@ def vocab_parallel_cross_entropy(function: str) -> list[Case]:
         case("ignore-index-below-0", single, below, cut, ignore_index=WRAPS_TO_THE_DEFAULT),
         *_of_rows(case, single, labels),
         *in_every_format(_of_options(case, logits, labels, cotangent)),
+        *(in_format(unlike, "float32") for unlike in _unlike(case, logits, labels, cotangent)),
         *(in_format(case(f"classes-{own.classes}", *own, _thirds(own.classes)), name) for name, own in many(502)),
     ]
 
@@ -89,17 +90,23 @@ def _of_rows(case: Callable[..., Case], single: np.ndarray, labels: np.ndarray) 
 
 
 def _of_options(case: Callable[..., Case], logits: np.ndarray, labels: np.ndarray, cotangent: np.ndarray) -> list[Case]:
-    """Every option at once, a chain, improbable labels, and labels of 64 bits."""
-    wrapping = np.where(labels == 3, WRAPS_TO_A_CLASS, labels)
-    far, cut = apart(), (4, 1, 6)
+    """Every option at once, and a chain."""
+    cut = (4, 1, 6)
     megatron = {"label_smoothing": 0.75, "label_smoothing_formula": "megatron"}
     return [
         case("options-mean", logits, labels, cut, -2.5, ignore_index=3, label_smoothing=0.3, **_ALL),
         case("options-megatron", logits, labels, cut, cotangent, reduction="none", ignore_index=3, **megatron),
         case("options-sum", logits, labels, cut, 1.75, reduction="sum", ignore_index=3, **megatron, **_ALL),
+    ]
+
+
+def _unlike(case: Callable[..., Case], logits: np.ndarray, labels: np.ndarray, cotangent: np.ndarray) -> list[Case]:
+    """Labels of 64 bits, improbable ones, and rows of logits of unlike sizes."""
+    wrapping, cut = np.where(labels == 3, WRAPS_TO_A_CLASS, labels), (4, 1, 6)
+    return [
         case("ignore-index-of-64-bits", logits, wrapping, cut, -0.5, ignore_index=WRAPS_TO_A_CLASS),
         case("improbable", *improbable(), (1, 2), -3.0),
-        case("apart", *far, cut, cotangent[:6], reduction="none"),
+        case("apart", *apart(), cut, cotangent[:6], reduction="none"),
     ]
 
 
