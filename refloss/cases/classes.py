@@ -62,6 +62,13 @@ _MANY = (
 )
 
 
+def one_of_many(seed: int) -> Iterator[tuple[str, Rows]]:
+    """The same of many, one row where there are more classes than blocks have; for cases of several such arrays."""
+    for name, rows in many(seed):
+        count = 1 if rows.classes > 5000 else len(rows.logits)
+        yield name, Rows(rows.logits[:count], rows.labels[:count])
+
+
 def many(seed: int) -> Iterator[tuple[str, Rows]]:
     """Two or three rows of so many classes, and their format.
 

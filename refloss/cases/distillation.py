@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.cases.classes import apart, improbable, many
+from refloss.cases.classes import apart, improbable, one_of_many
 from refloss.cases.draws import Drawn
 from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
@@ -139,7 +139,6 @@ def _edges(case: Any, source: Source) -> Iterator[Case]:
     masked[1, 1:] = -np.inf
     for kind in _KINDS:
         yield case(f"{kind}-near-float64", near, y, divergence=kind, dtype=np.float64, grad_output=1e3)
-        yield case(f"{kind}-opposed", opposed, sure, divergence=kind, grad_output=0.3)
         student, teacher = (masked, fewer) if kind == "reverse_kl" else (fewer, masked)
         yield case(f"{kind}-masked", student, teacher, divergence=kind, grad_output=-3.0)
         yield case(f"{kind}-sure-float64", sure + near, sure, divergence=kind, dtype=np.float64, grad_output=1e3)
@@ -147,6 +146,8 @@ def _edges(case: Any, source: Source) -> Iterator[Case]:
             yield case(f"{kind}-near", near, y, divergence=kind, grad_output=1e3)
     for kind in ("reverse_kl", "tvd"):
         yield case(f"{kind}-equal", y, y, divergence=kind)
+    for kind in ("forward_kl", "jsd"):
+        yield case(f"{kind}-opposed", opposed, sure, divergence=kind, grad_output=0.3)
     yield case("jsd-shifted", y + 2.5, y, divergence="jsd")
     yield from in_every_format([case("options-masked", fewer, masked, dtype=np.float64, temperature=2.0)])
     yield case("infinite", masked, fewer, reduction="none", grad_output=np.array([1.0, -2.0, 0.5, 3.0]))
@@ -157,7 +158,7 @@ def _edges(case: Any, source: Source) -> Iterator[Case]:
 
 def _of_many(case: Any, source: Source) -> Iterator[Case]:
     """More classes than a block, in turns of all divergences."""
-    for k, (name, rows) in enumerate(many(402)):
+    for k, (name, rows) in enumerate(one_of_many(402)):
         teacher = rows.logits + np.round(source.normal(*rows.logits.shape) * 16.0) / 16.0
         kind = _KINDS[k % len(_KINDS)]
         yield in_format(case(f"classes-{rows.classes}", rows.logits, teacher, dtype=np.float64, divergence=kind), name)

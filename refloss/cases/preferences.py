@@ -73,7 +73,6 @@ def pairs(function: str) -> list[Case]:
         *(_case(function, f"{name}-mean", plain, dtype=dtype, grad_output=-0.75) for name, dtype in DTYPES.items()),
         _case(function, "sum", plain, reduction="sum", grad_output=0.3, dtype=np.float32),
         _case(function, "none", plain, reduction="none", grad_output=source.normal(4, 7), dtype=np.float32),
-        _case(function, "float64-none", plain, reduction="none", grad_output=source.normal(4, 7)),
         _case(function, "one-pair", [array[:1, 0] for array in plain], grad_output=2.0, dtype=np.float32),
         _case(function, "no-reference", plain[:2], grad_output=1.5, dtype=np.float32),
         *in_every_format([_case(function, "smoothed", plain, label_smoothing=0.2, grad_output=-1.5)]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.cases.classes import WRAPS_TO_A_CLASS, WRAPS_TO_THE_DEFAULT, apart, improbable, many
+from refloss.cases.classes import WRAPS_TO_A_CLASS, WRAPS_TO_THE_DEFAULT, apart, improbable, one_of_many
 from refloss.cases.draws import Drawn
 from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
@@ -60,8 +60,11 @@ def vocab_parallel_cross_entropy(function: str) -> list[Case]:
         case("ignore-index-below-0", single, below, cut, ignore_index=WRAPS_TO_THE_DEFAULT),
         *_of_rows(case, single, labels),
         *in_every_format(_of_options(case, logits, labels, cotangent)),
-        *(in_format(unlike, "float32") for unlike in _unlike(case, logits, labels, cotangent)),
-        *(in_format(case(f"classes-{own.classes}", *own, _thirds(own.classes)), name) for name, own in many(502)),
+        *in_every_format(_unlike(case, logits, labels, cotangent)),
+        *(
+            in_format(case(f"classes-{own.classes}", *own, _thirds(own.classes)), name)
+            for name, own in one_of_many(502)
+        ),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refloss.cases.classes import many
+from refloss.cases.classes import one_of_many
 from refloss.cases.draws import Drawn
 from refloss.cases.formats import in_every_format, in_format
 from refloss.cases.source import DTYPES, Case, Source
@@ -21,9 +21,9 @@ _GRID = 2.0**-12
 _CLAMPED = -10.0
 # What nothing of a tail's own is in.
 _AS_OTHERS = {
-    "drop": ("masked-others", "certain-float64", "sure"),
+    "drop": ("masked-outside", "masked-others", "certain-float64", "sure", "flat"),
     "bucket": (),
-    "renormalise": ("masked-outside", "masked-others", "certain", "certain-float64"),
+    "renormalise": ("most-probable", "masked-outside", "masked-others", "certain", "certain-float64", "flat", "far"),
 }
 
 
@@ -119,7 +119,7 @@ def topk_distillation(function: str) -> list[Case]:
             in_format(
                 case(f"classes-{rows.classes}", *_of_many(rows.logits), tail=TAILS[k % 3], dtype=np.float64), name
             )
-            for k, (name, rows) in enumerate(many(342))
+            for k, (name, rows) in enumerate(one_of_many(342))
         ),
     ]
 
