@@ -52,7 +52,8 @@ def test_ctc() -> None:
     logits, labels, frames, lengths = ctc_arrays()
 
     def loss(given: jax.Array) -> jax.Array:
-        return optax.losses.ctc_loss(given, paddings(frames, 8), labels, paddings(lengths, 3))
+        losses: jax.Array = optax.losses.ctc_loss(given, paddings(frames, 8), labels, paddings(lengths, 3))
+        return losses
 
     ours = refloss.ctc_of_logits(logits, filled(labels, lengths), frames, 0, reduction="sum", grad_output=1 / 3)
     assert_agree(loss, logits, ours.loss / 3, ours.grads["logits"])
@@ -116,9 +117,8 @@ def test_divergence_of_triplets() -> None:
     apart = np.sqrt(6.0)
     np.testing.assert_allclose(same, np.maximum(1e-3 - apart + 1.0, 0.0), rtol=1e-5)
     near = optax.losses.triplet_margin_loss(anchor, anchor, anchor + 0.1)
-    of_torch = torch.nn.functional.triplet_margin_loss(
-        *(torch.tensor(each) for each in (anchor, anchor, anchor + np.float32(0.1))), reduction="none"
-    )
+    tensors = torch.tensor(anchor), torch.tensor(anchor + np.float32(0.1))
+    of_torch = torch.nn.functional.triplet_margin_loss(tensors[0], *tensors, reduction="none")
     exact = refloss.triplet_margin(anchor, anchor, anchor + np.float32(0.1), reduction="none").loss
     np.testing.assert_allclose(of_torch, exact, rtol=1e-6)
     assert (near - exact > 9e-4).all()

@@ -281,10 +281,10 @@ def test_no_pairs():
 
 BAD_PAIRS = [
     ({"kind": "dpo"}, ValueError, "kind is 'dpo'; expected one of 'sigmoid', 'robust'"),
-    ({"kind": "hinge", "label_smoothing": 0.1}, ValueError, "label_smoothing is 0.1, and 'hinge' has none; 'sigm"),
-    ({"label_smoothing": 1.5}, ValueError, r"label_smoothing is 1.5; 'sigmoid' expects a number in \[0, 1\]"),
-    ({"kind": "robust", "label_smoothing": 0.5}, ValueError, r"'robust' expects a number in \[0, 0.5\)"),
-    ({"kind": "exo_pair"}, ValueError, r"label_smoothing is 0.0; 'exo_pair' expects a number in \(0, 0.5\)"),
+    ({"kind": "hinge", "label_smoothing": 0.1}, ValueError, "label_smoothing is 0.1; expected 0 for kind 'hinge'"),
+    ({"label_smoothing": 1.5}, ValueError, r"label_smoothing is 1.5; expected a number in \[0, 1\] for"),
+    ({"kind": "robust", "label_smoothing": 0.5}, ValueError, r"expected a number in \[0, 0.5\) for kind 'robust'"),
+    ({"kind": "exo_pair"}, ValueError, r"label_smoothing is 0.0; expected a number in \(0, 0.5\) for"),
     ({"gamma": 0.5}, ValueError, "gamma is 0.5, and 'sigmoid' has none; 'simpo' has"),
     ({"beta": 0.0}, ValueError, "beta is 0.0; expected a finite positive number"),
     ({"beta": -0.1}, ValueError, "beta is -0.1"),

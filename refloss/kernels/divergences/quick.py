@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from refloss import jit
-from refloss.kernels.divergences.row import FORWARD, JSD, PART, TVD, Pair
+from refloss.kernels.divergences.row import FORWARD, JSD, PART, TVD
+from refloss.kernels.logits.row import Pair
 from refloss.kernels.softmax.split import scan
 from refloss.kernels.vectors.loop import at
 from refloss.numerics.accurate import log_accurate
