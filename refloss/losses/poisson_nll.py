@@ -170,13 +170,13 @@ def _draw(draws):
     shape = draws.elements()
     parameters = draws.parameters(_PARAMETERS)
     x = draws.logits(*shape)
-    if parameters.get("log_input", True):
-        x = draws.cast(np.clip(x.astype(np.float64), -6.0, 8.0))
-        rates = exponentials(x)
+    of_logs = parameters.get("log_input", True)
+    x = x.astype(np.float64)
+    x = draws.cast(np.clip(x, -6.0, 8.0) if of_logs else np.abs(x) + 0.125)
+    if not draws.limits.exact and draws.maybe():
+        t = draws.near(np.minimum(exponentials(x) if of_logs else x, 4096.0))
     else:
-        x = rates = draws.cast(np.abs(x.astype(np.float64)) + 0.125)
-    near = not draws.limits.exact and draws.maybe()
-    t = draws.near(np.minimum(rates, 4096.0)) if near else draws.cast(np.round(8.0 * draws.uniform(*shape)))
+        t = draws.cast(np.round(8.0 * draws.uniform(*shape)))
     return Drawn({"input": x, "target": t}, parameters, shape)
 
 
