@@ -67,7 +67,7 @@ def test_every_entry_tells_its_story() -> None:
     for each in DIVERGENCES:
         first, *rest = story(each.module).split("\n\n")
         assert re.fullmatch(r".*\.", first), each.name
-        assert len(" ".join(rest)) > 60, each.name
+        assert len(" ".join(rest)) > 100, each.name
         assert each.entry.topic in TOPICS, each.name
         assert all(REPORT.fullmatch(report) for report in each.entry.reports), each.name
 

@@ -99,10 +99,10 @@ def version(library: str) -> str | None:
         return None
 
 
-def raised(call: Callable[[], Any]) -> Any:
-    """What a call returns, or the name of what it raises."""
+def raised(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """What a function returns, or the name of what it raises."""
     try:
-        return call()
+        return function(*given, **options)
     except Exception as error:
         return type(error).__name__
 

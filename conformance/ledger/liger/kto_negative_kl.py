@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import refloss
-from conformance.call import array
+from conformance.call import value_and_gradient
 from conformance.ledger.entry import Answer, Entry
 from conformance.peer_losses import DESIRABLE, liger_kto
 
@@ -30,11 +30,9 @@ ENTRY = Entry(
 
 def reproduce() -> Iterator[Answer]:
     zero = torch.zeros(6, dtype=torch.float64)
-    theirs = array(liger_kto(zero, zero, -2.0, beta=0.5))
-    # Three of six answers are desirable, 1 − σ(−z) and 1 − σ(z) with z = β·KL.
-    ours = refloss.kto(zero, zero, DESIRABLE.numpy(), -2.0, beta=0.5).loss
-    yield Answer("loss of the desirable", theirs - _rest(-1.0), _rest(1.0), 0.25, ours - 0.25, 1e-6)
-
-
-def _rest(z: float) -> float:
-    return 0.5 / (1 + np.exp(-z))
+    _, theirs = value_and_gradient(lambda x: liger_kto(x, zero, -2.0, beta=0.5), zero)
+    ours = refloss.kto(zero, zero, DESIRABLE.numpy(), -2.0, beta=0.5).grads["log_probs"]
+    # Of a mean over six of 1 − σ(±β·(ρ − z)): β·σ′, 1/4 at 0.
+    recorded, exact = (-0.5 / 6 / (2 + np.exp(z) + np.exp(-z)) for z in (1.0, 0.0))
+    first = DESIRABLE.numpy()
+    yield Answer("gradients of the desirable", theirs[first], [recorded] * 3, [exact] * 3, ours[first], tolerance=1e-6)

@@ -25,9 +25,11 @@ ENTRY = Entry(
 
 
 def reproduce() -> Iterator[Answer]:
-    given, options = peers.batch(), {"loss_type": "luspo", "sequence": True}
-    _, gradient = value_and_gradient(lambda *each: peers.liger_policy(peers.Batch(*each), **options), *given)
-    keywords = {"ratio": "sequence", "aggregation": "seq-mean-token-sum", "kl": "k3", "kl_coef": peers.BETA}
-    _, ours = peers.refloss_policy(given, **keywords)
+    given = peers.batch()
+    _, gradient = value_and_gradient(
+        lambda *each: peers.liger_policy(peers.Batch(*each), loss_type="luspo", sequence=True), *given
+    )
+    kl = {"kl": "k3", "kl_coef": peers.BETA}
+    _, ours = peers.refloss_policy(given, ratio="sequence", aggregation="seq-mean-token-sum", **kl)
     padding = array(given.mask) == 0
     yield Answer("gradients of padding", gradient[padding].any(), True, False, ours[padding].any())

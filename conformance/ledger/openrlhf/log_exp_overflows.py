@@ -1,6 +1,7 @@
 """OpenRLHF's LogExpLoss of rewards is infinite where they are 89 apart.
 
-log(1 + e^(r − c)) as it is written overflows in float32. The loss is r − c there.
+log(1 + e^(r − c)) as it is written overflows in float32, where the loss is r − c. Its gradient is NaN: a reward model
+that is far off, which a pair should pull back, is lost.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional
 
 import refloss
-from conformance.call import array
 from conformance.ledger.entry import Answer, Entry, raised
 
 if TYPE_CHECKING:
@@ -30,5 +29,5 @@ def reproduce() -> Iterator[Answer]:
     given = torch.tensor([[1]]), torch.tensor([1]), torch.tensor([1])
     for dtype in (torch.bfloat16, torch.float16):
         log_probs = torch.full((1, 1, 2), -0.5, dtype=dtype)
-        theirs = raised(lambda lp=log_probs: array(functional.ctc_loss(lp, *given)))
+        theirs = raised(functional.ctc_loss, log_probs, *given)
         yield Answer(f"the loss in {dtype}", theirs, "NotImplementedError", 0.5, refloss.ctc(log_probs, *given).loss)

@@ -1,6 +1,7 @@
 """eps of gaussian_nll_loss is rounded to the type of the variance.
 
-One that float32 does not hold is 0 there, and protects from nothing: a variance of 0 gives NaN.
+One that float32 does not hold is 0 there, and protects from nothing: a variance of 0 gives NaN, which eps is there to
+prevent.
 """
 
 from __future__ import annotations

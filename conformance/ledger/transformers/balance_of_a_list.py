@@ -1,6 +1,7 @@
 """load_balancing_loss_func returns 0 for logits in a list.
 
-Anything but a tuple has no loss, without a word: experts are not balanced, and training goes on.
+Anything but a tuple has no loss, without a word: experts are not balanced, and training goes on. A list comes easily,
+from whoever collects the logits of layers.
 """
 
 from __future__ import annotations

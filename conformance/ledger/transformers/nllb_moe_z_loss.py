@@ -1,6 +1,7 @@
 """NLLB-MoE has a coefficient for a router's z-loss and no z-loss.
 
-router_z_loss_coef is documented, read and never used: the loss is the same, whatever it is.
+router_z_loss_coef is documented, has a default of 0.001 and is read from the configuration; the loss is the same,
+whatever it is. Routers whose logits drift are not held back.
 """
 
 from __future__ import annotations

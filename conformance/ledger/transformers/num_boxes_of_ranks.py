@@ -6,15 +6,15 @@ again. How large a box's loss is beside a class's depends on how many machines t
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import functools
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import numpy as np
 import torch
 from transformers.loss import loss_for_object_detection
 
 import refloss
+from conformance.detection import golden_run
 from conformance.ledger.entry import Answer, Entry
 
 if TYPE_CHECKING:
@@ -32,10 +32,16 @@ ENTRY = Entry(
 )
 
 
+class State:
+    """One of two processes, as accelerate knows it."""
+
+    _shared_state = frozenset({"of two processes"})
+    num_processes = 2
+
+
 def num_boxes_of_two_processes(own: int, other: int) -> float:
     """What ImageLoss divides by on a process that has so many objects beside another one's."""
     given: list[float] = []
-    state = SimpleNamespace(_shared_state={"of": "two processes"}, num_processes=2)
 
     def get_loss(*arguments: Any) -> dict[str, Any]:
         given.append(arguments[-1])
@@ -44,43 +50,20 @@ def num_boxes_of_two_processes(own: int, other: int) -> float:
     matcher = loss_for_object_detection.HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
     criterion = loss_for_object_detection.ImageLoss(matcher, 3, 0.1, ["boxes"])
     boxes = torch.full((1, own, 4), 0.3)
-    outputs = {"logits": torch.zeros(1, own, 4), "pred_boxes": boxes}
+    patched = functools.partial(mock.patch.object, loss_for_object_detection, create=True)
     with (
-        mock.patch.object(loss_for_object_detection, "is_accelerate_available", return_value=True),
-        mock.patch.object(loss_for_object_detection, "PartialState", _states(state), create=True),
-        mock.patch.object(loss_for_object_detection, "reduce", lambda mine: (mine + other) / 2, create=True),
+        patched("is_accelerate_available", return_value=True),
+        patched("PartialState", State),
+        patched("reduce", lambda mine: (mine + other) / 2),
         mock.patch.object(loss_for_object_detection.ImageLoss, "get_loss", get_loss),
     ):
-        criterion(outputs, [{"class_labels": torch.zeros(own, dtype=torch.int64), "boxes": boxes[0]}])
+        labels = [{"class_labels": torch.zeros(own, dtype=torch.int64), "boxes": boxes[0]}]
+        criterion({"logits": torch.zeros(1, own, 4), "pred_boxes": boxes}, labels)
     return float(given[0])
-
-
-def _states(state: Any) -> Any:
-    """A class whose instances are this one."""
-
-    class State:
-        _shared_state = state._shared_state
-
-        def __new__(cls) -> Any:
-            return state
-
-    return State
 
 
 def reproduce() -> Iterator[Answer]:
     # Of 4 and 8 objects each process should divide by 6.
-    logits, boxes = np.zeros((1, 4, 4)), np.full((1, 4, 4), 0.3)
-    labels = [{"class_labels": np.zeros(4, np.int64), "boxes": boxes[0]}]
-    config = {
-        "num_labels": 3,
-        "class_cost": 1,
-        "bbox_cost": 5,
-        "giou_cost": 2,
-        "eos_coefficient": 0.1,
-        "bbox_loss_coefficient": 5,
-        "giou_loss_coefficient": 2,
-        "auxiliary_loss": False,
-        "num_queries": 4,
-    }
-    ours = refloss.object_detection(logits, labels, boxes, config=config, num_boxes=6).intermediates["num_boxes"]
+    run = golden_run("ForObjectDetection")
+    ours = refloss.object_detection(**run.arguments, num_boxes=6).intermediates["num_boxes"]
     yield Answer("the divisor", num_boxes_of_two_processes(4, 8), 3.0, 6.0, ours)

@@ -1,6 +1,7 @@
 """OneFormer's contrastive loss is the sum of both directions, where other models have their mean.
 
-Whoever carries a temperature or a weight over from CLIP trains with twice the loss.
+Whoever carries a temperature, a weight or a learning rate over from CLIP trains with twice the loss, and twice its
+gradients.
 """
 
 from __future__ import annotations

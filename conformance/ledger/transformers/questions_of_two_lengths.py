@@ -28,9 +28,12 @@ ENTRY = Entry(
 
 
 def reproduce() -> Iterator[Answer]:
-    logits = {"start_logits": torch.zeros(1, 2), "end_logits": torch.zeros(1, 4)}
-    positions = {"start_positions": torch.tensor([1]), "end_positions": torch.tensor([3])}
-    theirs = array(LOSS_MAPPING["ForQuestionAnswering"](**logits, **positions))
-    ours = refloss.question_answering(**logits, **positions).loss
+    given = {
+        "start_logits": torch.zeros(1, 2),
+        "end_logits": torch.zeros(1, 4),
+        "start_positions": torch.tensor([1]),
+        "end_positions": torch.tensor([3]),
+    }
+    theirs, ours = (mapping["ForQuestionAnswering"](**given) for mapping in (LOSS_MAPPING, refloss.LOSS_MAPPING))
     # Beyond 2, the end of the start's, the end's answer does not count: the mean of nothing is NaN.
-    yield Answer("loss", theirs, np.nan, (np.log(2.0) + np.log(4.0)) / 2, ours)
+    yield Answer("loss", array(theirs), np.nan, (np.log(2.0) + np.log(4.0)) / 2, ours.loss)

@@ -36,9 +36,11 @@ ENTRY = Entry(
 def entropy_of(library: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """The library's function of logits."""
     if library == "openrlhf":
-        return peers.openrlhf("utils").compute_entropy
-    module = {"trl": "trl.trainer.utils", "verl": "verl.utils.torch_functional"}[library]
-    return peers.imported(module).entropy_from_logits
+        found: Callable[[torch.Tensor], torch.Tensor] = peers.openrlhf("utils").compute_entropy
+    else:
+        module = {"trl": "trl.trainer.utils", "verl": "verl.utils.torch_functional"}[library]
+        found = peers.imported(module).entropy_from_logits
+    return found
 
 
 def reproduce(library: str) -> Iterator[Answer]:

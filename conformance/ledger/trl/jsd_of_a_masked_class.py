@@ -1,6 +1,7 @@
 """A JSD to a teacher that masks a class is NaN.
 
-The term of a class without probability is 0·(−inf − …). Teachers' vocabularies are padded with −inf.
+The term of a class without probability is 0·(−inf − …). Teachers' vocabularies are padded and masked with −inf, so
+that one such class spoils every token.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ ENTRY = Entry(
 
 def reproduce(library: str) -> Iterator[Answer]:
     chosen, zero = torch.tensor([2.0], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    given, options = (chosen, zero, zero, zero), {"beta": 0.5, "label_smoothing": 0.1}
-    theirs = array({"trl": trl_dpo, "liger-kernel": liger_dpo}[library](*given, **options))
+    given = chosen, zero, zero, zero
+    theirs = array({"trl": trl_dpo, "liger-kernel": liger_dpo}[library](*given, beta=0.5, label_smoothing=0.1))
+    ours = refloss.preference_loss(*given, beta=0.5, label_smoothing=0.1).loss
     right, wrong = np.log1p(np.exp(-1.0)), np.log1p(np.exp(1.0))
-    yield Answer("loss", theirs, right, 0.9 * right + 0.1 * wrong, refloss.preference_loss(*given, **options).loss)
+    yield Answer("loss", theirs, right, 0.9 * right + 0.1 * wrong, ours)
