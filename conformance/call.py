@@ -90,3 +90,12 @@ def array(value: torch.Tensor) -> Array:
     value = value.detach()
     result: Array = (value.double() if value.is_floating_point() else value).numpy()
     return result
+
+
+def value_and_gradient(function: Callable[..., torch.Tensor], *given: Any, of: int = 0) -> tuple[Array, Array]:
+    """A loss of torch's tensors, and the gradient of its sum for one of them."""
+    tensors = [each.detach().clone() if isinstance(each, torch.Tensor) else each for each in given]
+    tensors[of].requires_grad_()
+    loss = function(*tensors)
+    (gradient,) = torch.autograd.grad(loss.sum(), tensors[of])
+    return array(loss), array(gradient)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PretrainedConfig
 
-from conformance.cases import Array, Case, Divergence, Layout
+from conformance.cases import Array, Case, Layout
 from conformance.heads import SEQUENCE_CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ CASES: tuple[Case, ...] = (
 
 
 def _ends() -> Iterator[Case]:
-    """Certain probabilities, where torch's float64 is not the formula either (DIVERGENCES)."""
+    """Certain probabilities, where torch's float64 is not the formula either (conformance/ledger)."""
     random = np.random.default_rng(29)
     corners = [np.array(values) for values in zip(*product((0.0, 0.5, 1.0), (0.0, 0.25, 1.0)), strict=True)]
     for reduction in REDUCTIONS:
@@ -319,18 +319,3 @@ def _ends() -> Iterator[Case]:
 
 
 ENDS: tuple[Case, ...] = tuple(_ends())
-
-
-def _divergences() -> Iterator[Divergence]:
-    random = np.random.default_rng(30)
-    # torch's 1e-12 is a float32, in float64 too.
-    hard_miss = _case(random, "bce", "hard_miss", [np.array([0.0, 0.5]), np.array([1.0, 0.5])], reduction="sum")
-    theirs = -SCALAR_COTANGENT / float(np.float32(1e-12))
-    yield Divergence(hard_miss, "grad.input", (0,), theirs=theirs, ours=-SCALAR_COTANGENT * 1e12)
-    # (1 − t)·x is 0·inf in torch, before anything else is added.
-    masked = [np.array([-np.inf, 0.5]), np.array([1.0, 0.5])]
-    wrong_side = _case(random, "bce_with_logits", "wrong_side", masked, reduction="none")
-    yield Divergence(wrong_side, "loss", (0,), theirs=float("nan"), ours=float("inf"))
-
-
-DIVERGENCES: tuple[Divergence, ...] = tuple(_divergences())

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from conformance.call import Call
-from conformance.cases import Divergence
 from conformance.error_model import question, tolerances
 from conformance.reference import disagreements, formula_precision, outcome_of, run_refloss, run_torch
 from refloss.testing.mistakes.mutants import WITHIN_ROUNDING, mutated
@@ -28,10 +27,8 @@ def scale(values: Array) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def identifier(value: Case | Divergence | torch.dtype) -> str:
+def identifier(value: Case | torch.dtype) -> str:
     """A parameter's part of a test's id."""
-    if isinstance(value, Divergence):
-        return f"{value.case.id}-{value.tensor}"
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value.id
 
 
@@ -77,11 +74,3 @@ def _is_between_honest(wrong: np.ndarray, right: np.ndarray, allowed: np.ndarray
     """Whether it is no farther off than two honest answers, off to either side, may be from each other."""
     with np.errstate(invalid="ignore"):
         return bool(np.all((wrong == right) | (np.abs(wrong - right) <= 2 * allowed)))
-
-
-def assert_divergence(divergence: Divergence) -> None:
-    """Both sides have, in float64, what the table says that they have."""
-    call = Call(divergence.case, torch.float64)
-    theirs, ours = (run(call)[divergence.tensor][divergence.element] for run in (run_torch, run_refloss))
-    np.testing.assert_array_equal(theirs, divergence.theirs)
-    np.testing.assert_allclose(ours, divergence.ours, rtol=1e-15)

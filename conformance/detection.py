@@ -83,6 +83,13 @@ def prepared(key: str, inputs: Mapping[str, Array], config: Mapping[str, Any], d
     return Run(key, arguments, differentiable)
 
 
+def golden_run(key: str, name: str = "float32", **options: Any) -> Run:
+    """A golden case of a key by the end of its id, in float64, with other entries of its configuration."""
+    function = KEYS[key]
+    case = next(case for case in cases_of(function) if case.id == f"{function}-{name}")
+    return prepared(key, case.inputs, case.parameters["config"] | options, torch.float64)
+
+
 def _tensor(value: Array, dtype: torch.dtype) -> torch.Tensor:
     tensor = torch.tensor(np.asarray(value, np.float64 if value.dtype.kind not in "biu" else value.dtype))
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.cases import Case, Divergence
+from conformance.cases import Case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,12 +60,3 @@ def _edges() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (*_shapes(), *_edges())
-
-
-def _divergences() -> Iterator[Divergence]:
-    far = _case("soft_margin", "overflow", [-1000.0, 0.5], [1.0, 1.0], reduction="sum")
-    yield Divergence(far, "loss", (), theirs=np.inf, ours=1000.0 + np.log1p(np.exp(-0.5)))
-    yield Divergence(far, "grad.input", (0,), theirs=np.nan, ours=-COTANGENT)
-
-
-DIVERGENCES: tuple[Divergence, ...] = tuple(_divergences())

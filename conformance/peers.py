@@ -21,8 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+import refloss
+from conformance.call import value_and_gradient
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from conformance.cases import Array
 
 # Of a batch, where a trainer divides by a constant.
 MAX_COMPLETION_LENGTH = 9
@@ -52,6 +57,13 @@ def batch(*, empty: bool = True) -> Batch:
         (np.arange(7) < lengths[:, None]).astype(np.float64),
     )
     return Batch(*(torch.tensor(each) for each in given))
+
+
+def one_token(log_ratio: float, advantage: float, *, dtype: torch.dtype = torch.float64) -> Batch:
+    """A token, and a second one of another sequence that is as likely as it was."""
+    before, old = torch.full((2, 1), -30.0), torch.tensor([[-30.0 - log_ratio], [-30.0]])
+    rest = before, torch.tensor([advantage, 0.0]), torch.ones(2, 1)
+    return Batch(*(each.to(dtype) for each in (before, old, *rest)))
 
 
 class UnavailableError(ImportError):
@@ -253,3 +265,20 @@ def num_items(preset: str, given: Batch) -> float | None:
     if preset.endswith("-norm"):
         return float((given.mask.sum(1) > 0).sum() * width)
     return None
+
+
+def policy_of(preset: str, given: Batch, **options: Any) -> tuple[Array, Array]:
+    """A library's loss of a batch, and its gradient of the log-probabilities."""
+    return value_and_gradient(lambda *each: PRESET_LOSSES[preset](Batch(*each), **options), *given)
+
+
+def ours_of(preset: str, given: Batch, **keywords: Any) -> tuple[Array, Array]:
+    """What refloss does with the preset's keywords."""
+    options = {**refloss.POLICY_PRESETS[preset], **keywords}
+    return refloss_policy(given, **options, num_items=num_items(preset, given))
+
+
+def refloss_policy(given: Batch, **keywords: Any) -> tuple[Array, Array]:
+    """refloss's loss of a batch, and its gradient."""
+    result = refloss.policy_loss(**{name: value.numpy() for name, value in given._asdict().items()}, **keywords)
+    return np.asarray(result.loss), result.grads["log_probs"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.cases import Case, Divergence
+from conformance.cases import Case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,20 +74,3 @@ def _cases() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = tuple(_cases())
-
-
-def _divergences() -> Iterator[Divergence]:
-    # A class that is masked out: log p of the only alignment is 2·log(e/(e + 1)) in both.
-    masked = np.array([[[0.0, 1.0, -_INFINITY], [0.0, 1.0, -_INFINITY]]])
-    labels = np.array([[1]])
-    case = _of_logits("masked_class", masked, labels, [2], grad_output=1.0)
-    yield Divergence(case, "grad.logits", (0, 0, 2), theirs=_UNDEFINED, ours=0.0)
-    # −log(2p·q + p²) with q = 1 − p has the derivative 2p·q·(p − 1)/(1 − q²) in either frame's label.
-    p, q = 1.0 / (1.0 + np.exp(-1.0)), 1.0 / (1.0 + np.exp(1.0))
-    yield Divergence(case, "grad.logits", (0, 0, 1), theirs=_UNDEFINED, ours=-p * q * q / (1.0 - q * q))
-    log_probs = _log_softmax(masked).transpose(1, 0, 2)
-    case = _ctc("masked_class", log_probs, labels, [2], [1], grad_output=1.0)
-    yield Divergence(case, "grad.log_probs", (0, 0, 2), theirs=_UNDEFINED, ours=0.0)
-
-
-DIVERGENCES: tuple[Divergence, ...] = tuple(_divergences())

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
 
 import refloss
 
@@ -59,32 +58,12 @@ def test_ctc() -> None:
     assert_agree(loss, logits, ours.loss / 3, ours.grads["logits"])
 
 
-def test_divergence_of_ctc_without_a_path() -> None:
-    """Three labels in two frames: optax has 1e5 for what is infinite."""
-    logits, labels, _, lengths = ctc_arrays()
-    frames = np.array([2, 6, 7])
-    theirs = optax.losses.ctc_loss(logits, paddings(frames, 8), labels, paddings(lengths, 3))
-    ours = refloss.ctc_of_logits(logits, filled(labels, lengths), frames, 0, reduction="none").loss
-    np.testing.assert_allclose(theirs[1:], ours[1:], rtol=TOLERANCE)
-    assert 9e4 < theirs[0] < 1.1e5
-    assert np.isposinf(ours[0])
-
-
 def test_smoothed_labels() -> None:
     logits, target = random_of(4, 7), np.array([3, 0, 6, 2])
     smoothed = optax.losses.smooth_labels(jax.nn.one_hot(target, 7), 0.1)
     ours = refloss.cross_entropy(logits, target, label_smoothing=0.1)
     for loss in (optax.losses.softmax_cross_entropy, optax.losses.safe_softmax_cross_entropy):
         assert_agree(lambda given, loss=loss: loss(given, smoothed), logits, ours.loss, ours.grads["logits"])
-
-
-def test_a_class_of_probability_0_and_logit_minus_infinity() -> None:
-    """softmax_cross_entropy has NaN, as torch and refloss do; safe_softmax_cross_entropy leaves the class out."""
-    logits, target = np.array([[0.5, 1.0, -np.inf]], np.float32), np.array([[0.25, 0.75, 0.0]], np.float32)
-    assert np.isnan(optax.losses.softmax_cross_entropy(logits, target)).all()
-    assert np.isnan(refloss.cross_entropy(logits, target).loss)
-    rest = refloss.cross_entropy(logits[:, :2], target[:, :2]).loss
-    np.testing.assert_allclose(optax.losses.safe_softmax_cross_entropy(logits, target)[0], rest, rtol=TOLERANCE)
 
 
 def test_cosine_distance() -> None:
@@ -103,8 +82,8 @@ def test_hinge_of_two_classes() -> None:
     )
 
 
-def test_divergence_of_triplets() -> None:
-    """optax adds eps to the sum of squares, torch and refloss to each difference: 1e-3 and 1e-6 for equal vectors."""
+def test_triplets_without_eps() -> None:
+    """With one they differ: the ledger has it."""
     anchor, positive, negative = random_of(3, 5, 6)
     ours = refloss.triplet_margin(anchor, positive, negative, eps=0.0)
     assert_agree(
@@ -113,12 +92,3 @@ def test_divergence_of_triplets() -> None:
         ours.loss,
         ours.grads["anchor"],
     )
-    same = optax.losses.triplet_margin_loss(anchor, anchor, anchor + 1.0)
-    apart = np.sqrt(6.0)
-    np.testing.assert_allclose(same, np.maximum(1e-3 - apart + 1.0, 0.0), rtol=1e-5)
-    near = optax.losses.triplet_margin_loss(anchor, anchor, anchor + 0.1)
-    tensors = torch.tensor(anchor), torch.tensor(anchor + np.float32(0.1))
-    of_torch = torch.nn.functional.triplet_margin_loss(tensors[0], *tensors, reduction="none")
-    exact = refloss.triplet_margin(anchor, anchor, anchor + np.float32(0.1), reduction="none").loss
-    np.testing.assert_allclose(of_torch, exact, rtol=1e-6)
-    assert (near - exact > 9e-4).all()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers.loss import loss_for_object_detection
 
 import refloss
 
@@ -143,28 +142,3 @@ def test_ranks_of_rows(axis: str, along: int) -> None:
         close(mistaken.loss, loss)
         for got, grad in zip(mistaken.grads, grads, strict=True):
             close(got, grad)
-
-
-def test_transformers_divides_the_objects_of_ranks_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate's reduce takes the mean unless told otherwise: of 4 and 8 objects, 6; then it is halved again."""
-
-    class State:
-        _shared_state = {"of": "two processes"}  # noqa: RUF012
-        num_processes = 2
-
-    given: list[float] = []
-
-    def get_loss(*arguments: Any) -> dict[str, Any]:
-        given.append(arguments[-1])
-        return {}
-
-    monkeypatch.setattr(loss_for_object_detection, "is_accelerate_available", lambda: True)
-    monkeypatch.setattr(loss_for_object_detection, "PartialState", State, raising=False)
-    monkeypatch.setattr(loss_for_object_detection, "reduce", lambda own: (own + 8) / 2, raising=False)
-    monkeypatch.setattr(loss_for_object_detection.ImageLoss, "get_loss", get_loss)
-    matcher = loss_for_object_detection.HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
-    criterion = loss_for_object_detection.ImageLoss(matcher, 3, 0.1, ["boxes"])
-    boxes = torch.rand(1, 12, 4) / 4 + 0.3
-    outputs = {"logits": torch.randn(1, 12, 4), "pred_boxes": boxes}
-    criterion(outputs, [{"class_labels": torch.zeros(4, dtype=torch.int64), "boxes": boxes[0, :4]}])
-    assert given == [3.0]

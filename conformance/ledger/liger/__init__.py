@@ -1,0 +1,1 @@
+"""Divergences of Liger-Kernel."""
