@@ -72,7 +72,8 @@ def own_divisor(
 
 def divisor_of_all(parts: list[Exact]) -> Exact:
     """What divides the sum of all chunks."""
-    return reduce(added, parts, Fraction(0))
+    whole: Exact = Fraction(0)
+    return reduce(added, parts, whole)
 
 
 def piece(
@@ -89,9 +90,14 @@ def piece(
     return Piece(share.sums, found | {("loss", ""): result.loss})
 
 
-def asked_for(arrays: dict[str, Any], *, call: Call, name: str) -> Any:
-    """An intermediate of a chunk that is only computed when it is asked for."""
-    return call(arrays, grad=False).intermediates[name]
+def asked_for(arrays: dict[str, Any], *, call: Call, name: str) -> Piece:
+    """The same with an intermediate alone that is only computed when it is asked for."""
+    return Piece({}, {("intermediates", name): call(arrays, grad=False).intermediates[name]})
+
+
+def at(given: Piece, place: tuple[str, str]) -> Any:
+    """An array of a piece."""
+    return given.arrays[place]
 
 
 def sums_of(given: Piece) -> dict[str, Sum]:
