@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from dask.delayed import delayed
 
 from refloss import arrays
 from refloss.lazy import is_lazy, pieces
@@ -102,18 +101,15 @@ def _divisor(batch: Batch, counting: Sequence[str]) -> Any:
         axes={name: batch.placed[name].axes for name in counting},
         lengths=batch.lengths,
     )
-    return _number(pieces.divisor_of_all, _blocks(parts))
+    return _reduced(parts, pieces.itself, pieces.divisor_of_all)
 
 
-def _number(function: Callable[..., Any], *arguments: Any, dtype: Any = object) -> Any:
-    """What a task yields, as an array without axes."""
-    return da.from_delayed(delayed(function)(*arguments), (), dtype, meta=np.empty((), dtype))
-
-
-def _blocks(parts: Any) -> list[Any]:
-    """What the chunks of an array are made of."""
-    blocks: list[Any] = parts.to_delayed(optimize_graph=False).reshape(-1).tolist()
-    return blocks
+def _reduced(parts: Any, of_chunk: Callable[..., Any], joined: Callable[..., Any]) -> Any:
+    """What the chunks' parts come to when they are joined, some at a time: an array without axes."""
+    options = {"dtype": object, "meta": np.empty((), object), "concatenate": False}
+    return (
+        da.reduction(parts, of_chunk, joined, combine=joined, **options) if parts.ndim else parts.map_blocks(of_chunk)
+    )
 
 
 def _result(
@@ -122,13 +118,14 @@ def _result(
     """What a batch comes to."""
     relative = _relative_to_mean(specification, batch, wanted)
     parts = _pieces(batch, wanted - relative, divisor)
-    loss, components = _losses(specification, batch, parts)
+    sums = _reduced(parts, pieces.sums_of, pieces.sums_of_all)
+    loss, components = _losses(specification, batch, parts, sums)
     grads = {}
     for name in specification.differentiable:
         if name not in wanted:
             continue
         array, axes = batch.placed[name]
-        own = _pieces(batch, {name}, divisor, _total(parts, "loss")) if name in relative else parts
+        own = _pieces(batch, {name}, divisor, sums) if name in relative else parts
         grad_dtype = batch.call.constants.get("grad_dtype") if name == specification.differentiable[0] else None
         grads[name] = _read(batch, own, ("grads", name), axes, grad_dtype or array.dtype).rechunk(chunks[name])
     return LossResult(loss, grads, components, _intermediates(specification, batch, parts))
@@ -144,17 +141,13 @@ def _pieces(batch: Batch, grad: set[str], *numbers: Any) -> Any:
     return batch.over_chunks(pieces.piece, [*batch.placed], *numbers, call=batch.call, grad=tuple(sorted(grad)))
 
 
-def _total(parts: Any, component: str) -> Any:
-    sums = parts.map_blocks(pieces.sums_of, dtype=object, meta=parts._meta)
-    return _number(pieces.total, _blocks(sums), component)
-
-
-def _losses(specification: Specification, batch: Batch, parts: Any) -> tuple[Any, dict[str, Any]]:
+def _losses(specification: Specification, batch: Batch, parts: Any, sums: Any) -> tuple[Any, dict[str, Any]]:
     """The loss and its components: numbers, or arrays in chunks of rows."""
     constants = batch.call.constants
     names = specification.components if not specification.reduces or constants.get("z_loss", 0.0) != 0.0 else ()
     if specification.is_reduced(constants):
-        loss, *others = (_number(pieces.as_loss, _total(parts, name), dtype=np.float64) for name in ("loss", *names))
+        as_loss = partial(sums.map_blocks, pieces.quotient_of, dtype=np.float64, meta=np.empty(()))
+        loss, *others = (as_loss(component=name) for name in ("loss", *names))
         return loss, dict(zip(names, others, strict=True))
     axes = next((batch.placed[name].axes for name in specification.named("indices")), batch.rows)
     places = {name: axes if name == names[0] else batch.rows for name in names}

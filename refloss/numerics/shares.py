@@ -22,7 +22,7 @@ import numpy as np
 from refloss.numerics.exact import Exact, exact_sum, quotient, ratio, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 
 class Sum(NamedTuple):
@@ -118,12 +118,9 @@ def added(first: Exact, second: Exact) -> Exact:
     return first + second if is_exact else rounded(first) + rounded(second)
 
 
-def joined(sums: Sequence[Sum]) -> Exact:
-    """What the sums of all parts come to."""
-    total: Exact = Fraction(0)
-    for each in sums:
-        total = added(total, each.total)
-    return ratio(total, sums[0].divisor)
+def joined(first: Sum, second: Sum) -> Sum:
+    """That of two parts, which have one divisor."""
+    return Sum(added(first.total, second.total), first.divisor)
 
 
 def labels_counted(labels: np.ndarray, weight: np.ndarray | None, ignore_index: int) -> Exact:
