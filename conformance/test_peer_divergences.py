@@ -16,6 +16,8 @@ from conformance.test_peers import theirs_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from refloss.losses.distillation import Divergence
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -68,7 +70,8 @@ def test_the_temperature_of_trl() -> None:
 def test_divergence_of_jsd_at_its_ends(function: Callable[..., Any]) -> None:
     """It goes to 0 with beta, and is a whole divergence at 0; refloss has names for those and refuses 0 and 1."""
     student, teacher = logits()
-    for beta, divergence in ((0.0, "forward_kl"), (1.0, "reverse_kl")):
+    ends: dict[float, Divergence] = {0.0: "forward_kl", 1.0: "reverse_kl"}
+    for beta, divergence in ends.items():
         theirs, _ = theirs_of(function, student, teacher, beta=beta)
         near, _ = theirs_of(function, student, teacher, beta=abs(beta - 1e-6))
         np.testing.assert_allclose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def verl_topk(student: Any, log_p: Any, ids: Any, *, chunked: bool = False, leas
 
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalise"])
-def test_trl(tail: str) -> None:
+def test_trl(tail: Literal["bucket", "renormalise"]) -> None:
     student, teacher = logits()
     theirs, gradient = theirs_of(trl_topk, student, teacher, tail=tail == "bucket")
     ours = refloss.topk_distillation(student, *named(student, teacher), tail=tail, reduction="none")
