@@ -421,7 +421,7 @@ def outside(distributions, tmp_path):
 def kept(folder):
     """The files of a folder that are no leavings."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {path for path in paths if "__pycache__" not in path.parts and path.suffix not in {".nbc", ".pyc"}}
+    return {path for path in paths if not any(part.startswith((".", "__pycache__")) for part in path.parts)}
 
 
 def test_a_source_archive_has_all_that_its_tests_need(distributions):
