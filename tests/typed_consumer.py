@@ -10,13 +10,15 @@ import numpy as np
 import refloss
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from refloss.typing import ArrayLike, Cotangent, Reduction
 
 
 class Exported:
     """An array of another framework, which NumPy takes by DLPack."""
 
-    def __init__(self, values: np.ndarray) -> None:
+    def __init__(self, values: NDArray[np.float64]) -> None:
         self._values = values
 
     def __dlpack__(self, *, stream: object = None, max_version: tuple[int, int] | None = None) -> object:
