@@ -53,14 +53,14 @@ NO_WORDS = {"logits_dtype"}
 
 
 @pytest.fixture(scope="module")
-def told(request, tmp_path_factory):
+def told(tmp_path_factory):
     """What mypy tells of lines that are wrong, by their numbers, and of others, by their files; one run for all."""
     wrong = tmp_path_factory.mktemp("types") / "wrong.py"
     wrong.write_text("".join(f"{line}\n" for line in LINES), encoding="utf-8")
     # As for a package that is installed: its own files are read, and not told of.
     settings = wrong.with_name("mypy.ini")
     settings.write_text("[mypy]\nstrict = true\nfollow_imports = silent\n", encoding="utf-8")
-    cache = request.config.cache.mkdir("mypy")
+    cache = ROOT / ".mypy_cache" / "consumer"  # apart from that of the package itself, which has other settings
     command = [sys.executable, "-m", "mypy", f"--config-file={settings}", f"--cache-dir={cache}", "--no-pretty"]
     environment = os.environ | {"MYPYPATH": str(ROOT)}
     options = {"capture_output": True, "text": True, "cwd": wrong.parent, "env": environment}
