@@ -4,11 +4,14 @@
 ``refloss.levels.LEVELS`` separated by commas, on a machine that is of all of them; REFLOSS_LEVELS=none makes a wheel
 without machine code, and so does whatever goes wrong while compiling for the machine at hand. REFLOSS_ONLY, names of
 functions, leaves the kernels of the others out. Editable installations compile nothing.
+
+A package index shows the readme without the files beside it: there, links to them are their names.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +21,7 @@ from hatchling import build
 from hatchling.build import *  # noqa: F403  # what frontends call
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.builders.wheel import WheelBuilder
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _AT_HAND = "native"
 # What only the command line and reports need.
@@ -58,6 +62,28 @@ class CompiledKernels(BuildHookInterface):
         """Remove what has been packed."""
         if hasattr(self, "_folder"):
             self._folder.cleanup()
+
+
+class ReadmeOfIndex(MetadataHookInterface):
+    """Sets the readme that a package index shows."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Add it to a project's metadata."""
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        metadata["readme"] = {"content-type": "text/markdown", "text": without_relative_links(text)}
+
+
+def without_relative_links(text: str) -> str:
+    """Markdown whose links into the repository are names of its files, and which shows none of its pictures."""
+    to_file = r"\]\((?!\w+:|#)(?P<file>[^)]+)\)"
+    text = re.sub(rf"^!\[[^\]]*{to_file}\n\n?", "", text, flags=re.MULTILINE)
+    text = re.sub(rf"\[(?P<name>[^\[\]]+){to_file}", _named, text)
+    return re.sub(r"<!--.*?-->\n", "", text)
+
+
+def _named(link: re.Match[str]) -> str:
+    name, file = link["name"], link["file"]
+    return file if name == file else f"{name} ({file})"
 
 
 def _levels() -> list[str]:

@@ -26,6 +26,7 @@ from conformance.comparison import (
 )
 from conformance.heads import SEQUENCE_CLASSIFICATION
 from conformance.reference import run_refloss, transformers_loss
+from refloss.heads.sequence_classification import ProblemType
 
 # torch warns that "mean" is not the mathematical divergence; it is the loss that is compared here.
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss:UserWarning")
@@ -83,7 +84,7 @@ def test_no_positions_no_loss(missing: str, mappings: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["regression", "single_label_classification", "multi_label_classification"])
-def test_keywords_do_as_a_config_does(kind: str) -> None:
+def test_keywords_do_as_a_config_does(kind: ProblemType) -> None:
     logits = np.array([[0.5, -1.0], [2.0, 0.25]])
     labels = np.array([1, 0]) if kind.startswith("single") else np.array([[0.0, 1.0], [1.0, 1.0]])
     config = pretrained(2, kind)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from refloss.cases.source import Case
+    from refloss.losses.distillation import Divergence
 
 FUNCTION = "distillation"
 CASES = [case for case in cases_of(FUNCTION) if case.inputs["student_logits"].dtype == np.float64]
@@ -159,7 +160,9 @@ def generalized_jsd(x: torch.Tensor, y: torch.Tensor, beta: float) -> float:
 
 def test_the_ends_of_a_generalized_jsd_are_jumps() -> None:
     x, y = _rows()
-    for end, near, kind in ((0.0, 1e-4, "forward_kl"), (1.0, 1.0 - 1e-4, "reverse_kl")):
+    ends: tuple[tuple[float, float, Divergence], ...]
+    ends = (0.0, 1e-4, "forward_kl"), (1.0, 1.0 - 1e-4, "reverse_kl")
+    for end, near, kind in ends:
         whole = generalized_jsd(x, y, end)
         assert whole == pytest.approx(float(refloss.distillation(x, y, divergence=kind).loss), rel=1e-13)
         beside = refloss.distillation(x, y, divergence="jsd", beta=near).loss

@@ -16,6 +16,7 @@ from conformance.test_peers import theirs_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def logits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalise"])
-def test_trl(tail: str) -> None:
+def test_trl(tail: Literal["bucket", "renormalise"]) -> None:
     student, teacher = logits()
     theirs, gradient = theirs_of(trl_topk, student, teacher, tail=tail == "bucket")
     ours = refloss.topk_distillation(student, *named(student, teacher), tail=tail, reduction="none")

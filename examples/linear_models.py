@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -53,7 +53,7 @@ class Task(NamedTuple):
 
     name: str
     measure: str
-    problem_type: str
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"]
     outputs: int
     train: tuple[Array, NDArray[Any]]
     held_out: tuple[Array, NDArray[Any]]

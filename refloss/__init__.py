@@ -20,12 +20,14 @@ _HOMES = {
     "shards": "refloss.heads.parts.row_shards",
 }
 
+_MODULES = ("testing", "typing")
+
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return importlib.import_module("refloss.testing")
+    if name in _MODULES:
+        return importlib.import_module(f"refloss.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'refloss' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -34,4 +36,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, "testing"})
+    return sorted({*_HOMES, *_MODULES, "__version__"})

@@ -1,5 +1,6 @@
 # Written by python -m tests.tables.
 from refloss import testing as testing
+from refloss import typing as typing
 from refloss.heads.causal_lm import causal_lm as causal_lm
 from refloss.heads.ctc_of_logits import ctc_of_logits as ctc_of_logits
 from refloss.heads.d_fine_object_detection import d_fine_object_detection as d_fine_object_detection

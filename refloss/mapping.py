@@ -11,6 +11,8 @@ from refloss.registry import FUNCTIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from refloss.result import LossResult
+
 
 def _forgiving(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that ignores keywords which it does not have, as transformers' losses do."""
@@ -23,6 +25,7 @@ def _forgiving(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-LOSS_MAPPING: dict[str, Callable[..., Any]] = {
+# Any stands for None, which one of them may return and nobody should have to rule out for the others.
+LOSS_MAPPING: dict[str, Callable[..., LossResult | Any]] = {
     key: _forgiving(function.call) for function in FUNCTIONS.values() for key in function.specification.keys
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from refloss import arrays
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-Gradients = bool | str | Collection[str]
+    from refloss.typing import Backend, Cotangents, DTypeLike, Gradients
 
 
 class Options(NamedTuple):
@@ -21,11 +20,11 @@ class Options(NamedTuple):
     out is for the gradient of a loss's first differentiable input, grad_dtype for its dtype.
     """
 
-    grad_output: Any = 1.0
+    grad_output: Cotangents = 1.0
     grad: Gradients = True
-    grad_dtype: Any = None
+    grad_dtype: DTypeLike | None = None
     out: np.ndarray | None = None
-    backend: str = "auto"
+    backend: Backend = "auto"
 
     def wanted(self, names: Sequence[str]) -> set[str]:
         """The inputs, of those that have gradients, whose gradients are computed."""
@@ -39,6 +38,6 @@ class Options(NamedTuple):
         """Where the first gradient goes: a fresh array or the caller's own; None if it is not wanted."""
         return arrays.gradient_buffer(like, self.grad_dtype, self.out, name, wanted=wanted)
 
-    def of_part(self, grad_output: Any, *, grad: Gradients, out: np.ndarray | None = None) -> Options:
+    def of_part(self, grad_output: Cotangents, *, grad: Gradients, out: np.ndarray | None = None) -> Options:
         """The same for a loss that another one is made of, with a cotangent of its own."""
         return self._replace(grad_output=grad_output, grad=grad, out=out)

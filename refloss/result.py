@@ -17,6 +17,8 @@ from refloss import subnormals
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from refloss.typing import Gradient, Loss
+
 
 def one_nan(value: Any) -> Any:
     """A value in which every NaN has the same bits: which ones an operation on the host yields, processors choose."""
@@ -201,9 +203,9 @@ class LossResult:
             copy or a pickle does not have it.
     """
 
-    loss: Any
-    grads: dict[str, Any] = field(default_factory=dict)
-    components: dict[str, Any] = field(default_factory=dict)
+    loss: Loss
+    grads: dict[str, Gradient] = field(default_factory=dict)
+    components: dict[str, Loss] = field(default_factory=dict)
     intermediates: Intermediates = field(default_factory=Intermediates)
     layers: tuple[MatchedLayer, ...] = field(default=(), repr=False)
     call: Call | None = field(default=None, repr=False)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import refloss
 from refloss.homes import homes
 from refloss.losses.parts.policy_presets import POLICY_PRESETS
 from refloss.registry import FUNCTIONS
@@ -43,7 +44,7 @@ def stub() -> str:
     return "\n".join(
         [
             "# Written by python -m tests.tables.",
-            "from refloss import testing as testing",
+            *(f"from refloss import {name} as {name}" for name in refloss._MODULES),
             *imports,
             "",
             "__version__: str",

@@ -180,13 +180,14 @@ def test_short_rows_have_the_bits_of_long_ones(dtype, monkeypatch):
     assert bits(refloss.cross_entropy(logits, labels, **options)) == columns
 
 
+_TEA: Any = "tea"
 BAD: list[tuple[Any, type[Exception], str]] = [
     (
-        lambda: refloss.sequence_classification(LABELS, LOGITS, problem_type="tea"),
+        lambda: refloss.sequence_classification(LABELS, LOGITS, problem_type=_TEA),
         ValueError,
         "Invalid problem type: 'tea'",
     ),
-    (lambda: refloss.sequence_classification(LABELS, LOGITS, problem_type="tea"), RuntimeError, "Invalid problem type"),
+    (lambda: refloss.sequence_classification(LABELS, LOGITS, problem_type=_TEA), RuntimeError, "Invalid problem type"),
     (lambda: refloss.sequence_classification(LABELS, LOGITS, {}), ValueError, "config has no 'num_labels'"),
     (lambda: refloss.sequence_classification(LABELS + 5, LOGITS), ValueError, r"labels\[0\] = 7 is outside \[0, 3\)"),
     (

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
+PAGES = [
+    Path("README.md"),
+    *map(Path, ("CONTRIBUTING.md", "SECURITY.md", "SUPPORT.md")),
+    *sorted(Path("docs").glob("*.md")),
+]
 
 
 def prose(page):

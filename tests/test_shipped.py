@@ -3,17 +3,23 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from concurrent.futures import Future
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 from llvmlite import binding
 from numba.core import caching, config
 
+import refloss
 from refloss import ahead, cli, disk_cache, jit, levels
 from tests.compiled import compiled
 from tests.test_jit import DAMAGE, hits
@@ -382,3 +388,105 @@ def test_only_a_wheel_with_kernels_needs_numba_while_it_is_built(backend, monkey
     assert not any(each.startswith("numba") for each in backend.get_requires_for_build_sdist())
     monkeypatch.setenv("REFLOSS_LEVELS", "none")
     assert backend.get_requires_for_build_wheel() == []
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """The source archive, unpacked, and what is in the wheel that is built from it: without machine code, installed."""
+    folder = tmp_path_factory.mktemp("distributions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFLOSS_LEVELS", "none")
+        with tarfile.open(next(SdistBuilder(str(ROOT)).build(directory=str(folder)))) as archive:
+            archive.extractall(folder, filter="data")
+        (source,) = (path for path in folder.iterdir() if path.is_dir())
+        wheel = next(WheelBuilder(str(source)).build(directory=str(folder), versions=["standard"]))
+    installed = folder / "installed"
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", "--target"]
+    subprocess.run([*command, str(installed), wheel], check=True, capture_output=True)
+    return source, installed
+
+
+@pytest.fixture
+def outside(distributions, tmp_path):
+    """Runs Python with what was installed, in a folder that knows nothing of the repository."""
+
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(distributions[1])}
+        options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+        return subprocess.run([sys.executable, *arguments], check=True, **options).stdout
+
+    return run
+
+
+def kept(folder):
+    """The files of a folder that are no leavings."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path for path in paths if not any(part.startswith((".", "__pycache__")) for part in path.parts)}
+
+
+def test_a_source_archive_has_all_that_its_tests_need(distributions):
+    source, _ = distributions
+    for name in ("refloss", "tests", "conformance", "benchmarks", "examples", "docs"):
+        assert kept(source / name) == kept(ROOT / name)
+        assert not list((source / name).rglob("*.nbc"))
+    alone = {path.name for path in source.iterdir() if path.is_file()}
+    pages = {path.name for path in ROOT.glob("*.md")} | {"LICENSE", "CITATION.cff"}
+    assert alone >= {*pages, "pyproject.toml", "hatch_build.py", "noxfile.py"}
+    assert (source / ".ci" / "run").exists()
+
+
+def test_a_wheel_has_the_package_and_nothing_else(distributions):
+    _, installed = distributions
+    assert kept(installed / "refloss") == kept(ROOT / "refloss")
+    assert {path.name for path in installed.iterdir()} == {"refloss", "bin", f"refloss-{refloss.__version__}.dist-info"}
+    assert (installed / "refloss" / "py.typed").exists()
+
+
+def test_a_wheel_works_outside_of_the_repository(distributions, outside):
+    where = outside("-c", "import refloss; print(refloss.__file__, refloss.cross_entropy.__name__)")
+    assert where.split() == [str(distributions[1] / "refloss" / "__init__.py"), "cross_entropy"]
+    assert (
+        outside("-m", "refloss", "--version").strip()
+        == outside(str(distributions[1] / "bin" / "refloss"), "--version").strip()
+    )
+    assert refloss.__version__ in outside("-m", "refloss", "--version")
+    assert len(json.loads(outside("-m", "refloss", "list", "--json"))["functions"]) == len(refloss.registry.FUNCTIONS)
+
+
+def test_what_a_package_index_shows_leads_nowhere_but_to_addresses(distributions):
+    (metadata,) = distributions[1].glob("*.dist-info/METADATA")
+    told = PathDistribution(metadata.parent).metadata
+    text = told.get_payload()
+    assert "## Start" in text
+    assert told["Description-Content-Type"] == "text/markdown"
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert [link for link in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in link] == []
+    assert "(docs/tolerances.md)" in prose
+    assert "<!--" not in prose
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see [docs/a.md](docs/a.md).", "see docs/a.md."),
+        ("[what](docs/a.md#b) and [this](https://a.b/c)", "what (docs/a.md#b) and [this](https://a.b/c)"),
+        ("a[1, 2) [what](b.md)", "a[1, 2) what (b.md)"),
+        ("before\n\n![a picture](docs/a.svg)\n\nafter", "before\n\nafter"),
+        ("[below](#below)", "[below](#below)"),
+    ],
+)
+def test_links_into_the_repository_are_names(backend, text, shown):
+    assert backend.without_relative_links(text) == shown
+
+
+def test_a_citation_is_of_this_version():
+    lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {refloss.__version__}" in lines
+
+
+def test_what_is_said_to_be_supported_is_tried():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {name.rpartition(" ")[2] for name in project["classifiers"] if re.search(r":: Python :: 3\.\d+$", name)}
+    (tried,) = re.findall(r"^PYTHONS = \((.*)\)$", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named <= set(re.findall(r"[\d.]+", tried))
+    assert project["requires-python"] == f">={min(named)}"

@@ -6,7 +6,6 @@ Whatever refloss does for its own losses it does for them; see test_toy_losses.p
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from refloss.losses.parts import elementwise
 from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class, softmax_rows
 from refloss.numerics.exponential import exp, log1p
 from refloss.numerics.pairs import add, multiply, negate, pair, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import (
     IGNORE_INDEX,
@@ -33,6 +32,7 @@ from refloss.specification import (
     softmax_logits,
     values,
 )
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 LN_2 = math.log(2.0)
 
@@ -65,15 +65,15 @@ def _magnitudes(x, t, case, unit):
     )
 )
 def log_cosh(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Log cosh of the difference: half its square near 0, its magnitude less ln 2 far away."""
     arrays.choice(reduction, "reduction", elementwise.REDUCTIONS)
@@ -114,18 +114,18 @@ def _added(lse, mass, parameters):
     )
 )
 def z_loss(
-    logits: Any,
-    target: Any,
-    weight: Any = None,
+    logits: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     *,
     z_weight: float = 1e-4,
     ignore_index: int = -100,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cross-entropy of labels, and λ times the squared log-sum-exp."""
     x, targets = arrays.float_array(logits, "logits"), arrays.integer_array(target, "target")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REFERENCES = ("ref_chosen_log_probs", "ref_rejected_log_probs")
 NAMES = ("chosen_log_probs", "rejected_log_probs", *REFERENCES)
-KINDS = (
+Kind = Literal[
     "sigmoid",
     "robust",
     "hinge",
@@ -32,7 +32,8 @@ KINDS = (
     "discopop",
     "simpo",
     "orpo",
-)
+]
+KINDS = get_args(Kind)
 # How soon "discopop" turns from one loss into the other, in units of x.
 TAU = 0.05
 ALONE = ("simpo", "orpo")  # without a reference

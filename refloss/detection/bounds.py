@@ -20,7 +20,7 @@ def head_bounds(case: Case, result: LossResult, unit: Roundoff) -> dict[str, np.
     head = Head(case, result, unit)
     kind = Layer if head.specification.classes in ("cross-entropy", "focal") else QualityLayer
     limits = {f"grad.{name}": np.zeros(np.shape(value)) for name, value in result.grads.items()}
-    total = STEPS * unit.between * float(sum(abs(value) for value in result.components.values()))
+    total = STEPS * unit.between * float(sum(abs(float(value)) for value in result.components.values()))
     for layer in result.layers:
         of_layer = kind(head, layer).bounds()
         for name, argument in layer.inputs.items():

@@ -25,6 +25,7 @@ from refloss.result import Intermediates, LossResult, MatchedLayer, Pairs
 
 if TYPE_CHECKING:
     from refloss.detection.inputs import Inputs
+    from refloss.typing import Assignment, Backend, Cotangents, Scalar
 
 UNION = "_union"
 
@@ -66,7 +67,7 @@ class Scene(NamedTuple):
     targets: Targets
     matching: Matching
     num_boxes: float
-    backend: str
+    backend: Backend
     background: Background | None
     shared: dict[str, Any]  # what a term leaves for those that come after it
 
@@ -109,7 +110,7 @@ class Term(NamedTuple):
 
     components: tuple[str, ...]
     compute: Callable[[Scene, Mapping[str, Exact]], Outcome]
-    before: Callable[[Layer, int, Mapping[str, Exact], str], Background] | None = None
+    before: Callable[[Layer, int, Mapping[str, Exact], Backend], Background] | None = None
     of_union: bool = False  # whether it takes the union of all layers' matchings, where the head makes one
 
 
@@ -126,10 +127,10 @@ class Head(NamedTuple):
 class Options(NamedTuple):
     """The keywords that every head takes."""
 
-    grad_output: Any
-    assignment: Any
-    num_boxes: Any
-    backend: str
+    grad_output: Cotangents
+    assignment: Assignment | None
+    num_boxes: Scalar | None
+    backend: Backend
 
 
 def normaliser(num_boxes: Any, targets: Targets, groups: int) -> float:
@@ -147,7 +148,7 @@ class _Run(NamedTuple):
     cotangents: Mapping[str, Exact]
     num_boxes: float
     given: Mapping[str, Any]  # the caller's matchings
-    backend: str
+    backend: Backend
 
 
 class _Prepared(NamedTuple):

@@ -16,6 +16,7 @@ from refloss.losses import cross_entropy
 from refloss.losses.parts.matching_cost import LOOP
 from refloss.losses.parts.softmax import softmax_rows
 from refloss.options import Options
+from refloss.typing import Backend
 
 KEY = "assignment"
 # [Q, N] what queries and objects cost beside, from the objects and the backend.
@@ -64,7 +65,7 @@ def costs(
     boxes: np.ndarray | None,
     targets: Targets,
     lse: np.ndarray | None,
-    backend: str,
+    backend: Backend,
     more: MoreCosts | None = None,
 ) -> np.ndarray:
     """[Q, N]: each object against the queries of its own image; lse [B, Q] is computed if a softmax lacks it."""

@@ -22,6 +22,7 @@ from refloss.losses.sigmoid_focal import ONE_CLASS_LOOP
 from refloss.numerics.exact import Exact, exact, quotient, quotient_pair, total
 from refloss.options import Options
 from refloss.result import Intermediates, LossResult
+from refloss.typing import Backend
 
 _OVERLAPS = "overlaps"
 Pair = tuple[float, float]
@@ -40,7 +41,7 @@ def softmax_classes(num_labels: int, no_object_weight: float, component: str = "
     The matching decides about few queries: all are told that they see no object first, and some are then corrected.
     """
 
-    def rows(logits: Tensor, labels: np.ndarray, cotangent: float, backend: str) -> LossResult:
+    def rows(logits: Tensor, labels: np.ndarray, cotangent: float, backend: Backend) -> LossResult:
         return softmax_rows(
             cross_entropy.LOOP,
             logits.value,
@@ -51,7 +52,7 @@ def softmax_classes(num_labels: int, no_object_weight: float, component: str = "
             reduction="none",
         )
 
-    def before(layer: Layer, pairs: int, cotangents: Mapping[str, Exact], backend: str) -> Background:
+    def before(layer: Layer, pairs: int, cotangents: Mapping[str, Exact], backend: Backend) -> Background:
         logits = layer.tensors["logits"].wanted(cotangents[component] != 0.0)
         no_object = np.full(logits.value.shape[:2], num_labels)
         normaliser = pairs + (no_object.size - pairs) * no_object_weight

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,11 @@ from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, logit_options
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import IGNORE_INDEX, ITEMS, Parameter, Softmax, softmax_logits
 from refloss.specification import labels as tokens
+from refloss.typing import ArrayLike, Backend, Cotangents, DTypeLike, Gradients, Scalar
 
 
 @loss(
@@ -51,22 +51,22 @@ from refloss.specification import labels as tokens
     )
 )
 def causal_lm(
-    logits: Any,
-    labels: Any,
+    logits: ArrayLike,
+    labels: ArrayLike,
     vocab_size: int | None = None,
-    num_items_in_batch: Any = None,
+    num_items_in_batch: Scalar | None = None,
     ignore_index: int = -100,
-    shift_labels: Any = None,
+    shift_labels: ArrayLike | None = None,
     *,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
     z_loss: float = 0.0,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Next-token cross-entropy, as transformers' ForCausalLMLoss.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays
@@ -12,9 +10,10 @@ from refloss.error_model import alignments as error_model
 from refloss.loss import loss
 from refloss.losses.parts import alignments
 from refloss.losses.parts.alignments import Batch
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Parameter, Specification, lengths, sequences
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @loss(
@@ -52,19 +51,19 @@ from refloss.specification import REDUCTION, Argument, Parameter, Specification,
     )
 )
 def ctc_of_logits(
-    logits: Any,
-    labels: Any,
-    logit_lengths: Any,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    logit_lengths: ArrayLike,
     blank_token_id: int,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     zero_infinity: bool = False,
     ignore_index: int = -100,
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Connectionist temporal classification of logits, as transformers' ForCTCLoss.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, engine
@@ -12,8 +11,18 @@ from refloss.detection.inputs import Inputs
 from refloss.detection.specification import DETR, OF_MASKS, matching_head
 from refloss.detection.targets import read_targets
 from refloss.loss import loss
-from refloss.options import Gradients
 from refloss.result import LossResult
+from refloss.typing import (
+    ArrayLike,
+    Assignment,
+    Backend,
+    Configuration,
+    Cotangents,
+    DTypeLike,
+    Gradients,
+    Objects,
+    Scalar,
+)
 
 
 @loss(
@@ -30,20 +39,20 @@ from refloss.result import LossResult
     )
 )
 def deformable_detr_segmentation(
-    logits: Any,
-    labels: Any,
-    pred_boxes: Any,
-    pred_masks: Any,
-    config: Any,
-    outputs_class: Any = None,
-    outputs_coord: Any = None,
+    logits: ArrayLike,
+    labels: Objects,
+    pred_boxes: ArrayLike,
+    pred_masks: ArrayLike,
+    config: Configuration,
+    outputs_class: ArrayLike | None = None,
+    outputs_coord: ArrayLike | None = None,
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    assignment: Any = None,
-    num_boxes: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    assignment: Assignment | None = None,
+    num_boxes: Scalar | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Focal classes, boxes and masks, as transformers' DeformableDetrForSegmentationLoss (Conditional DETR).
 

@@ -19,8 +19,18 @@ from refloss.detection.targets import read_targets
 from refloss.loss import loss
 from refloss.losses.sigmoid_focal import sigmoid_focal
 from refloss.numerics.exact import Exact, rounded
-from refloss.options import Gradients
 from refloss.result import Intermediates, LossResult
+from refloss.typing import (
+    ArrayLike,
+    Assignment,
+    Backend,
+    Configuration,
+    Cotangents,
+    DTypeLike,
+    Gradients,
+    Objects,
+    Scalar,
+)
 
 CLASS_WEIGHT = 2.0
 
@@ -39,23 +49,23 @@ CLASS_WEIGHT = 2.0
     )
 )
 def grounding_dino_object_detection(
-    logits: Any,
-    labels: Any,
-    pred_boxes: Any,
-    config: Any,
-    label_maps: Any,
-    text_mask: Any,
-    outputs_class: Any = None,
-    outputs_coord: Any = None,
-    encoder_logits: Any = None,
-    encoder_pred_boxes: Any = None,
+    logits: ArrayLike,
+    labels: Objects,
+    pred_boxes: ArrayLike,
+    config: Configuration,
+    label_maps: ArrayLike,
+    text_mask: ArrayLike,
+    outputs_class: ArrayLike | None = None,
+    outputs_coord: ArrayLike | None = None,
+    encoder_logits: ArrayLike | None = None,
+    encoder_pred_boxes: ArrayLike | None = None,
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    assignment: Any = None,
-    num_boxes: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    assignment: Assignment | None = None,
+    num_boxes: Scalar | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Matching over text tokens, focal tokens and boxes, as transformers' GroundingDinoForObjectDetectionLoss.
 

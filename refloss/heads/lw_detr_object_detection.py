@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from refloss import arrays
 from refloss.cases import drawn_scenes, scenes
@@ -16,8 +15,18 @@ from refloss.detection.targets import read_targets
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
 from refloss.losses.parts.iou_aware_bce import ONE_CLASS_LOOP
-from refloss.options import Gradients
 from refloss.result import LossResult
+from refloss.typing import (
+    ArrayLike,
+    Assignment,
+    Backend,
+    Configuration,
+    Cotangents,
+    DTypeLike,
+    Gradients,
+    Objects,
+    Scalar,
+)
 
 GAMMA = 2.0
 
@@ -36,21 +45,21 @@ GAMMA = 2.0
     )
 )
 def lw_detr_object_detection(
-    logits: Any,
-    labels: Any,
-    pred_boxes: Any,
-    config: Any,
-    outputs_class: Any = None,
-    outputs_coord: Any = None,
-    enc_outputs_class: Any = None,
-    enc_outputs_coord: Any = None,
+    logits: ArrayLike,
+    labels: Objects,
+    pred_boxes: ArrayLike,
+    config: Configuration,
+    outputs_class: ArrayLike | None = None,
+    outputs_coord: ArrayLike | None = None,
+    enc_outputs_class: ArrayLike | None = None,
+    enc_outputs_coord: ArrayLike | None = None,
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    assignment: Any = None,
-    num_boxes: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    assignment: Assignment | None = None,
+    num_boxes: Scalar | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Matching by groups, then IoU-aware classes and boxes, as transformers' LwDetrForObjectDetectionLoss.
 

@@ -19,9 +19,9 @@ from refloss.detection.specification import POINTS, mistaken_points
 from refloss.detection.targets import read_masks
 from refloss.kernels.points.loop import CostWeights
 from refloss.loss import loss
-from refloss.options import Gradients
 from refloss.result import LossResult
 from refloss.specification import Argument, MatchingHead, Parameter, Part, configured
+from refloss.typing import ArrayLike, Assignment, Backend, Configuration, Cotangents, DTypeLike, Gradients, Scalar
 
 KIND = Kind("loss_mask", "loss_dice", bilinear=True, padded=True)
 _WEIGHTS = {"loss_cross_entropy": "class_weight", "loss_mask": "mask_weight", "loss_dice": "dice_weight"}
@@ -69,25 +69,25 @@ def _arguments() -> dict[str, Argument]:
     )
 )
 def mask2former(
-    masks_queries_logits: Any,
-    class_queries_logits: Any,
-    mask_labels: Any,
-    class_labels: Any,
-    config: Any,
-    auxiliary_masks_queries_logits: Any = None,
-    auxiliary_class_queries_logits: Any = None,
+    masks_queries_logits: ArrayLike,
+    class_queries_logits: ArrayLike,
+    mask_labels: ArrayLike,
+    class_labels: ArrayLike,
+    config: Configuration,
+    auxiliary_masks_queries_logits: ArrayLike | None = None,
+    auxiliary_class_queries_logits: ArrayLike | None = None,
     *,
-    matcher_points: Any = None,
-    candidate_points: Any = None,
-    random_points: Any = None,
-    points: Any = None,
+    matcher_points: ArrayLike | None = None,
+    candidate_points: ArrayLike | None = None,
+    random_points: ArrayLike | None = None,
+    points: ArrayLike | None = None,
     seed: int = 0,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    assignment: Any = None,
-    num_boxes: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    assignment: Assignment | None = None,
+    num_boxes: Scalar | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Classes and masks at points, as transformers' Mask2FormerLoss and EomtLoss.
 

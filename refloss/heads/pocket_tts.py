@@ -18,9 +18,10 @@ from refloss.kernels.flow.run import Arrays, flow_term
 from refloss.loss import loss
 from refloss.losses.bce_with_logits import LOOP
 from refloss.numerics.exact import Exact, exact, product, ratio, rounded
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import Argument, Parameter, Specification, configured, sigmoid_logits
+from refloss.typing import ArrayLike, Backend, Configuration, Cotangents, DTypeLike, Gradients
 
 COMPONENTS = ("flow_diagonal", "flow_distill", "eos")
 # What a step has that distils.
@@ -87,29 +88,29 @@ def _values(shape: str, *, optional: bool = False) -> Argument:
     )
 )
 def pocket_tts(
-    velocity: Any,
-    targets: Any,
-    noise: Any,
-    log_variance: Any,
-    eos_logits: Any,
-    eos_labels: Any,
-    config: Any = None,
+    velocity: ArrayLike,
+    targets: ArrayLike,
+    noise: ArrayLike,
+    log_variance: ArrayLike,
+    eos_logits: ArrayLike,
+    eos_labels: ArrayLike,
+    config: Configuration = None,
     *,
-    jump_velocity: Any = None,
-    jump_velocity_dt: Any = None,
-    end_velocity: Any = None,
-    start_times: Any = None,
-    end_times: Any = None,
-    jump_log_variance: Any = None,
+    jump_velocity: ArrayLike | None = None,
+    jump_velocity_dt: ArrayLike | None = None,
+    end_velocity: ArrayLike | None = None,
+    start_times: ArrayLike | None = None,
+    end_times: ArrayLike | None = None,
+    jump_log_variance: ArrayLike | None = None,
     lsd_diagonal_weight: float | None = None,
     lsd_distill_probability: float | None = None,
     eos_loss_weight: float | None = None,
     flow_loss_num_samples: int | None = None,
     training: bool = True,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Lagrangian self-distillation and the end of speech, as transformers' PocketTTSForConditionalGenerationLoss.
 

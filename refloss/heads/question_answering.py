@@ -12,9 +12,10 @@ from refloss.cases import language as cases
 from refloss.heads.parts import error_model
 from refloss.heads.parts.language import token_loss
 from refloss.loss import loss
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import ITEMS, Argument, Specification, labels
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Scalar
 
 _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax", shape="B S")
 
@@ -45,16 +46,16 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
     )
 )
 def question_answering(
-    start_logits: Any,
-    end_logits: Any,
-    start_positions: Any,
-    end_positions: Any,
+    start_logits: ArrayLike,
+    end_logits: ArrayLike,
+    start_positions: ArrayLike,
+    end_positions: ArrayLike,
     *,
-    num_items_in_batch: Any = None,
-    grad_output: Any = 1.0,
+    num_items_in_batch: Scalar | None = None,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    backend: Backend = "auto",
 ) -> LossResult | None:
     """Mean of two cross-entropies over positions, as transformers' ForQuestionAnsweringLoss.
 
@@ -96,7 +97,7 @@ def question_answering(
             num_items_in_batch=num_items_in_batch,
             ignore_index=logits.shape[1],
         )
-        loss += of_side.loss / 2
+        loss += float(of_side.loss) / 2
         if "logits" in of_side.grads:
             grads[name] = of_side.grads["logits"]
         intermediates.include(of_side.intermediates.renamed(f"{side}_"))

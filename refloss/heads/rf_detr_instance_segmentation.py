@@ -20,8 +20,18 @@ from refloss.kernels.one_class.loop import Focus
 from refloss.kernels.points.loop import CostWeights
 from refloss.loss import loss
 from refloss.losses.parts.iou_aware_bce import ONE_CLASS_LOOP
-from refloss.options import Gradients
 from refloss.result import LossResult
+from refloss.typing import (
+    ArrayLike,
+    Assignment,
+    Backend,
+    Configuration,
+    Cotangents,
+    DTypeLike,
+    Gradients,
+    Objects,
+    Scalar,
+)
 
 KIND = Kind("loss_mask_ce", "loss_mask_dice", bilinear=False, padded=False)
 OVERSAMPLE = 3
@@ -51,29 +61,29 @@ _WEIGHTS = {"loss_mask_ce": "mask_class_loss_coefficient", "loss_mask_dice": "ma
     )
 )
 def rf_detr_instance_segmentation(
-    logits: Any,
-    labels: Any,
-    pred_boxes: Any,
-    pred_masks: Any,
-    config: Any,
-    outputs_class: Any = None,
-    outputs_coord: Any = None,
-    outputs_masks: Any = None,
-    enc_outputs_class: Any = None,
-    enc_outputs_coord: Any = None,
-    enc_outputs_masks: Any = None,
+    logits: ArrayLike,
+    labels: Objects,
+    pred_boxes: ArrayLike,
+    pred_masks: ArrayLike,
+    config: Configuration,
+    outputs_class: ArrayLike | None = None,
+    outputs_coord: ArrayLike | None = None,
+    outputs_masks: ArrayLike | None = None,
+    enc_outputs_class: ArrayLike | None = None,
+    enc_outputs_coord: ArrayLike | None = None,
+    enc_outputs_masks: ArrayLike | None = None,
     *,
-    matcher_points: Any = None,
-    candidate_points: Any = None,
-    random_points: Any = None,
-    points: Any = None,
+    matcher_points: ArrayLike | None = None,
+    candidate_points: ArrayLike | None = None,
+    random_points: ArrayLike | None = None,
+    points: ArrayLike | None = None,
     seed: int = 0,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    assignment: Any = None,
-    num_boxes: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    assignment: Assignment | None = None,
+    num_boxes: Scalar | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Detection by groups and masks at points, as transformers' RfDetrForSegmentationLoss.
 

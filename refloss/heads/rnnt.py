@@ -20,8 +20,6 @@ Transduction with Recurrent Neural Networks", 2012; the names of reductions are 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss.cases import transducers as cases
@@ -29,6 +27,7 @@ from refloss.error_model import transducer as error_model
 from refloss.heads.parts.transducer import (
     REDUCTIONS,
     Arcs,
+    TransducerReduction,
     checked_targets,
     divisor,
     lattice_logits,
@@ -36,9 +35,10 @@ from refloss.heads.parts.transducer import (
     what_is_written,
 )
 from refloss.loss import loss
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import Parameter, Specification, reduction, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 
 @loss(
@@ -59,18 +59,18 @@ from refloss.specification import Parameter, Specification, reduction, softmax_l
     )
 )
 def rnnt(
-    logits: Any,
-    labels: Any,
-    logit_lengths: Any,
-    label_lengths: Any,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    logit_lengths: ArrayLike,
+    label_lengths: ArrayLike,
     blank_token_id: int,
-    reduction: str = "mean_volume",
+    reduction: TransducerReduction = "mean_volume",
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """RNN-T loss, as transformers' ParakeetForRNNTLoss: −log of the probability of the labels over all alignments.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from refloss.cases import drawn_scenes, scenes
 from refloss.detection import detr, rt_detr, terms
@@ -14,8 +14,18 @@ from refloss.detection.specification import PROPOSALS, RT_DETR, matching_head
 from refloss.kernels.one_class.loop import Focus
 from refloss.loss import loss
 from refloss.losses.varifocal import ONE_CLASS_LOOP
-from refloss.options import Gradients
 from refloss.result import LossResult
+from refloss.typing import (
+    ArrayLike,
+    Assignment,
+    Backend,
+    Configuration,
+    Cotangents,
+    DTypeLike,
+    Gradients,
+    Objects,
+    Scalar,
+)
 
 
 @loss(
@@ -33,22 +43,22 @@ from refloss.result import LossResult
     )
 )
 def rt_detr_object_detection(
-    logits: Any,
-    labels: Any,
-    pred_boxes: Any,
-    config: Any,
-    outputs_class: Any = None,
-    outputs_coord: Any = None,
-    enc_topk_logits: Any = None,
-    enc_topk_bboxes: Any = None,
-    denoising_meta_values: Any = None,
+    logits: ArrayLike,
+    labels: Objects,
+    pred_boxes: ArrayLike,
+    config: Configuration,
+    outputs_class: ArrayLike | None = None,
+    outputs_coord: ArrayLike | None = None,
+    enc_topk_logits: ArrayLike | None = None,
+    enc_topk_bboxes: ArrayLike | None = None,
+    denoising_meta_values: Mapping[str, ArrayLike] | None = None,
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    assignment: Any = None,
-    num_boxes: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    assignment: Assignment | None = None,
+    num_boxes: Scalar | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Hungarian matching, then varifocal classes and boxes, as transformers' RTDetrForObjectDetectionLoss.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,11 @@ from refloss.kernels.resample import run
 from refloss.kernels.segmentation.run import segmentation_rows
 from refloss.loss import loss
 from refloss.numerics.exact import Exact, exact, exact_sum, ratio, rounded
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import ITEMS, Argument, Parameter, Specification
 from refloss.specification import labels as pixel_labels
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Scalar
 
 _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="softmax", resampled=True, shape="B C h w")
 
@@ -51,17 +51,17 @@ _LOGITS = Argument("logits", differentiable=True, class_axis=1, activation="soft
     )
 )
 def semantic_segmentation(
-    logits: Any,
-    labels: Any,
+    logits: ArrayLike,
+    labels: ArrayLike,
     ignore_index: int = 255,
-    num_items_in_batch: Any = None,
-    auxiliary_logits: Any = None,
+    num_items_in_batch: Scalar | None = None,
+    auxiliary_logits: ArrayLike | None = None,
     auxiliary_loss_weight: float = 0.4,
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cross-entropy of bilinearly upsampled logits, as transformers' ForSemanticSegmentationLoss.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
 from refloss.losses.bce_with_logits import bce_with_logits
 from refloss.losses.mse import mse
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import (
     IGNORE_INDEX,
@@ -26,8 +26,10 @@ from refloss.specification import (
     softmax_logits,
 )
 from refloss.specification import labels as class_labels
+from refloss.typing import ArrayLike, Backend, Configuration, Cotangent, DTypeLike, Gradients, Scalar
 
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+PROBLEM_TYPES = get_args(ProblemType)
 
 
 class ProblemTypeError(ValueError, RuntimeError):
@@ -66,19 +68,19 @@ class ProblemTypeError(ValueError, RuntimeError):
     )
 )
 def sequence_classification(
-    labels: Any,
-    pooled_logits: Any,
-    config: Any = None,
+    labels: ArrayLike,
+    pooled_logits: ArrayLike,
+    config: Configuration = None,
     *,
     num_labels: int | None = None,
-    problem_type: str | None = None,
-    num_items_in_batch: Any = None,
+    problem_type: ProblemType | None = None,
+    num_items_in_batch: Scalar | None = None,
     ignore_index: int = -100,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """The loss of one label, several labels or values per example, as transformers' ForSequenceClassificationLoss.
 

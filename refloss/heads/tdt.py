@@ -23,7 +23,7 @@ Transduction by Jointly Predicting Tokens and Durations", 2023.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Final
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from refloss.error_model import transducer as error_model
 from refloss.heads.parts.transducer import (
     REDUCTIONS,
     Arcs,
+    TransducerReduction,
     checked_targets,
     divisor,
     lattice_logits,
@@ -40,11 +41,12 @@ from refloss.heads.parts.transducer import (
     what_is_written,
 )
 from refloss.loss import loss
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import Parameter, Specification, lengths, reduction, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
-_FIRST = "mean"
+_FIRST: Final = "mean"
 
 
 @loss(
@@ -74,21 +76,21 @@ _FIRST = "mean"
     )
 )
 def tdt(
-    token_logits: Any,
-    duration_logits: Any,
-    labels: Any,
-    logit_lengths: Any,
-    label_lengths: Any,
+    token_logits: ArrayLike,
+    duration_logits: ArrayLike,
+    labels: ArrayLike,
+    logit_lengths: ArrayLike,
+    label_lengths: ArrayLike,
     blank_token_id: int,
-    durations: Any,
+    durations: ArrayLike,
     sigma: float = 0.0,
-    reduction: str = _FIRST,
+    reduction: TransducerReduction = _FIRST,
     *,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """TDT loss, as transformers' ParakeetForTDTLoss: −log of the labels' probability over alignments and durations.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -12,10 +11,11 @@ from refloss.cases import language as cases
 from refloss.error_model import softmax
 from refloss.heads.parts.language import token_loss, token_rows
 from refloss.loss import loss
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import IGNORE_INDEX, ITEMS, NUM_LABELS, Softmax, configured, softmax_logits
 from refloss.specification import labels as token_labels
+from refloss.typing import ArrayLike, Backend, Configuration, Cotangent, DTypeLike, Gradients, Scalar
 
 
 @loss(
@@ -41,18 +41,18 @@ from refloss.specification import labels as token_labels
     )
 )
 def token_classification(
-    logits: Any,
-    labels: Any,
-    config: Any = None,
+    logits: ArrayLike,
+    labels: ArrayLike,
+    config: Configuration = None,
     *,
     num_labels: int | None = None,
-    num_items_in_batch: Any = None,
+    num_items_in_batch: Scalar | None = None,
     ignore_index: int = -100,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cross-entropy of each token's class, as transformers' ForTokenClassification.
 

@@ -13,8 +13,6 @@ Torch counterpart: torch.nn.functional.binary_cross_entropy.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -25,9 +23,10 @@ from refloss.losses.parts import elementwise
 from refloss.numerics.accurate import CLOSE, log_accurate
 from refloss.numerics.exponential import log_pair
 from refloss.numerics.pairs import add, is_below, negate, pair, product, quotient, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, probabilities, weight
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 # torch's bounds: of a logarithm from below, of p·(1 − p) where it divides.
 _LEAST_LOG, _LEAST_SPREAD = -100.0, 1e-12
@@ -97,16 +96,16 @@ def _magnitudes(p, t, case, unit):
     )
 )
 def bce(
-    input: Any,  # noqa: A002
-    target: Any,
-    weight: Any = None,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Binary cross-entropy of probabilities, as torch.nn.functional.binary_cross_entropy.
 

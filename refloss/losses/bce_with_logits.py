@@ -21,7 +21,7 @@ Torch counterpart: torch.nn.functional.binary_cross_entropy_with_logits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -48,7 +48,7 @@ from refloss.numerics.pairs import (
     two_product,
     two_sum,
 )
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.roundoff import STEPS, real
 from refloss.specification import (
@@ -59,6 +59,7 @@ from refloss.specification import (
     sigmoid_logits,
     weight,
 )
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.source import Case
@@ -211,17 +212,17 @@ def magnitudes_of_logits(x: np.ndarray, t: np.ndarray, case: Case, unit: Roundof
     )
 )
 def bce_with_logits(
-    logits: Any,
-    target: Any,
-    weight: Any = None,
-    pos_weight: Any = None,
+    logits: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Binary cross-entropy of logits, as torch.nn.functional.binary_cross_entropy_with_logits.
 

@@ -18,7 +18,7 @@ Torch counterpart: torch.nn.functional.cosine_embedding_loss.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,9 +33,10 @@ from refloss.numerics.exponential import scale
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, two_product, two_sum
 from refloss.numerics.roots import root
 from refloss.numerics.sums import exponent_of
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Parameter, Specification, vectors
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
@@ -216,17 +217,17 @@ def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
     )
 )
 def cosine_embedding(
-    input1: Any,
-    input2: Any,
-    target: Any,
+    input1: ArrayLike,
+    input2: ArrayLike,
+    target: ArrayLike,
     *,
     margin: float = 0.0,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cosine embedding loss, as torch.nn.functional.cosine_embedding_loss.
 

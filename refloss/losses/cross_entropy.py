@@ -48,7 +48,7 @@ from refloss.loss import loss
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, COMPONENTS, Z_LOSS, cross_entropy_rows, logit_options
 from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class
 from refloss.numerics.pairs import multiply, scaled
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import (
     IGNORE_INDEX,
@@ -59,6 +59,7 @@ from refloss.specification import (
     classes,
     softmax_logits,
 )
+from refloss.typing import ArrayLike, Backend, Cotangents, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -95,22 +96,22 @@ LOOP = SoftmaxLoop("cross_entropy", _label, _soft)
     )
 )
 def cross_entropy(
-    logits: Any,
-    target: Any,
-    weight: Any = None,
+    logits: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     *,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
     z_loss: float = 0.0,
-    grad_output: Any = 1.0,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cross-entropy of logits with class labels or class probabilities, as torch.nn.functional.cross_entropy.
 

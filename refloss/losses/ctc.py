@@ -27,8 +27,6 @@ Classification", ICML 2006.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays
@@ -37,9 +35,10 @@ from refloss.error_model import alignments as error_model
 from refloss.loss import loss
 from refloss.losses.parts import alignments
 from refloss.losses.parts.alignments import Batch
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Parameter, Specification, lengths, sequences
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @loss(
@@ -67,19 +66,19 @@ from refloss.specification import REDUCTION, Argument, Parameter, Specification,
     )
 )
 def ctc(
-    log_probs: Any,
-    targets: Any,
-    input_lengths: Any,
-    target_lengths: Any,
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    input_lengths: ArrayLike,
+    target_lengths: ArrayLike,
     *,
     blank: int = 0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     zero_infinity: bool = False,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Connectionist temporal classification of log-probabilities, as torch.nn.functional.ctc_loss.
 

@@ -17,7 +17,7 @@ transformers counterpart: loss_for_object_detection.dice_loss. Source: Milletari
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -43,9 +43,10 @@ from refloss.numerics.pairs import (
     two_product,
     two_sum,
 )
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import Parameter, Specification, probabilities, reduction, sigmoid_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 REDUCTIONS = ("sum", "none")
 
@@ -162,16 +163,16 @@ LOOP = DiceLoop("dice", probability, terms, _factors, _slopes, _accurate, _accur
     )
 )
 def dice(
-    inputs: Any,
-    targets: Any,
+    inputs: ArrayLike,
+    targets: ArrayLike,
     num_boxes: float = 1.0,
     *,
-    reduction: str = "sum",
-    grad_output: Any = 1.0,
+    reduction: Literal["sum", "none"] = "sum",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Dice loss of mask logits, as transformers' dice_loss.
 

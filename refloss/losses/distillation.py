@@ -35,7 +35,7 @@ divergence; Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,11 +47,13 @@ from refloss.kernels.divergences.row import FORWARD, JSD, REVERSE, TVD, Given
 from refloss.kernels.divergences.run import Task, divergences
 from refloss.loss import loss
 from refloss.numerics.exact import as_pair, exact_sum, quotient
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Parameter, Specification, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 REDUCTIONS = ("mean", "sum", "none")
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tvd"]
 DIVERGENCES = {"forward_kl": FORWARD, "reverse_kl": REVERSE, "jsd": JSD, "tvd": TVD}
 _NAMES = ("student_logits", "teacher_logits")
 
@@ -93,20 +95,20 @@ def _share(beta: Any, kind: int) -> float:
     )
 )
 def distillation(
-    student_logits: Any,
-    teacher_logits: Any,
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
     *,
-    divergence: str = "forward_kl",
+    divergence: Divergence = "forward_kl",
     beta: float = 0.5,
     temperature: float = 1.0,
     temperature_squared: bool = False,
-    mask: Any = None,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    mask: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """A divergence between the softmaxes of a student's and a teacher's logits.
 

@@ -17,8 +17,6 @@ Torch counterpart: torch.nn.functional.gaussian_nll_loss.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -32,10 +30,11 @@ from refloss.numerics.bits import fma
 from refloss.numerics.exponential import log_finely
 from refloss.numerics.pairs import add, negate, normalised, pair, product, quotient, two_product, two_sum
 from refloss.numerics.triples import log_beyond
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.roundoff import real
 from refloss.specification import REDUCTION, Argument, Elementwise, Magnitudes, Parameter, values
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 # log 2π: the float64 nearest to it, the one nearest to what that leaves, and once more.
 LOG_2_PI = (1.8378770664093456, -7.756588316134483e-17, -2.647943193699614e-33)
@@ -210,18 +209,18 @@ _PARAMETERS = REDUCTION | {"full": Parameter(bool, (False, True)), "eps": Parame
     )
 )
 def gaussian_nll(
-    input: Any,  # noqa: A002
-    target: Any,
-    var: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
+    var: ArrayLike,
     *,
     full: bool = False,
     eps: float = 1e-6,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Gaussian negative log-likelihood, as torch.nn.functional.gaussian_nll_loss.
 

@@ -10,8 +10,6 @@ Torch counterpart: torch.nn.functional.hinge_embedding_loss.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -20,9 +18,10 @@ from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import pair, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, signs, values
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -64,16 +63,16 @@ def _magnitudes(x, t, case, unit):
     )
 )
 def hinge_embedding(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
     margin: float = 1.0,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Hinge embedding loss, as torch.nn.functional.hinge_embedding_loss.
 

@@ -9,7 +9,6 @@ Torch counterpart: torch.nn.functional.huber_loss.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -19,10 +18,11 @@ from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import is_above, negate, pair, product, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.roundoff import STEPS
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, values, weight
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -64,17 +64,17 @@ def _magnitudes(x, t, case, unit):
     )
 )
 def huber(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     delta: float = 1.0,
-    weight: Any = None,
-    grad_output: Any = 1.0,
+    weight: ArrayLike | None = None,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Huber loss, as torch.nn.functional.huber_loss.
 

@@ -20,8 +20,6 @@ al., "Representation Learning with Contrastive Predictive Coding", 2018.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays
@@ -32,9 +30,10 @@ from refloss.loss import loss
 from refloss.losses import cross_entropy
 from refloss.losses.parts.softmax import REDUCTIONS, softmax_rows
 from refloss.numerics.exact import total
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, similarities
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @loss(
@@ -56,16 +55,16 @@ from refloss.specification import REDUCTION, Parameter, Specification, similarit
     )
 )
 def info_nce(
-    similarity: Any,
+    similarity: ArrayLike,
     *,
     symmetric: bool = True,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cross-entropy of pairs among all, by rows and by columns, as CLIP has it.
 

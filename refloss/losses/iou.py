@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from refloss.cases import boxes as cases
 from refloss.error_model import boxes as boxes_error
 from refloss.loss import loss
 from refloss.losses.parts import box_pairs
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, boxes
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @loss(
     Specification(
         arguments={"boxes1": boxes(), "boxes2": boxes()},
-        parameters={"box_format": Parameter(str, ("xyxy", "cxcywh")), **REDUCTION},
+        parameters={"box_format": Parameter(str, box_pairs.FORMATS), **REDUCTION},
         mean="rows",
         per="row",
         order=110,
@@ -29,15 +29,15 @@ from refloss.specification import REDUCTION, Parameter, Specification, boxes
     )
 )
 def iou(
-    boxes1: Any,
-    boxes2: Any,
+    boxes1: ArrayLike,
+    boxes2: ArrayLike,
     *,
-    box_format: str = "xyxy",
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    box_format: box_pairs.BoxFormat = "xyxy",
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """1 − IoU of corresponding boxes.
 

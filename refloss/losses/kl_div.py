@@ -13,7 +13,7 @@ Torch counterpart: torch.nn.functional.kl_div.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from refloss.numerics.accurate import is_close, log_accurate
 from refloss.numerics.exponential import exp, exp_pair, log_finely, scale
 from refloss.numerics.pairs import negate, normalised, pair, product, two_sum
 from refloss.numerics.triples import log_beyond
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import (
     Elementwise,
@@ -38,6 +38,7 @@ from refloss.specification import (
     probabilities,
     reduction,
 )
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 # Digits for a value within an ulp are left above this share of the logarithm, which has an error of 2^-62.
 _LEFT = 2.0**-10
@@ -156,16 +157,16 @@ _PARAMETERS = {
     )
 )
 def kl_div(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
-    reduction: str = "mean",
+    reduction: Literal["mean", "sum", "none", "batchmean"] = "mean",
     log_target: bool = False,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Kullback-Leibler divergence, as torch.nn.functional.kl_div: input holds log-probabilities.
 

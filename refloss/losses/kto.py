@@ -25,9 +25,10 @@ from refloss.error_model.preferences import of_sequences
 from refloss.kernels.preferences.loop import Parameters
 from refloss.loss import loss
 from refloss.losses.parts.preferences import KTO, REDUCTIONS, loss_of_pairs
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Elementwise, Parameter, log_probabilities
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 _WORTH_TRYING = REDUCTION | {
     "beta": Parameter(float, (0.1, 0.5)),
@@ -65,20 +66,20 @@ def _flags(value: Any, shape: tuple[int, ...]) -> np.ndarray:
     )
 )
 def kto(
-    log_probs: Any,
-    ref_log_probs: Any,
-    desirable: Any,
+    log_probs: ArrayLike,
+    ref_log_probs: ArrayLike,
+    desirable: ArrayLike,
     kl: float,
     *,
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Kahneman-Tversky optimisation of answers that are desirable or not, as TRL's KTOTrainer has it.
 

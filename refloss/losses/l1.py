@@ -7,8 +7,6 @@ Torch counterpart: torch.nn.functional.l1_loss.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -17,9 +15,10 @@ from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import pair, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, values, weight
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -52,16 +51,16 @@ def _magnitudes(x, t, case, unit):
     )
 )
 def l1(
-    input: Any,  # noqa: A002
-    target: Any,
-    weight: Any = None,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Mean absolute error, as torch.nn.functional.l1_loss.
 

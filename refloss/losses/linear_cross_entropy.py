@@ -32,7 +32,7 @@ transformations of matrix multiplication", 2012.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -57,9 +57,10 @@ from refloss.losses.parts.linear import (
     run_layer,
 )
 from refloss.losses.parts.softmax import REDUCTIONS, RowOptions, factor_of_each_class
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import IGNORE_INDEX, REDUCTION, Argument, Parameter, Specification, class_weight
+from refloss.typing import ArrayLike, Backend, Cotangents, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.kernels.products.loop import Rounding
@@ -97,25 +98,25 @@ if TYPE_CHECKING:
     )
 )
 def linear_cross_entropy(
-    input: Any,  # noqa: A002
-    linear_weight: Any,
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    linear_weight: ArrayLike,
+    target: ArrayLike,
     *,
-    linear_bias: Any = None,
-    weight: Any = None,
+    linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
     z_loss: float = 0.0,
-    logits_dtype: Any = None,
-    grad_output: Any = 1.0,
+    logits_dtype: DTypeLike | None = None,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cross-entropy of a linear layer's outputs, as torch.nn.functional.linear_cross_entropy, without storing them.
 

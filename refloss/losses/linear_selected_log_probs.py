@@ -19,7 +19,7 @@ Sources: TRL's add_fused_lm_head and selective_log_softmax; verl's linear_cross_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refloss.cases import linear as cases
 from refloss.cases.log_probs import upstream_mistakes
@@ -38,8 +38,9 @@ from refloss.losses.parts.linear import (
     run_layer,
 )
 from refloss.losses.parts.log_probs import COMPONENTS, asked_of
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.specification import Argument, Specification
+from refloss.typing import ArrayLike, Backend, Cotangents, DTypeLike, Gradients
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,21 +73,21 @@ if TYPE_CHECKING:
     )
 )
 def linear_selected_log_probs(
-    input: Any,  # noqa: A002
-    linear_weight: Any,
-    index: Any,
+    input: ArrayLike,  # noqa: A002
+    linear_weight: ArrayLike,
+    index: ArrayLike,
     *,
-    linear_bias: Any = None,
+    linear_bias: ArrayLike | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
-    mask: Any = None,
-    logits_dtype: Any = None,
-    grad_output: Any = 1.0,
+    mask: ArrayLike | None = None,
+    logits_dtype: DTypeLike | None = None,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Log-probabilities of classes and entropies of rows of a linear layer's outputs, without storing those.
 

@@ -10,8 +10,6 @@ Torch counterpart: torch.nn.functional.margin_ranking_loss.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -20,10 +18,11 @@ from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import negate, normalised, pair, two_product, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.roundoff import STEPS, real
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, values
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -90,17 +89,17 @@ def _magnitudes(x1, x2, case, unit):
     )
 )
 def margin_ranking(
-    input1: Any,
-    input2: Any,
-    target: Any,
+    input1: ArrayLike,
+    input2: ArrayLike,
+    target: ArrayLike,
     *,
     margin: float = 0.0,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Margin ranking loss, as torch.nn.functional.margin_ranking_loss.
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -38,9 +38,10 @@ from refloss.loss import loss
 from refloss.losses.parts.routers import Router, router_of, selected_experts
 from refloss.numerics.exact import Exact, as_pair, exact, quotient, ratio
 from refloss.numerics.sums import UNITS
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import Argument, Parameter, Specification, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Drawn, Draws
@@ -109,18 +110,18 @@ class _Part(NamedTuple):
     )
 )
 def moe_load_balancing(
-    router_logits: Any,
+    router_logits: ArrayLike,
     top_k: int,
     *,
-    mask: Any = None,
+    mask: ArrayLike | None = None,
     pool_layers: bool = True,
-    selected: Any = None,
+    selected: ArrayLike | None = None,
     normalise_top_k: bool = False,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """How unevenly a router sends tokens to experts, by how often each is chosen and how probable it is.
 

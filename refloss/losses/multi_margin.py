@@ -6,7 +6,7 @@ Multi-Class Pattern Recognition", ESANN 1999, equation 2 with its slack summed o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from refloss.loss import loss
 from refloss.losses.parts.class_margins import LOOP
 from refloss.losses.parts.softmax import factor_of_each_class
 from refloss.losses.parts.vectors import REDUCTIONS, loss_of_vectors, vector_array
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, class_weight, indices, vectors
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
@@ -63,18 +64,18 @@ def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Bound]:
     )
 )
 def multi_margin(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
     p: int = 1,
     margin: float = 1.0,
-    weight: Any = None,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Multi-class margin loss, as torch.nn.functional.multi_margin_loss.
 

@@ -5,7 +5,7 @@ Torch counterpart: torch.nn.functional.multilabel_margin_loss.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from refloss.error_model import vectors as error_model
 from refloss.loss import loss
 from refloss.losses.parts.class_margins import LOOP
 from refloss.losses.parts.vectors import REDUCTIONS, loss_of_vectors, vector_array
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Specification, indices, vectors
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
@@ -78,15 +79,15 @@ def _named(target: np.ndarray, classes: int) -> np.ndarray:
     )
 )
 def multilabel_margin(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Multi-label margin loss, as torch.nn.functional.multilabel_margin_loss.
 

@@ -25,10 +25,11 @@ from refloss.loss import loss
 from refloss.losses.bce_with_logits import LOOP, LOOP_FOR_WEIGHT, magnitudes_of_logits
 from refloss.losses.parts import elementwise
 from refloss.losses.parts.element_rows import loss_of_rows
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Specification, probabilities, sigmoid_logits
 from refloss.specification import weight as weights
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.source import Case
@@ -73,16 +74,16 @@ def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Any]:
     )
 )
 def multilabel_soft_margin(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
-    weight: Any = None,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Multi-label soft margin loss, as torch.nn.functional.multilabel_soft_margin_loss.
 

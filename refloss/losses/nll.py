@@ -5,8 +5,6 @@ Torch counterpart: torch.nn.functional.nll_loss.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays
@@ -16,7 +14,7 @@ from refloss.kernels.nll.loop import Task
 from refloss.kernels.nll.run import nll_loss
 from refloss.loss import loss
 from refloss.losses.parts.softmax import REDUCTIONS, factor_of_each_class
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import (
     IGNORE_INDEX,
@@ -26,6 +24,7 @@ from refloss.specification import (
     class_weight,
     labels,
 )
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @loss(
@@ -47,17 +46,17 @@ from refloss.specification import (
     )
 )
 def nll(
-    input: Any,  # noqa: A002
-    target: Any,
-    weight: Any = None,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
     *,
     ignore_index: int = -100,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Negative log-likelihood, as torch.nn.functional.nll_loss.
 

@@ -16,8 +16,6 @@ Torch counterpart: torch.nn.functional.poisson_nll_loss.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -31,9 +29,10 @@ from refloss.numerics.accurate import exp_alone, log_accurate
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import OVERFLOW, UNDERFLOW, exp_pair, log_finely, log_pair, scale
 from refloss.numerics.pairs import add, negate, normalised, pair, product, quotient, two_product, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, values
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 # log(2π)/2 as a pair.
 _HALF_LOG_2_PI = (0.9189385332046728, -3.8782941580672414e-17)
@@ -200,18 +199,18 @@ _PARAMETERS = REDUCTION | {
     )
 )
 def poisson_nll(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
     log_input: bool = True,
     full: bool = False,
     eps: float = 1e-8,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Poisson negative log-likelihood, as torch.nn.functional.poisson_nll_loss: target holds counts.
 

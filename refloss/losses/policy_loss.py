@@ -32,7 +32,7 @@ Sources: Schulman et al., "Proximal Policy Optimization", 2017; Ye et al. (dual 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -41,22 +41,24 @@ from refloss.cases import policies as cases
 from refloss.error_model import tokens as error_model
 from refloss.kernels.tokens.loop import Token, TokenLoop, difference
 from refloss.loss import loss
-from refloss.losses.parts.aggregation import AGGREGATION_PARAMETERS, aggregation_of, divisor
-from refloss.losses.parts.kl_estimates import CODES, ESTIMATES, estimate, slope_of_estimate, slope_of_product
+from refloss.losses.parts.aggregation import AGGREGATION_PARAMETERS, AggregationName, Sequences, aggregation_of, divisor
+from refloss.losses.parts.kl_estimates import CODES, ESTIMATES, Estimate, estimate, slope_of_estimate, slope_of_product
 from refloss.losses.parts.tokens import beside, loss_of_tokens, token_array
 from refloss.numerics import far
 from refloss.numerics.exact import as_pair, quotient
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
 from refloss.numerics.triples import log_beyond
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.specification import Argument, Parameter, Specification
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Drawn, Draws
     from refloss.result import LossResult
 
-OBJECTIVES = ("clip", "cispo", "sapo")
-RATIOS = ("token", "sequence")
+Objective = Literal["clip", "cispo", "sapo"]
+Ratio = Literal["token", "sequence"]
+OBJECTIVES, RATIOS = get_args(Objective), get_args(Ratio)
 # Beside a number that is nearer than this to another one, the errors of pairs are large.
 _UNDECIDED = 2.0**-90
 
@@ -322,31 +324,31 @@ def _bounds(clip_low: Any, clip_high: Any) -> tuple[tuple[float, float], tuple[f
     )
 )
 def policy_loss(
-    log_probs: Any,
-    old_log_probs: Any,
-    advantages: Any,
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
     *,
-    mask: Any = None,
-    ref_log_probs: Any = None,
-    weights: Any = None,
-    objective: str = "clip",
-    ratio: str = "token",
+    mask: ArrayLike | None = None,
+    ref_log_probs: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    objective: Objective = "clip",
+    ratio: Ratio = "token",
     clip_low: float | None = 0.2,
     clip_high: float | None = None,
     dual_clip: float | None = None,
-    kl: str | None = None,
+    kl: Estimate | None = None,
     kl_coef: float = 0.0,
     kl_ratio_weighted: bool = False,
-    aggregation: str = "token-mean",
+    aggregation: AggregationName = "token-mean",
     num_items: float | None = None,
-    sequences: str = "all",
+    sequences: Sequences = "all",
     sapo_temperature_pos: float = 1.0,
     sapo_temperature_neg: float = 1.05,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """A policy's loss on log-probabilities of sampled tokens, and its gradient.
 

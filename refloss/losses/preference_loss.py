@@ -44,9 +44,10 @@ from refloss.cases import preferences as cases
 from refloss.error_model.preferences import of_pairs
 from refloss.loss import loss
 from refloss.losses.parts.preferences import REDUCTIONS, log_probs, loss_of_pairs, parameters_of
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Argument, Elementwise, Parameter, log_probabilities
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 _PARAMETERS = REDUCTION | {
     "kind": Parameter(str, cases.KINDS, structural=True),
@@ -105,21 +106,21 @@ def _references(given: dict[str, Any], kind: str, shape: tuple[int, ...]) -> tup
     )
 )
 def preference_loss(
-    chosen_log_probs: Any,
-    rejected_log_probs: Any,
-    ref_chosen_log_probs: Any = None,
-    ref_rejected_log_probs: Any = None,
+    chosen_log_probs: ArrayLike,
+    rejected_log_probs: ArrayLike,
+    ref_chosen_log_probs: ArrayLike | None = None,
+    ref_rejected_log_probs: ArrayLike | None = None,
     *,
-    kind: str = "sigmoid",
+    kind: cases.Kind = "sigmoid",
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     gamma: float = 0.0,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Losses of pairs of answers by their log-probabilities: DPO, and what was made of it.
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -25,9 +24,10 @@ from refloss.kernels.routers.run import Task, squares_of
 from refloss.loss import loss
 from refloss.losses.parts.routers import router_of
 from refloss.numerics.exact import as_pair, exact, product, ratio, total
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import Argument, Specification, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 
 @loss(
@@ -48,14 +48,14 @@ from refloss.specification import Argument, Specification, softmax_logits
     )
 )
 def router_z_loss(
-    router_logits: Any,
+    router_logits: ArrayLike,
     *,
-    mask: Any = None,
-    grad_output: Any = 1.0,
+    mask: ArrayLike | None = None,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """The mean of the squared log-sum-exp of a router's logits.
 

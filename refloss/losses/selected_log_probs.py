@@ -23,7 +23,7 @@ logprobs_from_logits. Entropy: Shannon, "A Mathematical Theory of Communication"
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refloss import arrays
 from refloss.cases import log_probs as cases
@@ -32,8 +32,9 @@ from refloss.kernels.log_probs.run import Task, log_probs_of_rows
 from refloss.loss import loss
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, logit_options
 from refloss.losses.parts.log_probs import COMPONENTS, asked_of
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.specification import Argument, Specification, indices, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangents, DTypeLike, Gradients
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,18 +71,18 @@ def _draw(draws: Draws) -> Drawn:
     )
 )
 def selected_log_probs(
-    logits: Any,
-    index: Any,
+    logits: ArrayLike,
+    index: ArrayLike,
     *,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
-    mask: Any = None,
-    grad_output: Any = 1.0,
+    mask: ArrayLike | None = None,
+    grad_output: Cotangents = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Log-probabilities of one class or K classes of each row, and the row's entropy.
 

@@ -27,10 +27,11 @@ from refloss.loss import loss
 from refloss.losses.parts.element_rows import loss_of_rows
 from refloss.losses.parts.elementwise import REDUCTIONS
 from refloss.losses.soft_margin import LOOP
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.roundoff import STEPS, Roundoff
 from refloss.specification import REDUCTION, Specification, similarities
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.source import Case
@@ -81,14 +82,14 @@ def _bounds(case: Case, _: LossResult, unit: Roundoff) -> dict[str, Any]:
     )
 )
 def sigmoid_contrastive(
-    logits: Any,
+    logits: ArrayLike,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Sigmoid contrastive loss of a matrix of similarities, as SigLIP has it.
 

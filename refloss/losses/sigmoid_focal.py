@@ -24,8 +24,6 @@ Object Detection", 2017.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -58,9 +56,10 @@ from refloss.numerics.pairs import (
     two_product,
     two_sum,
 )
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 REDUCTIONS = ("mean", "sum", "none")
 # A logit beyond this is as good as infinite (γ·2^60 > 746 for γ ≥ 2^-50), and its arithmetic stays finite.
@@ -315,18 +314,18 @@ SQUARED_LOOP = Loop("sigmoid_focal_squared", _loss_squared, _is_close, _accurate
     )
 )
 def sigmoid_focal(
-    inputs: Any,
-    targets: Any,
+    inputs: ArrayLike,
+    targets: ArrayLike,
     num_boxes: float = 1.0,
     alpha: float = 0.25,
     gamma: float = 2.0,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Sigmoid focal loss of logits, as transformers' sigmoid_focal_loss in both its reductions.
 

@@ -9,7 +9,6 @@ Torch counterpart: torch.nn.functional.smooth_l1_loss.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +18,10 @@ from refloss.kernels.elementwise.loop import Loop
 from refloss.loss import loss
 from refloss.losses.parts import elementwise
 from refloss.numerics.pairs import is_below, negate, pair, product, quotient, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, Parameter, values
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -65,16 +65,16 @@ def _magnitudes(x, t, case, unit):
     )
 )
 def smooth_l1(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     beta: float = 1.0,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Smooth L1 loss, as torch.nn.functional.smooth_l1_loss.
 

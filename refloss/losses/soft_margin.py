@@ -14,8 +14,6 @@ e^−z is infinite, beyond 88 in float32, its loss is infinite and its gradient 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -26,10 +24,11 @@ from refloss.losses.parts import elementwise
 from refloss.numerics.bits import fma
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import fast_two_sum, pair, product, two_product, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.roundoff import STEPS
 from refloss.specification import REDUCTION, Elementwise, Magnitudes, signs, values
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -81,15 +80,15 @@ def _magnitudes(x, t, case, unit):
     )
 )
 def soft_margin(
-    input: Any,  # noqa: A002
-    target: Any,
+    input: ArrayLike,  # noqa: A002
+    target: ArrayLike,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Soft margin loss, as torch.nn.functional.soft_margin_loss.
 

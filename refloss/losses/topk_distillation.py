@@ -34,7 +34,7 @@ Network", 2015.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -45,13 +45,15 @@ from refloss.kernels.topk.loop import BUCKET, DROP, NOT_NAMED, RENORMALISE, Give
 from refloss.kernels.topk.run import Task, topk_losses
 from refloss.loss import loss
 from refloss.numerics.exact import as_pair, exact_sum, quotient
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import Argument, Parameter, Specification, indices, reduction, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Drawn, Draws
 
+Tail = Literal["drop", "bucket", "renormalise"]
 _TAILS = {"drop": DROP, "bucket": BUCKET, "renormalise": RENORMALISE}
 _REDUCTIONS = ("mean", "sum", "none")
 _PARAMETERS = {
@@ -96,20 +98,20 @@ def _draw(draws: Draws) -> Drawn:
     )
 )
 def topk_distillation(
-    student_logits: Any,
-    teacher_log_probs: Any,
-    teacher_ids: Any,
+    student_logits: ArrayLike,
+    teacher_log_probs: ArrayLike,
+    teacher_ids: ArrayLike,
     *,
-    tail: str = "drop",
+    tail: Tail = "drop",
     temperature: float = 1.0,
     temperature_squared: bool = False,
-    mask: Any = None,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    mask: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Divergence of a student from the K most probable classes of a teacher.
 

@@ -17,7 +17,7 @@ with triplets and shallow convolutional neural networks", BMVC 2016; swap is its
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,9 +30,10 @@ from refloss.loss import loss
 from refloss.losses.parts.distances import distance
 from refloss.losses.parts.vectors import REDUCTIONS, loss_of_vectors, vector_array
 from refloss.numerics.pairs import add, negate, pair
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, vectors
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Draws
@@ -147,20 +148,20 @@ def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
     )
 )
 def triplet_margin(
-    anchor: Any,
-    positive: Any,
-    negative: Any,
+    anchor: ArrayLike,
+    positive: ArrayLike,
+    negative: ArrayLike,
     *,
     margin: float = 1.0,
     p: float = 2.0,
     eps: float = 1e-6,
     swap: bool = False,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Triplet margin loss, as torch.nn.functional.triplet_margin_loss.
 

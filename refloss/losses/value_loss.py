@@ -16,7 +16,7 @@ Source: Schulman's baselines (ppo2); verl's compute_value_loss, OpenRLHF's Value
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,12 +25,13 @@ from refloss.cases import policies as cases
 from refloss.error_model import tokens as error_model
 from refloss.kernels.tokens.loop import Token, TokenLoop, difference
 from refloss.loss import loss
-from refloss.losses.parts.aggregation import AGGREGATION_PARAMETERS, aggregation_of, divisor
+from refloss.losses.parts.aggregation import AGGREGATION_PARAMETERS, AggregationName, Sequences, aggregation_of, divisor
 from refloss.losses.parts.tokens import beside, loss_of_tokens, token_array
 from refloss.numerics import far
 from refloss.numerics.pairs import fast_two_sum, is_above, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.specification import Argument, Parameter, Specification
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Drawn, Draws
@@ -153,20 +154,20 @@ def _mistakes(case: Case) -> dict[str, dict[str, np.ndarray]]:
     )
 )
 def value_loss(
-    values: Any,
-    returns: Any,
+    values: ArrayLike,
+    returns: ArrayLike,
     *,
-    old_values: Any = None,
-    mask: Any = None,
+    old_values: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     clip: float | None = None,
-    aggregation: str = "token-mean",
+    aggregation: AggregationName = "token-mean",
     num_items: float | None = None,
-    sequences: str = "all",
-    grad_output: Any = 1.0,
+    sequences: Sequences = "all",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Half the squared error of a critic's values, clipped around the values of before the update.
 

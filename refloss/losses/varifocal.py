@@ -18,8 +18,6 @@ Counterparts: RTDetrLoss.loss_labels_vfl in transformers, where the quality is a
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from refloss import arrays, jit
@@ -45,9 +43,10 @@ from refloss.losses.sigmoid_focal import (
 from refloss.numerics.accurate import exp_of_size, is_close, log1p_accurate
 from refloss.numerics.exponential import logistic
 from refloss.numerics.pairs import add, divide, fast_two_sum, multiply, negate, pair, product, scaled, two_sum
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import LossResult
 from refloss.specification import REDUCTION, Parameter, Specification, probabilities, sigmoid_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 
 @jit.scalar
@@ -153,18 +152,18 @@ SQUARED_LOOP = Loop("varifocal_squared", _loss_squared, _is_close, _accurate)
     )
 )
 def varifocal(
-    inputs: Any,
-    targets: Any,
+    inputs: ArrayLike,
+    targets: ArrayLike,
     num_boxes: float = 1.0,
     alpha: float = 0.75,
     gamma: float = 2.0,
     *,
-    reduction: str = "mean",
-    grad_output: Any = 1.0,
+    reduction: Reduction = "mean",
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
+    grad_dtype: DTypeLike | None = None,
     out: np.ndarray | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> LossResult:
     """Varifocal loss of logits against the quality of their boxes.
 

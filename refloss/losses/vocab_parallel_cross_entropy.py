@@ -31,7 +31,7 @@ Training Multi-Billion Parameter Language Models Using Model Parallelism", 2019,
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -50,15 +50,17 @@ from refloss.losses.parts.chain import (
     logit_options,
 )
 from refloss.losses.parts.softmax import REDUCTIONS
-from refloss.options import Gradients, Options
+from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import IGNORE_INDEX, REDUCTION, Argument, Parameter, Softmax, labels, softmax_logits
+from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients, Reduction
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Drawn, Draws
 
-FORMULAS = ("torch", "megatron")
-CLASSES = ("global", "local")
+Formula = Literal["torch", "megatron"]
+Classes = Literal["global", "local"]
+FORMULAS, CLASSES = get_args(Formula), get_args(Classes)
 _PARAMETERS = {
     **IGNORE_INDEX,
     **REDUCTION,
@@ -120,23 +122,23 @@ class _Smoothing(NamedTuple):
     )
 )
 def vocab_parallel_cross_entropy(
-    shards: Any,
-    target: Any,
+    shards: ArrayLike,
+    target: ArrayLike,
     *,
-    widths: Any = None,
+    widths: ArrayLike | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
-    label_smoothing_formula: str = "torch",
-    label_smoothing_classes: str = "global",
+    label_smoothing_formula: Formula = "torch",
+    label_smoothing_classes: Classes = "global",
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
     z_loss: float = 0.0,
-    grad_output: Any = 1.0,
+    grad_output: Cotangent = 1.0,
     grad: Gradients = True,
-    grad_dtype: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    backend: Backend = "auto",
 ) -> LossResult:
     """Cross-entropy of logits whose classes lie on several ranks, and what each of them computes and sends.
 
@@ -284,7 +286,8 @@ def _of_each_rank(
         cut, target, options._replace(grad_output=0.0), of_logits, _Smoothing(0.0, "torch", False), **known
     )
     shape = (len(cut.ends), *(target.shape if reduction == "none" else ()))
-    cotangent = np.broadcast_to(options.cotangent(shape).reshape(shape if np.ndim(options.grad_output) else ()), shape)
+    given = options.cotangent(shape)
+    cotangent = np.broadcast_to(given if given.size == 1 else given.reshape(shape), shape)
     counted = target != ignore_index
     losses, gradient = np.zeros(shape), result.grads.get("logits")
     starts = (0, *cut.ends[:-1])

@@ -128,8 +128,9 @@ def compare(given: Pair) -> Iterator[Comparison]:
                 )
                 got = result.grads[f"{side}_logits"]
                 yield Comparison(f"{side}_logits", name, got, exact(slope, got.shape), describe)
-        losses = exact([row.loss for row in rows], result.loss.shape)
-        yield Comparison("loss", "float64", result.loss, losses, lambda row: describe(row * given.student.shape[1]))
+        got = np.asarray(result.loss)
+        losses = exact([row.loss for row in rows], got.shape)
+        yield Comparison("loss", "float64", got, losses, lambda row: describe(row * given.student.shape[1]))
 
 
 Draw = Callable[[np.random.Generator, int], Iterator[Pair]]

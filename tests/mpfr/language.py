@@ -10,6 +10,7 @@ import gmpy2
 import numpy as np
 
 import refloss
+from refloss.heads.sequence_classification import ProblemType
 from tests.mpfr import definitions, elements
 from tests.mpfr.elements import LOSSES, ElementLoss, Sample
 from tests.mpfr.rounding import DTYPES, PRECISION, Comparison, exact
@@ -109,7 +110,7 @@ def one_class_each(rows: Rows) -> Iterator[Comparison]:
     return compare(call, "pooled_logits", rows)
 
 
-def _elementwise_head(problem: str, columns: int) -> Callable[..., Any]:
+def _elementwise_head(problem: ProblemType, columns: int) -> Callable[..., Any]:
     def call(*, pooled_logits: Any, labels: Any, reduction: str, **options: Any) -> Any:
         assert reduction == "mean"
         logits = pooled_logits.reshape(-1, columns)

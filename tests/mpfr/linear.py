@@ -29,7 +29,7 @@ class Layer(NamedTuple):
     w: np.ndarray
     target: np.ndarray
     cotangent: Any = 1.0
-    reduction: str = "sum"
+    reduction: Any = "sum"
     bias: np.ndarray | None = None
     weight: np.ndarray | None = None
     options: Mapping[str, Any] = PLAIN

@@ -77,8 +77,8 @@ def compare(layer: Layer) -> Iterator[Comparison]:
             for name, value in inputs.items():
                 expected = exact(found.grads[name], value.shape)
                 yield Comparison(name, format_name, result.grads[name], expected, describe)
-            entropy = result.components["entropy"]
-            yield Comparison("loss", "float64", result.loss, exact(found.log_probs, result.loss.shape), describe)
+            log_probs, entropy = np.asarray(result.loss), np.asarray(result.components["entropy"])
+            yield Comparison("loss", "float64", log_probs, exact(found.log_probs, log_probs.shape), describe)
             yield Comparison("loss", "float64", entropy, exact(found.entropy, entropy.shape), describe)
 
 

@@ -97,7 +97,7 @@ def compare(given: Named) -> Iterator[Comparison]:
             got = result.grads["logits"]
             of_elements = _describing(given, given.logits.shape[1])
             yield Comparison("logits", name, got, exact(true.gradient, got.shape), of_elements)
-        log_probs, entropy = result.loss, result.components["entropy"]
+        log_probs, entropy = np.asarray(result.loss), np.asarray(result.components["entropy"])
         yield Comparison(
             "loss",
             "float64",

@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     weight: np.ndarray | None = None
     smoothing: float = 0.0
     cotangent: Any = 1.0
-    reduction: str = "sum"
+    reduction: Any = "sum"
     items: float | None = None  # what a head divides a sum by
     options: Mapping[str, Any] = MappingProxyType({})  # of the chain that logits go through, and of the z-loss
 

@@ -22,7 +22,7 @@ def compare(given: Rows) -> Iterator[Comparison]:
     parts = np.split(given.logits, [first, first + 1], axis=1)
     named = dict(given.options)
     formula = named.pop(MEGATRON, None)
-    options = {"label_smoothing": formula or given.smoothing, **named}
+    options: dict[str, Any] = {"label_smoothing": formula or given.smoothing, **named}
     options |= {"label_smoothing_formula": MEGATRON} if formula else {}
 
     def call(**others: Any) -> Any:

@@ -131,8 +131,9 @@ def compare(given: Taught) -> Iterator[Comparison]:
             got = result.grads["student_logits"]
             true = exact([value for row in rows for value in row.gradient], got.shape)
             yield Comparison("student_logits", name, got, true, describe)
-        losses = exact([row.loss for row in rows], result.loss.shape)
-        yield Comparison("loss", "float64", result.loss, losses, lambda row: describe(row * given.logits.shape[1]))
+        got = np.asarray(result.loss)
+        losses = exact([row.loss for row in rows], got.shape)
+        yield Comparison("loss", "float64", got, losses, lambda row: describe(row * given.logits.shape[1]))
 
 
 Draw = Callable[[np.random.Generator, int], Iterator[Taught]]

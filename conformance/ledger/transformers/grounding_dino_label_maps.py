@@ -8,7 +8,7 @@ Where prompts have different numbers of classes the second image is wrong too, o
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.loss.loss_grounding_dino import GroundingDinoImageLoss
@@ -38,7 +38,7 @@ def reproduce() -> Iterator[Answer]:
     """Three images of two classes each; every row of the maps has a place of its own."""
     logits, maps = torch.zeros(3, 1, 6), torch.eye(6).reshape(3, 2, 6)
     one = torch.tensor([0])
-    given = {"logits": logits, "label_maps": tuple(maps)}
+    given: dict[str, Any] = {"logits": logits, "label_maps": tuple(maps)}
     method = GroundingDinoImageLoss._get_target_classes_one_hot
     self = SimpleNamespace(_get_source_permutation_idx=lambda _: (torch.arange(3), torch.zeros(3, dtype=torch.long)))
     target = method(self, given, [{"class_labels": one}] * 3, [(one, one)] * 3)

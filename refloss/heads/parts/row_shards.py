@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import reduce
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -28,7 +28,10 @@ from refloss.numerics.shares import added
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-AXES = ("batch", "sequence")
+    from refloss.typing import ArrayLike, Backend, DTypeLike, Scalar
+
+Axis = Literal["batch", "sequence"]
+AXES = get_args(Axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +82,19 @@ class Ranks:
 
 
 def shards(
-    logits: Sequence[Any],
-    labels: Sequence[Any],
+    logits: Sequence[ArrayLike],
+    labels: Sequence[ArrayLike],
     *,
-    axis: str = "batch",
-    num_items_in_batch: Any = None,
+    axis: Axis = "batch",
+    num_items_in_batch: Scalar | None = None,
     ignore_index: int = -100,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
-    grad_output: Any = 1.0,
+    grad_output: Scalar = 1.0,
     grad: bool = True,
-    grad_dtype: Any = None,
-    backend: str = "auto",
+    grad_dtype: DTypeLike | None = None,
+    backend: Backend = "auto",
 ) -> Ranks:
     """What each rank computes of refloss.causal_lm, with rows on several ranks, and what their sums come to.
 
@@ -118,7 +121,7 @@ def shards(
     arrays.choice(axis, "axis", AXES)
     rows, along = _cut(logits, labels, axis)
     chain = {"logit_scale": logit_scale, "softcap": softcap, "temperature": temperature}
-    options = chain | {"ignore_index": ignore_index, "grad_dtype": grad_dtype, "backend": backend}
+    options: dict[str, Any] = chain | {"ignore_index": ignore_index, "grad_dtype": grad_dtype, "backend": backend}
     given = arrays.number(grad_output, "grad_output")
     of_all = {"num_items_in_batch": num_items_in_batch, "grad": bool(grad), **options}
     whole, tokens = _joined([row[0] for row in rows], along), _joined([row[1] for row in rows], along)
@@ -132,7 +135,8 @@ def shards(
     targets = split(result.intermediates["shift_labels"])
     totals = [exact_sum(part) for part in split(result.intermediates["nll"])]
     counts = [int(np.count_nonzero(part != ignore_index)) for part in targets]
-    count = float(sum(counts) if num_items_in_batch is None else num_items_in_batch)
+    items = num_items_in_batch
+    count = float(sum(counts)) if items is None else arrays.number(items, "num_items_in_batch")
     of_logits = split(result.grads.get("logits")), split(None if scaled is None else scaled.grads["logits"])
     ranks = [
         Rank(part, total, own, quotient(total, exact(float(own))), quotient(total, exact(count)), *grads)

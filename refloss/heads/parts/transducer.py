@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from refloss.options import Options
 from refloss.result import Intermediates, LossResult
 from refloss.specification import Argument, lengths, sequences
 
-REDUCTIONS = ("mean_volume", "mean_batch", "mean", "sum", "none")
+TransducerReduction = Literal["mean_volume", "mean_batch", "mean", "sum", "none"]
+REDUCTIONS = get_args(TransducerReduction)
 
 
 def what_is_written() -> dict[str, Argument]:

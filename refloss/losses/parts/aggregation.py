@@ -16,7 +16,7 @@ NaN, as torch's mean of nothing is. All of it is exact: sums, counts and quotien
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -27,9 +27,10 @@ from refloss.specification import Parameter
 if TYPE_CHECKING:
     from refloss.cases.source import Case
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "sum", "none")
+AggregationName = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "sum", "none"]
 # Which sequences a mean over them counts.
-SEQUENCES = ("all", "non-empty")
+Sequences = Literal["all", "non-empty"]
+AGGREGATIONS, SEQUENCES = get_args(AggregationName), get_args(Sequences)
 AGGREGATION_PARAMETERS = {
     "aggregation": Parameter(str, AGGREGATIONS, structural=True),
     "num_items": Parameter(float, (7.0, 40.0, 12.5)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from refloss.kernels.boxes.loop import Distances
     from refloss.options import Options
 
-FORMATS = ("xyxy", "cxcywh")
+BoxFormat = Literal["xyxy", "cxcywh"]
+FORMATS = get_args(BoxFormat)
 NAMES = ("boxes1", "boxes2")
 
 

@@ -14,12 +14,15 @@ What a product's two slopes have in common is cancelled on paper. All are number
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from refloss import jit
 from refloss.numerics import far
 from refloss.numerics.accurate import INVERSE_FACTORIALS, INVERSE_FACTORIALS_LOW, SMALL, exp_less_one
 from refloss.numerics.pairs import add, multiply, negate, pair
 
-ESTIMATES = ("k1", "k2", "k3")
+Estimate = Literal["k1", "k2", "k3"]
+ESTIMATES = get_args(Estimate)
 # As kernels are told of them; 0 is none.
 CODES = {name: float(code) for code, name in enumerate(ESTIMATES, 1)}
 # Up to it e^q − 1 is not a difference.

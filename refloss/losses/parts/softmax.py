@@ -18,6 +18,8 @@ from refloss.result import Intermediates, LossResult
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from refloss.typing import Backend
+
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -109,7 +111,7 @@ def result_of(
 
 
 def _log_probabilities(
-    loop: SoftmaxLoop, parameters: tuple[float, ...], logits: np.ndarray, class_axis: int, backend: str
+    loop: SoftmaxLoop, parameters: tuple[float, ...], logits: np.ndarray, class_axis: int, backend: Backend
 ) -> np.ndarray:
     """log softmax(x)_j = (x_j − max x) − log Σ e^(x_k − max x), float64: two terms of one sign, so none is lost."""
     x = np.moveaxis(np.asarray(host(logits), np.float64), class_axis, -1)
