@@ -10,16 +10,19 @@ import numpy as np
 import typer
 
 from refloss import parallel
+from refloss.commands import cluster, on_disk
 from refloss.commands.arguments import answer, command, files_of, given_arguments, option
 from refloss.commands.golden import add_case
 from refloss.commands.progress import progress
-from refloss.files import save_tensors
+from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
 from refloss.registry import FUNCTIONS
+from refloss.result import Intermediates, LossResult
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from refloss.registry import Function
-    from refloss.result import LossResult
 
 app = typer.Typer(help="Compute a loss of arrays in .npy, .npz or .safetensors files.", no_args_is_help=True)
 
@@ -31,6 +34,7 @@ def offer_functions() -> None:
         option("grad_dtype", str, "Dtype of the gradients; that of the input if not given."),
         option("out", Path, "A .safetensors file for the loss, the gradients and the intermediates."),
         option("golden", Path, "A folder, or a .safetensors file in one, for this as a golden case: see golden add."),
+        option("scheduler", str, cluster.HELP),
     )
     for name, function in FUNCTIONS.items():
         if name not in offered:
@@ -38,14 +42,32 @@ def offer_functions() -> None:
 
 
 def _compute(function: Function, arguments: dict[str, Any]) -> None:
-    out: Path | None = arguments.pop("out")
-    golden: Path | None = arguments.pop("golden")
+    out, golden, scheduler = (arguments.pop(name) for name in ("out", "golden", "scheduler"))
     if out is not None and out.exists() and any(out.samefile(file) for file in files_of(arguments)):
         raise ValueError(f"{out}: is an input too")
     given = given_arguments(function, arguments)
+    _check_outputs(given, out, golden)
+    if scheduler is None:
+        lines = _answer(function, given, out, golden)
+    else:
+        with cluster.connected(scheduler) as client:
+            lines = _answer_of_cluster(client, function, given, out, golden)
+    print(*lines, sep="\n")
+
+
+def _check_outputs(given: dict[str, Any], out: Path | None, golden: Path | None) -> None:
+    """Before hours of work."""
+    if golden is not None and (out is not None or "grad_dtype" in given):
+        raise ValueError("--golden: takes neither --out nor --grad-dtype: its gradients have their inputs' dtypes")
+    if out is not None and out.suffix != ".safetensors":
+        raise ValueError(f"{out}: expected a file ending in .safetensors")
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"{out}: no such folder: {out.parent}")
+
+
+def _answer(function: Function, given: dict[str, Any], out: Path | None, golden: Path | None) -> list[str]:
+    """Compute what is asked for and write it; the lines to print."""
     if golden is not None:
-        if out is not None or "grad_dtype" in given:
-            raise ValueError("--golden: takes neither --out nor --grad-dtype: its gradients have their inputs' dtypes")
         is_file = golden.suffix == ".safetensors"
         folder, name = (golden.parent, golden.stem) if is_file else (golden, function.name)
         result = add_case(function, given, folder, name)
@@ -53,13 +75,37 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
         with progress("rows") as report, parallel.progress(report):
             result = function.call(**given, grad=False)
     else:
-        if out.suffix != ".safetensors":
-            raise ValueError(f"{out}: expected a file ending in .safetensors")
-        if not out.parent.is_dir():
-            raise ValueError(f"{out}: no such folder: {out.parent}")
         with answer(function, given, out.parent) as result:
             save_tensors(out, _result_tensors(result))
-    _print_result(function, given, result)
+    return _lines(function, given, result)
+
+
+def _answer_of_cluster(
+    client: Client, function: Function, given: dict[str, Any], out: Path | None, golden: Path | None
+) -> list[str]:
+    """The same by workers: in chunks of rows where a function has them, else as one call."""
+    if golden is None and getattr(function.specification, "in_parts", False):
+        return _lines(function, given, _answer_in_chunks(client, function, given, out))
+    files = [None if path is None else path.absolute() for path in (out, golden)]
+    lines: list[str] = cluster.call(client, _answer_of_worker, function.name, on_disk.places(given), *files)
+    return lines
+
+
+def _answer_in_chunks(client: Client, function: Function, given: dict[str, Any], out: Path | None) -> LossResult:
+    """A result that is in a file as a whole, or what is printed of it."""
+    from refloss.commands import chunks
+
+    with progress("chunks") as report, cluster.told(client, report) as topic:
+        lazy = chunks.lazily(given, topic)
+        if out is None:
+            tensors = _result_tensors(function.call(**lazy, grad=False))
+            return _result(chunks.gathered(client, {name: tensors[name] for name in _printed(function, tensors)}))
+        chunks.write(client, _result_tensors(function.call(**lazy)), out)
+    return _result(load_tensors(out))
+
+
+def _answer_of_worker(name: str, places: dict[str, Any], out: Path | None, golden: Path | None) -> list[str]:
+    return _answer(FUNCTIONS[name], on_disk.mapped(places), out, golden)
 
 
 def _result_tensors(result: LossResult) -> dict[str, Any]:
@@ -67,23 +113,35 @@ def _result_tensors(result: LossResult) -> dict[str, Any]:
     return {name.removeprefix("expected."): value for name, value in store.expected_tensors(result).items()}
 
 
-def _print_result(function: Function, given: dict[str, Any], result: LossResult) -> None:
+def _result(tensors: dict[str, Any]) -> LossResult:
+    """The inverse, without gradients."""
+    parts = {
+        kind: {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+        for kind in ("component", "intermediate")
+    }
+    return LossResult(tensors["loss"], {}, parts["component"], Intermediates(parts["intermediate"]))
+
+
+def _lines(function: Function, given: dict[str, Any], result: LossResult) -> list[str]:
     if np.ndim(result.loss):
-        print(f"loss        {np.size(result.loss)} values, mean {_mean(result.loss, np.size(result.loss))!r}")
-        return
-    print(f"loss        {float(result.loss)!r}")
+        return [f"loss        {np.size(result.loss)} values, mean {_mean(result.loss, np.size(result.loss))!r}"]
     width = max([12, *(len(name) + 2 for name in result.components)])
-    for name, value in result.components.items():
-        print(f"{name:<{width}}{float(value)!r}")
+    lines = [f"loss        {float(result.loss)!r}"]
+    lines += [f"{name:<{width}}{float(value)!r}" for name, value in result.components.items()]
     if not function.specification.counts_tokens:
-        return
+        return lines
     labels = result.intermediates.get("shift_labels", given["labels"])
     counted = int(np.count_nonzero(labels != given.get("ignore_index", -100)))
     mean = _mean(result.intermediates["nll"], counted)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(np.longdouble(mean)))
-    print(f"tokens      {counted}")
-    print(f"perplexity  {perplexity!r}")
+    return [*lines, f"tokens      {counted}", f"perplexity  {perplexity!r}"]
+
+
+def _printed(function: Function, tensors: dict[str, Any]) -> list[str]:
+    """What the lines are made of."""
+    of_tokens = ("intermediate.nll", "intermediate.shift_labels") if function.specification.counts_tokens else ()
+    return [name for name in tensors if name in ("loss", *of_tokens) or name.startswith("component.")]
 
 
 def _mean(losses: Any, count: int) -> float:
