@@ -1,16 +1,18 @@
 """Commands with --scheduler: what a cluster does is what one process does."""
 
+import contextlib
 import functools
 import json
 import os
+import queue
+import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+import tracemalloc
 
 import dask
-import dask.array as da
 import distributed
 import ml_dtypes
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 
 import refloss
 from refloss import cli
-from refloss.commands import chunks, cluster, on_disk
+from refloss.commands import chunks, cluster, progress
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
 
@@ -150,16 +152,16 @@ def fail_at(number, item):
 
 
 def test_an_error_of_a_worker_is_an_error_here(address):
-    with pytest.raises(ValueError, match="^13 is unlucky$"), cluster.each(address) as each:
+    with pytest.raises(ValueError, match="13 is unlucky"), cluster.each(address) as each:
         each(functools.partial(fail_at, 13), range(12, 15), lambda *_: None)
 
 
 def test_a_worker_with_another_refloss_is_an_error(address, monkeypatch):
     version = refloss.__version__
     monkeypatch.setattr(refloss, "__version__", "0.0.7")
-    with pytest.raises(RuntimeError, match=f"^a worker has refloss {version}; expected 0.0.7$"):
-        with cluster.each(address) as each:
-            each(abs, [1], lambda *_: None)
+    told = f"a worker has refloss {version}; expected 0.0.7"
+    with pytest.raises(RuntimeError, match=re.escape(told)), cluster.each(address) as each:
+        each(abs, [1], lambda *_: None)
 
 
 def test_no_scheduler_there(run, folders):
@@ -178,10 +180,12 @@ def test_without_dask_the_error_says_how_to_install_it(run, folders, tmp_path, m
 
 
 WITHOUT = """
-import sys
+import contextlib, json, sys
 sys.modules["dask"] = sys.modules["distributed"] = None
 from refloss.cli import main
-main()
+for sys.argv in json.loads(sys.argv[1]):
+    with contextlib.suppress(SystemExit):
+        main()
 """
 
 
@@ -191,9 +195,146 @@ def ones(folder):
     return ["--input", folder / "x.npy", "--target", folder / "x.npy"]
 
 
-@pytest.mark.parametrize("command", ["compare", "compute"])
-def test_without_a_scheduler_nobody_needs_dask(run, folders, tmp_path, command):
-    arguments = {"compare": [*folders, "--cases", "mse-sum"], "compute": ["mse", *ones(tmp_path)]}[command]
-    program = [sys.executable, "-c", WITHOUT, command, *map(str, arguments)]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == run(command, *arguments)
+def test_without_a_scheduler_nobody_needs_dask(run, folders, tmp_path):
+    commands = [["compare", *folders, "--cases", "mse-sum"], ["compute", "mse", *ones(tmp_path)]]
+    listed = json.dumps([["refloss", *map(str, command)] for command in commands])
+    done = subprocess.run([sys.executable, "-c", WITHOUT, listed], capture_output=True, text=True, check=False)
+    told = [run(*command) for command in commands]
+    assert (done.stdout, done.stderr) == tuple("".join(outcome[i] for outcome in told) for i in (1, 2))
+
+
+def in_file(path, arrays):
+    """A file of arrays, in the format that its name says."""
+    if path.suffix == ".safetensors":
+        save_tensors(path, arrays)
+    elif path.name.endswith(".small.npz"):
+        np.savez_compressed(path, **arrays)
+    else:
+        np.savez(path, **arrays)
+    return path
+
+
+def language(dtype=np.float32, shape=(3, 40, 33)):
+    """Logits and labels, some of which are ignored."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(shape[-1], size=shape[:-1])
+    labels[1, 7:30] = -100
+    return {"logits": generator.standard_normal(shape).astype(dtype), "labels": labels}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(chunks, "SIZE", 1000)
+
+
+def both(run, folder, address, *arguments):
+    """What a command says and writes, without a scheduler and with one."""
+    outcomes = []
+    for options in ([], ["--scheduler", address]):
+        out = folder / f"out-{len(options)}.safetensors"
+        told = run("compute", *arguments, "--out", out, *options)
+        assert run("compute", *arguments, *options) == told
+        assert told[0] == 0
+        outcomes.append((*told, out.read_bytes()))
+    return outcomes
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("name", ["in.npz", "in.small.npz", "in.safetensors"])
+def test_a_loss_of_chunks_has_the_bytes_of_one_process(run, address, tmp_path, name):
+    dtype = ml_dtypes.bfloat16 if name == "in.safetensors" else np.float32
+    path = in_file(tmp_path / name, language(dtype))
+    expected, told = both(run, tmp_path, address, "causal_lm", path, "--z-loss", "0.5", "--grad-output", "-0.5")
+    assert told == expected
+    assert expected[1].splitlines()[-2] == f"tokens      {2 * 39 + 16}"
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_options_and_layouts_are_those_of_one_process(run, address, tmp_path):
+    generator = np.random.default_rng(1)
+    np.save(tmp_path / "x.npy", np.asfortranarray(generator.standard_normal((5, 7, 9))))
+    np.save(tmp_path / "g.npy", generator.standard_normal((5, 9)).astype(np.float32))
+    np.save(tmp_path / "y.npy", generator.integers(7, size=(5, 9)).astype(np.int16))
+    np.save(tmp_path / "w.npy", generator.random(7))
+    files = ["--logits", tmp_path / "x.npy", "--target", tmp_path / "y.npy", "--weight", tmp_path / "w.npy"]
+    options = ["--reduction", "none", "--grad-output", tmp_path / "g.npy", "--grad-dtype", "float16"]
+    expected, told = both(run, tmp_path, address, "cross_entropy", *files, *options)
+    assert told == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "arrays", "options"),
+    [
+        ("moe_load_balancing", {f"router_logits.{i}": np.eye(4, 3) * i for i in range(2)}, ["--top-k", 2]),
+        ("masked_lm", {"logits": np.arange(24.0).reshape(6, 4) / 7, "labels": np.arange(6).reshape(2, 3) % 4}, []),
+    ],
+)
+def test_what_has_no_chunks_is_computed_as_a_whole(run, address, tmp_path, function, arrays, options):
+    path = in_file(tmp_path / "in.npz", arrays)
+    expected, told = both(run, tmp_path, address, function, path, *options)
+    assert told == expected
+
+
+def test_a_golden_case_is_that_of_one_process(run, address, tmp_path):
+    path = in_file(tmp_path / "in.npz", language())
+    files = {}
+    for i, options in enumerate([[], ["--scheduler", address]]):
+        assert run("compute", "masked_lm", path, "--golden", tmp_path / f"golden{i}", *options)[0] == 0
+        files[i] = {file.name: file.read_bytes() for file in (tmp_path / f"golden{i}").iterdir()}
+    assert files[0] == files[1]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("place", [(0, 3), (2, 39)])
+def test_a_wrong_label_in_a_chunk_is_one_line_and_no_file(run, address, tmp_path, place):
+    arrays = language()
+    arrays["labels"][place] = 33
+    path, out = in_file(tmp_path / "in.npz", arrays), tmp_path / "out.safetensors"
+    status, told, err = run("compute", "masked_lm", path, "--out", out, "--scheduler", address)
+    assert (status, told, len(err.splitlines())) == (2, "", 1)
+    assert " = 33 is outside [0, 33)" in err
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_progress_counts_the_chunks_of_the_largest_array(client, tmp_path):
+    reports = queue.Queue()
+    np.save(tmp_path / "x.npy", np.arange(3000.0))
+    values = load_tensors(tmp_path / "x.npy")[""]
+    with cluster.told(client, lambda *report: reports.put(report)) as topic:
+        lazy = chunks.lazily({"labels": values[:2], "logits": values}, topic)
+        assert client.compute(lazy["logits"].sum()).result() == values.sum()
+        assert [reports.get(timeout=60) for _ in range(24)] == [(1, 24)] * 24
+    assert reports.empty()
+
+
+def report_slowly():
+    with progress.progress("rows") as report:
+        report(0, 7)
+        for done in (1, 2):
+            time.sleep(2 * cluster.PERIOD)
+            report(done, 7)
+        report(4, 7)
+    return "done"
+
+
+def test_progress_of_a_whole_call_is_shown_here(client, monkeypatch):
+    reports = queue.Queue()
+    monkeypatch.setattr(cluster, "progress", lambda _: contextlib.nullcontext(lambda *report: reports.put(report)))
+    assert cluster.call(client, report_slowly) == "done"
+    assert [reports.get(timeout=60) for _ in range(3)] == [(0, 7), (1, 7), (2, 7)]
+
+
+def test_neither_arrays_nor_gradients_come_to_the_client(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, "SIZE", 1 << 20)
+    path, out = in_file(tmp_path / "in.npz", language(shape=(2, 512, 2048))), tmp_path / "out.safetensors"
+    arrays = load_tensors(path)
+    tracemalloc.start()
+    try:
+        chunks.write(client, refloss.masked_lm(**chunks.lazily(arrays, "topic")).grads, out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    gradient = load_tensors(out)["logits"]
+    assert np.array_equal(gradient, refloss.masked_lm(**arrays).grads["logits"])
+    assert peak < gradient.nbytes / 2

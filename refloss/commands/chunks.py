@@ -49,13 +49,13 @@ def lazily(arguments: Mapping[str, Any], topic: str) -> dict[str, Any]:
 
 
 def _lazy(array: np.ndarray, topic: str | None) -> Any:
-    chunks = row_chunks(array.shape, array.dtype.itemsize)
+    chunks = row_chunks(array.shape, array.dtype.itemsize, SIZE)
     count = math.prod(-(-size // step) for size, step in zip(array.shape, chunks, strict=True))
     place = on_disk.places(array)
     return da.from_array(array if place is array else _Read(place, topic, count), chunks, name=False)
 
 
-def row_chunks(shape: tuple[int, ...], itemsize: int, limit: int = SIZE) -> tuple[int, ...]:
+def row_chunks(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, ...]:
     """The shape of chunks that are each in one piece within an array, and not larger than the limit if they can be."""
     rests = [math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape))]
     return tuple(min(size, max(1, limit // rest)) for size, rest in zip(shape, rests, strict=True))
@@ -68,7 +68,7 @@ def write(client: Client, tensors: Mapping[str, Any], path: Path) -> None:
         places = on_disk.create(part, {name: (array.shape, array.dtype) for name, array in arrays.items()})
         targets: Any = [places[name] for name in arrays]
         written = da.store(list(arrays.values()), targets, lock=False, compute=False)
-        client.compute(written).result()
+        client.gather(client.compute(written))
 
 
 def gathered(client: Client, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:

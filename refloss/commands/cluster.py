@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from refloss.testing.judging.compare import Each, Report
 
-_PERIOD = 0.1  # seconds between two messages of a worker
+PERIOD = 0.1  # seconds between two messages of a worker
 
 HELP = (
     "Have the workers of a Dask scheduler do the work: its address, as tcp://HOST:8786. They need the same refloss, "
@@ -114,7 +114,7 @@ def _telling(topic: str, function: Callable[..., Any], *arguments: Any) -> Any:
         nonlocal untold, last
         with telling:  # threads report as well
             untold += done
-            if time.monotonic() - last > _PERIOD:
+            if time.monotonic() - last > PERIOD:
                 worker.log_event(topic, [untold, total])
                 untold, last = 0, time.monotonic()
 

@@ -83,25 +83,32 @@ def _answer(function: Function, given: dict[str, Any], out: Path | None, golden:
 def _answer_of_cluster(
     client: Client, function: Function, given: dict[str, Any], out: Path | None, golden: Path | None
 ) -> list[str]:
-    """The same by workers: in chunks of rows where a function has them, else as one call."""
-    if golden is None and getattr(function.specification, "in_parts", False):
-        return _lines(function, given, _answer_in_chunks(client, function, given, out))
+    """The same by workers: in chunks of rows where that can be, else as one call."""
+    if golden is None and function.specification.in_parts:
+        result = _in_chunks(client, function, given, out)
+        if result is not None:
+            return _lines(function, given, result)
     files = [None if path is None else path.absolute() for path in (out, golden)]
     lines: list[str] = cluster.call(client, _answer_of_worker, function.name, on_disk.places(given), *files)
     return lines
 
 
-def _answer_in_chunks(client: Client, function: Function, given: dict[str, Any], out: Path | None) -> LossResult:
-    """A result that is in a file as a whole, or what is printed of it."""
+def _in_chunks(client: Client, function: Function, given: dict[str, Any], out: Path | None) -> LossResult | None:
+    """A result that is all in its file, or what is printed of it; None where arguments do not come in chunks."""
     from refloss.commands import chunks
 
     with progress("chunks") as report, cluster.told(client, report) as topic:
         lazy = chunks.lazily(given, topic)
+        try:
+            tensors = _result_tensors(function.call(**lazy, **({"grad": False} if out is None else {})))
+        except (TypeError, ValueError):
+            # Shapes that only a whole call takes; what is wrong with others it tells as well, in its own words.
+            return None
         if out is None:
-            tensors = _result_tensors(function.call(**lazy, grad=False))
             return _result(chunks.gathered(client, {name: tensors[name] for name in _printed(function, tensors)}))
-        chunks.write(client, _result_tensors(function.call(**lazy)), out)
-    return _result(load_tensors(out))
+        chunks.write(client, tensors, out)
+    written = load_tensors(out)
+    return _result({name: written[name] for name in tensors})
 
 
 def _answer_of_worker(name: str, places: dict[str, Any], out: Path | None, golden: Path | None) -> list[str]:
