@@ -43,6 +43,8 @@ def connected(address: str) -> Iterator[Client]:
             yield client
     except distributed.KilledWorker as error:
         raise RuntimeError(f"{address}: workers end while they do the same piece of work: {error}") from error
+    except ImportError as error:
+        raise RuntimeError(f"{address}: a worker lacks what is here: {error}") from error
     except CancelledError as error:
         raise RuntimeError(f"{address}: the work is lost: {error}") from error
 

@@ -51,15 +51,16 @@ class OnDisk:
         """Write what slices say that leave nothing out; the array's order is C."""
         slices = index if isinstance(index, tuple) else (index,)
         ranges = [range(size)[each] for each, size in zip(slices, self.shape, strict=True)]
+        starts, shape = [each.start for each in ranges], tuple(map(len, ranges))
         block = np.asarray(values, self.dtype, order="C")
-        if block.shape != (shape := tuple(map(len, ranges))):
+        if block.shape != shape:
             raise ValueError(f"values of shape {block.shape} in the place of {shape}")
         steps = [math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize for axis in range(self.ndim)]
         # The last axis along which the block is a part: from there on it goes into the file without a gap.
         parts = [axis for axis in range(self.ndim) if block.shape[axis] != self.shape[axis]]
         with self.path.open("r+b", buffering=0) as file:
             for outer in np.ndindex(block.shape[: max(parts, default=0)]):
-                first = [each.start + i for each, i in itertools.zip_longest(ranges, outer, fillvalue=0)]
+                first = [start + i for start, i in itertools.zip_longest(starts, outer, fillvalue=0)]
                 file.seek(self.offset + sum(i * step for i, step in zip(first, steps, strict=True)))
                 _write(file, block[outer])
 
