@@ -301,10 +301,14 @@ def test_progress_counts_the_chunks_of_the_largest_array(client, tmp_path):
     reports = queue.Queue()
     np.save(tmp_path / "x.npy", np.arange(3000.0))
     values = load_tensors(tmp_path / "x.npy")[""]
-    with cluster.told(client, lambda *report: reports.put(report)) as topic:
-        lazy = chunks.lazily({"labels": values[:2], "logits": values}, topic)
-        assert client.compute(lazy["logits"].sum()).result() == values.sum()
-        assert [reports.get(timeout=60) for _ in range(24)] == [(1, 24)] * 24
+
+    def report(*told):
+        reports.put(told)
+
+    with cluster.told(client, report) as topic:
+        lazy = chunks.lazily({"labels": values[:2], "logits": values, "weight": np.ones(9999)}, topic, report)
+        assert client.compute(lazy["logits"].sum() + lazy["labels"].sum()).result() == values.sum() + 1
+        assert [reports.get(timeout=60) for _ in range(25)] == [(0, 24), *[(1, 24)] * 24]
     assert reports.empty()
 
 
@@ -331,7 +335,7 @@ def test_neither_arrays_nor_gradients_come_to_the_client(client, tmp_path, monke
     arrays = load_tensors(path)
     tracemalloc.start()
     try:
-        chunks.write(client, refloss.masked_lm(**chunks.lazily(arrays, "topic")).grads, out)
+        chunks.write(client, refloss.masked_lm(**chunks.lazily(arrays, "topic", lambda *_: None)).grads, out)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

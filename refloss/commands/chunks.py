@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
+from dask.delayed import delayed
 
 import refloss
 from refloss.commands import cluster, on_disk
@@ -21,38 +22,44 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from refloss.commands.on_disk import OnDisk
+    from refloss.testing.judging.compare import Report
 
 SIZE = 1 << 26  # bytes of a chunk
 
 
 class _Read:
-    """An array on disk that a worker reads; of a topic, it tells which part of it that was."""
+    """An array on disk; a worker that reads a chunk of it tells so of a topic."""
 
-    def __init__(self, place: OnDisk, topic: str | None, chunks: int) -> None:
-        self._place, self._topic, self._chunks = place, topic, chunks
-        self._version = refloss.__version__
-        self.shape, self.dtype, self.ndim = place.shape, place.dtype, len(place.shape)
+    def __init__(self, place: OnDisk, topic: str) -> None:
+        self._place, self._topic, self._version = place, topic, refloss.__version__
+        self.shape, self.dtype, self.ndim = place.shape, place.dtype, place.ndim
+        self.count = math.prod(-(-size // step) for size, step in zip(self.shape, _chunks(place), strict=True))
 
     def __getitem__(self, index: Any) -> np.ndarray:
         part: np.ndarray = cluster.of_version(self._version, self._place.__getitem__, index)
-        if self._topic is not None:
-            cluster.tell(self._topic, 1, self._chunks)
+        cluster.tell(self._topic, 1, self.count)
         return part
 
 
-def lazily(arguments: Mapping[str, Any], topic: str) -> dict[str, Any]:
-    """Arguments with Dask arrays in the place of arrays; a topic is told of the chunks that are read of the largest."""
-    arrays = {name: value for name, value in arguments.items() if isinstance(value, np.ndarray) and value.size}
-    largest = max(arrays, key=lambda name: arrays[name].nbytes, default=None)
-    lazy = {name: _lazy(value, topic if name == largest else None) for name, value in arrays.items()}
+def lazily(arguments: Mapping[str, Any], topic: str, report: Report) -> dict[str, Any]:
+    """Arguments with Dask arrays in the place of arrays: on disk where they are mapped.
+
+    How many chunks the largest of those has is reported, and which of them are read is told of the topic.
+    """
+    sources = {
+        name: on_disk.places(value) for name, value in arguments.items() if isinstance(value, np.ndarray) and value.size
+    }
+    mapped = [name for name, source in sources.items() if isinstance(source, on_disk.OnDisk)]
+    if mapped:
+        largest = max(mapped, key=lambda name: arguments[name].nbytes)
+        sources[largest] = _Read(sources[largest], topic)
+        report(0, sources[largest].count)
+    lazy = {name: da.from_array(source, _chunks(source), name=False) for name, source in sources.items()}
     return {**arguments, **lazy}
 
 
-def _lazy(array: np.ndarray, topic: str | None) -> Any:
-    chunks = row_chunks(array.shape, array.dtype.itemsize, SIZE)
-    count = math.prod(-(-size // step) for size, step in zip(array.shape, chunks, strict=True))
-    place = on_disk.places(array)
-    return da.from_array(array if place is array else _Read(place, topic, count), chunks, name=False)
+def _chunks(source: Any) -> tuple[int, ...]:
+    return row_chunks(source.shape, source.dtype.itemsize, SIZE)
 
 
 def row_chunks(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, ...]:
@@ -67,15 +74,19 @@ def write(client: Client, tensors: Mapping[str, Any], path: Path) -> None:
     with replacing(path) as part, _large_graphs():
         places = on_disk.create(part, {name: (array.shape, array.dtype) for name, array in arrays.items()})
         targets: Any = [places[name] for name in arrays]
-        written = da.store(list(arrays.values()), targets, lock=False, compute=False)
-        client.gather(client.compute(written))
+        _computed(client, da.store(list(arrays.values()), targets, lock=False, compute=False))
 
 
 def gathered(client: Client, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values of Dask arrays."""
     with _large_graphs():
-        values = client.gather(client.compute(list(tensors.values())))
-    return dict(zip(tensors, values, strict=True))
+        values: dict[str, np.ndarray] = _computed(client, dict(tensors))
+    return values
+
+
+def _computed(client: Client, value: Any) -> Any:
+    """What is in lists and mappings, computed. It is one future: several that are interrupted complain of it."""
+    return client.compute(delayed(value)).result()
 
 
 @contextlib.contextmanager

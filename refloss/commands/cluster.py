@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import time
 import uuid
@@ -36,10 +37,12 @@ def connected(address: str) -> Iterator[Client]:
     """A client of a scheduler; what goes wrong with the cluster meanwhile is a RuntimeError."""
     try:
         import distributed
+        from distributed.utils import silence_logging_cmgr
     except ImportError as error:
         raise ValueError('--scheduler: there is no Dask: pip install "refloss[dask]"') from error
     try:
-        with distributed.Client(address, set_as_default=False) as client:
+        # What it logs of a scheduler that is lost is told below.
+        with silence_logging_cmgr(logging.CRITICAL), distributed.Client(address, set_as_default=False) as client:
             yield client
     except distributed.KilledWorker as error:
         raise RuntimeError(f"{address}: workers end while they do the same piece of work: {error}") from error

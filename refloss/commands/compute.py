@@ -98,7 +98,7 @@ def _in_chunks(client: Client, function: Function, given: dict[str, Any], out: P
     from refloss.commands import chunks
 
     with progress("chunks") as report, cluster.told(client, report) as topic:
-        lazy = chunks.lazily(given, topic)
+        lazy = chunks.lazily(given, topic, report)
         try:
             tensors = _result_tensors(function.call(**lazy, **({"grad": False} if out is None else {})))
         except (TypeError, ValueError):

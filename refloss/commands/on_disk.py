@@ -72,7 +72,7 @@ def _write(file: IO[bytes], values: np.ndarray) -> None:
 
 
 def places(value: Any) -> Any:
-    """An argument in which every array that is mapped is replaced by where it lies."""
+    """An argument in which every array that is mapped, as refloss.files maps it whole, is replaced by its place."""
     if isinstance(value, np.memmap) and value.filename is not None:
         order: Literal["C", "F"] = "C" if value.flags.c_contiguous else "F"
         return OnDisk(Path(value.filename), value.offset, value.shape, value.dtype, order)
