@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from refloss.numerics.exact import rounded
+from refloss.numerics.exact import quotient, ratio
 from refloss.numerics.shares import Share, Sum, added, counted, joined, part_of
 
 if TYPE_CHECKING:
@@ -70,16 +70,22 @@ def own_divisor(
     return counted(lambda: call({**standing, **arrays}, grad=False))
 
 
-def divisor_of_all(parts: list[Exact]) -> Exact:
-    """What divides the sum of all chunks."""
-    return reduce(added, parts, Fraction(0))
+def divisor_of_all(parts: Any, **_: Any) -> Exact:
+    """What several chunks add to the divisor, in lists of lists."""
+    whole: Exact = Fraction(0)
+    return reduce(added, _leaves(parts), whole)
 
 
 def piece(
-    arrays: dict[str, Any], divisor: Exact | None, mean: Exact | None = None, *, call: Call, grad: tuple[str, ...]
+    arrays: dict[str, Any],
+    divisor: Exact | None,
+    sums: dict[str, Sum] | None = None,
+    *,
+    call: Call,
+    grad: tuple[str, ...],
 ) -> Piece:
-    """The part of a chunk in a loss of all, given what divides that."""
-    share = Share(divisor, mean)
+    """The part of a chunk in a loss of all, given what divides that; and the sums of all, where gradients need them."""
+    share = Share(divisor, None if sums is None else ratio(*sums["loss"]))
     with part_of(share):
         result = call(arrays, grad=grad)
     found = {("grads", name): value for name, value in result.grads.items()}
@@ -89,21 +95,36 @@ def piece(
     return Piece(share.sums, found | {("loss", ""): result.loss})
 
 
-def asked_for(arrays: dict[str, Any], *, call: Call, name: str) -> Any:
-    """An intermediate of a chunk that is only computed when it is asked for."""
-    return call(arrays, grad=False).intermediates[name]
+def asked_for(arrays: dict[str, Any], *, call: Call, name: str) -> Piece:
+    """The same with an intermediate alone that is only computed when it is asked for."""
+    return Piece({}, {("intermediates", name): call(arrays, grad=False).intermediates[name]})
 
 
-def sums_of(given: Piece) -> dict[str, Sum]:
+def at(given: Piece, place: tuple[str, str]) -> Any:
+    """An array of a piece."""
+    return given.arrays[place]
+
+
+def itself(value: Any, **_: Any) -> Any:
+    """What a reduction begins with."""
+    return value
+
+
+def sums_of(given: Piece, **_: Any) -> dict[str, Sum]:
     """Without the arrays, which may be large."""
     return given.sums
 
 
-def total(parts: list[dict[str, Sum]], component: str) -> Exact:
-    """The loss of all chunks before it is rounded."""
-    return joined([each[component] for each in parts])
+def sums_of_all(parts: Any, **_: Any) -> dict[str, Sum]:
+    """The sums of several chunks, in lists of lists, by component."""
+    first, *others = _leaves(parts)
+    return {name: reduce(joined, (each[name] for each in others), own) for name, own in first.items()}
 
 
-def as_loss(value: Exact) -> np.float64:
-    """The same, rounded once."""
-    return np.float64(rounded(value))
+def quotient_of(sums: dict[str, Sum], component: str) -> np.float64:
+    """A loss of all chunks, rounded once."""
+    return quotient(*sums[component])
+
+
+def _leaves(parts: Any) -> list[Any]:
+    return [leaf for part in parts for leaf in _leaves(part)] if isinstance(parts, list) else [parts]

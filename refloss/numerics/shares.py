@@ -22,7 +22,7 @@ import numpy as np
 from refloss.numerics.exact import Exact, exact_sum, quotient, ratio, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 
 class Sum(NamedTuple):
@@ -37,12 +37,12 @@ class Share:
     """What a call is a part of.
 
     Attributes:
-        divisor: what divides the sums of all parts where "mean" does.
+        divisor: what divides the sums of all parts where "mean" does; None where nothing is a mean.
         mean: the loss of all parts, where gradients depend on it.
         sums: what this part has come to, by the component's name.
     """
 
-    divisor: Exact
+    divisor: Exact | None
     mean: Exact | None = None
     sums: dict[str, Sum] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ def part_of(share: Share) -> Iterator[None]:
 
 
 def counted(call: Callable[[], object], *, checked_only: bool = False) -> Exact | None:
-    """What a part adds to the divisor, None where nothing is a mean: the call checks its arguments and computes nothing.
+    """What a part adds to the divisor, None where nothing is a mean: a call checks its arguments and computes nothing.
 
     Raises:
         Whatever the call says of its arguments.
@@ -93,7 +93,8 @@ def divisor(own: Callable[[], Exact], *, is_mean: bool) -> Exact:
     current = _current.get()
     if isinstance(current, _Counting):
         raise _Stopped(own() if is_mean and current.is_counted else None)
-    return own() if current is None or not is_mean else current.divisor
+    whole = None if current is None or not is_mean else current.divisor
+    return own() if whole is None else whole
 
 
 def mean_of_all(total: Exact, by: Exact) -> Exact:
@@ -117,12 +118,9 @@ def added(first: Exact, second: Exact) -> Exact:
     return first + second if is_exact else rounded(first) + rounded(second)
 
 
-def joined(sums: Sequence[Sum]) -> Exact:
-    """What the sums of all parts come to."""
-    total: Exact = Fraction(0)
-    for each in sums:
-        total = added(total, each.total)
-    return ratio(total, sums[0].divisor)
+def joined(first: Sum, second: Sum) -> Sum:
+    """That of two parts, which have one divisor."""
+    return Sum(added(first.total, second.total), first.divisor)
 
 
 def labels_counted(labels: np.ndarray, weight: np.ndarray | None, ignore_index: int) -> Exact:
