@@ -11,8 +11,12 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from concurrent.futures import CancelledError
+from types import SimpleNamespace
+from typing import Any
 
 import dask
+import dask.array as da
 import distributed
 import ml_dtypes
 import numpy as np
@@ -24,24 +28,19 @@ from refloss.commands import chunks, cluster, progress
 from refloss.files import load_tensors, save_tensors
 from refloss.golden import store
 
-LIMIT = 2  # workers that a piece of work may end
-
 
 @pytest.fixture(scope="module")
 def address():
     """A scheduler with two workers of one thread each, on this machine alone."""
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": LIMIT - 1}),
-        distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            protocol="tcp://",
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as local,
-    ):
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        protocol="tcp://",
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+    ) as local:
         yield local.scheduler_address
 
 
@@ -85,12 +84,10 @@ def folders(tmp_path_factory):
 def test_a_comparison_is_that_of_one_process(run, folders, address, monkeypatch):
     monkeypatch.chdir(folders[0].parent)
     names = [folder.name for folder in folders]
-    expected = run("compare", *names)
-    assert run("compare", *names, "--scheduler", address) == expected
-    assert (expected[0], expected[2]) == (1, "refloss: notes.txt: no case has this file\n")
-    ours, theirs = (run("compare", *names, "--json", *options)[1] for options in ([], ["--scheduler", address]))
-    assert untimed(theirs) == untimed(ours)
-    cases = json.loads(theirs)["cases"]
+    ours, theirs = (run("compare", *names, "--json", *options) for options in ([], ["--scheduler", address]))
+    assert untimed(theirs[1]) == untimed(ours[1])
+    assert (theirs[0], theirs[2]) == (ours[0], ours[2]) == (1, "refloss: notes.txt: no case has this file\n")
+    cases = json.loads(theirs[1])["cases"]
     assert {case["passed"] for case in cases} == {True, False, None}
     assert all(case["seconds"] > 0 for case in cases)
 
@@ -122,28 +119,43 @@ def test_results_come_in_the_order_of_the_items(address):
     assert reports == [(0, 5), *[(1, 5)] * 5]
 
 
-def end_worker(times, folder, item):
-    """Work that ends as many workers as it may before it is done."""
-    marks = [folder / str(i) for i in range(times)]
-    if item == 1 and (left := [mark for mark in marks if not mark.exists()]):
-        left[0].touch()
+def end_first_worker(mark, item):
+    """Work that ends the first worker which does it."""
+    if item == 1 and not mark.exists():
+        mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return -item
 
 
 def test_a_worker_that_ends_changes_nothing(address, tmp_path):
     with cluster.each(address) as each:
-        told = each(functools.partial(end_worker, LIMIT - 1, tmp_path), range(3), lambda *_: None)
-    assert told == [0, -1, -2]
-    assert len([*tmp_path.iterdir()]) == LIMIT - 1
+        told = each(functools.partial(end_first_worker, tmp_path / "mark"), range(3), lambda *_: None)
+    assert (told, (tmp_path / "mark").exists()) == ([0, -1, -2], True)
 
 
-def test_work_that_ends_every_worker_is_an_error(address, tmp_path):
-    with (
-        pytest.raises(RuntimeError, match=rf"{address}: workers end while they do the same piece of work: "),
-        cluster.each(address) as each,
-    ):
-        each(functools.partial(end_worker, LIMIT, tmp_path), range(3), lambda *_: None)
+def test_a_worker_that_ends_changes_nothing_in_a_file(client, tmp_path):
+    chunked = da.from_array(np.arange(4.0), 1).map_blocks(lambda block: end_first_worker(tmp_path / "mark", block))
+    chunks.write(client, {"grad.x": chunked, "loss": np.float64(0.5)}, tmp_path / "parts.safetensors")
+    save_tensors(tmp_path / "whole.safetensors", {"grad.x": -np.arange(4.0), "loss": np.float64(0.5)})
+    assert (tmp_path / "mark").exists()
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+WORKER: Any = SimpleNamespace(address="tcp://10.0.0.7:1")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (distributed.KilledWorker("x", WORKER, 3), "workers end while they do the same piece of work: "),
+        (CancelledError("connection lost"), "the work is lost: connection lost"),
+        (ModuleNotFoundError("No module named 'refloss'"), "a worker lacks what is here: No module named 'refloss'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_goes_wrong_with_a_cluster_is_told_with_its_address(address, error, words):
+    with pytest.raises(RuntimeError, match=re.escape(f"{address}: {words}")), cluster.connected(address):
+        raise error
 
 
 def fail_at(number, item):
