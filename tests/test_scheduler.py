@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import queue
@@ -66,7 +67,7 @@ def run(capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Golden cases, one of them changed since, and a candidate: right, wrong, unreadable, silent, and with a note."""
+    """Golden cases, one of them unreadable, and a candidate: right, wrong, unreadable, silent, and with a note."""
     golden, candidate = (tmp_path_factory.mktemp(name) for name in ("golden", "candidate"))
     store.write(golden, {"mse"})
     paths = sorted(golden.glob("*.safetensors"))
@@ -76,7 +77,10 @@ def folders(tmp_path_factory):
         grads = {name: sign * value for name, value in tensors.items() if name.startswith("grad.")}
         save_tensors(candidate / path.name, {"loss": tensors["loss"], **grads})
     (candidate / paths[0].name).write_bytes(b"not tensors")
-    paths[2].write_bytes(paths[2].read_bytes() + b" ")
+    manifest = golden / "manifest.json"
+    digests = [hashlib.sha256(paths[2].read_bytes()).hexdigest(), hashlib.sha256(b"not tensors").hexdigest()]
+    paths[2].write_bytes(b"not tensors")
+    manifest.write_text(manifest.read_text().replace(*digests))
     (candidate / "notes.txt").write_text("")
     return golden, candidate
 
@@ -90,6 +94,8 @@ def test_a_comparison_is_that_of_one_process(run, folders, address, monkeypatch)
     cases = json.loads(theirs[1])["cases"]
     assert {case["passed"] for case in cases} == {True, False, None}
     assert all(case["seconds"] > 0 for case in cases)
+    (message,) = (case["message"] for case in cases if "unusable" in case["message"])
+    assert re.match(r"the golden case is unusable: [\w-]+\.safetensors: not a readable \.safetensors file: ", message)
 
 
 def untimed(text):
@@ -261,6 +267,13 @@ def test_a_loss_of_chunks_has_the_bytes_of_one_process(run, address, tmp_path, n
     assert expected[1].splitlines()[-2] == f"tokens      {2 * 39 + 16}"
 
 
+def test_components_come_in_their_order(run, address, tmp_path):
+    path = in_file(tmp_path / "in.npz", {"logits": np.arange(5.0) / 3, "index": np.array(2)})
+    expected, told = both(run, tmp_path, address, "selected_log_probs", path)
+    assert told == expected
+    assert [line.split()[0] for line in told[1].splitlines()] == ["loss", "log_probs", "entropy"]
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_options_and_layouts_are_those_of_one_process(run, address, tmp_path):
     generator = np.random.default_rng(1)
@@ -324,21 +337,24 @@ def test_progress_counts_the_chunks_of_the_largest_array(client, tmp_path):
     assert reports.empty()
 
 
-def report_slowly():
+def report_often():
     with progress.progress("rows") as report:
-        report(0, 7)
-        for done in (1, 2):
-            time.sleep(2 * cluster.PERIOD)
+        for done in (0, 1, 2):
             report(done, 7)
-        report(4, 7)
+        time.sleep(2 * cluster.PERIOD)
+        report(3, 7)
     return "done"
 
 
 def test_progress_of_a_whole_call_is_shown_here(client, monkeypatch):
     reports = queue.Queue()
     monkeypatch.setattr(cluster, "progress", lambda _: contextlib.nullcontext(lambda *report: reports.put(report)))
-    assert cluster.call(client, report_slowly) == "done"
-    assert [reports.get(timeout=60) for _ in range(3)] == [(0, 7), (1, 7), (2, 7)]
+    assert cluster.call(client, report_often) == "done"
+    told = [reports.get(timeout=60)]
+    while sum(done for done, _ in told) < 6:
+        told.append(reports.get(timeout=60))
+    assert told[0] == (0, 7)
+    assert {total for _, total in told} == {7}
 
 
 def test_neither_arrays_nor_gradients_come_to_the_client(client, tmp_path, monkeypatch):
