@@ -89,6 +89,12 @@ def test_labels_alone_may_be_in_chunks_and_so_may_numbers():
     assert_same_result(lazy, refloss.causal_lm(logits, labels, num_items_in_batch=12.5))
 
 
+def test_one_row_has_no_axes_of_rows():
+    logits, _ = tokens(batch=1, length=1)
+    lazy = refloss.cross_entropy(da.from_array(logits[0, 0], chunks=5), 3, grad_output=-1 / 3)
+    assert_same_result(lazy, refloss.cross_entropy(logits[0, 0], 3, grad_output=-1 / 3))
+
+
 def test_cotangents_of_rows_are_cut_as_rows_are():
     logits, labels = (array.reshape(-1, *array.shape[2:]) for array in tokens())
     upstream = np.random.default_rng(1).standard_normal(labels.shape)

@@ -106,10 +106,10 @@ def _divisor(batch: Batch, counting: Sequence[str]) -> Any:
 
 def _reduced(parts: Any, of_chunk: Callable[..., Any], joined: Callable[..., Any]) -> Any:
     """What the chunks' parts come to when they are joined, some at a time: an array without axes."""
-    options = {"dtype": object, "meta": np.empty((), object), "concatenate": False}
-    return (
-        da.reduction(parts, of_chunk, joined, combine=joined, **options) if parts.ndim else parts.map_blocks(of_chunk)
-    )
+    options = {"dtype": object, "meta": np.empty((), object)}
+    if not parts.ndim:
+        return parts.map_blocks(of_chunk, **options)
+    return da.reduction(parts, of_chunk, joined, combine=joined, concatenate=False, **options)
 
 
 def _result(
