@@ -292,6 +292,7 @@ def test_options_and_layouts_are_those_of_one_process(run, address, tmp_path):
     [
         ("moe_load_balancing", {f"router_logits.{i}": np.eye(4, 3) * i for i in range(2)}, ["--top-k", 2]),
         ("masked_lm", {"logits": np.arange(24.0).reshape(6, 4) / 7, "labels": np.arange(6).reshape(2, 3) % 4}, []),
+        ("mse", {"input": np.empty((0, 3)), "target": np.empty((0, 3))}, []),
     ],
 )
 def test_what_has_no_chunks_is_computed_as_a_whole(run, address, tmp_path, function, arrays, options):

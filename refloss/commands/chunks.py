@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -16,7 +14,7 @@ from refloss.commands import cluster, on_disk
 from refloss.files import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from distributed import Client
@@ -71,7 +69,7 @@ def row_chunks(shape: tuple[int, ...], itemsize: int, limit: int) -> tuple[int, 
 def write(client: Client, tensors: Mapping[str, Any], path: Path) -> None:
     """Write tensors, some of them Dask arrays, as save_tensors does; none of these comes to this process."""
     arrays = {name: da.asarray(value) for name, value in tensors.items()}
-    with replacing(path) as part, _large_graphs():
+    with replacing(path) as part:
         places = on_disk.create(part, {name: (array.shape, array.dtype) for name, array in arrays.items()})
         targets: Any = [places[name] for name in arrays]
         _computed(client, da.store(list(arrays.values()), targets, lock=False, compute=False))
@@ -79,19 +77,10 @@ def write(client: Client, tensors: Mapping[str, Any], path: Path) -> None:
 
 def gathered(client: Client, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values of Dask arrays."""
-    with _large_graphs():
-        values: dict[str, np.ndarray] = _computed(client, dict(tensors))
+    values: dict[str, np.ndarray] = _computed(client, dict(tensors))
     return values
 
 
 def _computed(client: Client, value: Any) -> Any:
     """What is in lists and mappings, computed. It is one future: several that are interrupted complain of it."""
     return client.compute(delayed(value)).result()
-
-
-@contextlib.contextmanager
-def _large_graphs() -> Iterator[None]:
-    """No warning of a graph that has arrays in it: those are in this process anyway, out of compressed files."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sending large graph")
-        yield

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import uuid
+import warnings
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -41,8 +42,13 @@ def connected(address: str) -> Iterator[Client]:
     except ImportError as error:
         raise ValueError('--scheduler: there is no Dask: pip install "refloss[dask]"') from error
     try:
-        # What it logs of a scheduler that is lost is told below.
-        with silence_logging_cmgr(logging.CRITICAL), distributed.Client(address, set_as_default=False) as client:
+        with (
+            warnings.catch_warnings(),
+            silence_logging_cmgr(logging.CRITICAL),  # what is logged of a scheduler that is lost is told below
+            distributed.Client(address, set_as_default=False) as client,
+        ):
+            # It has arrays in it that no worker can map, of compressed files.
+            warnings.filterwarnings("ignore", "Sending large graph")
             yield client
     except distributed.KilledWorker as error:
         raise RuntimeError(f"{address}: workers end while they do the same piece of work: {error}") from error
