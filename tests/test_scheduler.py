@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -129,7 +128,7 @@ def end_first_worker(mark, item):
     """Work that ends the first worker which does it."""
     if item == 1 and not mark.exists():
         mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
     return -item
 
 
