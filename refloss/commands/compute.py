@@ -42,17 +42,19 @@ def offer_functions() -> None:
 
 
 def _compute(function: Function, arguments: dict[str, Any]) -> None:
-    out, golden, scheduler = (arguments.pop(name) for name in ("out", "golden", "scheduler"))
+    out: Path | None = arguments.pop("out")
+    golden: Path | None = arguments.pop("golden")
+    scheduler: str | None = arguments.pop("scheduler")
     if out is not None and out.exists() and any(out.samefile(file) for file in files_of(arguments)):
         raise ValueError(f"{out}: is an input too")
     given = given_arguments(function, arguments)
     _check_outputs(given, out, golden)
     if scheduler is None:
-        lines = _answer(function, given, out, golden)
+        result = _answer(function, given, out, golden)
     else:
         with cluster.connected(scheduler) as client:
-            lines = _answer_of_cluster(client, function, given, out, golden)
-    print(*lines, sep="\n")
+            result = _answer_of_cluster(client, function, given, out, golden)
+    _print_result(function, given, result)
 
 
 def _check_outputs(given: dict[str, Any], out: Path | None, golden: Path | None) -> None:
@@ -65,8 +67,8 @@ def _check_outputs(given: dict[str, Any], out: Path | None, golden: Path | None)
         raise ValueError(f"{out}: no such folder: {out.parent}")
 
 
-def _answer(function: Function, given: dict[str, Any], out: Path | None, golden: Path | None) -> list[str]:
-    """Compute what is asked for and write it; the lines to print."""
+def _answer(function: Function, given: dict[str, Any], out: Path | None, golden: Path | None) -> LossResult:
+    """Compute what is asked for, and write it."""
     if golden is not None:
         is_file = golden.suffix == ".safetensors"
         folder, name = (golden.parent, golden.stem) if is_file else (golden, function.name)
@@ -77,20 +79,20 @@ def _answer(function: Function, given: dict[str, Any], out: Path | None, golden:
     else:
         with answer(function, given, out.parent) as result:
             save_tensors(out, _result_tensors(result))
-    return _lines(function, given, result)
+    return result
 
 
 def _answer_of_cluster(
     client: Client, function: Function, given: dict[str, Any], out: Path | None, golden: Path | None
-) -> list[str]:
-    """The same by workers: in chunks of rows where that can be, else as one call."""
+) -> LossResult:
+    """The same by workers, without gradients: in chunks of rows where that can be, else as one call."""
+    result = None
     if golden is None and function.specification.in_parts:
         result = _in_chunks(client, function, given, out)
-        if result is not None:
-            return _lines(function, given, result)
-    files = [None if path is None else path.absolute() for path in (out, golden)]
-    lines: list[str] = cluster.call(client, _answer_of_worker, function.name, on_disk.places(given), *files)
-    return lines
+    if result is None:
+        files = [None if path is None else path.absolute() for path in (out, golden)]
+        result = cluster.call(client, _answer_of_worker, function.name, on_disk.places(given), *files)
+    return result
 
 
 def _in_chunks(client: Client, function: Function, given: dict[str, Any], out: Path | None) -> LossResult | None:
@@ -111,8 +113,10 @@ def _in_chunks(client: Client, function: Function, given: dict[str, Any], out: P
     return _result({name: written[name] for name in tensors})
 
 
-def _answer_of_worker(name: str, places: dict[str, Any], out: Path | None, golden: Path | None) -> list[str]:
-    return _answer(FUNCTIONS[name], on_disk.mapped(places), out, golden)
+def _answer_of_worker(name: str, places: dict[str, Any], out: Path | None, golden: Path | None) -> LossResult:
+    function = FUNCTIONS[name]
+    tensors = _result_tensors(_answer(function, on_disk.mapped(places), out, golden))
+    return _result({name: tensors[name] for name in _printed(function, tensors)})
 
 
 def _result_tensors(result: LossResult) -> dict[str, Any]:
@@ -129,24 +133,27 @@ def _result(tensors: dict[str, Any]) -> LossResult:
     return LossResult(tensors["loss"], {}, parts["component"], Intermediates(parts["intermediate"]))
 
 
-def _lines(function: Function, given: dict[str, Any], result: LossResult) -> list[str]:
+def _print_result(function: Function, given: dict[str, Any], result: LossResult) -> None:
     if np.ndim(result.loss):
-        return [f"loss        {np.size(result.loss)} values, mean {_mean(result.loss, np.size(result.loss))!r}"]
+        print(f"loss        {np.size(result.loss)} values, mean {_mean(result.loss, np.size(result.loss))!r}")
+        return
+    print(f"loss        {float(result.loss)!r}")
     width = max([12, *(len(name) + 2 for name in result.components)])
-    lines = [f"loss        {float(result.loss)!r}"]
-    lines += [f"{name:<{width}}{float(value)!r}" for name, value in result.components.items()]
+    for name, value in result.components.items():
+        print(f"{name:<{width}}{float(value)!r}")
     if not function.specification.counts_tokens:
-        return lines
+        return
     labels = result.intermediates.get("shift_labels", given["labels"])
     counted = int(np.count_nonzero(labels != given.get("ignore_index", -100)))
     mean = _mean(result.intermediates["nll"], counted)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(np.longdouble(mean)))
-    return [*lines, f"tokens      {counted}", f"perplexity  {perplexity!r}"]
+    print(f"tokens      {counted}")
+    print(f"perplexity  {perplexity!r}")
 
 
 def _printed(function: Function, tensors: dict[str, Any]) -> list[str]:
-    """What the lines are made of."""
+    """The names of what is printed, and of what that is made of."""
     of_tokens = ("intermediate.nll", "intermediate.shift_labels") if function.specification.counts_tokens else ()
     return [name for name in tensors if name in ("loss", *of_tokens) or name.startswith("component.")]
 
