@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from refloss.commands import cluster
 from refloss.commands.progress import printing_console, progress
 from refloss.messages import printable
 
@@ -53,6 +54,7 @@ def compare_folders(
     as_json: _AsJson = False,
     junit: _Junit = None,
     html: _Html = None,
+    scheduler: cluster.Scheduler = None,
 ) -> None:
     """Judge an implementation by the files that it made of golden inputs.
 
@@ -62,8 +64,8 @@ def compare_folders(
 
     _check_choices(compute_dtype, junit, html)
     names = {"functions": functions, "cases": cases, "grads": grads, "components": components}
-    with progress("cases") as report:
-        judgement = compare.judge_folders(golden, candidate, compute_dtype, report, **_listed(names))
+    with cluster.each(scheduler) as each, progress("cases") as report:
+        judgement = compare.judge_folders(golden, candidate, compute_dtype, report, each=each, **_listed(names))
     _tell(judgement, junit, html, as_json=as_json)
     for name in compare.files_without_case(golden, candidate):
         print(f"refloss: {printable(name)}: no case has this file", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 # Seconds between two lines where nothing can be drawn, in a log for example.
 PERIOD = 10.0
 
+_elsewhere: ContextVar[Callable[[int, int], None] | None] = ContextVar("elsewhere", default=None)
+
+
+@contextlib.contextmanager
+def told_to(report: Callable[[int, int], None]) -> Iterator[None]:
+    """Have progress yield this report, and show nothing itself."""
+    token = _elsewhere.set(report)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
 
 @contextlib.contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
@@ -26,6 +39,10 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
     It is a bar on a terminal, and elsewhere a line every ten seconds.
     """
+    elsewhere = _elsewhere.get()
+    if elsewhere is not None:
+        yield elsewhere
+        return
     console = Console(stderr=True)
     with (_bar if console.is_terminal else _lines)(unit, console) as report:
         yield report
