@@ -30,7 +30,7 @@ class Block(NamedTuple):
     def file(self) -> str | None:
         """The name under which its reader saves it."""
         paragraph = self.before.rstrip().rpartition("\n\n")[2]
-        found = re.search(r"\bsave .*\bas `([\w.]+)`", " ".join(paragraph.split()), re.IGNORECASE)
+        found = re.search(r"\bsave .*\bas `(\w+\.\w+)`", " ".join(paragraph.split()), re.IGNORECASE)
         return found[1] if found else None
 
 

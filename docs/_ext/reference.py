@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import refloss
 import refloss.testing
 from docs._ext.docstrings import as_rst, marked
+from refloss import mapping
 from refloss.definitions import shapes
 from refloss.homes import homes
 from refloss.registry import FUNCTIONS
@@ -20,8 +21,6 @@ from refloss.testing import strategies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from sphinx.application import Sphinx
 
     from refloss.registry import Function
     from refloss.specification import Argument
@@ -218,8 +217,7 @@ def _described(name: str) -> Iterator[str]:
         yield from (f".. autofunction:: {name}", "")
     else:
         yield from (f".. py:data:: {name}", "")
-        text = inspect.getdoc(type(value)) if type(value).__module__.startswith("refloss.") else _plain(name, value)
-        yield from (f"   {line}" for line in as_rst((text or "").split("\n"), public()))
+        yield from (f"   {line}" for line in as_rst(_told(value).split("\n"), public()))
         yield ""
 
 
@@ -227,12 +225,13 @@ def _is_method(member: object) -> bool:
     return isinstance(member, property | functools.cached_property | classmethod) or inspect.isfunction(member)
 
 
-def _plain(name: str, value: Any) -> str:
-    """In words what an instance of a built-in type is: its module says what it is for."""
-    if isinstance(value, dict):
-        module = importlib.import_module(refloss._HOMES[name.rpartition(".")[2]])
-        return f"{inspect.getdoc(module)}\n\n{', '.join(f'`{key}`' for key in value)}"
-    return f"{', '.join(map(repr, value))}."
+def _told(value: Any) -> str:
+    """What an object is that is no class and no function: its class says so, or else what it holds."""
+    if value is refloss.LOSS_MAPPING:
+        return f"{mapping.__doc__}\n\n{', '.join(f'`{key}`' for key in value)}."
+    if isinstance(value, tuple):
+        return f"{', '.join(f'`{each}`' for each in value)}."
+    return inspect.getdoc(type(value)) or ""
 
 
 def located(name: str) -> Any:
@@ -273,7 +272,7 @@ def _toctree(names: Iterable[str]) -> list[str]:
     return [".. toctree::", "   :hidden:", "", *(f"   {name}" for name in names), ""]
 
 
-def write(_app: Sphinx, _config: object) -> None:
+def write(_app: Any, _config: object) -> None:
     """Write what has changed, and remove what is of no function any more."""
     FOLDER.mkdir(exist_ok=True)
     written = files()
@@ -286,12 +285,12 @@ def write(_app: Sphinx, _config: object) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def convert(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+def convert(_app: Any, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
     """A docstring before it is read."""
     lines[:] = as_rst(lines, public())
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: Any) -> dict[str, bool]:
     """Sphinx's way in."""
     app.connect("config-inited", write)
     app.connect("autodoc-process-docstring", convert)
