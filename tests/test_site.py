@@ -13,7 +13,7 @@ import pytest
 
 import refloss
 import refloss.testing
-from docs._ext import docstrings, reference
+from docs._ext import docstrings, formulas, reference
 from refloss.testing import strategies
 from tests.pages import ROOT, blocks, run
 
@@ -114,13 +114,34 @@ def test_every_page_is_in_the_site():
 
 
 def test_docstrings_keep_what_they_say():
-    lines = ["Half of |x|, as refloss.mse.", "", "    y_ = `x`*2", "", "Args:", "    a, b: two", "        lines.", ""]
+    lines = ["Half of |x|, as refloss.mse.", "", "    y = x²", "", "Args:", "    a, b: two", "        lines.", ""]
     lines += ["Raises:", "    ValueError: x. TypeError: y."]
     assert docstrings.as_rst(lines, {"refloss.mse"}) == [
-        *("Half of \\|x\\|, as :py:obj:`refloss.mse`.", "", "::", "", "    y_ = `x`*2", ""),
+        *("Half of \\|x\\|, as :py:obj:`refloss.mse`.", "", ".. math::", "", f"   {formulas.as_tex(['y = x²'])}", ""),
         *(".. rubric:: Args", "", "``a``, ``b``", "    two lines.", ""),
         *(".. rubric:: Raises", "", "``ValueError``", "    x.", "", "``TypeError``", "    y.", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "tex"),
+    [
+        ("∂L/∂x_j = c·(Q·p_j − q_j)", r"\partial L/\partial x_{j} = c\cdot (Q\cdot p_{j} - q_{j})"),
+        ("e^(−a_j)·a_j/S", r"e^{-a_{j}}\cdot a_{j}/S"),
+        ("log Σ_e e^z_ie", r"\operatorname{log} \sum _{e} e^{z_{ie}}"),
+        ("β(y_{u+1}) if full, else 0", r"\beta (y_{u+1})\ \text{if}\ \text{full},\ \text{else}\ 0"),
+        ("lse − x, 1e-12", r"\mathrm{lse} - x, 10^{-12}"),
+    ],
+)
+def test_a_formula_is_tex(line, tex):
+    assert formulas.as_tex([line]) == rf"\begin{{array}}{{l}} \displaystyle {tex} \end{{array}}"
+
+
+def test_equations_stand_below_each_other_and_tables_do_not():
+    equations, table = formulas.as_tex(["a = b,    c = d"]), formulas.as_tex(["drop    a", "bucket  b"])
+    assert equations.count(r"\\") == 1
+    assert "&" not in equations
+    assert table.count("&") == 2
 
 
 def test_lists_of_blocks_are_fresh():

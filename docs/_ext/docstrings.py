@@ -7,6 +7,8 @@ import textwrap
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from docs._ext.formulas import as_tex
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
@@ -65,7 +67,8 @@ def _prose(lines: list[str], names: Collection[str]) -> Iterator[str]:
         if blank:
             yield ""
         elif paragraph[0].startswith("    "):
-            yield from ("::", "", *paragraph)
+            formula = textwrap.dedent("\n".join(paragraph)).split("\n")
+            yield from (".. math::", "", f"   {as_tex(formula)}")
         elif paragraph[0].startswith("- "):
             yield from (marked(line, names) for line in paragraph)
         else:
