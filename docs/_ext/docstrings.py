@@ -47,16 +47,16 @@ def _sections(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
 def _entries(section: str, lines: list[str], names: Collection[str]) -> Iterator[str]:
     """A list of definitions; what is no entry stays a sentence."""
     whole = textwrap.dedent("\n".join(lines)).strip()
-    for entry in re.split(r"\n(?! )", whole):
+    # Errors follow each other like sentences, everything else line by line.
+    ends = r"(?<=\.)\s(?=\w+Error: )" if section == "Raises" else r"\n(?! )"
+    for entry in re.split(ends, whole):
         text = " ".join(entry.split())
-        # Errors of several kinds share a line.
-        for each in re.split(r"(?<=\.) (?=\w+Error: )", text) if section == "Raises" else [text]:
-            found = re.match(r"([\w, ]+): (.*)", each)
-            if found is None:
-                yield from (marked(each, names), "")
-            else:
-                terms = ", ".join(f"``{name}``" for name in found[1].split(", "))
-                yield from (terms, f"    {marked(found[2], names)}", "")
+        found = re.match(r"([\w, ]+): (.*)", text)
+        if found is None:
+            yield from (marked(text, names), "")
+        else:
+            terms = ", ".join(f"``{name}``" for name in found[1].split(", "))
+            yield from (terms, f"    {marked(found[2], names)}", "")
 
 
 def _prose(lines: list[str], names: Collection[str]) -> Iterator[str]:
