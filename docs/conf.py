@@ -29,6 +29,8 @@ default_role = "code"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 
+mathjax3_config = {"chtml": {"scale": 0.88}}  # as large as the text beside it
+
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 

@@ -47,6 +47,7 @@ OTHERS = (
             "refloss.LossResult",
             "refloss.result.Intermediates",
             "refloss.result.Call",
+            "refloss.result.MatchedLayer",
             "refloss.LOSS_MAPPING",
             "refloss.POLICY_PRESETS",
             "refloss.get_num_threads",
@@ -211,7 +212,7 @@ def _described(name: str) -> Iterator[str]:
     """The directive of an object, of which only classes have members."""
     value = located(name)
     if isinstance(value, type):
-        members = [each for each, member in vars(value).items() if not each.startswith("_") and _is_method(member)]
+        members = _members(value)
         yield from (f".. autoclass:: {name}", *([f"   :members: {', '.join(members)}"] if members else []), "")
     elif inspect.isroutine(value):
         yield from (f".. autofunction:: {name}", "")
@@ -219,6 +220,13 @@ def _described(name: str) -> Iterator[str]:
         yield from (f".. py:data:: {name}", "")
         yield from (f"   {line}" for line in as_rst(_told(value).split("\n"), public()))
         yield ""
+
+
+def _members(value: type) -> list[str]:
+    """The public methods and properties that a class has of refloss, not of what it is built on."""
+    own = [each for each in value.__mro__ if each.__module__.startswith("refloss.")]
+    named = {name: member for each in reversed(own) for name, member in vars(each).items()}
+    return [name for name, member in named.items() if not name.startswith("_") and _is_method(member)]
 
 
 def _is_method(member: object) -> bool:
