@@ -100,6 +100,12 @@ def test_every_entry_says_what_it_is():
         assert value.__doc__ or isinstance(value, tuple), name
 
 
+def test_every_command_is_in_the_reference():
+    page = reference.files()["command_line.rst"]
+    commands = ("compute", "golden write", "golden check", "golden add", "compare", "check", "warm", "list")
+    assert all(f"Usage: refloss {command} " in page for command in commands)
+
+
 def test_every_page_of_the_reference_is_in_a_list_of_pages():
     written = reference.files()
     listed = re.findall(r"^   (\w+)$", "\n".join(written.values()), re.MULTILINE)

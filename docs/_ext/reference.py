@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import typer
+
 import refloss
 import refloss.testing
 from docs._ext.docstrings import as_rst, marked
-from refloss import mapping
+from refloss import cli, mapping
 from refloss.definitions import shapes
 from refloss.homes import homes
 from refloss.registry import FUNCTIONS
@@ -128,6 +130,7 @@ def files() -> dict[str, str]:
         written[f"{function.name}.rst"] = "\n".join(_function(function))
     for page in OTHERS:
         written[f"{page.name}.rst"] = "\n".join(_objects(page))
+    written["command_line.rst"] = "\n".join(_commands())
     return written
 
 
@@ -139,8 +142,8 @@ def _index() -> Iterator[str]:
         yield from _list(each)
     yield from _titled("More than losses", "-")
     yield from (f"- :doc:`{page.title} <{page.name}>`: {page.text}" for page in OTHERS)
-    yield ""
-    yield from _toctree([*map(_slug, families()), *(page.name for page in OTHERS)])
+    yield from ("- :doc:`command_line`: what it tells of itself.", "")
+    yield from _toctree([*map(_slug, families()), *(page.name for page in OTHERS), "command_line"])
 
 
 def _family(name: str, each: Sequence[Function]) -> Iterator[str]:
@@ -199,6 +202,18 @@ def _held(argument: Argument) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else ""
+
+
+def _commands() -> Iterator[str]:
+    """What every command says when it is asked for help; those of single functions follow from their reference."""
+    yield from _titled("Command line")
+    group: Any = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", {})
+        for path, each in {name: command, **{f"{name} {one}": below[one] for one in below}}.items():
+            text = each.get_help(typer.Context(each, info_name=f"refloss {path}", terminal_width=78))
+            yield from _titled(f"refloss {path}", "-")
+            yield from (".. code-block:: text", "", *(f"   {line}" for line in text.split("\n")), "")
 
 
 def _objects(page: Page) -> Iterator[str]:
