@@ -8,7 +8,7 @@ import pytest
 PAGES = [
     Path("README.md"),
     *map(Path, ("CONTRIBUTING.md", "SECURITY.md", "SUPPORT.md")),
-    *sorted(Path("docs").glob("*.md")),
+    *sorted(Path("docs").rglob("*.md")),
 ]
 
 
