@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from refloss.messages import did_you_mean
 from refloss.options import Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.registry import Function, register
@@ -26,11 +28,28 @@ def loss(specification: Specification) -> Callable[[Callable[P, R]], Callable[P,
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         _check(function, specification)
         there = [name for name, argument in specification.arguments.items() if argument.on_gpu]
-        call = accepts_gpu_arrays(*there, *(["out"] if there else []))(function)
+        call = _suggesting(accepts_gpu_arrays(*there, *(["out"] if there else []))(function))
         register(Function(function.__name__, call, specification))
         return call
 
     return decorate
+
+
+def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose TypeError for a keyword that it does not have asks whether another was meant."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return function(*arguments, **keywords)
+        except TypeError as error:
+            known = inspect.signature(function).parameters
+            question = next((did_you_mean(name, known) for name in keywords if name not in known), "")
+            if question:
+                raise TypeError(f"{error}; {question}") from None
+            raise
+
+    return call
 
 
 def _check(function: Callable[..., object], specification: Specification) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from refloss import compilation
+from refloss.commands import telling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,8 +26,11 @@ PERIOD = 10.0
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
     """What is done so far, on stderr, and whether a kernel is being compiled; yields report(done, in all).
 
-    It is a bar on a terminal, and elsewhere a line every ten seconds.
+    It is a bar on a terminal, and elsewhere a line every ten seconds; nothing where nothing is to be said.
     """
+    if telling.is_quiet():
+        yield lambda _done, _total: None
+        return
     console = Console(stderr=True)
     with (_bar if console.is_terminal else _lines)(unit, console) as report:
         yield report
@@ -73,6 +78,6 @@ def _compiling() -> str:
 
 
 def printing_console(width: int) -> Console:
-    """A console on stdout that cuts nothing off where no terminal sets a width."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(width=None if terminal else width, highlight=False)
+    """A console on stdout that cuts nothing off where neither a terminal nor COLUMNS sets a width."""
+    is_set = (sys.stdout is not None and sys.stdout.isatty()) or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(width=None if is_set else width, highlight=False)
