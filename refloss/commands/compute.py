@@ -13,6 +13,7 @@ import typer
 
 import refloss
 from refloss import parallel
+from refloss.cases.source import DTYPES
 from refloss.commands import completion
 from refloss.commands.arguments import answer, command, files_of, given_arguments, option
 from refloss.commands.golden import add_case
@@ -39,7 +40,7 @@ def offer_functions() -> None:
             "grad_dtype",
             str,
             "Dtype of the gradients; that of the input if not given.",
-            completing=completion.several_of(completion.dtypes),
+            completing=completion.one_of(DTYPES),
         ),
         option("out", Path, "A .safetensors file for the loss, the gradients and the intermediates."),
         option("golden", Path, "A folder, or a .safetensors file in one, for this as a golden case: see golden add."),

@@ -17,6 +17,7 @@ from refloss.commands.arguments import names
 from refloss.commands.progress import printing_console, progress
 from refloss.commands.telling import is_quiet, note
 from refloss.messages import unknown
+from refloss.roundoff import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from refloss.testing.report.judgement import Judgement
@@ -26,7 +27,7 @@ _ComputeDtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         help="float64, float32, tf32, float16 or bfloat16; if not given, float32, and float64 for its cases.",
-        autocompletion=completion.several_of(completion.compute_dtypes),
+        autocompletion=completion.one_of(COMPUTE_DTYPES),
     ),
 ]
 _Cases = Annotated[
@@ -170,8 +171,6 @@ def _tell(judgement: Judgement, junit: Path | None, html: Path | None, *, as_jso
 
 def _check_choices(compute_dtype: str | None, *outputs: Path | None) -> None:
     """Before hours of work: a type that there is, and files that can be written."""
-    from refloss.error_model import COMPUTE_DTYPES
-
     if compute_dtype is not None and compute_dtype not in COMPUTE_DTYPES:
         raise ValueError(f"--compute-dtype: {unknown('compute type', [compute_dtype], COMPUTE_DTYPES)}")
     for path in outputs:
