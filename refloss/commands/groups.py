@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -33,6 +34,13 @@ class Group(TyperGroup):
         """Its own parameters, those of every command, and at last --help."""
         *own, help_option = super().get_params(ctx)
         return [*own, *_everywhere(), help_option]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Click does, but help that nobody has asked for is told as it is, on stderr."""
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:
+            print(ctx.get_help(), file=sys.stderr)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the names of commands and what they do; Click would cut that off after one line."""
