@@ -16,9 +16,8 @@ from refloss.commands import progress
 settings.register_profile("refloss", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("refloss")
 
-# What a command says depends neither on how long kernels take nor on who runs the tests.
+# What a command says does not depend on how long kernels take.
 progress.PERIOD = 3600.0
-os.environ.pop("COLUMNS", None)
 
 
 # The kernels that were asked for while tests were collected.
@@ -82,6 +81,8 @@ def has_workers(config):
 
 
 def pytest_configure(config):
+    # Commands print what they do where nobody says how wide it may be.
+    os.environ.pop("COLUMNS", None)
     if has_workers(config):
         for library in ("OMP", "OPENBLAS", "MKL"):
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")
