@@ -85,7 +85,7 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
         with answer(function, given, out.parent) as result:
             save_tensors(out, _result_tensors(result))
     if as_json:
-        print(json.dumps(_as_json(function, given, result), indent=1, allow_nan=False))
+        print(*_json_lines(function, given, result), sep="\n")
     else:
         say(*_lines(function, given, result))
 
@@ -105,19 +105,19 @@ def _lines(function: Function, given: dict[str, Any], result: LossResult) -> lis
     return [f"{name:<{width}}{value!r}" for name, value in numbers.items()]
 
 
-def _as_json(function: Function, given: dict[str, Any], result: LossResult) -> dict[str, Any]:
+def _json_lines(function: Function, given: dict[str, Any], result: LossResult) -> list[str]:
     """The same for programs, with every number of a loss that is not reduced, and inputs as float32 [2, 9, 17]."""
     arrays = {name: given[name] for name in (*function.required, *function.optional) if name in given}
     parts = {part: value for name, array in arrays.items() for part, value in flattened(name, array).items()}
-    facts = {
+    facts: dict[str, Any] = {
         "refloss": refloss.__version__,
         "function": function.name,
         "loss": np.asarray(result.loss).tolist(),
         "components": {name: np.asarray(value).tolist() for name, value in result.components.items()},
         "shapes": {part: f"{value.dtype} {list(value.shape)}" for part, value in parts.items()},
     }
-    plainly: dict[str, Any] = plain(facts | _of_tokens(function, given, result))
-    return plainly
+    facts |= _of_tokens(function, given, result)
+    return json.dumps(plain(facts), indent=1, allow_nan=False).splitlines()
 
 
 def _of_tokens(function: Function, given: dict[str, Any], result: LossResult) -> dict[str, Any]:
