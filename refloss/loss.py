@@ -6,6 +6,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from refloss.lazy import accepts_dask_arrays
 from refloss.messages import did_you_mean
 from refloss.options import Options
 from refloss.placement import accepts_gpu_arrays
@@ -28,7 +29,8 @@ def loss(specification: Specification) -> Callable[[Callable[P, R]], Callable[P,
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         _check(function, specification)
         there = [name for name, argument in specification.arguments.items() if argument.on_gpu]
-        call = _suggesting(accepts_gpu_arrays(*there, *(["out"] if there else []))(function))
+        of_arrays = accepts_gpu_arrays(*there, *(["out"] if there else []))(function)
+        call = _suggesting(accepts_dask_arrays(specification)(of_arrays))
         register(Function(function.__name__, call, specification))
         return call
 

@@ -303,6 +303,7 @@ class Specification:
         identities: what holds of it exactly.
         degree: d, where all values times 2 make the loss 2^d times as large; None where they do not.
         scales: the parameters that are such values as well.
+        in_parts: whether its rows may lie in several places, as chunks of Dask arrays.
     """
 
     arguments: Mapping[str, Argument]
@@ -332,6 +333,7 @@ class Specification:
     identities: tuple[Identity, ...] = ()
     degree: int | None = None
     scales: tuple[str, ...] = ()
+    in_parts: bool = False
 
     def named(self, *roles: Role) -> list[str]:
         """The arguments that have one of some roles."""
@@ -377,6 +379,7 @@ class Elementwise(Specification):
 
     magnitudes: Callable[[np.ndarray, np.ndarray, Case, Roundoff], Magnitudes]
     intermediates: tuple[str, ...] = ("losses",)
+    in_parts: bool = True
 
     def elements(self, inputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         """The shape of the elements of a case, to which its first two arguments may broadcast."""

@@ -226,9 +226,11 @@ def test_the_page_on_the_format_shows_a_case_of_one_s_own(tmp_path, monkeypatch)
     "page",
     ["speech", "transducers", "linear", "many_machines", "policy_presets", "preferences", "distillation"],
 )
-def test_pages_whose_program_needs_nothing_else(page):
+def test_pages_whose_program_needs_nothing_else(page, tmp_path, monkeypatch):
+    blocks = code_blocks("python", f"docs/{page}.md")
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for block in code_blocks("python", f"docs/{page}.md"):
+    for block in blocks:
         exec(block, names)
     assert np.isfinite(names["r"].loss).all()
 

@@ -14,20 +14,22 @@ import typer
 import refloss
 from refloss import parallel
 from refloss.cases.source import DTYPES
-from refloss.commands import completion
+from refloss.commands import cluster, completion, on_disk
 from refloss.commands.arguments import answer, command, files_of, given_arguments, option
 from refloss.commands.golden import add_case
 from refloss.commands.groups import Command, Group
 from refloss.commands.progress import progress
 from refloss.commands.telling import say
-from refloss.files import flattened, save_tensors
+from refloss.files import flattened, load_tensors, save_tensors
 from refloss.golden import store
 from refloss.registry import FUNCTIONS
+from refloss.result import Intermediates, LossResult
 from refloss.testing.verdict import plain
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from refloss.registry import Function
-    from refloss.result import LossResult
 
 app = typer.Typer(cls=Group, help="Compute a loss of arrays in .npy, .npz or .safetensors files.", no_args_is_help=True)
 
@@ -44,6 +46,7 @@ def offer_functions() -> None:
         ),
         option("out", Path, "A .safetensors file for the loss, the gradients and the intermediates."),
         option("golden", Path, "A folder, or a .safetensors file in one, for this as a golden case: see golden add."),
+        option("scheduler", str, cluster.HELP),
         _AS_JSON,
     )
     for name, function in FUNCTIONS.items():
@@ -65,12 +68,35 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
     as_json: bool = arguments.pop("as_json")
     out: Path | None = arguments.pop("out")
     golden: Path | None = arguments.pop("golden")
+    scheduler: str | None = arguments.pop("scheduler")
     if out is not None and out.exists() and any(out.samefile(file) for file in files_of(arguments)):
         raise ValueError(f"{out}: is an input too")
     given = given_arguments(function, arguments)
+    _check_outputs(given, out, golden)
+    if scheduler is None:
+        result = _answer(function, given, out, golden)
+    else:
+        with cluster.connected(scheduler) as client:
+            result = _answer_of_cluster(client, function, given, out, golden)
+    if as_json:
+        print(*_json_lines(function, given, result), sep="\n")
+    else:
+        say(*_lines(function, given, result))
+
+
+def _check_outputs(given: dict[str, Any], out: Path | None, golden: Path | None) -> None:
+    """Before hours of work."""
+    if golden is not None and (out is not None or "grad_dtype" in given):
+        raise ValueError("--golden: takes neither --out nor --grad-dtype: its gradients have their inputs' dtypes")
+    if out is not None and out.suffix != ".safetensors":
+        raise ValueError(f"{out}: expected a file ending in .safetensors")
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"{out}: no such folder: {out.parent}")
+
+
+def _answer(function: Function, given: dict[str, Any], out: Path | None, golden: Path | None) -> LossResult:
+    """Compute what is asked for, and write it."""
     if golden is not None:
-        if out is not None or "grad_dtype" in given:
-            raise ValueError("--golden: takes neither --out nor --grad-dtype: its gradients have their inputs' dtypes")
         is_file = golden.suffix == ".safetensors"
         folder, name = (golden.parent, golden.stem) if is_file else (golden, function.name)
         result = add_case(function, given, folder, name)
@@ -78,21 +104,60 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
         with progress("rows") as report, parallel.progress(report):
             result = function.call(**given, grad=False)
     else:
-        if out.suffix != ".safetensors":
-            raise ValueError(f"{out}: expected a file ending in .safetensors")
-        if not out.parent.is_dir():
-            raise ValueError(f"{out}: no such folder: {out.parent}")
         with answer(function, given, out.parent) as result:
             save_tensors(out, _result_tensors(result))
-    if as_json:
-        print(*_json_lines(function, given, result), sep="\n")
-    else:
-        say(*_lines(function, given, result))
+    return result
+
+
+def _answer_of_cluster(
+    client: Client, function: Function, given: dict[str, Any], out: Path | None, golden: Path | None
+) -> LossResult:
+    """The same by workers, without gradients: in chunks of rows where that can be, else as one call."""
+    result = None
+    if golden is None and function.specification.in_parts:
+        result = _in_chunks(client, function, given, out)
+    if result is None:
+        files = [None if path is None else path.absolute() for path in (out, golden)]
+        result = cluster.call(client, _answer_of_worker, function.name, on_disk.places(given), *files)
+    return result
+
+
+def _in_chunks(client: Client, function: Function, given: dict[str, Any], out: Path | None) -> LossResult | None:
+    """A result that is all in its file, or what is printed of it; None where arguments do not come in chunks."""
+    from refloss.commands import chunks
+
+    with progress("chunks") as report, cluster.told(client, report) as topic:
+        lazy = chunks.lazily(given, topic, report)
+        try:
+            tensors = _result_tensors(function.call(**lazy, **({"grad": False} if out is None else {})))
+        except (TypeError, ValueError):
+            # Shapes that only a whole call takes; what is wrong with others it tells as well, in its own words.
+            return None
+        if out is None:
+            return _result(chunks.gathered(client, {name: tensors[name] for name in _printed(function, tensors)}))
+        chunks.write(client, tensors, out)
+    written = load_tensors(out)
+    return _result({name: written[name] for name in tensors})
+
+
+def _answer_of_worker(name: str, places: dict[str, Any], out: Path | None, golden: Path | None) -> LossResult:
+    function = FUNCTIONS[name]
+    tensors = _result_tensors(_answer(function, on_disk.mapped(places), out, golden))
+    return _result({name: tensors[name] for name in _printed(function, tensors)})
 
 
 def _result_tensors(result: LossResult) -> dict[str, Any]:
     """A result under the names that a golden file's candidate uses."""
     return {name.removeprefix("expected."): value for name, value in store.expected_tensors(result).items()}
+
+
+def _result(tensors: dict[str, Any]) -> LossResult:
+    """The inverse, without gradients."""
+    parts = {
+        kind: {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+        for kind in ("component", "intermediate")
+    }
+    return LossResult(tensors["loss"], {}, parts["component"], Intermediates(parts["intermediate"]))
 
 
 def _lines(function: Function, given: dict[str, Any], result: LossResult) -> list[str]:
@@ -129,6 +194,12 @@ def _of_tokens(function: Function, given: dict[str, Any], result: LossResult) ->
     mean = _mean(result.intermediates["nll"], counted)
     with np.errstate(over="ignore"):
         return {"tokens": counted, "perplexity": float(np.exp(np.longdouble(mean)))}
+
+
+def _printed(function: Function, tensors: dict[str, Any]) -> list[str]:
+    """The names of what is printed, and of what that is made of."""
+    of_tokens = ("intermediate.nll", "intermediate.shift_labels") if function.specification.counts_tokens else ()
+    return [name for name in tensors if name in ("loss", *of_tokens) or name.startswith("component.")]
 
 
 def _mean(losses: Any, count: int) -> float:

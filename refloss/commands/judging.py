@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from refloss.commands import completion
+from refloss.commands import cluster, completion
 from refloss.commands.arguments import names
 from refloss.commands.progress import printing_console, progress
 from refloss.commands.telling import is_quiet, note
@@ -69,6 +69,7 @@ def compare_folders(
     as_json: _AsJson = False,
     junit: _Junit = None,
     html: _Html = None,
+    scheduler: cluster.Scheduler = None,
 ) -> None:
     """Judge an implementation by the files that it made of golden inputs.
 
@@ -78,10 +79,9 @@ def compare_folders(
 
     _check_choices(compute_dtype, junit, html)
     chosen = {"functions": names(functions, "--functions"), "cases": names(cases, "--cases")}
-    with progress("cases") as report:
-        judgement = compare.judge_folders(
-            golden, candidate, compute_dtype, report, **chosen, grads=_listed(grads), components=_listed(components)
-        )
+    chosen |= {"grads": _listed(grads), "components": _listed(components)}
+    with cluster.each(scheduler) as each, progress("cases") as report:
+        judgement = compare.judge_folders(golden, candidate, compute_dtype, report, each=each, **chosen)
     _tell(judgement, junit, html, as_json=as_json)
     for name in compare.files_without_case(golden, candidate):
         note(f"{name}: no case has this file")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 # Seconds between two lines where nothing can be drawn, in a log for example.
 PERIOD = 10.0
 
+_elsewhere: ContextVar[Callable[[int, int], None] | None] = ContextVar("elsewhere", default=None)
+
+
+@contextlib.contextmanager
+def told_to(report: Callable[[int, int], None]) -> Iterator[None]:
+    """Have progress yield this report, and show nothing itself."""
+    token = _elsewhere.set(report)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
 
 @contextlib.contextmanager
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
@@ -28,6 +41,10 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
     It is a bar on a terminal, and elsewhere a line every ten seconds; nothing where nothing is to be said.
     """
+    elsewhere = _elsewhere.get()
+    if elsewhere is not None:
+        yield elsewhere
+        return
     if telling.is_quiet():
         yield lambda _done, _total: None
         return

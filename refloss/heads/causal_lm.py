@@ -35,6 +35,7 @@ from refloss.specification import labels as tokens
             **Z_LOSS,
         },
         mean="labels",
+        in_parts=True,
         divisor=partial(cases.tokens_counted, shift=1),
         padded=(0, 1),
         keys=("ForCausalLM", "ForConditionalGeneration", "CsmForConditionalGeneration"),

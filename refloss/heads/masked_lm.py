@@ -31,6 +31,7 @@ from refloss.specification import labels as tokens
             **Z_LOSS,
         },
         mean="labels",
+        in_parts=True,
         divisor=cases.tokens_counted,
         padded=(0, 1),
         keys=("ForMaskedLM",),

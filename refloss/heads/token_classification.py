@@ -28,6 +28,7 @@ from refloss.specification import labels as token_labels
             **IGNORE_INDEX,
         },
         mean="labels",
+        in_parts=True,
         divisor=cases.tokens_counted,
         padded=(0, 1),
         keys=("ForTokenClassification",),

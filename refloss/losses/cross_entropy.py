@@ -86,6 +86,7 @@ LOOP = SoftmaxLoop("cross_entropy", _label, _soft)
         | Z_LOSS,
         mean="labels",
         per="row",
+        in_parts=True,
         padded=(0,),
         order=140,
         follows="torch.nn.functional.cross_entropy",

@@ -56,6 +56,7 @@ def _flags(value: Any, shape: tuple[int, ...]) -> np.ndarray:
         },
         parameters=_WORTH_TRYING | {"kl": Parameter(float, structural=True)},
         order=93,
+        in_parts=False,
         follows="the loss of TRL's KTOTrainer",
         cases=cases.sequences,
         draw=functools.partial(cases.draw_sequences, specified=_WORTH_TRYING),

@@ -38,6 +38,7 @@ from refloss.specification import (
         parameters=IGNORE_INDEX | REDUCTION,
         mean="labels",
         per="row",
+        in_parts=True,
         padded=(0,),
         order=130,
         follows="torch.nn.functional.nll_loss",

@@ -95,6 +95,7 @@ def _references(given: dict[str, Any], kind: str, shape: tuple[int, ...]) -> tup
         },
         parameters=_PARAMETERS,
         order=92,
+        in_parts=False,
         follows="the losses of TRL's DPOTrainer, CPOTrainer and ORPOTrainer",
         positive=False,
         cases=cases.pairs,

@@ -56,6 +56,7 @@ def _draw(draws: Draws) -> Drawn:
         parameters=CHAIN_PARAMETERS,
         positive=False,
         per="row",
+        in_parts=True,
         losses="...|... K",
         reduces=False,
         order=112,

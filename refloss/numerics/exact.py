@@ -85,10 +85,3 @@ def quotient_pair(total: Exact, normaliser: Exact) -> tuple[float, float]:
 def total(values: np.ndarray, normaliser: float = 1.0) -> np.float64:
     """The sum of values over a normaliser, rounded once."""
     return quotient(exact_sum(values), exact(normaliser))
-
-
-def label_normaliser(labels: np.ndarray, weight: np.ndarray | None, ignore_index: int) -> Exact:
-    """The number of labels that count, or the sum of their weights; NaN for 0, so that no gradient passes for right."""
-    counted = labels != ignore_index
-    whole = Fraction(int(np.count_nonzero(counted))) if weight is None else exact_sum(weight[labels[counted]])
-    return whole or float("nan")

@@ -23,6 +23,7 @@ import numpy as np
 from refloss import arrays
 from refloss.heads.causal_lm import causal_lm
 from refloss.numerics.exact import Exact, exact, exact_sum, quotient, ratio
+from refloss.numerics.shares import added
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -137,7 +138,7 @@ def shards(
         Rank(part, total, own, quotient(total, exact(float(own))), quotient(total, exact(count)), *grads)
         for part, total, own, *grads in zip(targets, totals, counts, *of_logits, strict=True)
     ]
-    loss = quotient(reduce(_added, totals), exact(count))
+    loss = quotient(reduce(added, totals), exact(count))
     view = _View(rows, ranks, count, options | {"grad_output": given}, along)
     return Ranks(loss, count, tuple(ranks), _mistakes(view, is_cut=axis == "sequence"))
 
@@ -171,12 +172,6 @@ def _joined(parts: list[np.ndarray], along: int) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, along)
 
 
-def _added(first: Exact, second: Exact) -> Exact:
-    """By the float rules where one is not finite."""
-    is_exact = isinstance(first, Fraction) and isinstance(second, Fraction)
-    return first + second if is_exact else float(first) + float(second)
-
-
 class _View(NamedTuple):
     """What mistakes are made with."""
 
@@ -196,7 +191,7 @@ class _View(NamedTuple):
             result = causal_lm(x, tokens, shift_labels=target, num_items_in_batch=items, **self.options)
             shares.append(ratio(exact_sum(result.intermediates["nll"]), exact(divisor)))
             grads.append(result.grads["logits"])
-        return Mistaken(quotient(reduce(_added, shares), Fraction(1)), grads)
+        return Mistaken(quotient(reduce(added, shares), Fraction(1)), grads)
 
     def shifted_within(self) -> Mistaken:
         """The last position of each rank predicts nothing, and does not count."""

@@ -14,7 +14,8 @@ from refloss.dispatch import runs_on_gpu
 from refloss.kernels.elementwise.loop import NO_PARAMETERS, Apart, Pass, Scalars, Task, compiled
 from refloss.kernels.elementwise.shared import add_shared
 from refloss.kernels.rows import elements_of
-from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, joined_sum, quotient, ratio
+from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, joined_sum, ratio
+from refloss.numerics.shares import divided, divisor, mean_of_all
 from refloss.numerics.sums import LIMBS, accumulated
 
 if TYPE_CHECKING:
@@ -42,10 +43,9 @@ def elementwise_loss(task: Task, backend: str) -> np.float64 | np.ndarray:
     twice = by_weights and task.weight_gradient is not None
     # The loss must not depend on whether that gradient is wanted.
     total = run(Pass(task, scalars, rows, gradients=not twice, whole=by_weights or task.loop.signed))
-    loss = quotient(total, normaliser) if rows is None else rows
+    loss = divided(total, normaliser) if rows is None else rows
     if twice:
-        exact_mean = isinstance(total, Fraction) and isinstance(normaliser, Fraction) and normaliser != 0
-        mean = as_pair(total / normaliser) if exact_mean else (float(loss), 0.0)
+        mean = as_pair(mean_of_all(total, normaliser))
         run(Pass(task, scalars._replace(mean=mean), None, gradients=True, whole=False))
     for apart in task.apart:
         _hand_to(apart, task, normaliser, run)
@@ -107,11 +107,14 @@ def _device(backend: str) -> Callable[[Pass], Exact]:
 
 
 def _normaliser(task: Task) -> Exact:
-    if task.reduction != "mean":
-        return Fraction(1)
-    if task.divisor is not None:
-        return exact(task.divisor)
-    return Fraction(task.input.size) if task.weight is None else exact_sum(np.asarray(task.weight, np.float64))
+    def own() -> Exact:
+        if task.reduction != "mean":
+            return Fraction(1)
+        if task.divisor is not None:
+            return exact(task.divisor)
+        return Fraction(task.input.size) if task.weight is None else exact_sum(np.asarray(task.weight, np.float64))
+
+    return divisor(own, is_mean=task.reduction == "mean")
 
 
 def _inverse(normaliser: Exact) -> Exact:

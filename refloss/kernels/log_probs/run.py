@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from refloss.dispatch import runs_on_gpu
 from refloss.kernels.log_probs.loop import Given, Results, log_prob_rows
 from refloss.kernels.rows import any_rows_of
 from refloss.numerics.memory import as_writable
+from refloss.numerics.shares import divisor
 
 BLOCK_ELEMENTS = 1 << 14
 
@@ -26,6 +28,7 @@ class Task(NamedTuple):
 
 def log_probs_of_rows(task: Task, backend: str) -> Results:
     """Log-probabilities [R, K] and entropies [R]; the gradient is written into the task's buffer."""
+    divisor(lambda: Fraction(1), is_mean=False)  # log-probabilities are not reduced
     return _device(backend)(task._replace(given=for_kernels(task.given)))
 
 

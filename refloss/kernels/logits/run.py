@@ -22,8 +22,9 @@ from refloss.kernels.logits.loop import (
 )
 from refloss.kernels.rows import any_rows_of, tile_rows
 from refloss.kernels.softmax.run import prepared, rows_of_task
-from refloss.numerics.exact import exact_sum, quotient
+from refloss.numerics.exact import exact_sum
 from refloss.numerics.memory import as_writable
+from refloss.numerics.shares import divided, label_divisor
 from refloss.numerics.sums import MAX_TERMS
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def answer_of(given: ChainTask, output: Output, normaliser: Exact, exponent: int
         return ChainAnswer(losses[0], losses[1], losses[2], output.nll, output.lse)
     parts = output.cross_entropy, output.z_loss
     whole = exact_sum(np.concatenate(parts) if given.z_loss else output.loss)
-    loss, cross_entropy = (quotient(total, normaliser) for total in (whole, exact_sum(parts[0])))
-    z_loss = quotient(exact_sum(parts[1]), _divisor_of_squares(given.task, normaliser))
+    loss, cross_entropy = divided(whole, normaliser), divided(exact_sum(parts[0]), normaliser, "cross_entropy")
+    z_loss = divided(exact_sum(parts[1]), _divisor_of_squares(given.task, normaliser), "z_loss")
     return ChainAnswer(loss, cross_entropy, z_loss, output.nll, output.lse)
 
 
@@ -95,8 +96,7 @@ def _divisor_of_squares(task: Task, normaliser: Exact) -> Exact:
     """What divides squares: where weights sum to 0, that 0, as in torch's formula, and not the NaN of a likelihood."""
     if task.reduction != "mean" or not task.has_labels or isinstance(normaliser, Fraction):
         return normaliser
-    counted = task.target[task.target != task.ignore_index]
-    return Fraction(0) if task.weight is None else exact_sum(task.weight[counted])
+    return label_divisor(task.target, task.weight, task.ignore_index)
 
 
 def log_probabilities(given: ChainTask, backend: str) -> np.ndarray:

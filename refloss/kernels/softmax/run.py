@@ -27,9 +27,10 @@ from refloss.kernels.softmax.loop import (
     smoothed_rows,
 )
 from refloss.kernels.softmax.refine import APART, PAGE
-from refloss.numerics.exact import Exact, as_pair, exact, exact_sum, label_normaliser, quotient
+from refloss.numerics.exact import Exact, as_pair, exact, exact_sum
 from refloss.numerics.memory import as_writable
 from refloss.numerics.ranges import near_one
+from refloss.numerics.shares import divided, divisor, label_normaliser
 from refloss.numerics.sums import MAX_TERMS
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def softmax_loss(task: Task, backend: str) -> Answer:
     _device(backend)(task, terms, output, count)
     if task.reduction == "none":
         return Answer(np.ldexp(output.loss, exponent) if exponent else output.loss, output.nll, output.lse)
-    return Answer(quotient(exact_sum(output.loss), normaliser), output.nll, output.lse)
+    return Answer(divided(exact_sum(output.loss), normaliser), output.nll, output.lse)
 
 
 def rows_of_task(task: Task) -> int:
@@ -81,13 +82,11 @@ def _device(backend: str) -> Callable[[Task, Terms, Output, int], None]:
 
 def _normaliser(task: Task, count: int) -> Exact:
     """What the sum of the rows' losses is divided by, exactly."""
-    if task.reduction == "none":
-        return Fraction(1)
-    if task.reduction == "sum":
-        return exact(task.divisor)
-    if not task.has_labels:
-        return Fraction(count)
-    return label_normaliser(task.target, task.weight, task.ignore_index)
+    if task.reduction == "mean" and task.has_labels:
+        return label_normaliser(task.target, task.weight, task.ignore_index)
+    if task.reduction == "mean":
+        return divisor(lambda: Fraction(count), is_mean=True)
+    return divisor(lambda: exact(task.divisor) if task.reduction == "sum" else Fraction(1), is_mean=False)
 
 
 def _terms(task: Task, classes: int, normaliser: Exact) -> Terms:

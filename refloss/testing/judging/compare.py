@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import time
@@ -21,22 +22,32 @@ from refloss.testing.report.judgement import Judgement
 from refloss.testing.verdict import CaseVerdict, TensorVerdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from refloss.testing.verdict import Question
+
+    Report = Callable[[int, int], None]
+    # Calls a function with every item; the function and what it is called with can be pickled.
+    Each = Callable[[Callable[[Any], Any], Sequence[Any], Report], list[Any]]
+
+
+def one_by_one(function: Callable[[Any], Any], items: Sequence[Any], report: Report) -> list[Any]:
+    """What a function returns for every item."""
+    return [function(item) for item in counted(items, report)]
 
 
 def judge_folders(
     golden: Path,
     candidate: Path,
     compute_dtype: str | None = None,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
     *,
     functions: str | Iterable[str] | None = None,
     cases: str | Iterable[str] | None = None,
     grads: str | Iterable[str] | None = None,
     components: str | Iterable[str] | None = None,
+    each: Each = one_by_one,
 ) -> Judgement:
     """Every case of a golden folder; the candidate's file for it has the name of the golden file.
 
@@ -49,6 +60,7 @@ def judge_folders(
         functions: those whose cases are judged; all if not given.
         cases: ids, or patterns of ids; all if not given.
         grads, components: names to judge; all if not given, none of an empty list.
+        each: what judges every case, in the order in which they come, in this process or others.
 
     Raises:
         ValueError: a folder that is none, and names that no case has.
@@ -58,11 +70,11 @@ def judge_folders(
     entries = _selected(manifest["cases"], listed(functions), listed(cases))
     if not candidate.is_dir():
         raise ValueError(f"{candidate}: {'not a folder' if candidate.exists() else 'no such folder'}")
+    judge_case = functools.partial(_judge_case, golden.absolute(), candidate.absolute(), compute_dtype, only)
     verdicts = []
-    for entry in counted(entries, report):
-        before = time.perf_counter()
-        verdict = _judge_case(golden, candidate, entry, compute_dtype, only)
-        verdicts.append(replace(verdict, seconds=time.perf_counter() - before))
+    for verdict, seen in each(judge_case, entries, report or (lambda *_: None)):
+        verdicts.append(verdict)
+        only.include(seen)
     only.check()
     facts = {"subject": f"{candidate} against {golden}", "corpus": corpus_id(manifest)}
     by_id = {entry["id"]: entry for entry in entries}
@@ -92,7 +104,16 @@ def files_without_case(golden: Path, candidate: Path) -> list[str]:
 
 
 def _judge_case(
-    golden: Path, candidate: Path, entry: dict[str, Any], compute_dtype: str | None, only: Only
+    golden: Path, candidate: Path, compute_dtype: str | None, only: Only, entry: dict[str, Any]
+) -> tuple[CaseVerdict, Only]:
+    """The verdict on a case and what it took; only has seen the case then, here or where this is called."""
+    start = time.perf_counter()
+    verdict = _verdict(golden, candidate, compute_dtype, only, entry)
+    return replace(verdict, seconds=time.perf_counter() - start), only
+
+
+def _verdict(
+    golden: Path, candidate: Path, compute_dtype: str | None, only: Only, entry: dict[str, Any]
 ) -> CaseVerdict:
     name, function = entry["id"], entry["function"]
     path = candidate / entry["file"]
@@ -101,7 +122,8 @@ def _judge_case(
     try:
         asked = _question(golden, entry, compute_dtype)
     except EXPECTED_ERRORS as error:
-        return CaseVerdict(name, function, passed=False, message=f"the golden case is unusable: {reason(error)}")
+        told = reason(error).replace(str(golden / entry["file"]), entry["file"])
+        return CaseVerdict(name, function, passed=False, message=f"the golden case is unusable: {told}")
     try:
         tensors = _read(path)
     except (OSError, ValueError) as error:

@@ -66,6 +66,10 @@ class Only:
             return has_components or kind != COMPONENT
         return name.removeprefix(kind) in only
 
+    def include(self, other: Only) -> None:
+        """Take over what another one of the same names has seen."""
+        self._seen |= other._seen
+
     def check(self) -> None:
         """Raise unless everything that is asked for by name has been seen."""
         for kind, only in self._names.items():

@@ -1,0 +1,167 @@
+"""The arrays of a call in chunks that fit to each other, and work on each chunk of rows.
+
+Chunks are those of the rows of the first Dask array. An axis of classes that is cut is joined.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import dask.array as da
+import numpy as np
+
+from refloss import arrays
+from refloss.lazy import is_lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from refloss.lazy.pieces import Call
+    from refloss.specification import Specification
+
+# Axes of a graph are numbers: those of rows from 0, and two that no chunk is cut along.
+_CLASSES, _SEVERAL = 100, 101
+SHIFTED = "shift_labels"
+
+
+class Placed(NamedTuple):
+    """An array in chunks, and which axes of the graph its own are."""
+
+    array: Any
+    axes: tuple[int, ...]
+
+
+class Batch(NamedTuple):
+    """A call of arrays in chunks that fit; the first one is that whose rows have losses."""
+
+    call: Call
+    placed: dict[str, Placed]
+    rows: tuple[int, ...]
+    chunks: tuple[tuple[int, ...], ...]  # of rows
+    lengths: dict[int, int]  # of axes that are not cut
+
+    def over_chunks(self, work: Callable[..., Any], names: Sequence[str], *numbers: Any, **constants: Any) -> Any:
+        """work(arrays, *numbers, **constants) of every chunk: an array in chunks of rows of whatever it returns."""
+        starts = [da.from_array(np.cumsum([0, *sizes[:-1]]), chunks=1) for sizes in self.chunks]
+        given: list[tuple[Any, tuple[int, ...] | None]] = [self.placed[name] for name in names]
+        given += [(number, () if is_lazy(number) else None) for number in numbers]
+        given += [(each, (axis,)) for axis, each in zip(self.rows, starts, strict=True)]
+        meta = np.empty((0,) * len(self.rows), object)
+        result = da.blockwise(
+            _of_chunk,
+            self.rows,
+            *itertools.chain.from_iterable(given),
+            work=partial(work, **constants),
+            names=tuple(names),
+            numbers=len(numbers),
+            dtype=object,
+            meta=meta,
+            align_arrays=False,
+        )
+        # It would take the starts' chunks where there are as many.
+        return da.Array(result.dask, result.name, self.chunks, meta=meta)
+
+    def read(self, parts: Any, reader: Callable[[Any], Any], axes: tuple[int, ...], dtype: Any) -> Any:
+        """The array whose chunks a reader takes from what was made of chunks of rows."""
+        return da.blockwise(
+            reader,
+            axes,
+            parts,
+            self.rows,
+            new_axes={axis: self.lengths[axis] for axis in axes if axis not in self.rows},
+            dtype=dtype,
+            meta=np.empty((0,) * len(axes), dtype),
+            align_arrays=False,
+        )
+
+
+def _of_chunk(*blocks: Any, work: Callable[..., Any], names: tuple[str, ...], numbers: int) -> Any:
+    """Work on a chunk; an error says where it is."""
+    blocks = tuple(map(_only, blocks))
+    others, starts = blocks[len(names) : len(names) + numbers], blocks[len(names) + numbers :]
+    try:
+        return work(dict(zip(names, blocks, strict=False)), *others)
+    except (TypeError, ValueError) as error:
+        where = ", ".join(str(int(each[0])) for each in starts)
+        raise type(error)(f"{error}, in the chunk of rows that begins at [{where}]") from error
+
+
+def _only(block: Any) -> Any:
+    """The one block along an axis that is not cut."""
+    while isinstance(block, list):
+        (block,) = block
+    return block
+
+
+def in_chunks(value: Any, name: str) -> Any:
+    """A Dask array of whatever array."""
+    if not is_lazy(value):
+        array = arrays.as_array(value, name)
+        return da.from_array(array, chunks=array.shape)
+    if any(math.isnan(size) for sizes in value.chunks for size in sizes):
+        raise ValueError(f"{name} has chunks of unknown sizes; call its compute_chunk_sizes() first")
+    return value
+
+
+def shifted(specification: Specification, call: Call, given: dict[str, Any]) -> tuple[Call, dict[str, Any]]:
+    """A call with labels of its rows, for one with labels that stand after their rows, maybe in another chunk."""
+    for name, argument in specification.arguments.items():
+        if name not in given or not argument.shift:
+            continue
+        labels, others = given[name], {other: array for other, array in given.items() if other != name}
+        call = call._replace(constants=call.constants | {name: None})
+        if SHIFTED in given:  # which are taken instead
+            return call, others
+        size = min(argument.shift, labels.shape[-1])
+        ignored = call.constants.get("ignore_index", argument.ignored)
+        none = da.full((*labels.shape[:-1], size), ignored, dtype=np.int64)
+        labels = labels.map_blocks(arrays.index_array, name, dtype=np.int64)
+        return call, others | {SHIFTED: da.concatenate([labels[..., argument.shift :], none], axis=-1)}
+    return call, given
+
+
+def batch_of(specification: Specification, call: Call, given: Mapping[str, Any], lead: Sequence[str]) -> Batch:
+    """Arrays cut as the rows of the first are that has all of them: of those that lead, or else the first of all."""
+    first_name = specification.required[0]
+    first, class_axis = given[first_name], specification.arguments[first_name].class_axis
+    axes = rows = tuple(range(first.ndim - (class_axis is not None)))
+    if class_axis is not None:
+        axes = (*rows[: class_axis % first.ndim], _CLASSES, *rows[class_axis % first.ndim :])
+    placed = {
+        name: _placed(specification, name, array, Placed(first, axes), rows)
+        for name, array in sorted(given.items(), key=lambda each: each[0] != first_name)
+    }
+    whole = [
+        placed[name] for name in (*lead, SHIFTED, first_name) if name in placed and set(rows) <= {*placed[name].axes}
+    ]
+    chunks = tuple(whole[0].array.chunks[whole[0].axes.index(axis)] for axis in rows)
+    lengths = {axis: n for array, own in placed.values() for axis, n in zip(own, array.shape, strict=True)}
+    fitting = {
+        name: Placed(array.rechunk({i: chunks[axis] if axis in rows else -1 for i, axis in enumerate(own)}), own)
+        for name, (array, own) in placed.items()
+    }
+    return Batch(call, fitting, rows, chunks, {axis: n for axis, n in lengths.items() if axis not in rows})
+
+
+def _placed(specification: Specification, name: str, array: Any, first: Placed, rows: tuple[int, ...]) -> Placed:
+    """An array with the axes of the graph."""
+    argument = specification.arguments.get(name)
+    if argument is not None and argument.role == "class weight":
+        return Placed(array, (_CLASSES,))
+    if argument is not None and argument.broadcast and not argument.differentiable:
+        return Placed(da.broadcast_to(array, first.array.shape), first.axes)
+    shape = tuple(first.array.shape[first.axes.index(axis)] for axis in rows)
+    if argument is None and array.ndim == 0:
+        return Placed(array, ())
+    if array.shape == first.array.shape:
+        return Placed(array, first.axes)
+    if array.shape == shape:
+        return Placed(array, rows)
+    if array.shape[:-1] == shape and array.ndim:
+        return Placed(array, (*rows, _SEVERAL))
+    raise ValueError(
+        f"{name} has shape {array.shape}; with Dask arrays expected {first.array.shape}, or the shape of its rows"
+    )
