@@ -13,6 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shells of its own")
 INSTALLATION = ["python3 -m venv .venv", ". .venv/bin/activate", 'pip install ".[testing]"']
 PROGRAMS = {"refloss": "-m refloss", "pytest": "-m pytest -p no:cacheprovider", "python": ""}
 
