@@ -21,7 +21,7 @@ import torch
 
 
 def of_torch(inputs, parameters, cotangent):
-    """As torch's users write it; a weight is not brought."""
+    """As torch's users write it; a weight is not answered."""
     if "weight" in inputs:
         raise NotImplementedError("weight")
     x, t = (value.requires_grad_() for value in inputs.values())
@@ -73,10 +73,10 @@ def test_every_dtype_arrives(
     judgement = json.loads(capsys.readouterr().out)
     outcomes = {case["id"]: case["passed"] for case in judgement["cases"]}
     assert (stopped.value.code or 0) == status
-    brought = {case: passed for case, passed in outcomes.items() if passed is not None}
+    answered = {case: passed for case, passed in outcomes.items() if passed is not None}
     for dtype in ("float32", "bfloat16", "float16", "float64"):
-        assert brought[f"mse-{dtype}-mean"] == (status == 0)
+        assert answered[f"mse-{dtype}-mean"] == (status == 0)
     absent = [case for case in judgement["cases"] if case["passed"] is None]
-    assert {case["message"] for case in absent} == {"not brought: weight"}
+    assert {case["message"] for case in absent} == {"not answered: weight"}
     weighted = {case.id for case in corpus({"mse"}) if "weight" in case.inputs}
     assert {case["id"] for case in absent} == weighted

@@ -23,9 +23,9 @@ KNOWN = {"ignore_index", "num_items_in_batch", "vocab_size"}  # the parameters
 
 
 def causal_lm(
-    inputs: dict[str, np.ndarray], parameters: dict[str, Any], cotangent: float
+    inputs: dict[str, np.ndarray], parameters: dict[str, Any], grad_output: float
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The loss, and its vector-Jacobian product with the cotangent."""
+    """The loss, and its vector-Jacobian product with the upstream gradient."""
     if unknown := parameters.keys() - KNOWN:
         raise NotImplementedError(f"no {', '.join(sorted(unknown))}")
     logits, ignored = inputs["logits"], parameters.get("ignore_index", -100)
@@ -47,7 +47,7 @@ def causal_lm(
     totals = exponentials.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):  # no labels at all: 0/0
         loss = (np.log(totals)[counted, 0] - shifted[here]).sum() / items
-        factor = working(cotangent) / items
+        factor = working(grad_output) / items
     gradient = np.zeros_like(rows)
     gradient[counted] = (exponentials / totals)[counted]
     gradient[here] -= 1.0

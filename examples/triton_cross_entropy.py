@@ -10,7 +10,7 @@ float32 whatever the logits are, and never hold a row of probabilities; cases wi
 targets, with any other parameter or in float64 are not theirs and are left out.
 
 That of a linear layer's outputs has the logits of some rows at a time. It makes them again in the backward pass, when
-the cotangent of every row is known, and adds up the gradients of parameters in float32.
+the upstream gradient of every row is known, and adds up the gradients of parameters in float32.
 """
 
 # mypy: disable-error-code="import-not-found, import-untyped, no-untyped-def, untyped-decorator"

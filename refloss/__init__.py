@@ -29,10 +29,18 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"refloss.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module 'refloss' has no attribute {name!r}")
+        raise AttributeError(f"module 'refloss' has no attribute {name!r}{_suggestion(name)}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+def _suggestion(name: str) -> str:
+    """What may have been meant; Python itself asks for names with two underscores, and catches what it gets."""
+    from refloss.messages import did_you_mean
+
+    question = "" if name.startswith("__") else did_you_mean(name, __all__)
+    return f"; {question}" if question else ""
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ from refloss.messages import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_log = logging.getLogger(__name__)
 
 _SAFETENSORS_DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -123,9 +126,11 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the Python that a header is written in
-            return readers[path.suffix](path)
+            tensors = readers[path.suffix](path)
     except Exception as error:  # parsers of headers and archives raise all sorts for bytes that no writer has written
         raise ValueError(f"{path}: not a readable {path.suffix} file: {reason(error)}") from error
+    _log.info("read %s", path)
+    return tensors
 
 
 def _load_npy(path: Path) -> dict[str, np.ndarray]:
@@ -256,6 +261,7 @@ def save_tensors(path: Path, tensors: dict[str, Any]) -> None:
             save_file(arrays, part)
         except SafetensorError as error:
             raise _system_error(error, path) from error
+    _log.info("wrote %s", path)
 
 
 def _system_error(error: SafetensorError, path: Path) -> Exception:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from refloss.lazy import accepts_dask_arrays
+from refloss.messages import did_you_mean
 from refloss.options import Options
 from refloss.placement import accepts_gpu_arrays
 from refloss.registry import Function, register
@@ -28,11 +30,28 @@ def loss(specification: Specification) -> Callable[[Callable[P, R]], Callable[P,
         _check(function, specification)
         there = [name for name, argument in specification.arguments.items() if argument.on_gpu]
         of_arrays = accepts_gpu_arrays(*there, *(["out"] if there else []))(function)
-        call = accepts_dask_arrays(specification)(of_arrays)
+        call = _suggesting(accepts_dask_arrays(specification)(of_arrays))
         register(Function(function.__name__, call, specification))
         return call
 
     return decorate
+
+
+def _suggesting(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose TypeError for a keyword that it does not have asks whether another was meant."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return function(*arguments, **keywords)
+        except TypeError as error:
+            known = inspect.signature(function).parameters
+            question = next((did_you_mean(name, known) for name in keywords if name not in known), "")
+            if question:
+                raise TypeError(f"{error}; {question}") from None
+            raise
+
+    return call
 
 
 def _check(function: Callable[..., object], specification: Specification) -> None:

@@ -197,7 +197,7 @@ class LossResult:
         grads: for every differentiable input its vector-Jacobian product with ``grad_output``, in the input's shape and
             dtype, a list of such for an input that is a list of shards; empty with ``grad=False``.
         components: the parts of a composite loss under the names that transformers gives them.
-        intermediates: values on the way, for tensor-by-tensor debugging.
+        intermediates: intermediate values, for tensor-by-tensor debugging.
         layers: what a head that matches knows of its layers; empty for other losses.
         call: what was asked, so that a candidate can be judged. It keeps the arguments alive as long as the result; a
             copy or a pickle does not have it.

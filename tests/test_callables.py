@@ -210,7 +210,9 @@ def test_the_type_that_is_computed_in(data):
         assert_matches(result, grads={"logits": near})
     with pytest.raises(ValueError, match="compute_dtype"):
         assert_matches(result, grads={"logits": near}, compute_dtype="float8")
-    with pytest.raises(ValueError, match="unknown compute_dtype float8; there are float64, float32"):
+    with pytest.raises(
+        ValueError, match=r"unknown compute_dtype float8 \(did you mean 'float64'\?\); there are float64, float32"
+    ):
         check(exact("mse"), function="mse", compute_dtype="float8")
 
 
@@ -283,7 +285,7 @@ def test_a_mismatch_of_several_cases_says_first_what_is_wrong():
     assert (found.function, len(found.cases), found.failing) == ("mse", 4, 4)
 
 
-def test_what_is_not_brought_is_not_judged():
+def test_what_is_not_answered_is_not_judged():
     def fn(inputs, parameters, cotangent):
         if parameters.get("reduction", "mean") != "mean":
             raise NotImplementedError(f"reduction {parameters['reduction']}")
@@ -291,11 +293,11 @@ def test_what_is_not_brought_is_not_judged():
 
     judgement = check(fn, function="mse")
     absent = {case.id: case.message for case in judgement.cases if case.passed is None}
-    assert absent["mse-sum"] == "not brought: reduction sum"
-    assert set(absent.values()) == {"not brought: reduction sum", "not brought: reduction none"}
+    assert absent["mse-sum"] == "not answered: reduction sum"
+    assert set(absent.values()) == {"not answered: reduction sum", "not answered: reduction none"}
     assert judgement.passed
     assert len(judgement.judged) == len(judgement.cases) - len(absent) > 3
-    with pytest.raises(MismatchError, match=r"nothing was judged: .*\nmse-sum: not brought: reduction sum") as raised:
+    with pytest.raises(MismatchError, match=r"nothing was judged: .*\nmse-sum: not answered: reduction sum") as raised:
         check(fn, cases="mse-sum")
     assert raised.value.judgement.exit_status == 2
 
@@ -340,7 +342,7 @@ def test_gradients_that_are_asked_for():
     assert check(lambda *arguments: (fn(*arguments)[0], None), function="mse", grads=()).passed
     with pytest.raises(MismatchError, match=r"grad\.target +missing"):
         check(fn, function="mse", grads=["input", "target"])
-    with pytest.raises(ValueError, match="unknown grad inputs; there are input, target"):
+    with pytest.raises(ValueError, match=r"unknown grad inputs \(did you mean 'input'\?\); there are input, target"):
         check(fn, cases="mse-sum", grads=["inputs"])
 
 
@@ -356,7 +358,9 @@ def test_components_that_are_asked_for():
     for function, components in ((fn, None), (lambda *arguments: fn(*arguments)[:2], ["loss_bbox"])):
         with pytest.raises(MismatchError, match=r"component\.loss_bbox +missing"):
             check(function, cases=cases, components=components)
-    with pytest.raises(ValueError, match="unknown component loss; there are cardinality_error, loss_bbox"):
+    with pytest.raises(
+        ValueError, match=r"unknown component loss \(did you mean 'loss_ce'\?\); there are cardinality_error, loss_bbox"
+    ):
         check(fn, cases=cases, components="loss")
 
 
@@ -456,8 +460,14 @@ def test_which_cases():
     for arguments, message in (
         ({}, "neither function nor cases"),
         ({"function": "mea"}, "unknown function mea; there are mse"),
-        ({"function": "mse", "dtypes": "float8"}, "unknown dtype float8; there are float32"),
-        ({"function": "mse", "cases": ["mse-sum", "mse-some"]}, "no case is called mse-some; there are mse-float32"),
+        (
+            {"function": "mse", "dtypes": "float8"},
+            r"unknown dtype float8 \(did you mean 'float64'\?\); there are float32",
+        ),
+        (
+            {"function": "mse", "cases": ["mse-sum", "mse-some"]},
+            r"no case is called mse-some \(did you mean 'mse-sum'\?\); there are mse-float32",
+        ),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             select(**arguments)

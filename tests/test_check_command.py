@@ -103,17 +103,17 @@ def test_one_with_a_mistake_fails(run, tmp_path):
     assert run("kernels:wrong", *WITHOUT_WEIGHTS, "--grads", "")[0] == 0
 
 
-def test_what_is_not_brought_is_not_judged(run):
+def test_what_is_not_answered_is_not_judged(run):
     status, out, _ = run("kernels:partial", *WITHOUT_WEIGHTS)
     assert status == 0
-    assert out.splitlines()[-1] == "3 of 3 cases passed, 3 not brought"
+    assert out.splitlines()[-1] == "3 of 3 cases passed, 3 not answered"
     status, out, _ = run("kernels:partial", *WITHOUT_WEIGHTS, "--dtypes", "float32", "--json")
     assert [case["id"] for case in json.loads(out)["cases"]] == ["mse-float32-mean", "mse-sum", "mse-none"]
     status, out, err = run("kernels:none", *WITHOUT_WEIGHTS)
     assert (status, out) == (2, "")
     assert err.splitlines()[-1] == (
-        "refloss: kernels:none: nothing to judge: it brings none of the 6 cases: "
-        "mse-float32-mean: not brought: NotImplementedError"
+        "refloss: kernels:none: nothing to judge: it answers none of the 6 cases: "
+        "mse-float32-mean: not answered: NotImplementedError"
     )
 
 
@@ -134,10 +134,19 @@ BAD = [
     (["ends.py:right", "--function", "mse"], "ends.py cannot be imported: SystemExit: 7"),
     (["kernels:right"], "Missing option '--function'"),
     (["kernels:right", "--function", "mea"], "unknown function mea; there are mse"),
-    (["kernels:right", "--function", "mse", "--dtypes", "float8"], "unknown dtype float8; there are float32"),
-    (["kernels:right", "--cases", "mse-some"], "no case is called mse-some; there are mse-float32-mean"),
+    (
+        ["kernels:right", "--function", "mse", "--dtypes", "float8"],
+        "unknown dtype float8 (did you mean 'float64'?); there are float32",
+    ),
+    (
+        ["kernels:right", "--cases", "mse-some"],
+        "no case is called mse-some (did you mean 'mse-sum'?); there are mse-float32-mean",
+    ),
     (["kernels:right", "--cases", "mse-sum", "--grads", "logits"], "unknown grad logits; there are input, target"),
-    (["kernels:right", "--function", "mse", "--compute-dtype", "fp8"], "--compute-dtype: 'fp8' is none of"),
+    (
+        ["kernels:right", "--function", "mse", "--compute-dtype", "fp8"],
+        "--compute-dtype: unknown compute type fp8; there are",
+    ),
     (["kernels:right", "--function", "mse", "--framework", "tf"], "unknown framework tf; there are numpy, torch, jax"),
     (["kernels:right", "--function", "mse", "--framework", "torch"], "torch cannot be imported: "),
     (["kernels:right", "--function", "mse", "--html", "no/x.html"], "no/x.html: no such folder: no"),

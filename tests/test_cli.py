@@ -3,20 +3,25 @@
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
 import zipfile
 
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
+import typer
 from safetensors.numpy import load_file, save_file
 
 import refloss
 from refloss import cli
+from refloss.commands import compute, golden
 from refloss.files import nested
 from refloss.golden import corpus
+from refloss.registry import FUNCTIONS
 
 
 @pytest.fixture
@@ -209,9 +214,42 @@ BAD = [
         "is an input too",
     ),
     (["compute", "causal_lm", "--logits", ".", "--labels", "y.npy"], ".: not a file"),
-    (["golden", "write", "made", "--only", "tea"], "no golden cases for tea"),
+    (["golden", "write", "made", "--only", "tea"], "unknown function tea; there are mse, l1"),
+    (
+        ["golden", "write", "made", "--only", "maskedlm"],
+        "unknown function maskedlm (did you mean 'masked_lm'?); there are",
+    ),
+    (["golden", "write", "made", "--dtypes", "float23"], "unknown dtype float23 (did you mean 'float32'?); there are"),
+    (
+        ["golden", "write", "made", "--only", "mse", "--cases", "mse"],
+        "no case is called mse (did you mean 'mse-*'?); there",
+    ),
+    (
+        ["golden", "write", "made", "--cases", "mse-sun"],
+        "no case is called mse-sun (did you mean 'mse-sum'?); there are",
+    ),
+    (
+        ["golden", "write", "made", "--cases", "20", "--seed", "1"],
+        "--cases: ids or patterns; how many fresh cases is --count",
+    ),
+    (["golden", "write", "made", "--count", "3"], "--count: of fresh cases; give their --seed"),
+    (
+        ["golden", "write", "made", "--cases", "causal_lm-items", "--dtypes", "float64"],
+        "no case is called causal_lm-items",
+    ),
+    (["golden", "write", "made", "--only", ""], "--only names nothing; leave it out for all"),
+    (["golden", "write", "made", "--cases", " , "], "--cases names nothing; leave it out for all"),
+    (["golden", "write", "made", "--dtypes", ""], "--dtypes names nothing; leave it out for all"),
+    (["golden", "write", "made", "--bounds", ""], "--bounds names nothing; leave it out for all"),
+    (["compare", ".", ".", "--functions", ""], "--functions names nothing; leave it out for all"),
+    (["compare", ".", ".", "--cases", ""], "--cases names nothing; leave it out for all"),
+    (["check", "x:y", "--function", ""], "--function names nothing; leave it out for all"),
+    (["check", "x:y", "--function", "mse", "--cases", ""], "--cases names nothing; leave it out for all"),
+    (["check", "x:y", "--function", "mse", "--dtypes", ","], "--dtypes names nothing; leave it out for all"),
+    (["compute", "cross_entrpy", "x.npy"], "No such command 'cross_entrpy'. Did you mean 'cross_entropy'"),
+    (["compute", "mse", "x.npy", "--reductoin", "sum"], "No such option: --reductoin (Possible options: --reduction)"),
+    (["-q"], "Missing command; refloss -h lists them"),
     (["golden", "write", "x.npy"], "x.npy"),
-    (["golden"], ""),
     (["tea"], "No such command 'tea'"),
 ]
 
@@ -237,9 +275,8 @@ def test_bad_files_names_and_options(run, tmp_path, monkeypatch, arguments, mess
     assert status == 2
     assert message in err
     assert "Traceback" not in err
-    if arguments != ["golden"]:
-        assert out == ""
-        assert len(err.splitlines()) == 1
+    assert out == ""
+    assert len(err.splitlines()) == 1
     left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert left == []
 
@@ -418,11 +455,225 @@ def test_what_a_manifest_says_cannot_command_a_terminal(run, tmp_path):
         assert "\x1b" not in err
 
 
-def test_list_names_every_function_and_key(run):
+@pytest.mark.parametrize("columns", [None, 60, 80, 120, 300])
+def test_list_names_every_function_and_key(run, monkeypatch, columns):
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
     status, out, _ = run("list")
     assert status == 0
-    for name in (*refloss.LOSS_MAPPING, "cross_entropy", "causal_lm", "masked_lm"):
-        assert name in out
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= (columns or 240)
+    assert ("gradients: input, target, weight" in out) == (columns in (60, 80, 120))
+    words = set(" ".join(lines).replace(",", " ").split())
+    assert words >= {*refloss.LOSS_MAPPING, *FUNCTIONS}
+    for function in FUNCTIONS.values():
+        assert set(function.summary.split()) <= set(out.split())
+
+
+GROUPS = [["golden", "add"], ["golden"], ["compute"], []]
+COMMANDS = [["list"], ["warm"], ["compare"], ["check"], ["golden", "write"], ["golden", "check"]]
+
+
+@pytest.fixture(scope="module")
+def command():
+    """All commands, made once."""
+    compute.offer_functions()
+    golden.offer_functions()
+    return typer.main.get_command(cli.app)
+
+
+@pytest.fixture
+def help_of(command, capsys):
+    def call(*words):
+        command.main(list(words), prog_name="refloss", standalone_mode=False)
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_is_whole(help_of, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    of_functions = [words for name in FUNCTIONS for words in (["compute", name], ["golden", "add", "folder", name])]
+    for words in (*GROUPS, *COMMANDS, *of_functions):
+        out = help_of(*words, "--help")
+        assert out.startswith("Usage: refloss"), words
+        # The longest names take more than a line with what stands before them.
+        usage, *lines = out.splitlines()
+        assert words[1:2] == ["add"] or len(usage) <= columns, words
+        assert max(len(line.rstrip()) for line in lines) <= min(columns, 80), words
+        # What has been cut off ends so; axes of arrays and arguments do as well.
+        assert not re.search(r"(?<!, )\.\.\.(?!\]|,| ?\])", out.replace("[ARGS]...", "").replace("[..., ", "")), words
+        assert {"-h, --help", "-v, --verbose", "-q, --quiet"} <= set(re.findall(r"-., --\w+", out)), words
+        assert help_of(*words, "-h") == out, words
+    for words in (["compute"], ["golden", "add"]):
+        told = "".join(help_of(*words, "-h").split())
+        for function in FUNCTIONS.values():
+            assert f"{function.name} {function.summary}".replace(" ", "") in told
+
+
+@pytest.mark.parametrize("words", GROUPS, ids=" ".join)
+def test_a_group_without_a_command_tells_its_help(run, words):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert err == run(*words, "--help")[1]
+
+
+def test_help_tells_shapes_words_and_defaults(run):
+    told = " ".join(run("compute", "cross_entropy", "--help")[1].split())
+    for text in (
+        "--logits <path> File of logits, [N, C, ...] or [C].",
+        "--reduction <str> The function's reduction: mean, sum, none; mean if not given.",
+        "--ignore-index <int> The function's ignore_index; -100 if not given.",
+        "--grad-output <str> The upstream gradient, which all gradients are multiplied with:",
+    ):
+        assert text in told
+
+
+def test_compute_prints_json_that_every_parser_reads(run, data, tmp_path):
+    logits, labels = data
+    np.savez(tmp_path / "in.npz", logits=logits, labels=labels)
+    status, out, err = run("compute", "causal_lm", tmp_path / "in.npz", "--z-loss", "0.1", "--json")
+    result = refloss.causal_lm(logits, labels, z_loss=0.1)
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    assert math.isclose(told.pop("perplexity"), np.exp(np.sum(result.intermediates["nll"]) / told["tokens"]))
+    assert told == {
+        "refloss": refloss.__version__,
+        "function": "causal_lm",
+        "loss": result.loss,
+        "components": {name: float(value) for name, value in result.components.items()},
+        "shapes": {"logits": "float32 [3, 8, 21]", "labels": "int64 [3, 8]"},
+        "tokens": np.count_nonzero(labels[:, 1:] != -100),
+    }
+    assert told["components"]
+    np.savez(tmp_path / "x.npz", input=np.array([1.0, np.inf, np.nan]), target=np.zeros(3))
+    told = strictly(run("compute", "l1", tmp_path / "x.npz", "--reduction", "none", "--json")[1])
+    assert told["loss"] == [1.0, "inf", "nan"]
+    assert strictly(run("compute", "l1", tmp_path / "x.npz", "--json")[1])["loss"] == "nan"
+    scene, config, expected = scene_of(tmp_path, "object_detection", "layers")
+    told = strictly(run("compute", "object_detection", scene, "--config", config, "--json")[1])
+    assert told["components"] == {name: float(value) for name, value in expected.components.items()}
+    assert told["shapes"]["labels.0.boxes"].startswith("float32 [")
+
+
+def strictly(text):
+    """JSON without the numbers that only Python reads."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_quiet_leaves_errors_json_and_the_exit_status(run, data, tmp_path):
+    logits, labels = data
+    np.savez(tmp_path / "in.npz", logits=logits, labels=labels)
+    golden, candidate = tmp_path / "golden", tmp_path / "candidate"
+    for words in (
+        ["golden", "write", golden, "--cases", "mse-sum,mse-hit"],
+        ["golden", "check", golden],
+        ["compute", "causal_lm", tmp_path / "in.npz"],
+        ["golden", "add", golden, "causal_lm", tmp_path / "in.npz"],
+        ["list"],
+    ):
+        for quietly in (["-q", *words], [*words, "--quiet"]):
+            if words[:2] != ["golden", "add"] or quietly[0] == "-q":
+                assert run(*quietly) == (0, "", ""), quietly
+    candidate.mkdir()
+    (candidate / "what.txt").write_text("")
+    save_file({"loss": np.zeros(())}, candidate / "mse-sum.safetensors")
+    assert run("compare", golden, candidate, "-q") == (1, "", "")
+    status, out, err = run("compare", golden, candidate, "-q", "--json")
+    assert (status, err, json.loads(out)["passed"]) == (1, "", False)
+    (golden / "mse-sum.safetensors").write_bytes(b"")
+    assert run("golden", "check", golden, "-q") == (1, "", "")
+    assert run("golden", "check", tmp_path / "no", "-q")[::2] == (
+        2,
+        f"refloss: {tmp_path / 'no'}: no golden files here: there is no manifest.json\n",
+    )
+    assert run("list")[1] != ""
+
+
+def test_verbose_tells_what_is_done(run, tmp_path):
+    np.savez(tmp_path / "x.npz", input=np.zeros(3), target=np.ones(3))
+    out = tmp_path / "out.safetensors"
+    plain = run("compute", "l1", tmp_path / "x.npz", "--out", out)
+    for words in (["-v", "compute", "l1"], ["compute", "-v", "l1"], ["compute", "l1", "--verbose"]):
+        status, printed, err = run(*words, tmp_path / "x.npz", "--out", out)
+        assert (status, printed) == plain[:2]
+        first, *_, last, end = err.splitlines()
+        assert (first, last) == (f"refloss: read {tmp_path / 'x.npz'}", f"refloss: wrote {out}")
+        assert re.fullmatch(r"refloss: \d+\.\d\d seconds in all", end)
+    status, printed, err = run("-v", "compute", "l1", tmp_path / "x.npz", "--reduction", "tea")
+    assert (status, printed) == (2, "")
+    assert "Traceback (most recent call last)" in err
+    assert "refloss: reduction is 'tea'; expected one of" in err
+    assert run("compute", "l1", tmp_path / "x.npz", "--out", out) == plain
+    assert run("list", "-v", "-q")[2].splitlines()[-2] == "refloss: -v and -q: give one of them"
+    # A file's name cannot command a terminal.
+    np.savez(tmp_path / "\x1b[2J.npz", input=np.zeros(3), target=np.ones(3))
+    assert "\x1b" not in run("compute", "l1", tmp_path / "\x1b[2J.npz", "-v")[2]
+
+
+def test_verbose_tells_what_is_compiled(run, tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", input=np.zeros(3), target=np.ones(3))
+
+    @numba.njit
+    def called(x):
+        return x + 1
+
+    def compiling(facts):
+        numba.njit(lambda x: called(x) + 1)(1.0)
+        return facts
+
+    monkeypatch.setattr("refloss.commands.compute.plain", compiling)
+    err = run("compute", "l1", tmp_path / "x.npz", "-v", "--json")[2]
+    # What it calls is a part of it.
+    (line,) = [line for line in err.splitlines() if "compiled tests." in line]
+    assert re.fullmatch(r"refloss: compiled tests\.test_cli\.<lambda> in \d+\.\d\d seconds", line)
+    assert "compiled" not in run("compute", "l1", tmp_path / "x.npz", "--json")[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("refloss compute masked", {"masked_lm"}),
+        ("refloss golden add folder masked", {"masked_lm"}),
+        ("refloss golden write d --only l1,ms", {"l1,mse"}),
+        ("refloss golden write d --only mse --cases mse-su", {"mse-sum", "mse-sum-large-cotangent"}),
+        ("refloss golden write d --dtypes float16,bf", {"float16,bfloat16"}),
+        ("refloss check k.py:fn --function mse,l1 --cases mse-hit,l1-hi", {"mse-hit,l1-hit"}),
+        ("refloss check k.py:fn --framework j", {"jax"}),
+        ("refloss compare golden candidate --cases mi", {"mine"}),
+        ("refloss compare golden candidate --compute-dtype t", {"tf32"}),
+        ("refloss compare golden candidate --functions masked", {"masked_lm"}),
+        ("refloss compute mse --reduction s", {"sum"}),
+        ("refloss compute mse --redu", {"--reduction"}),
+    ],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_names(run, tmp_path, monkeypatch, shell, line, completed):
+    (tmp_path / "golden").mkdir()
+    entry = {"id": "mine", "file": "mine.safetensors", "sha256": "", "function": "mse", "parameters": {}}
+    (tmp_path / "golden" / "manifest.json").write_text(json.dumps({"format": 1, "cases": [entry]}))
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "_REFLOSS_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - 1),
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }.items():
+        monkeypatch.setenv(name, value)
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    words = re.findall(r'^(?:_arguments.*\(\()?"?([\w,<>.-]+)', out, re.MULTILINE)
+    assert set(words) == completed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown_for_a_shell(run, monkeypatch, shell):
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: (shell, f"/bin/{shell}"))
+    status, out, err = run("--show-completion")
+    assert (status, err) == (0, "")
+    assert f"_REFLOSS_COMPLETE=complete_{shell}" in out
 
 
 def test_the_module_is_the_command():

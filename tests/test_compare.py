@@ -62,7 +62,7 @@ def answers(path):
 
 @pytest.fixture
 def candidate(golden, tmp_path):
-    """A candidate that brings one case."""
+    """A candidate that answers one case."""
     folder = tmp_path / "candidate"
     folder.mkdir()
     save_tensors(folder / FILE, answers(golden / FILE))
@@ -154,7 +154,7 @@ def test_what_is_wrong_with_a_tensor_has_a_name(run, golden, candidate, values, 
     status, out, err = run(golden, candidate)
     assert (status, err) == (1, "")
     assert f"FAIL {CASE}\n" in out
-    assert out.endswith(f"\n0 of 1 case passed, 1 failed, {COUNT - 1} not brought\n")
+    assert out.endswith(f"cannot hold the inputs\n0 of 1 case passed, 1 failed, {COUNT - 1} not answered\n")
 
 
 def test_a_tensor_that_no_case_has(run, golden, candidate):
@@ -380,7 +380,7 @@ def test_one_gradient_of_two_can_be_judged_alone(run, golden, tmp_path):
     assert run(golden, folder, "--grads", "input", "--cases", "mse-n*,mse-hit")[0] == 0
     status, out, err = run(golden, folder, "--grads", "inputs")
     assert (status, out) == (2, "")
-    assert err == "refloss: unknown grad inputs; there are input, target, weight\n"
+    assert err == "refloss: unknown grad inputs (did you mean 'input'?); there are input, target, weight\n"
 
 
 def test_cases_and_functions_can_be_chosen(run, golden, right):
@@ -397,7 +397,7 @@ def test_cases_and_functions_can_be_chosen(run, golden, right):
         (["--functions", "mse,l1"], "unknown function l1; there are mse, cross_entropy, causal_lm"),
         (
             ["--cases", "mse-some"],
-            "no case is called mse-some; there are mse-float32-mean, mse-bfloat16-mean and others",
+            "no case is called mse-some (did you mean 'mse-sum'?); there are mse-float32-mean, mse-bfloat16-mean and",
         ),
         (["--functions", "causal_lm", "--cases", "mse-sum"], "no case is called mse-sum; there are causal_lm-float32"),
         (["--components", "loss_ce"], "unknown component loss_ce; there are "),
@@ -450,7 +450,7 @@ def test_nothing_to_judge(run, golden, tmp_path):
         (["garbled", "candidate"], "not a manifest"),
         (
             ["golden", "candidate", "--compute-dtype", "fp8"],
-            "--compute-dtype: 'fp8' is none of float64, float32, tf32, float16, bfloat16",
+            "--compute-dtype: unknown compute type fp8; there are float64, float32, tf32, float16, bfloat16",
         ),
         (["golden", "candidate", "--junit", "nothing/x.xml"], "nothing/x.xml: no such folder: nothing"),
         (["golden", "candidate", "--html", "candidate"], "candidate: is a folder"),

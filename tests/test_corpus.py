@@ -8,12 +8,12 @@ import pytest
 
 from refloss.cases.source import DTYPES
 from refloss.golden import store
-from refloss.golden.corpus import corpus
+from refloss.golden.corpus import corpus, dtype_of
 from refloss.golden.drawn import fresh
 from refloss.registry import FUNCTIONS
 from refloss.specification import Elementwise, MatchingHead
 from refloss.testing.judging import judge
-from refloss.testing.judging.callables import dtype_of, select
+from refloss.testing.judging.callables import select
 from refloss.testing.mistakes.alterations import labels
 
 # Without these an answer is that of another problem, if there is one at all: shapes say them as well.

@@ -1,5 +1,7 @@
 """The defined answers at the edges."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -165,3 +167,34 @@ def test_an_unknown_keyword_is_an_error_by_a_function_s_own_name_and_ignored_by_
         FUNCTIONS[name].call(**arguments, device="cpu")
     for key in FUNCTIONS[name].specification.keys:
         assert refloss.LOSS_MAPPING[key](**arguments, device="cpu", return_dict=True).loss == right, key
+
+
+MODULE: Any = refloss  # whose types a checker does not know
+MISSPELT = {
+    "a keyword": (
+        lambda: MODULE.causal_lm(np.zeros((1, 2, 3)), labelz=[[0, 1]]),
+        TypeError,
+        r"causal_lm\(\) got an unexpected keyword argument 'labelz'; did you mean 'labels'\?",
+    ),
+    "an option of all": (
+        lambda: MODULE.mse([1.0], [2.0], gradoutput=2.0, out=np.zeros(1)),
+        TypeError,
+        r"got an unexpected keyword argument 'gradoutput'; did you mean 'grad_output'\?",
+    ),
+    "nothing like it": (lambda: MODULE.mse([1.0], [2.0], sugar=2.0), TypeError, "keyword argument 'sugar'$"),
+    "another error": (lambda: MODULE.mse([1.0], [2.0], "mean", 3), TypeError, "positional arguments"),
+    "a function": (
+        lambda: MODULE.causal_ml,
+        AttributeError,
+        r"module 'refloss' has no attribute 'causal_ml'; did you mean 'causal_lm'\?",
+    ),
+    "no function": (lambda: MODULE.tea, AttributeError, "module 'refloss' has no attribute 'tea'$"),
+    "what Python asks for": (lambda: MODULE.__mse__, AttributeError, "no attribute '__mse__'$"),
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_what_is_misspelt_is_asked_for(name):
+    call, error, message = MISSPELT[name]
+    with pytest.raises(error, match=message):
+        call()

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import refloss
 from refloss.files import load_tensors
 from refloss.golden import manifest, store
+from refloss.golden.corpus import corpus, dtype_of
 from refloss.golden.drawn import fresh
 from refloss.registry import FUNCTIONS
 from refloss.testing import MismatchError, check, golden_case, judge_folders
@@ -102,7 +103,10 @@ def test_what_cannot_be_added_leaves_a_folder_as_it_was(run, files, monkeypatch)
     for options, message in (
         ([], "there is a case 'masked_lm' already"),
         (["--id", "../x"], "'../x' is no id"),
-        (["--id", "x", "--bounds", "float8"], "--bounds: 'float8' is none of"),
+        (
+            ["--id", "x", "--bounds", "float8"],
+            "--bounds: unknown compute type float8 (did you mean 'float64'?); there are",
+        ),
         (["--id", "x", "--grad-output", "tea"], "--grad-output is 'tea'"),
         (["--id", "x", "--grad-output", '{"a": 1}'], "grad_output"),
         (["--id", "x", "--ignore-index", "9" * 20], "ignore_index is 999"),
@@ -226,7 +230,7 @@ def test_a_configuration_that_is_an_object_is_what_is_read_of_it(tmp_path):
 
 def test_fresh_cases_follow_from_their_seed(run, tmp_path):  # noqa: F811
     for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
-        options = ["--seed", seed, "--cases", 7, "--only", "mse,masked_lm"]
+        options = ["--seed", seed, "--count", 7, "--only", "mse,masked_lm"]
         assert run("golden", "write", tmp_path / folder, *options)[0] == 0
     a, b, c = (manifest_of(tmp_path / folder) for folder in "abc")
     assert valid(a)
@@ -238,8 +242,34 @@ def test_fresh_cases_follow_from_their_seed(run, tmp_path):  # noqa: F811
     assert a["corpus"] != c["corpus"]
     assert run("golden", "check", tmp_path / "a")[:2] == (0, "14 of 14 cases have the same bits\n")
     assert "seed" not in manifest_of_built_in(tmp_path)
-    status, _, err = run("golden", "write", tmp_path / "d", "--cases", 7)
+    status, _, err = run("golden", "write", tmp_path / "d", "--count", 7)
     assert (status, "--seed" in err) == (2, True)
+
+
+def test_some_of_the_cases_are_written(run, tmp_path):  # noqa: F811
+    chosen = ["--only", "mse,masked_lm", "--dtypes", "float16,float64", "--cases", "mse-*-mean,masked_lm-*"]
+    assert run("golden", "write", tmp_path / "some", *chosen)[0] == 0
+    expected = [case for case in corpus({"mse", "masked_lm"}) if dtype_of(case) in ("float16", "float64")]
+    ids = [case.id for case in expected if case.function != "mse" or case.id.endswith("-mean")]
+    assert [case["id"] for case in manifest_of(tmp_path / "some")["cases"]] == ids
+    assert len(expected) > len(ids) > 2
+
+
+def test_a_fresh_case_is_the_same_whatever_is_drawn_beside_it(run, tmp_path):  # noqa: F811
+    assert run("golden", "write", tmp_path / "all", "--only", "mse", "--seed", 5, "--count", 9)[0] == 0
+    assert (
+        run("golden", "write", tmp_path / "some", "--only", "mse", "--seed", 5, "--count", 2, "--dtypes", "float16")[0]
+        == 0
+    )
+    assert run("golden", "write", tmp_path / "one", "--only", "mse", "--seed", 5, "--cases", "mse-seed5-6")[0] == 0
+    every = {case["id"]: case["sha256"] for case in manifest_of(tmp_path / "all")["cases"]}
+    some = {case["id"]: case["sha256"] for case in manifest_of(tmp_path / "some")["cases"]}
+    assert list(some) == ["mse-seed5-2", "mse-seed5-6"]
+    assert some.items() <= every.items()
+    (one,) = manifest_of(tmp_path / "one")["cases"]
+    assert one["sha256"] == every["mse-seed5-6"]
+    for folder, count in (("all", 9), ("some", 2), ("one", 1)):
+        assert run("golden", "check", tmp_path / folder)[:2] == (0, f"{count} of {count} cases have the same bits\n")
 
 
 def manifest_of_built_in(tmp_path):

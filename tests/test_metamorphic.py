@@ -29,7 +29,10 @@ def _right_answers_are_kept(monkeypatch):
     monkeypatch.setattr(trials, "question", remembered)
 
 
-OF_ALL = {"well formed", "inputs unchanged", "repeated runs equal", "losses not negative", "linear in the cotangent"}
+OF_ALL = {
+    *("well formed", "inputs unchanged", "repeated runs equal", "losses not negative"),
+    "linear in the upstream gradient",
+}
 OF_ROWS = {*OF_ALL, "permuted rows", "neighbours", "batch = loop", "micro-batch = whole"}
 OF_ELEMENTS = {*OF_ROWS, "permuted elements"}
 OF_DISTANCES = {*OF_ELEMENTS, "symmetric", "moved", "scaled"}
@@ -146,9 +149,9 @@ FLAWS = {
         "differs from run to run": {"repeated runs equal"},
         # So is that of a target of 0.
         "too small by a constant": {"losses not negative", "linear in the target"},
-        "upstream ignored": {"linear in the cotangent"},
-        "the cotangent's sign": {"linear in the cotangent"},
-        "the first upstream for all": {"linear in the cotangent", *IN_THE_BATCH},
+        "upstream ignored": {"linear in the upstream gradient"},
+        "the cotangent's sign": {"linear in the upstream gradient"},
+        "the first upstream for all": {"linear in the upstream gradient", *IN_THE_BATCH},
         # It overflows.
         "no maximum is subtracted": {"shift", "well formed"},
         "the batch's maximum for the row's": {"shift", "well formed", "batch = loop"},
@@ -253,7 +256,7 @@ def test_the_message_has_the_numbers():
         check_properties(flawed("cross_entropy", "upstream ignored"), "cross_entropy", seeds=[7])
     message = str(error.value)
     assert message.startswith("cross_entropy lacks 1 of the properties that it should have")
-    assert "linear in the cotangent: grad.logits[" in message
+    assert "linear in the upstream gradient: grad.logits[" in message
     assert "rounding may make a difference of" in message
     assert "(cross_entropy-mean-7)" in message
 

@@ -122,9 +122,24 @@ def test_an_option_goes_before_a_setting_and_after_a_marker(run, pytester):
 @pytest.mark.parametrize(
     ("test", "option", "message"),
     [
-        (SOUND, "--refloss-functions=mse,mea", "unknown function mea; there are mse, l1,*"),
-        (SOUND, "--refloss-dtypes=float8", "unknown dtype float8; there are float32,*"),
-        (SOUND.replace('"mse"', '"mse-some"'), "-q", "no case is called mse-some; there are*"),
+        (
+            SOUND,
+            "--refloss-functions=mse,hubert",
+            "unknown function hubert (did you mean 'huber'[?]); there are mse, l1,*",
+        ),
+        (SOUND, "--refloss-dtypes=float8", "unknown dtype float8 (did you mean 'float64'[?]); there are float32,*"),
+        (
+            SOUND.replace('"mse"', '"mse-some"'),
+            "-q",
+            "no case is called mse-some (did you mean 'mse-*'[?]); there are*",
+        ),
+        (
+            SOUND.replace("refloss_cases", "refloss_case"),
+            "-Wignore::pytest.PytestUnknownMarkWarning",
+            "*: there is no mark refloss_case; did you mean 'refloss_cases'[?]",
+        ),
+        (SOUND.replace('"mse"', 'names="mse"'), "-q", "*: refloss_cases has no names: give it names without keywords"),
+        (WRONG.replace('"expected.txt"', ""), "-q", "*: refloss_expected_failures takes one file; 0 are given"),
         (
             SOUND.replace("refloss_case)", "tmp_path)"),
             "-q",
@@ -136,6 +151,12 @@ def test_names_that_do_not_exist(run, test, option, message):
     result = run(KERNEL, test, options=[option])
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([message])
+
+
+def test_a_fixture_that_does_not_exist(run):
+    result = run("def test(refloss_cases): pass")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["there is no fixture refloss_cases; did you mean 'refloss_case'[?]"])
 
 
 OF_UNITTEST = """

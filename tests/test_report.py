@@ -41,7 +41,7 @@ def verdict_of(case, change):
 
 @pytest.fixture(scope="module")
 def judgement():
-    """Cases that pass, that fail in every way, that could not be judged, and that were not brought."""
+    """Cases that pass, that fail in every way, that could not be judged, and that were not answered."""
 
     def negate(answers):
         answers["grad.logits"] = -answers["grad.logits"]
@@ -140,7 +140,7 @@ def test_nothing_is_fetched(page):
 
 def test_what_fails_comes_first_and_shows_everything(page, judgement):
     assert page.index("What is wrong") < page.index("Cases that fail") < page.index("Cases that pass")
-    assert page.index("Cases that pass") < page.index("not brought</h2>")
+    assert page.index("Cases that pass") < page.index("not answered</h2>")
     unfolded = [each["id"] for each in Page(page).named("details") if each.get("class") == "case" and "open" in each]
     failing = [case.id for case in judgement.judged if not case.passed and "<" not in case.id]
     assert sorted(anchor for anchor in unfolded if "strange" not in anchor) == sorted(failing)
@@ -256,7 +256,7 @@ def test_a_report_is_whole_or_not_there(judgement, tmp_path, monkeypatch):
 
 def test_a_page_without_anything_judged():
     text = report_page.render(Judgement.of((CaseVerdict("a", "mse", None),)))
-    assert "0 of 0 cases passed, 1 not brought" in text
+    assert "0 of 0 cases passed, 1 not answered" in text
     assert "What is wrong" not in text
 
 

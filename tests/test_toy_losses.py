@@ -108,7 +108,7 @@ def test_strategies(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_metamorphic_checks(name):
     held = check_properties(oracle(name), name, seeds=range(2))
-    assert {"linear in the cotangent", "permuted rows", "batch = loop", "losses not negative"} <= set(held)
+    assert {"linear in the upstream gradient", "permuted rows", "batch = loop", "losses not negative"} <= set(held)
     assert ("padding" in held) == ("permuted classes" in held) == (name == "z_loss")
     assert "shift" not in held
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from refloss import parallel
+from refloss.commands import completion
 from refloss.commands.progress import progress
+from refloss.definitions import shapes
 from refloss.files import load_listed, load_nested, load_tensor, load_tensors
 from refloss.golden import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from refloss.commands.completion import Completing
     from refloss.registry import Function
     from refloss.result import LossResult
 
@@ -42,12 +45,14 @@ def command(
     known = inspect.signature(function.call).parameters
     parameters = [
         _SOURCE,
-        *(option(array, Path, f"File of {array}.") for array in (*function.required, *function.optional)),
-        *(
-            option(key, *_kind(key, kind), denied=known[key].default is True)
-            for key, kind in function.parameters.items()
+        *(option(array, Path, _told_array(function, array)) for array in (*function.required, *function.optional)),
+        *(_parameter(function, key, known[key].default) for key in function.parameters),
+        option(
+            "grad_output",
+            str,
+            "The upstream gradient, which all gradients are multiplied with: a number, a file, or a mapping of"
+            " components as JSON; 1 if not given.",
         ),
-        option("grad_output", str, "The loss's cotangent: a number, a file, or a mapping of components as JSON; or 1."),
         *others,
     ]
     if context:
@@ -63,10 +68,12 @@ def command(
     return call
 
 
-def option(name: str, kind: Any, help_text: str, *, denied: bool = False) -> inspect.Parameter:
+def option(
+    name: str, kind: Any, help_text: str, *, denied: bool = False, completing: Completing | None = None
+) -> inspect.Parameter:
     """An option that may be left out; one that is true then has another to deny it."""
     flag = f"{_flag(name)}/{_flag(f'no_{name}')}" if denied else _flag(name)
-    annotation = Annotated[Optional[kind], typer.Option(flag, help=help_text)]  # noqa: UP045
+    annotation = Annotated[Optional[kind], typer.Option(flag, help=help_text, autocompletion=completing)]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -74,11 +81,35 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _kind(key: str, kind: type) -> tuple[type, str]:
-    """How an argument is given: a mapping as JSON."""
+def _told_array(function: Function, name: str) -> str:
+    """What is in a file, as far as a line tells it."""
+    if name in function.nested:
+        return f"File of {name}, a list: its parts are called {name}.0 and so on."
+    known = shapes(function.specification, name)
+    told = " or ".join(f"[{', '.join(shape)}]" for shape in known)
+    return f"File of {name}, {'of any shape' if ['...'] in known else told}."
+
+
+def _parameter(function: Function, key: str, default: Any) -> inspect.Parameter:
+    """The option of an argument that is no array: a mapping is given as JSON."""
+    kind, parameter = function.parameters[key], function.specification.parameters[key]
     if kind is dict:
-        return str, f"As the function's {key}: a JSON file, or JSON itself."
-    return kind, f"As the function's {key}."
+        return option(key, str, f"The function's {key}: a JSON file, or JSON itself.")
+    words = tuple(str(word) for word in parameter.words or parameter.values) if kind is str else ()
+    told = f": {', '.join(words)}" if words else ""
+    otherwise = "" if default in (None, inspect.Parameter.empty) or kind is bool else f"; {default} if not given"
+    completing = completion.one_of(words) if words else None
+    return option(key, kind, f"The function's {key}{told}{otherwise}.", denied=default is True, completing=completing)
+
+
+def names(given: str | None, flag: str) -> list[str] | None:
+    """Names that are separated by commas; None is what was not given, and none at all is an error."""
+    if given is None:
+        return None
+    listed = [name.strip() for name in given.split(",") if name.strip()]
+    if not listed:
+        raise ValueError(f"{flag} names nothing; leave it out for all")
+    return listed
 
 
 def files_of(arguments: dict[str, Any]) -> list[Path]:
@@ -98,7 +129,7 @@ def given_arguments(function: Function, arguments: dict[str, Any]) -> dict[str, 
         elif name not in given and known[name].default is inspect.Parameter.empty:
             raise ValueError(f"Missing option '{_flag(name)}'")
     if "grad_output" in given:
-        given["grad_output"] = _cotangent(given["grad_output"])
+        given["grad_output"] = _upstream_gradient(given["grad_output"])
     return given
 
 
@@ -132,7 +163,7 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def _cotangent(text: str) -> Any:
+def _upstream_gradient(text: str) -> Any:
     """A number; an array of a file; weights of components by their names."""
     with contextlib.suppress(ValueError):
         return float(text)

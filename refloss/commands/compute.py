@@ -2,46 +2,70 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+import refloss
 from refloss import parallel
-from refloss.commands import cluster, on_disk
+from refloss.cases.source import DTYPES
+from refloss.commands import cluster, completion, on_disk
 from refloss.commands.arguments import answer, command, files_of, given_arguments, option
 from refloss.commands.golden import add_case
+from refloss.commands.groups import Command, Group
 from refloss.commands.progress import progress
-from refloss.files import load_tensors, save_tensors
+from refloss.commands.telling import say
+from refloss.files import flattened, load_tensors, save_tensors
 from refloss.golden import store
 from refloss.registry import FUNCTIONS
 from refloss.result import Intermediates, LossResult
+from refloss.testing.verdict import plain
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from refloss.registry import Function
 
-app = typer.Typer(help="Compute a loss of arrays in .npy, .npz or .safetensors files.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Compute a loss of arrays in .npy, .npz or .safetensors files.", no_args_is_help=True)
 
 
 def offer_functions() -> None:
     """Make a command of every loss that is registered by now."""
     offered = {each.name for each in app.registered_commands}
     others = (
-        option("grad_dtype", str, "Dtype of the gradients; that of the input if not given."),
+        option(
+            "grad_dtype",
+            str,
+            "Dtype of the gradients; that of the input if not given.",
+            completing=completion.one_of(DTYPES),
+        ),
         option("out", Path, "A .safetensors file for the loss, the gradients and the intermediates."),
         option("golden", Path, "A folder, or a .safetensors file in one, for this as a golden case: see golden add."),
         option("scheduler", str, cluster.HELP),
+        _AS_JSON,
     )
     for name, function in FUNCTIONS.items():
         if name not in offered:
-            app.command(name)(command(name, function, _compute, *others))
+            app.command(name, cls=Command)(command(name, function, _compute, *others))
+
+
+_AS_JSON = inspect.Parameter(
+    "as_json",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool, typer.Option("--json", help="Print loss, components and shapes, and of tokens their number, as JSON.")
+    ],
+)
 
 
 def _compute(function: Function, arguments: dict[str, Any]) -> None:
+    as_json: bool = arguments.pop("as_json")
     out: Path | None = arguments.pop("out")
     golden: Path | None = arguments.pop("golden")
     scheduler: str | None = arguments.pop("scheduler")
@@ -54,7 +78,10 @@ def _compute(function: Function, arguments: dict[str, Any]) -> None:
     else:
         with cluster.connected(scheduler) as client:
             result = _answer_of_cluster(client, function, given, out, golden)
-    _print_result(function, given, result)
+    if as_json:
+        print(*_json_lines(function, given, result), sep="\n")
+    else:
+        say(*_lines(function, given, result))
 
 
 def _check_outputs(given: dict[str, Any], out: Path | None, golden: Path | None) -> None:
@@ -133,23 +160,40 @@ def _result(tensors: dict[str, Any]) -> LossResult:
     return LossResult(tensors["loss"], {}, parts["component"], Intermediates(parts["intermediate"]))
 
 
-def _print_result(function: Function, given: dict[str, Any], result: LossResult) -> None:
+def _lines(function: Function, given: dict[str, Any], result: LossResult) -> list[str]:
+    """What there is to say of a result, a name and a number a line."""
     if np.ndim(result.loss):
-        print(f"loss        {np.size(result.loss)} values, mean {_mean(result.loss, np.size(result.loss))!r}")
-        return
-    print(f"loss        {float(result.loss)!r}")
-    width = max([12, *(len(name) + 2 for name in result.components)])
-    for name, value in result.components.items():
-        print(f"{name:<{width}}{float(value)!r}")
+        return [f"loss        {np.size(result.loss)} values, mean {_mean(result.loss, np.size(result.loss))!r}"]
+    numbers = {"loss": float(result.loss)} | {name: float(value) for name, value in result.components.items()}
+    numbers |= _of_tokens(function, given, result)
+    width = max(12, *(len(name) + 2 for name in numbers))
+    return [f"{name:<{width}}{value!r}" for name, value in numbers.items()]
+
+
+def _json_lines(function: Function, given: dict[str, Any], result: LossResult) -> list[str]:
+    """The same for programs, with every number of a loss that is not reduced, and inputs as float32 [2, 9, 17]."""
+    arrays = {name: given[name] for name in (*function.required, *function.optional) if name in given}
+    parts = {part: value for name, array in arrays.items() for part, value in flattened(name, array).items()}
+    facts: dict[str, Any] = {
+        "refloss": refloss.__version__,
+        "function": function.name,
+        "loss": np.asarray(result.loss).tolist(),
+        "components": {name: np.asarray(value).tolist() for name, value in result.components.items()},
+        "shapes": {part: f"{value.dtype} {list(value.shape)}" for part, value in parts.items()},
+    }
+    facts |= _of_tokens(function, given, result)
+    return json.dumps(plain(facts), indent=1, allow_nan=False).splitlines()
+
+
+def _of_tokens(function: Function, given: dict[str, Any], result: LossResult) -> dict[str, Any]:
+    """How many tokens count, and their perplexity; nothing where a loss is not one of tokens."""
     if not function.specification.counts_tokens:
-        return
+        return {}
     labels = result.intermediates.get("shift_labels", given["labels"])
     counted = int(np.count_nonzero(labels != given.get("ignore_index", -100)))
     mean = _mean(result.intermediates["nll"], counted)
     with np.errstate(over="ignore"):
-        perplexity = float(np.exp(np.longdouble(mean)))
-    print(f"tokens      {counted}")
-    print(f"perplexity  {perplexity!r}")
+        return {"tokens": counted, "perplexity": float(np.exp(np.longdouble(mean)))}
 
 
 def _printed(function: Function, tensors: dict[str, Any]) -> list[str]:

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from refloss.commands.arguments import answer, command, given_arguments, option
+from refloss.commands import completion
+from refloss.commands.arguments import answer, command, given_arguments, names, option
+from refloss.commands.groups import Command, Group
 from refloss.commands.progress import progress
+from refloss.commands.telling import say
 from refloss.error_model import COMPUTE_DTYPES
 from refloss.golden import store
-from refloss.messages import printable
+from refloss.messages import printable, unknown
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.allowances import written_beside
 from refloss.testing.judging.called import called
@@ -20,44 +23,81 @@ if TYPE_CHECKING:
     from refloss.registry import Function
     from refloss.result import LossResult
 
-app = typer.Typer(help="Write and check golden files.", no_args_is_help=True)
-add_app = typer.Typer(no_args_is_help=True, subcommand_metavar="FUNCTION [OPTIONS]")
+app = typer.Typer(cls=Group, help="Write and check golden files.", no_args_is_help=True)
+add_app = typer.Typer(cls=Group, no_args_is_help=True, subcommand_metavar="FUNCTION [OPTIONS]")
 app.add_typer(add_app, name="add")
 
+_FRESH = 20  # cases of each function, if not said otherwise
 _BOUNDS = "Also write how far a candidate may be off that computes in these types, separated by commas."
+_COMPUTE_DTYPES = completion.several_of(completion.compute_dtypes)
 
 
 def offer_functions() -> None:
     """Make a command of every loss that is registered by now."""
     offered = {each.name for each in add_app.registered_commands}
-    others = option("id", str, "The case's name; the function's if not given."), option("bounds", str, _BOUNDS)
+    others = (
+        option("id", str, "The case's name; the function's if not given."),
+        option("bounds", str, _BOUNDS, completing=_COMPUTE_DTYPES),
+    )
     for name, function in FUNCTIONS.items():
         if name not in offered:
-            add_app.command(name)(command(name, function, _add, *others, context=True))
+            add_app.command(name, cls=Command)(command(name, function, _add, *others, context=True))
 
 
-@app.command("write")
+@app.command("write", cls=Command)
 def golden_write(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files; made if it is not there.")],
-    only: Annotated[str, typer.Option(help="Functions to write, separated by commas; all if not given.")] = "",
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Functions to write, separated by commas; all if not given.",
+            autocompletion=completion.several_of(completion.functions),
+        ),
+    ] = None,
+    cases: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Ids of cases, or patterns such as '*-bfloat16', separated by commas; all if not given.",
+            autocompletion=completion.several_of(completion.cases),
+        ),
+    ] = None,
+    dtypes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Dtypes of the first input: float32, bfloat16, float16, float64; all if not given.",
+            autocompletion=completion.several_of(completion.dtypes),
+        ),
+    ] = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Draw fresh cases from a seed, instead of those that are built in."),
     ] = None,
-    cases: Annotated[
+    count: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="How many fresh cases of each function; 20 if not given."),
+        typer.Option(min=1, help=f"How many fresh cases of each function are drawn; {_FRESH} if not given."),
     ] = None,
-    bounds: Annotated[str, typer.Option(help=_BOUNDS)] = "",
+    bounds: Annotated[Optional[str], typer.Option(help=_BOUNDS, autocompletion=_COMPUTE_DTYPES)] = None,  # noqa: UP045
 ) -> None:
     """Write the built-in cases, or fresh ones, with their right answers."""
-    if cases is not None and seed is None:
-        raise ValueError("--cases: of fresh cases; give their --seed")
-    names = set(_listed(only))
+    if count is not None and seed is None:
+        raise ValueError("--count: of fresh cases; give their --seed")
+    if cases is not None and cases.isdecimal():
+        raise ValueError(f"--cases: ids or patterns; how many fresh cases is --count {cases}")
+    functions, globs, kinds = names(only, "--only"), names(cases, "--cases"), names(dtypes, "--dtypes")
     beside = written_beside(_compute_types(bounds), folder)
+    chosen = None if functions is None else set(functions)
     with progress("cases") as report:
-        count = store.write(folder, names or None, report, seed=seed, count=cases or 20, beside=beside)
-    print(printable(f"{count} cases written to {folder}"))
+        written = store.write(
+            folder,
+            chosen,
+            report,
+            globs=globs or (),
+            dtypes=kinds or (),
+            seed=seed,
+            count=count or _FRESH,
+            beside=beside,
+        )
+    say(printable(f"{written} cases written to {folder}"))
 
 
 @add_app.callback()
@@ -72,9 +112,9 @@ def golden_add(
 def _add(function: Function, arguments: dict[str, Any]) -> None:
     folder: Path = arguments.pop("context").obj
     name: str = arguments.pop("id") or function.name
-    types = _compute_types(arguments.pop("bounds") or "")
+    types = _compute_types(arguments.pop("bounds"))
     add_case(function, given_arguments(function, arguments), folder, name, types)
-    print(printable(f"{name} written to {folder}"))
+    say(printable(f"{name} written to {folder}"))
 
 
 def add_case(
@@ -91,19 +131,14 @@ def add_case(
         return result
 
 
-def _listed(names: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in names.split(",") if name.strip())
-
-
-def _compute_types(names: str) -> tuple[str, ...]:
-    types = _listed(names)
-    for name in types:
-        if name not in COMPUTE_DTYPES:
-            raise ValueError(f"--bounds: {name!r} is none of {', '.join(COMPUTE_DTYPES)}")
+def _compute_types(given: str | None) -> tuple[str, ...]:
+    types = tuple(names(given, "--bounds") or ())
+    if wrong := [name for name in types if name not in COMPUTE_DTYPES]:
+        raise ValueError(f"--bounds: {unknown('compute type', wrong, COMPUTE_DTYPES)}")
     return types
 
 
-@app.command("check")
+@app.command("check", cls=Command)
 def golden_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of golden files.")],
 ) -> None:
@@ -112,7 +147,7 @@ def golden_check(
         outcomes = list(store.check(folder, report))
     faults = [(case, fault) for case, fault in outcomes if fault is not None]
     for case, fault in faults:
-        print(printable(f"{case}: {fault}"))
-    print(f"{len(outcomes) - len(faults)} of {len(outcomes)} cases have the same bits")
+        say(printable(f"{case}: {fault}"))
+    say(f"{len(outcomes) - len(faults)} of {len(outcomes)} cases have the same bits")
     if faults:
         raise typer.Exit(1)

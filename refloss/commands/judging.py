@@ -8,13 +8,16 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from refloss.commands import cluster
+from refloss.commands import cluster, completion
+from refloss.commands.arguments import names
 from refloss.commands.progress import printing_console, progress
-from refloss.messages import printable
+from refloss.commands.telling import is_quiet, note
+from refloss.messages import unknown
+from refloss.roundoff import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from refloss.testing.report.judgement import Judgement
@@ -22,9 +25,18 @@ if TYPE_CHECKING:
 # Options of both.
 _ComputeDtype = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="float64, float32, tf32, float16 or bfloat16; if not given, float32, and float64 for its cases."),
+    typer.Option(
+        help="float64, float32, tf32, float16 or bfloat16; if not given, float32, and float64 for its cases.",
+        autocompletion=completion.one_of(COMPUTE_DTYPES),
+    ),
 ]
-_Cases = Annotated[Optional[str], typer.Option(help="Ids of cases, or patterns such as '*-bfloat16'.")]  # noqa: UP045
+_Cases = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Ids of cases, or patterns such as '*-bfloat16', separated by commas; all if not given.",
+        autocompletion=completion.several_of(completion.cases),
+    ),
+]
 _Grads = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Gradients to judge; all if not given, none of ''."),
@@ -45,7 +57,10 @@ def compare_folders(
     ],
     functions: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Functions whose cases are judged, separated by commas; all if not given."),
+        typer.Option(
+            help="Functions whose cases are judged, separated by commas; all if not given.",
+            autocompletion=completion.several_of(completion.functions),
+        ),
     ] = None,
     cases: _Cases = None,
     grads: _Grads = None,
@@ -58,17 +73,18 @@ def compare_folders(
 ) -> None:
     """Judge an implementation by the files that it made of golden inputs.
 
-    Exit status 0 where every case that it brings passes, 1 where one fails, 2 where nothing could be judged.
+    Exit status 0 where every case that it answers passes, 1 where one fails, 2 where nothing could be judged.
     """
     from refloss.testing.judging import compare
 
     _check_choices(compute_dtype, junit, html)
-    names = {"functions": functions, "cases": cases, "grads": grads, "components": components}
+    chosen = {"functions": names(functions, "--functions"), "cases": names(cases, "--cases")}
+    chosen |= {"grads": _listed(grads), "components": _listed(components)}
     with cluster.each(scheduler) as each, progress("cases") as report:
-        judgement = compare.judge_folders(golden, candidate, compute_dtype, report, each=each, **_listed(names))
+        judgement = compare.judge_folders(golden, candidate, compute_dtype, report, each=each, **chosen)
     _tell(judgement, junit, html, as_json=as_json)
     for name in compare.files_without_case(golden, candidate):
-        print(f"refloss: {printable(name)}: no case has this file", file=sys.stderr)
+        note(f"{name}: no case has this file")
     if not judgement.judged:
         raise ValueError(f"{candidate}: nothing to judge: it has no file of the {len(judgement.cases)} cases")
     raise typer.Exit(judgement.exit_status)
@@ -80,36 +96,48 @@ def check_function(
     ],
     function: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="What it implements: functions of refloss, separated by commas."),
+        typer.Option(
+            help="What it implements: functions of refloss, separated by commas.",
+            autocompletion=completion.several_of(completion.functions),
+        ),
     ] = None,
     cases: _Cases = None,
     dtypes: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Dtypes of the first input: float32, bfloat16, float16, float64; all if not given."),
+        typer.Option(
+            help="Dtypes of the first input: float32, bfloat16, float16, float64; all if not given.",
+            autocompletion=completion.several_of(completion.dtypes),
+        ),
     ] = None,
     grads: _Grads = None,
     components: _Components = None,
     compute_dtype: _ComputeDtype = None,
-    framework: Annotated[str, typer.Option(help="What its arrays are of: numpy, torch or jax.")] = "numpy",
+    framework: Annotated[
+        str,
+        typer.Option(
+            help="What its arrays are of: numpy, torch or jax.",
+            autocompletion=completion.one_of(("numpy", "torch", "jax")),
+        ),
+    ] = "numpy",
     as_json: _AsJson = False,
     junit: _Junit = None,
     html: _Html = None,
 ) -> None:
-    """Judge a Python function, called as fn(inputs, parameters, cotangent), by the built-in cases.
+    """Judge a Python function, called as fn(inputs, parameters, grad_output), by the built-in cases.
 
-    It returns (loss, grads) or (loss, grads, components), the latter two as mappings from names to arrays, and may
-    raise NotImplementedError for what it does not have. Exit status 0 where every other case passes, 1 where one
-    fails, 2 where nothing could be judged.
+    grad_output is the upstream gradient, which all gradients are multiplied with. The function returns (loss, grads) or
+    (loss, grads, components), the latter two as mappings from names to arrays, and may raise NotImplementedError for
+    what it does not have. Exit status 0 where every other case passes, 1 where one fails, 2 where nothing could be
+    judged.
     """
     from refloss.testing.judging import callables, frameworks, selection, targets
 
     _check_choices(compute_dtype, junit, html)
-    names = _listed({"function": function, "cases": cases, "dtypes": dtypes})
     if function is None and cases is None:
         raise ValueError("Missing option '--function' (or '--cases')")
-    chosen = callables.select(**names)
+    chosen = callables.select(names(function, "--function"), names(cases, "--cases"), names(dtypes, "--dtypes"))
     arrays = frameworks.framework(framework)
-    only = selection.Only(*_listed({"grads": grads, "components": components}).values())
+    only = selection.Only(_listed(grads), _listed(components))
     # What the function prints is not the judgement.
     with contextlib.redirect_stdout(sys.stderr), progress("cases") as report:
         judging = callables.Judging(targets.function(target), arrays, None, compute_dtype, only)
@@ -117,16 +145,13 @@ def check_function(
     _tell(judgement, junit, html, as_json=as_json)
     if not judgement.judged:
         told = f": {judgement.cases[0].id}: {judgement.cases[0].message}" if judgement.cases else ""
-        raise ValueError(f"{target}: nothing to judge: it brings none of the {len(judgement.cases)} cases{told}")
+        raise ValueError(f"{target}: nothing to judge: it answers none of the {len(judgement.cases)} cases{told}")
     raise typer.Exit(judgement.exit_status)
 
 
-def _listed(names: dict[str, str | None]) -> dict[str, Any]:
-    """Names that are separated by commas; None is what was not given."""
-    return {
-        key: None if given is None else [name.strip() for name in given.split(",") if name.strip()]
-        for key, given in names.items()
-    }
+def _listed(given: str | None) -> list[str] | None:
+    """Names that are separated by commas, of which there may be none; None is what was not given."""
+    return names(given, "") if given is None or given.strip(", ") else []
 
 
 def _tell(judgement: Judgement, junit: Path | None, html: Path | None, *, as_json: bool) -> None:
@@ -140,16 +165,14 @@ def _tell(judgement: Judgement, junit: Path | None, html: Path | None, *, as_jso
         asked.html(html)
     if as_json:
         print(json.dumps(asked.as_json(), indent=1, allow_nan=False))
-    elif asked.judged:
+    elif asked.judged and not is_quiet():
         table.show(asked, printing_console(120))
 
 
 def _check_choices(compute_dtype: str | None, *outputs: Path | None) -> None:
     """Before hours of work: a type that there is, and files that can be written."""
-    from refloss.error_model import COMPUTE_DTYPES
-
     if compute_dtype is not None and compute_dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"--compute-dtype: {compute_dtype!r} is none of {', '.join(COMPUTE_DTYPES)}")
+        raise ValueError(f"--compute-dtype: {unknown('compute type', [compute_dtype], COMPUTE_DTYPES)}")
     for path in outputs:
         if path is not None and path.is_dir():
             raise ValueError(f"{path}: is a folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from refloss import compilation
+from refloss.commands import telling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,11 +39,14 @@ def told_to(report: Callable[[int, int], None]) -> Iterator[None]:
 def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
     """What is done so far, on stderr, and whether a kernel is being compiled; yields report(done, in all).
 
-    It is a bar on a terminal, and elsewhere a line every ten seconds.
+    It is a bar on a terminal, and elsewhere a line every ten seconds; nothing where nothing is to be said.
     """
     elsewhere = _elsewhere.get()
     if elsewhere is not None:
         yield elsewhere
+        return
+    if telling.is_quiet():
+        yield lambda _done, _total: None
         return
     console = Console(stderr=True)
     with (_bar if console.is_terminal else _lines)(unit, console) as report:
@@ -90,6 +95,6 @@ def _compiling() -> str:
 
 
 def printing_console(width: int) -> Console:
-    """A console on stdout that cuts nothing off where no terminal sets a width."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(width=None if terminal else width, highlight=False)
+    """A console on stdout that cuts nothing off where neither a terminal nor COLUMNS sets a width."""
+    is_set = (sys.stdout is not None and sys.stdout.isatty()) or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(width=None if is_set else width, highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from refloss import ahead, levels
+from refloss.commands import telling
 from refloss.commands.progress import progress
 from refloss.messages import printable
 
@@ -15,7 +16,7 @@ def warm() -> None:
     """Compile what is missing of all kernels for this very processor, on all cores."""
     with progress("cases") as report:
         count = ahead.compile_kernels(report=report)
-    print(printable(f"{count or 'no'} kernels compiled, the others were there; yours are in {_own_folder()}"))
+    telling.say(printable(f"{count or 'no'} kernels compiled, the others were there; yours are in {_own_folder()}"))
 
 
 def kernels_in_words() -> list[str]:

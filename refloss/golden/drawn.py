@@ -15,7 +15,7 @@ from refloss.kernels.maps import exponentials, sigmoids
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from refloss.registry import Function
     from refloss.specification import Specification
@@ -46,19 +46,25 @@ def seeded(function: Function, limits: Limits, seed: int) -> Iterator[Case]:
         yield draw(function, Draws(Seeded(1000 * seed + i), limits, {name: value}), f"{name}-{value}-{seed}")
 
 
-def fresh(function: str, seed: int, count: int) -> list[Case]:
+def fresh(function: str, seed: int, count: int, dtypes: Collection[str] = ()) -> list[Case]:
     """Cases that nobody has seen, from a seed: in every format, one option after the other, large and small.
 
-    As many as asked for. Their values are finite but for classes of −inf, and none is empty; ids are
-    <function>-seed<seed>-<k>.
+    As many as asked for, in some dtypes if they are named. Their values are finite but for classes of −inf, and none is
+    empty; ids are <function>-seed<seed>-<k>, whatever the dtypes of the others.
     """
-    return [_fresh(FUNCTIONS[function], seed, k) for k in range(count)]
+    numbers = (k for k in itertools.count() if not dtypes or _dtype(k) in dtypes)
+    return [_fresh(FUNCTIONS[function], seed, k) for k in itertools.islice(numbers, count)]
+
+
+def _dtype(k: int) -> str:
+    """The formats take turns."""
+    return list(DTYPES)[k % len(DTYPES)]
 
 
 def _fresh(function: Function, seed: int, k: int) -> Case:
     values = [(name, value) for name, each in function.specification.parameters.items() for value in each.values]
-    dtypes, sizes = list(DTYPES), list(SIZES.values())
-    limits = Limits((dtypes[k % 4],), _FEW_ROWS, extreme=False, sizes=sizes[k // 4 % 2])
+    sizes = list(SIZES.values())
+    limits = Limits((_dtype(k),), _FEW_ROWS, extreme=False, sizes=sizes[k // len(DTYPES) % 2])
     given = dict([values[k % len(values)]]) if values and k % 3 else {}
     for attempt in itertools.count():
         chooser = Seeded((seed << 40) + (k << 16) + attempt, plainness=0.25)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from refloss.arrays import float_array, float_dtype
-from refloss.cases.source import Case
+from refloss.cases.source import DTYPES, Case
 from refloss.files import disk_array, load_tensors, nested, save_tensors
-from refloss.golden.corpus import corpus
+from refloss.golden.corpus import corpus, dtype_of, matching
 from refloss.golden.drawn import fresh
 from refloss.golden.manifest import MANIFEST, decoded, encoded, read_manifest, write_manifest
-from refloss.messages import EXPECTED_ERRORS, reason
+from refloss.messages import EXPECTED_ERRORS, reason, unknown
 from refloss.registry import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -74,27 +74,33 @@ def write(
     only: set[str] | None = None,
     report: Callable[[int, int], None] | None = None,
     *,
+    globs: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
     seed: int | None = None,
     count: int = 0,
     beside: Beside | None = None,
 ) -> int:
     """Write a file for every built-in case, or for count fresh ones of each function that follow from a seed.
 
-    The manifest comes last. Returns the number of cases.
+    Of these only those whose ids match patterns, and whose first input has one of some dtypes, if there are such. The
+    manifest comes last. Returns the number of cases.
     """
-    unknown = sorted((only or set()) - set(FUNCTIONS))
-    if unknown:
-        raise ValueError(f"no golden cases for {', '.join(unknown)}; there are some for {', '.join(FUNCTIONS)}")
+    for what, names, known in (("function", only or (), FUNCTIONS), ("dtype", dtypes, DTYPES)):
+        if wrong := sorted(set(names) - set(known)):
+            raise ValueError(unknown(what, wrong, known))
     if (folder / MANIFEST).exists() and (own := [e["id"] for e in read_manifest(folder)["cases"] if e.get("own")]):
         raise ValueError(f"{folder}: has cases of your own, {', '.join(own)}, which would be lost; write elsewhere")
-    folder.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {}
     if seed is None:
-        cases = corpus(only)
+        cases = [case for case in corpus(only) if not dtypes or dtype_of(case) in dtypes]
     else:
         names = [name for name in FUNCTIONS if only is None or name in only]
-        cases = [case for name in names for case in fresh(name, seed, count)]
-        facts = {"seed": seed, "cases_per_function": count}
+        cases = [case for name in names for case in fresh(name, seed, count, dtypes)]
+    ids = matching(globs, [case.id for case in cases])
+    cases = [case for case in cases if case.id in ids]
+    if not cases:
+        raise ValueError(f"no case has a first input in {', '.join(dtypes)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {} if seed is None else {"seed": seed, "cases_per_function": count}
     entries = [_write_case(folder, case, evaluate(case), beside) for case in counted(cases, report)]
     write_manifest(folder, entries, facts)
     return len(cases)
@@ -176,9 +182,9 @@ def read_case(folder: Path, entry: dict[str, Any]) -> tuple[Case, dict[str, np.n
         raise ValueError(f"{entry['file']}: differs from its checksum in the manifest")
     if entry["function"] not in FUNCTIONS:
         raise ValueError(f"unknown function {entry['function']!r}")
-    unknown = set(entry["parameters"]) - set(FUNCTIONS[entry["function"]].parameters)
-    if unknown:
-        raise ValueError(f"unknown parameters {', '.join(sorted(unknown))}")
+    others = set(entry["parameters"]) - set(FUNCTIONS[entry["function"]].parameters)
+    if others:
+        raise ValueError(f"unknown parameters {', '.join(sorted(others))}")
     tensors = load_tensors(path)
     inputs = {name.removeprefix("input."): value for name, value in tensors.items() if name.startswith("input.")}
     expected = {name: value for name, value in tensors.items() if name.startswith("expected.")}

@@ -78,8 +78,8 @@ def object_detection(
             how many of the layers are part of the total.
         outputs_class, outputs_coord: [L, B, Q, K + 1] and [L, B, Q, 4], the outputs of all layers; the last is not
             used. Required by auxiliary_loss, else without effect.
-        grad_output: the total's cotangent, or a mapping component → cotangent: then the gradients are those of the
-            components that it names.
+        grad_output: the total's upstream gradient, or a mapping from components to theirs: then the gradients are those
+            of the components that it names.
         grad, grad_dtype, backend: as in refloss.cross_entropy.
         assignment: the caller's own matching: for each layer (the last, then 0, 1, ...) a list with a pair (queries,
             objects) for each image, or None to match; or a mapping such as an earlier result's intermediates.

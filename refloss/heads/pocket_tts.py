@@ -152,8 +152,8 @@ def pocket_tts(
         lsd_diagonal_weight, lsd_distill_probability, eos_loss_weight, flow_loss_num_samples: the same without a config,
             and before it; if neither says it, transformers' defaults 0.75, 0.25 and 0.1, and N/F.
         training: whether distillation may be skipped.
-        grad_output: the total's cotangent, or a mapping component → cotangent: then the gradients are those of the
-            components that it names.
+        grad_output: the total's upstream gradient, or a mapping from components to theirs: then the gradients are those
+            of the components that it names.
         grad, grad_dtype, backend: as in refloss.cross_entropy.
 
     Returns:

@@ -91,7 +91,7 @@ def rt_detr_object_detection(
         denoising_meta_values: mapping with "dn_positive_idx" (for each image the queries that stand for its objects),
             "dn_num_group" and "dn_num_split" (how many queries are for denoising, and how many are not); or None.
         assignment: as in refloss.object_detection, for the last layer, then "_aux_0", "_aux_1", ...
-        The others are as in refloss.object_detection; a component's cotangent is that of what is reported.
+        The others are as in refloss.object_detection; a component's upstream gradient is that of what is reported.
 
     Returns:
         loss. components. grads of every float input given. intermediates: as in refloss.object_detection, without

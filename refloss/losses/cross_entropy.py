@@ -134,8 +134,8 @@ def cross_entropy(
         softcap: c > 0, or None for no cap.
         temperature: τ > 0.
         z_loss: ζ ≥ 0.
-        grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape. With a z_loss also a
-            mapping from components to such cotangents, 0 for those that it does not name.
+        grad_output: the upstream gradient; with "none" a number or an array of the loss's shape. With a z_loss also a
+            mapping from components to theirs, 0 for those that it does not name.
         grad: True, False, or the names of the inputs whose gradients to compute.
         grad_dtype: dtype of the gradient of logits instead of their own.
         out: an array of the shape of logits that receives their gradient; not overlapping them.

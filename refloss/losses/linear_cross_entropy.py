@@ -122,8 +122,8 @@ def linear_cross_entropy(
 
     Of the logits input·linear_weightᵀ + linear_bias, which are exact: the loss that refloss.cross_entropy has of them,
     with all of its options. Gradients: of input Σ_v g_v·W_v, of linear_weight Σ_i g_iv·x_i, of linear_bias Σ_i g_iv,
-    where g is that of the logits, cotangents included; each is rounded once. Held constant: nothing; where logits are
-    rounded, the gradient is that of the logits before, as if they had not been.
+    where g is that of the logits, upstream gradients included; each is rounded once. Held constant: nothing; where
+    logits are rounded, the gradient is that of the logits before, as if they had not been.
 
     Args:
         input: X [N, K] or [K]; any float dtype, any layout.
@@ -138,7 +138,7 @@ def linear_cross_entropy(
         logit_scale, softcap, temperature, z_loss: as in refloss.cross_entropy.
         logits_dtype: "bfloat16", "float16", "float32" or such a dtype: logits are rounded to it, once, before anything
             else, as by libraries that write them down; None leaves them exact.
-        grad_output: the loss's cotangent; with "none" a number or an array of the loss's shape; with a z-loss also a
+        grad_output: the upstream gradient; with "none" a number or an array of the loss's shape; with a z-loss also a
             mapping of its components.
         grad: True, False, or the names of the inputs whose gradients to compute.
         grad_dtype: dtype of the gradient of input instead of its own.

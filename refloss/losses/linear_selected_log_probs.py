@@ -93,8 +93,8 @@ def linear_selected_log_probs(
 
     Of the logits input·linear_weightᵀ + linear_bias, which are exact, what refloss.selected_log_probs has of them.
     Gradients: of input Σ_v g_v·W_v, of linear_weight Σ_i g_iv·x_i, of linear_bias Σ_i g_iv, where g is that of the
-    logits, cotangents included; each is rounded once. Held constant: nothing; where logits are rounded, the gradient is
-    that of the logits before, as if they had not been.
+    logits, upstream gradients included; each is rounded once. Held constant: nothing; where logits are rounded, the
+    gradient is that of the logits before, as if they had not been.
 
     Args:
         input: X [..., K]; any float dtype, any layout.
@@ -106,8 +106,8 @@ def linear_selected_log_probs(
             their input is, and their index may be any number, such as −100.
         logits_dtype: "bfloat16", "float16", "float32" or such a dtype: logits are rounded to it, once, before anything
             else; None leaves them exact.
-        grad_output: the cotangent: a number, or an array of the loss's shape, of the log-probabilities alone; or a
-            mapping of "log_probs" and "entropy", each a number or an array of its shape, 0 where it is left out.
+        grad_output: the upstream gradient: a number or an array of the loss's shape, of the log-probabilities alone; or
+            a mapping of "log_probs" and "entropy", each a number or an array of its shape, 0 where it is left out.
         grad, grad_dtype, out, backend: as in refloss.linear_cross_entropy.
 
     Returns:

@@ -98,8 +98,8 @@ def selected_log_probs(
         temperature: T, positive.
         mask: [...], which rows count, bool or 0 and 1. Others have log-probabilities, entropy and gradient 0, whatever
             their logits are, and their index may be any number, such as −100.
-        grad_output: the cotangent: a number, or an array of the loss's shape, of the log-probabilities alone; or a
-            mapping of "log_probs" and "entropy", each a number or an array of its shape, 0 where it is left out.
+        grad_output: the upstream gradient: a number or an array of the loss's shape, of the log-probabilities alone; or
+            a mapping of "log_probs" and "entropy", each a number or an array of its shape, 0 where it is left out.
         grad, grad_dtype, out, backend: as in refloss.cross_entropy.
 
     Returns:

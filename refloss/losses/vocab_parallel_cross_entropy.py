@@ -159,7 +159,7 @@ def vocab_parallel_cross_entropy(
         label_smoothing_classes: "global", or "local" for what ranks compute that take each its own V_r for K: there is
             a loss for each rank then, and the gradients are those of no loss. Without a z_loss.
         logit_scale, softcap, temperature, z_loss: as in refloss.cross_entropy.
-        grad_output: the cotangent of the loss, or of the loss of each rank.
+        grad_output: the upstream gradient of the loss, or of the loss of each rank.
         grad, grad_dtype, backend: as in refloss.cross_entropy.
 
     Returns:

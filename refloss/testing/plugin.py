@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import refloss
+from refloss.messages import did_you_mean
 from refloss.testing.report.judgement import Judgement
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def _names(config: pytest.Config, what: str) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for every case, and one for everything that is wrong with a file of expected failures."""
     marks = _marks(metafunc.definition)
+    if fault := _fault_of_marks(metafunc.definition):
+        raise pytest.Collector.CollectError(f"{metafunc.function.__name__}: {fault}")
     if _FIXTURE not in metafunc.fixturenames:
         if marks:
             name = metafunc.function.__name__
@@ -137,6 +140,20 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 def _marks(node: pytest.Item) -> list[pytest.Mark]:
     return [mark for mark in node.iter_markers() if mark.name in {_CASES, _EXPECTED_FAILURES}]
+
+
+def _fault_of_marks(node: pytest.Item) -> str:
+    """What is wrong with a mark of ours, or with one that has nearly the name of one."""
+    known = {_CASES, _EXPECTED_FAILURES}
+    for mark in node.iter_markers():
+        if mark.name.startswith("refloss") and mark.name not in known:
+            question = did_you_mean(mark.name, known)
+            return f"there is no mark {mark.name}; {question or f'there are {_CASES} and {_EXPECTED_FAILURES}'}"
+        if mark.name in known and mark.kwargs:
+            return f"{mark.name} has no {', '.join(mark.kwargs)}: give it names without keywords"
+        if mark.name == _EXPECTED_FAILURES and len(mark.args) != 1:
+            return f"{mark.name} takes one file; {len(mark.args)} are given"
+    return ""
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:
@@ -217,8 +234,12 @@ def refloss_case(request: pytest.FixtureRequest) -> GoldenCase:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say of an expected failure that passes where its line is."""
+    """Say of an expected failure that passes where its line is, and of a fixture that is not there which was meant."""
     report = yield
+    error = call.excinfo.value if call.excinfo else None
+    if isinstance(error, pytest.FixtureLookupError) and str(error.argname).startswith("refloss"):
+        question = did_you_mean(str(error.argname), [_FIXTURE])
+        report.longrepr = f"there is no fixture {error.argname}; {question or f'there is {_FIXTURE}'}"
     given = _parameters(item).get(_FIXTURE)
     # A test that raises nothing and fails all the same is one that was expected to.
     if isinstance(given, _Parameter) and given.expected and report.failed and call.excinfo is None:

@@ -38,7 +38,7 @@ def inputs(
     They vary in shape (empty batches included), dtype, memory layout, kind of values (ties, huge and tiny ones,
     offsets, confident rows, improbable labels, rows whose maxima are far apart, saturated elements, targets of 0 and 1,
     classes of −inf that no label asks for), ignored rows (some, all, with NaN and infinities
-    in them), options and signed cotangents. Losses are finite but for means over nothing.
+    in them), options and signed upstream gradients. Losses are finite but for means over nothing.
 
     Args:
         function: its name.

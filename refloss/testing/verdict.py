@@ -80,7 +80,7 @@ class TensorVerdict:
 
 @dataclass(frozen=True)
 class CaseVerdict:
-    """A case: whether it passes, None where the candidate does not bring it.
+    """A case: whether it passes, None where the candidate does not answer it.
 
     parameters and shapes are those of the case, seconds what judging it took, causes the mistakes that fit it, refuted
     those that do not though it passes: they would show.
@@ -105,10 +105,10 @@ class CaseVerdict:
             "passed": self.passed,
             "message": self.message,
             "tensors": [tensor.as_json() for tensor in self.tensors],
-            "parameters": _plain(self.parameters),
+            "parameters": plain(self.parameters),
             "shapes": dict(self.shapes),
             "seconds": _number(self.seconds),
-            "causes": [_plain(cause._asdict()) for cause in self.causes],
+            "causes": [plain(cause._asdict()) for cause in self.causes],
         }
 
 
@@ -130,7 +130,7 @@ class Judgement:
 
     @property
     def judged(self) -> tuple[CaseVerdict, ...]:
-        """The cases that the candidate brings."""
+        """The cases that the candidate answers."""
         return tuple(case for case in self.cases if case.passed is not None)
 
     @property
@@ -146,7 +146,7 @@ class Judgement:
 
     @property
     def exit_status(self) -> int:
-        """0 when every case that is brought passes, 1 when one fails, 2 when none is brought."""
+        """0 when every case that is answered passes, 1 when one fails, 2 when none is."""
         if not self.judged:
             return 2
         return 0 if self.passed else 1
@@ -201,12 +201,12 @@ def _number(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    """Parameters for json.dumps."""
+def plain(value: Any) -> Any:
+    """Values for json.dumps; numbers that JSON does not have are words."""
     if isinstance(value, float):
         return _number(value)
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else str(value)
+        return {str(key): plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else str(value)

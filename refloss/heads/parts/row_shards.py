@@ -108,7 +108,7 @@ def shards(
         axis: along which rows are cut, "batch" or "sequence".
         num_items_in_batch: what divides instead of n, as over several micro-batches.
         ignore_index, logit_scale, softcap, temperature: as in refloss.causal_lm.
-        grad_output: the cotangent of the loss, a number; times the number of ranks it is rounded to float64.
+        grad_output: the upstream gradient of the loss, a number; times the number of ranks it is rounded to float64.
         grad, grad_dtype, backend: as in refloss.causal_lm.
 
     Returns:

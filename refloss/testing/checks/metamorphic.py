@@ -61,7 +61,7 @@ def check_properties(
     They are those of PROPERTIES, as far as they apply: a loss without classes cannot have them permuted.
 
     Args:
-        fn: called as fn(inputs, parameters, cotangent); returns (loss, grads), as for refloss.testing.check. It may
+        fn: called as fn(inputs, parameters, grad_output); returns (loss, grads), as for refloss.testing.check. It may
             raise NotImplementedError for parameters or inputs that it does not have.
         function: the name of refloss's function.
         to_native: makes the framework's array of a NumPy array; NumPy arrays if not given.
@@ -168,7 +168,7 @@ def _inputs_unchanged(trial: Trial) -> bool:
     trial.call(native)
     after = trial.driver.held(native)
     pairs = [(name, value, after.inputs[name]) for name, value in before.inputs.items()]
-    for name, value, other in (*pairs, ("cotangent", _flat(before.grad_output), _flat(after.grad_output))):
+    for name, value, other in (*pairs, ("upstream gradient", _flat(before.grad_output), _flat(after.grad_output))):
         if np.asarray(value).tobytes() != np.asarray(other).tobytes():
             raise ViolationError(f"{name} is not what it was before the call")
     return True
@@ -214,9 +214,9 @@ def _linear(trial: Trial) -> bool:
         trial.measure(trial.case._replace(grad_output=changed_cotangent(first, change)))
         for change in (other, lambda values: values + other(values))
     )
-    compare({"loss": trial.answer["loss"]}, {"loss": second["loss"]}, "for two cotangents")
+    compare({"loss": trial.answer["loss"]}, {"loss": second["loss"]}, "for two upstream gradients")
     summed = added([gradients(trial.answer), gradients(second)])
-    compare(summed, gradients(both), "the sum of two cotangents' and their sum's")
+    compare(summed, gradients(both), "the sum of two upstream gradients' and their sum's")
     return _each_row_has_its_own(trial, first) if np.ndim(first) else True
 
 
@@ -231,7 +231,7 @@ def _each_row_has_its_own(trial: Trial, cotangents: np.ndarray) -> bool:
     names = [f"{GRAD}{name}" for name in trial.rows if f"{GRAD}{name}" in trial.answer]
     after = trial.measure(trial.case._replace(grad_output=cut(cotangents)))
     before = {name: trial.answer[name].changed(cut) for name in names}
-    compare(before, after, "where every other row has a cotangent of 0")
+    compare(before, after, "where every other row has an upstream gradient of 0")
     return True
 
 
@@ -241,7 +241,7 @@ PROPERTIES: dict[str, Callable[[Trial], bool]] = {
     "inputs unchanged": _inputs_unchanged,
     "repeated runs equal": _repeated,
     "losses not negative": _not_negative,
-    "linear in the cotangent": _linear,
+    "linear in the upstream gradient": _linear,
     "shift": classes.shift,
     "rows of the gradient sum to 0": classes.rows_sum,
     "permuted classes": classes.permuted_classes,

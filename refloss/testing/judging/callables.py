@@ -17,7 +17,7 @@ from refloss import subnormals
 from refloss.cases.source import DTYPES, Case
 from refloss.error_model import COMPUTE_DTYPES
 from refloss.files import nested
-from refloss.golden.corpus import cases_of
+from refloss.golden.corpus import cases_of, dtype_of, matching
 from refloss.golden.store import add, counted, evaluate
 from refloss.registry import FUNCTIONS
 from refloss.testing.judging.allowances import written_beside
@@ -26,7 +26,7 @@ from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.driver import Driver, named
 from refloss.testing.judging.frameworks import Framework
 from refloss.testing.judging.judge import question, question_of, told_parameters, told_shapes
-from refloss.testing.judging.selection import Only, check_names, judged, listed, matching, type_name
+from refloss.testing.judging.selection import Only, check_names, judged, listed, type_name
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.report.plain import text
 from refloss.testing.report.wording import plural
@@ -142,11 +142,11 @@ def check(
     """Drive a function through the built-in cases, and raise AssertionError unless every one passes.
 
     Args:
-        fn: called as fn(inputs, parameters, cotangent); returns (loss, grads) or (loss, grads, components), the latter
-            two as mappings from refloss's names to arrays. inputs are arrays by name, in lists and mappings where
-            refloss takes such; parameters are other arguments, as far as a case gives them; the cotangent is a number,
-            or an array for a loss without reduction. It may raise NotImplementedError for what it does not have: such a
-            case is not judged.
+        fn: called as fn(inputs, parameters, grad_output); returns (loss, grads) or (loss, grads, components), the
+            latter two as mappings from refloss's names to arrays. inputs are arrays by name, in lists and mappings
+            where refloss takes such; parameters are other arguments, as far as a case gives them; grad_output, the
+            upstream gradient, is a number, or an array for a loss without reduction. It may raise NotImplementedError
+            for what it does not have: such a case is not judged.
         function: the name of refloss's function, or several; all cases of it if none are given.
         cases: ids of cases or patterns such as "*-bfloat16", or cases of your own: see golden_case.
         dtypes: of the first input; all if not given.
@@ -199,11 +199,6 @@ def select(
 @functools.cache
 def _built_in(function: str) -> list[Case]:
     return cases_of(function)
-
-
-def dtype_of(case: Case) -> str:
-    """The dtype of a case's first input."""
-    return str(case.inputs[FUNCTIONS[case.function].required[0]].dtype)
 
 
 def _assert_matches(
@@ -265,7 +260,7 @@ class Judging:
         )
 
     def _verdict(self, case: Case) -> CaseVerdict:
-        """The verdict on a case; an exception is a case that fails, unless it says that this was not brought."""
+        """The verdict on a case; an exception is a case that fails, unless it says that this is not there."""
         try:
             with self._around(case):
                 return self._answered(case)
@@ -281,7 +276,7 @@ class Judging:
         try:
             returned = self._driver.call(native)
         except NotImplementedError as error:
-            return self._without_values(case, None, f"not brought: {str(error) or type(error).__name__}")
+            return self._without_values(case, None, f"not answered: {str(error) or type(error).__name__}")
         asked = question(held, self._compute_dtype)
         tensors = {"loss": returned.loss, **returned.tensors}
         candidate = self._only.of(asked, tensors, has_components=returned.has_components)

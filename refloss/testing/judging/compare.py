@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from refloss.files import load_tensors
+from refloss.golden.corpus import matching
 from refloss.golden.manifest import read_manifest
 from refloss.golden.store import counted, read_case
 from refloss.messages import EXPECTED_ERRORS, reason
 from refloss.testing.judging.diagnosing import diagnosed
 from refloss.testing.judging.judge import question
-from refloss.testing.judging.selection import Only, check_names, judged, listed, matching, type_name
+from refloss.testing.judging.selection import Only, check_names, judged, listed, type_name
 from refloss.testing.report.judgement import Judgement
 from refloss.testing.verdict import CaseVerdict, TensorVerdict
 

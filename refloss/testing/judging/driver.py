@@ -28,7 +28,7 @@ class Returned(NamedTuple):
 
 
 class Driver:
-    """A function, called as fn(inputs, parameters, cotangent), and how arrays come to its framework and back."""
+    """A function, called as fn(inputs, parameters, grad_output), and how arrays come to its framework and back."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ def named(loss: Any, grads: Any, components: Any) -> dict[str, Any]:
 
 def _each(case: Case, convert: Callable[[Any, str], Any]) -> Case:
     inputs = {name: convert(value, name) for name, value in case.inputs.items()}
-    given, upstream = case.grad_output, "cotangent"
+    given, upstream = case.grad_output, "grad_output"
     if isinstance(given, Mapping):
         return case._replace(
             inputs=inputs, grad_output={name: convert(value, upstream) for name, value in given.items()}

@@ -23,7 +23,7 @@ def golden_case(function: str, *, id: str | None = None, grad_output: Any = 1.0,
     Args:
         function: the name of refloss's function.
         id: the case's; the function's name if not given.
-        grad_output: the loss's cotangent: a number, an array for reduction="none", or a mapping of components.
+        grad_output: the upstream gradient: a number, an array for reduction="none", or a mapping of components.
         **arguments: as the function takes them, arrays of any framework. They are copied, but for files that are mapped
             to be read; of a configuration that is no mapping, what the function reads of it is kept.
 

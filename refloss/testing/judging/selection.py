@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refloss.messages import unknown
 from refloss.roundoff import COMPUTE_DTYPES
 from refloss.testing.judging.driver import COMPONENT, GRAD
 from refloss.testing.judging.judge import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from refloss.testing.verdict import CaseVerdict, Question
 
 
@@ -39,21 +37,9 @@ def type_name(compute_dtype: Any) -> str | None:
 
 def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raise unless all names are known."""
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"unknown {what} {', '.join(unknown)}; there are {', '.join(known)}")
-
-
-def matching(globs: Sequence[str], ids: Sequence[str]) -> set[str]:
-    """The ids that match patterns, all if there are none; each pattern has to match one."""
-    found: set[str] = set() if globs else set(ids)
-    for glob in globs:
-        those = [each for each in ids if fnmatch.fnmatchcase(each, glob)]
-        if not those:
-            others = " and others" if len(ids) > 2 else ""
-            raise ValueError(f"no case is called {glob}; there are {', '.join(ids[:2])}{others}")
-        found.update(those)
-    return found
+    wrong = [name for name in given if name not in known]
+    if wrong:
+        raise ValueError(unknown(what, wrong, known))
 
 
 class Only:

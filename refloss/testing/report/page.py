@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from refloss.files import replacing
 from refloss.messages import printable
 from refloss.testing.report import charts
-from refloss.testing.report.wording import explained, fault, plural, short, summary
+from refloss.testing.report.wording import NOT_ANSWERED, explained, fault, plural, short, summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +108,7 @@ def render(judgement: Judgement) -> str:
         spark_ticks=charts.SPARK_AXIS.ticks(6),
         failing=_groups(failing),
         passing=_groups(passing),
+        not_answered=NOT_ANSWERED,
         absent=[case for case in judgement.cases if case.passed is None],
         functions=sorted({case.function for case in judgement.cases}),
         unfold=len(failing) <= _MANY,

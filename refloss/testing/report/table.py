@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refloss.messages import printable
-from refloss.testing.report.wording import diagnoses, failures, fault, hardest, likely, short, summary
+from refloss.testing.report.wording import NOT_ANSWERED, diagnoses, failures, fault, hardest, likely, short, summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,11 @@ def show(judgement: Judgement, console: Console) -> None:
             console.print()
             _show_failing(case, console, max([len("tensor"), *names]), heading=i == 0)
     style = "bold red" if failing else "bold green" if passing else "bold yellow"
-    console.print(Text(f"\n{summary(judgement)}" if judgement.judged else summary(judgement), style))
+    if judgement.judged:
+        console.print()
+    if len(judgement.judged) < len(judgement.cases):
+        console.print(Text(NOT_ANSWERED, "dim"))
+    console.print(Text(summary(judgement), style))
 
 
 def _diagnoses(judgement: Judgement) -> Table:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from refloss.testing.verdict import CaseVerdict, Judgement, TensorVerdict
 
 
+NOT_ANSWERED = "not answered: there is no file, NotImplementedError is raised, or a framework cannot hold the inputs"
+
+
 def short(value: float | None) -> str:
     """A number whose size matters, not its digits."""
     return "" if value is None else f"{value:.2g}"
@@ -55,7 +58,7 @@ def summary(judgement: Judgement) -> str:
     absent = len(judgement.cases) - len(judgement.judged)
     parts = [f"{passed} of {plural(len(judgement.judged), 'case')} passed"]
     parts += [f"{failed} failed"] if failed else []
-    parts += [f"{absent} not brought"] if absent else []
+    parts += [f"{absent} not answered"] if absent else []
     return ", ".join(parts)
 
 

@@ -78,13 +78,13 @@ LINEAR_MISTAKES = [
         "where there is a bias",
     ),
     Mistake(
-        "the first row's cotangent for all",
+        "the first row's upstream gradient for all",
         "linkedin/Liger-Kernel#968",
         LINEAR,
         stepped(each=first_of_all),
         row_labels.FIRST_UPSTREAM,
         several_cotangents,
-        "where rows have cotangents of their own",
+        "where rows have upstream gradients of their own",
     ),
     Mistake(
         "small gradients filtered",

@@ -71,7 +71,7 @@ LOG_PROB_MISTAKES = [
         stepped(entropy_slope=lambda self, p, surprise, entropy: np.zeros_like(p)),
         "the entropy has no gradient",
         _has_slope_of_entropy,
-        "where the entropy has a cotangent",
+        "where the entropy has an upstream gradient",
     ),
     Mistake(
         "a bonus for a penalty",
@@ -80,7 +80,7 @@ LOG_PROB_MISTAKES = [
         stepped(entropy_slope=lambda self, p, surprise, entropy: p * (entropy - surprise)),
         "the entropy's gradient has the wrong sign",
         _has_slope_of_entropy,
-        "where the entropy has a cotangent",
+        "where the entropy has an upstream gradient",
     ),
     Mistake(
         "shards without the index have no gradient",
@@ -89,7 +89,7 @@ LOG_PROB_MISTAKES = [
         stepped(hits=lambda self, index, classes: np.zeros((*index.shape, classes), bool)),
         NO_OWN_ENTRY,
         lambda case: _cotangent(case, "log_probs"),
-        "where the log-probabilities have a cotangent",
+        "where the log-probabilities have an upstream gradient",
     ),
     Mistake(
         "the mask is ignored",

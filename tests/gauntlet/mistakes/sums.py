@@ -158,7 +158,7 @@ UPSTREAM_MISTAKES = [
         from_above(lambda cotangent: cotangent.ravel()[:1].reshape(()) if cotangent.size else cotangent),
         "the first element of the upstream gradient is used for all rows",
         several_cotangents,
-        "where losses have cotangents of their own",
+        "where losses have upstream gradients of their own",
     ),
     Mistake("a wrong sign", "jsboige/CoursIA#16165", tuple(HONEST), of_gradients(np.negative), "a wrong sign"),
     Mistake("no gradient", "KernelBench#165", tuple(HONEST), of_gradients(np.zeros_like), "zero everywhere"),
