@@ -229,9 +229,10 @@ BAD = [
         "no case is called mse-sun (did you mean 'mse-sum'?); there are",
     ),
     (
-        ["golden", "write", "made", "--cases", "20", "--seed", "1"],
-        "--cases: ids or patterns; how many fresh cases is --count",
+        ["golden", "write", "made", "--cases", "20", "--count", "3", "--seed", "1"],
+        "--cases: 20 is how many fresh cases are drawn, and so is --count 3",
     ),
+    (["golden", "write", "made", "--cases", "20"], "--count: of fresh cases; give their --seed"),
     (["golden", "write", "made", "--count", "3"], "--count: of fresh cases; give their --seed"),
     (
         ["golden", "write", "made", "--cases", "causal_lm-items", "--dtypes", "float64"],

@@ -242,6 +242,8 @@ def test_fresh_cases_follow_from_their_seed(run, tmp_path):  # noqa: F811
     assert a["corpus"] != c["corpus"]
     assert run("golden", "check", tmp_path / "a")[:2] == (0, "14 of 14 cases have the same bits\n")
     assert "seed" not in manifest_of_built_in(tmp_path)
+    assert run("golden", "write", tmp_path / "e", "--seed", 3, "--cases", 7, "--only", "mse,masked_lm")[0] == 0
+    assert manifest_of(tmp_path / "e") == a
     status, _, err = run("golden", "write", tmp_path / "d", "--count", 7)
     assert (status, "--seed" in err) == (2, True)
 

@@ -57,7 +57,8 @@ def golden_write(
     cases: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Ids of cases, or patterns such as '*-bfloat16', separated by commas; all if not given.",
+            help="Ids of cases, or patterns such as '*-bfloat16', separated by commas; all if not given. A number is"
+            " the --count.",
             autocompletion=completion.several_of(completion.cases),
         ),
     ] = None,
@@ -79,10 +80,12 @@ def golden_write(
     bounds: Annotated[Optional[str], typer.Option(help=_BOUNDS, autocompletion=_COMPUTE_DTYPES)] = None,  # noqa: UP045
 ) -> None:
     """Write the built-in cases, or fresh ones, with their right answers."""
+    if cases is not None and cases.isdecimal() and int(cases) > 0:
+        if count is not None:
+            raise ValueError(f"--cases: {cases} is how many fresh cases are drawn, and so is --count {count}")
+        cases, count = None, int(cases)
     if count is not None and seed is None:
         raise ValueError("--count: of fresh cases; give their --seed")
-    if cases is not None and cases.isdecimal():
-        raise ValueError(f"--cases: ids or patterns; how many fresh cases is --count {cases}")
     functions, globs, kinds = names(only, "--only"), names(cases, "--cases"), names(dtypes, "--dtypes")
     beside = written_beside(_compute_types(bounds), folder)
     chosen = None if functions is None else set(functions)
