@@ -133,7 +133,7 @@ def _result(
         if name not in wanted:
             continue
         array, axes = batch.placed[name]
-        own = _pieces(batch, {name}, divisor, sums) if name in relative else parts
+        own = _pieces(batch.again_after(sums), {name}, divisor, sums) if name in relative else parts
         grad_dtype = batch.call.constants.get("grad_dtype") if name == specification.differentiable[0] else None
         grads[name] = _read(batch, own, ("grads", name), axes, grad_dtype or array.dtype).rechunk(chunks[name])
     return LossResult(loss, grads, components, _intermediates(specification, batch, parts))

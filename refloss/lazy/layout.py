@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask.array as da
 import numpy as np
+from dask.graph_manipulation import bind
 
 from refloss import arrays
 from refloss.lazy import is_lazy
@@ -63,6 +64,12 @@ class Batch(NamedTuple):
         )
         # It would take the starts' chunks where there are as many.
         return da.Array(result.dask, result.name, self.chunks, meta=meta)
+
+    def again_after(self, number: Any) -> Batch:
+        """The same, read or computed once more when a number is known: until then no chunk has to be kept."""
+        arrays = bind([array for array, _ in self.placed.values()], number, seed=number.name)
+        placed = zip(self.placed, arrays, strict=True)
+        return self._replace(placed={name: Placed(array, self.placed[name].axes) for name, array in placed})
 
     def read(self, parts: Any, reader: Callable[[Any], Any], axes: tuple[int, ...], dtype: Any) -> Any:
         """The array whose chunks a reader takes from what was made of chunks of rows."""
