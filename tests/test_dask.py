@@ -90,7 +90,7 @@ def test_labels_alone_may_be_in_chunks_and_so_may_numbers():
 
 
 def test_one_row_has_no_axes_of_rows():
-    logits, _ = tokens(batch=1, length=1)
+    logits, _ = tokens()
     lazy = refloss.cross_entropy(da.from_array(logits[0, 0], chunks=5), 3, grad_output=-1 / 3)
     assert_same_result(lazy, refloss.cross_entropy(logits[0, 0], 3, grad_output=-1 / 3))
 
@@ -103,6 +103,58 @@ def test_cotangents_of_rows_are_cut_as_rows_are():
         da.from_array(logits, chunks=(7, 5)), labels, **given, grad_output={"z_loss": da.from_array(upstream, chunks=4)}
     )
     assert_same_result(lazy, refloss.cross_entropy(logits, labels, **given, grad_output={"z_loss": upstream}))
+
+
+def test_a_mapping_of_no_cotangents_is_none():
+    logits, labels = tokens()
+    lazy = refloss.masked_lm(da.from_array(logits, chunks=(2, 5, -1)), labels, z_loss=0.1, grad_output={})
+    assert_same_result(lazy, refloss.masked_lm(logits, labels, z_loss=0.1, grad_output={}))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_sum_beyond_float64_is_nothing_beside_one_that_is_infinite(reduction):
+    error, weight = np.array([1.0, 1.0, 1.0]), np.array([1.7e308, 1.7e308, -np.inf])
+    lazy = refloss.mse(da.from_array(error, chunks=2), np.zeros(3), weight, reduction=reduction)
+    assert_same_result(lazy, refloss.mse(error, np.zeros(3), weight, reduction=reduction))
+
+
+def test_lists_are_what_they_are_without_dask():
+    logits, labels = (array.reshape(-1, *array.shape[2:])[:6] for array in tokens())
+    chunked, weight = da.from_array(logits, chunks=4), [*range(23)]
+    assert_same_result(
+        refloss.cross_entropy(chunked, labels.tolist(), weight), refloss.cross_entropy(logits, labels, weight)
+    )
+    one_hot = (labels[:, None] == np.arange(23)).astype(int).tolist()
+    assert_same_result(refloss.cross_entropy(chunked, one_hot), refloss.cross_entropy(logits, one_hot))
+    assert_same_result(refloss.l1(chunked, one_hot), refloss.l1(logits, one_hot))
+
+
+def test_an_axis_of_one_may_have_an_empty_chunk():
+    logits, weight = tokens()[0][0], np.arange(10.0)[:, None]
+    chunked = da.from_array(weight, chunks=((5, 5), (0, 1)))
+    lazy = refloss.bce_with_logits(da.from_array(logits, chunks=(4, 9)), logits, chunked)
+    assert_same_result(lazy, refloss.bce_with_logits(logits, logits, weight))
+
+
+def test_options_may_be_dask_arrays_and_labels_of_any_width():
+    logits, labels = tokens()
+    shifted = np.abs(labels).astype(np.uint8) % 23
+    options = {"ignore_index": 7, "softcap": 1.5, "z_loss": 0.5, "shift_labels": shifted}
+    lazy = refloss.causal_lm(
+        da.from_array(logits, chunks=(2, 5, -1)),
+        labels,
+        **{name: da.from_array(np.array(value), chunks=4) for name, value in options.items()},
+    )
+    assert_same_result(lazy, refloss.causal_lm(logits, labels, **options))
+
+
+def test_processes_give_the_same_bits():
+    logits, labels = tokens()
+    expected = refloss.causal_lm(logits, labels)
+    lazy = refloss.causal_lm(da.from_array(logits, chunks=(3, 10, -1)), labels)
+    loss, gradient = dask.compute(lazy.loss, lazy.grads["logits"], scheduler="processes", num_workers=2)
+    assert_same_bits(loss, expected.loss)
+    assert_same_bits(gradient, expected.grads["logits"])
 
 
 def test_only_what_is_asked_for_is_computed():
@@ -121,6 +173,8 @@ def test_only_what_is_asked_for_is_computed():
         ({"grad_dtype": "int8"}, TypeError, "grad_dtype"),
         ({"grad": "labels"}, ValueError, "grad"),
         ({"softcap": -1.0}, ValueError, "softcap"),
+        ({"backend": "gpu"}, ValueError, "backend"),
+        ({"labels": np.zeros(60, int)}, ValueError, r"labels has shape \(60,\); with Dask arrays expected .*\(6, 10\)"),
         ({"labelz": 1}, TypeError, "labelz"),
     ],
 )
@@ -135,6 +189,16 @@ def test_a_label_that_is_none_says_in_which_chunk_it_is():
     labels[4, 7] = 23
     lazy = refloss.masked_lm(da.from_array(logits, chunks=(2, 5, -1)), labels)
     with pytest.raises(ValueError, match=r"labels\[0, 2\] = 23 .* begins at \[4, 5\]"):
+        lazy.loss.compute(scheduler="synchronous")
+
+
+@pytest.mark.parametrize(("dtype", "wrong"), [(np.int64, 23), (np.uint64, 2**64 - 100)])
+def test_a_shifted_label_that_is_none_is_where_it_was_given(dtype, wrong):
+    logits, labels = tokens()
+    labels = np.abs(labels).astype(dtype) % dtype(23)
+    labels[:, 0] = labels[4, 7] = wrong  # the first of a sequence is of no row
+    lazy = refloss.causal_lm(da.from_array(logits, chunks=(2, 5, -1)), da.from_array(labels, chunks=(3, 4)))
+    with pytest.raises(ValueError, match=rf"^labels\[4, 7\] = {wrong} is outside \[0, 23\)"):
         lazy.loss.compute(scheduler="synchronous")
 
 

@@ -18,8 +18,9 @@ import dask.array as da
 import numpy as np
 
 from refloss import arrays
+from refloss.dispatch import chosen
 from refloss.lazy import is_lazy, pieces
-from refloss.lazy.layout import SHIFTED, Batch, batch_of, in_chunks, shifted
+from refloss.lazy.layout import SHIFTED, Batch, all_in_chunks, batch_of, has_axes, shifted
 from refloss.lazy.pieces import OF_ROWS, UPSTREAM, Call, of_component
 from refloss.numerics.shares import counted
 from refloss.result import Intermediates, LossResult
@@ -38,16 +39,15 @@ _ASKED_FOR = ("losses", "log_probabilities", "probabilities")
 def lazily(function: Callable[..., Any], specification: Specification, named: Mapping[str, Any]) -> LossResult:
     """The result of a call, of Dask arrays. What is wrong with shapes, dtypes and options is an error now."""
     call, grad = _call(function, named)
-    names = [name for name in specification.arguments if call.constants.get(name) is not None]
-    names += [
-        name for name, value in call.constants.items() if name not in names and (is_lazy(value) or np.ndim(value))
-    ]
-    lead = [name for name in names if is_lazy(call.constants[name])]
-    given = {name: in_chunks(call.constants.pop(name), name) for name in names}
-    floats = [name for name in specification.differentiable if name in given and given[name].dtype.kind not in "iub"]
-    wanted = arrays.wanted_gradients(grad, floats)
+    values = {name: call.constants.pop(name) for name in _arrays(specification, call)}
+    lead = [name for name, value in values.items() if is_lazy(value)]
+    given = all_in_chunks(specification, values)
+    # An option is needed now, as in a call of NumPy arrays.
+    call.constants.update({name: value.compute() for name, value in call.constants.items() if is_lazy(value)})
     dtypes = {name: array.dtype for name, array in given.items()}
     divisor = _checked(call, given, is_counted=not _counting(specification, dtypes))
+    floats = [name for name in specification.differentiable if name in given and dtypes[name].kind not in "iub"]
+    wanted = arrays.wanted_gradients(grad, floats)
     chunks = {name: given[name].chunks for name in wanted}
     batch = batch_of(specification, *shifted(specification, call, given), lead)
     if _is_mean(batch) and (counting := _counting(specification, {n: a.dtype for n, (a, _) in batch.placed.items()})):
@@ -68,6 +68,13 @@ def _call(function: Callable[..., Any], named: Mapping[str, Any]) -> tuple[Call,
     return Call(function, values | {of_component(name): part for name, part in upstream.items()}, tuple(upstream)), grad
 
 
+def _arrays(specification: Specification, call: Call) -> list[str]:
+    """The arguments that are arrays, and the numbers that may come of a graph."""
+    numbers = [name for name in (_ITEMS, UPSTREAM, *map(of_component, call.components or ())) if name in call.constants]
+    names = [name for name in specification.arguments if call.constants.get(name) is not None]
+    return names + [name for name in numbers if is_lazy(value := call.constants[name]) or has_axes(value, name)]
+
+
 def _is_mean(batch: Batch) -> bool:
     is_divided = _ITEMS in batch.placed or batch.call.constants.get(_ITEMS) is not None
     return not is_divided and batch.call.constants.get("reduction", "mean") not in ("sum", "none")
@@ -86,8 +93,9 @@ def _checked(call: Call, given: Mapping[str, Any], *, is_counted: bool) -> Exact
     """Check a call by arrays of its shapes and dtypes that have no memory; what divides it, if they say it."""
     if call.constants.get("grad_dtype") is not None:
         arrays.float_dtype(call.constants["grad_dtype"], "grad_dtype")
+    chosen(call.constants.get("backend", "auto"))
     standing = {name: pieces.stand_in(array.shape, array.dtype) for name, array in given.items()}
-    return counted(lambda: call(standing, grad=False), checked_only=not is_counted)
+    return counted(lambda: call(standing, **pieces.ON_HOST), checked_only=not is_counted)
 
 
 def _divisor(batch: Batch, counting: Sequence[str]) -> Any:
@@ -125,7 +133,7 @@ def _result(
         if name not in wanted:
             continue
         array, axes = batch.placed[name]
-        own = _pieces(batch, {name}, divisor, sums) if name in relative else parts
+        own = _pieces(batch.again_after(sums), {name}, divisor, sums) if name in relative else parts
         grad_dtype = batch.call.constants.get("grad_dtype") if name == specification.differentiable[0] else None
         grads[name] = _read(batch, own, ("grads", name), axes, grad_dtype or array.dtype).rechunk(chunks[name])
     return LossResult(loss, grads, components, _intermediates(specification, batch, parts))
@@ -165,7 +173,7 @@ def _intermediates(specification: Specification, batch: Batch, parts: Any) -> In
     names = specification.intermediates
     found = {name: _read(batch, parts, ("intermediates", name), batch.rows) for name in OF_ROWS if name in names}
     if SHIFTED in batch.placed:
-        found[SHIFTED] = batch.placed[SHIFTED].array
+        found[SHIFTED] = batch.placed[SHIFTED].array.astype(np.int64)
     return Intermediates(found, **{name: partial(_asked_for, batch, name) for name in _ASKED_FOR if name in names})
 
 

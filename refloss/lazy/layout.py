@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask.array as da
 import numpy as np
+from dask.graph_manipulation import bind
 
 from refloss import arrays
 from refloss.lazy import is_lazy
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from refloss.lazy.pieces import Call
-    from refloss.specification import Specification
+    from refloss.specification import Argument, Specification
 
 # Axes of a graph are numbers: those of rows from 0, and two that no chunk is cut along.
 _CLASSES, _SEVERAL = 100, 101
@@ -64,6 +65,12 @@ class Batch(NamedTuple):
         # It would take the starts' chunks where there are as many.
         return da.Array(result.dask, result.name, self.chunks, meta=meta)
 
+    def again_after(self, number: Any) -> Batch:
+        """The same, read or computed once more when a number is known: until then no chunk has to be kept."""
+        arrays = bind([array for array, _ in self.placed.values()], number, seed=number.name)
+        placed = zip(self.placed, arrays, strict=True)
+        return self._replace(placed={name: Placed(array, self.placed[name].axes) for name, array in placed})
+
     def read(self, parts: Any, reader: Callable[[Any], Any], axes: tuple[int, ...], dtype: Any) -> Any:
         """The array whose chunks a reader takes from what was made of chunks of rows."""
         return da.blockwise(
@@ -96,8 +103,31 @@ def _only(block: Any) -> Any:
     return block
 
 
-def in_chunks(value: Any, name: str) -> Any:
-    """A Dask array of whatever array."""
+def has_axes(value: Any, name: str) -> bool:
+    """Whether a number is one for each row; what is no number is left for the function to tell."""
+    return not isinstance(value, int | float | str | None) and arrays.as_array(value, name).ndim > 0
+
+
+def all_in_chunks(specification: Specification, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dask arrays of whatever arrays; lists of integers are of real numbers where a function takes them for such."""
+    chunked = {name: _in_chunks(value, name) for name, value in values.items()}
+    first = chunked.get(specification.required[0])
+    for name, value in values.items():
+        array, argument = chunked[name], specification.arguments.get(name)
+        is_list = array.dtype.kind in "iu" and isinstance(value, list | tuple | int)
+        if is_list and argument is not None and _is_real(argument, array, first):
+            chunked[name] = array.astype(np.float64)
+    return chunked
+
+
+def _is_real(argument: Argument, array: Any, first: Any) -> bool:
+    """Whether an argument is of real numbers; classes are, in the shape of the logits: a distribution over them."""
+    if argument.role == "classes":
+        return first is not None and array.shape == first.shape
+    return argument.role not in ("labels", "indices", "mask", "flags")
+
+
+def _in_chunks(value: Any, name: str) -> Any:
     if not is_lazy(value):
         array = arrays.as_array(value, name)
         return da.from_array(array, chunks=array.shape)
@@ -115,12 +145,32 @@ def shifted(specification: Specification, call: Call, given: dict[str, Any]) -> 
         call = call._replace(constants=call.constants | {name: None})
         if SHIFTED in given:  # which are taken instead
             return call, others
+        shape = given[argument.of].shape
+        if labels.shape != shape[:-1]:
+            raise _misplaced(name, labels, shape, shape[:-1])
         size = min(argument.shift, labels.shape[-1])
         ignored = call.constants.get("ignore_index", argument.ignored)
         none = da.full((*labels.shape[:-1], size), ignored, dtype=np.int64)
-        labels = labels.map_blocks(arrays.index_array, name, dtype=np.int64)
-        return call, others | {SHIFTED: da.concatenate([labels[..., argument.shift :], none], axis=-1)}
+        targets = labels[..., argument.shift :].map_blocks(
+            _targets, name, argument.shift, shape[-1], ignored, dtype=np.int64, meta=np.empty((0,) * labels.ndim, int)
+        )
+        return call, others | {SHIFTED: da.concatenate([targets, none], axis=-1)}
     return call, given
+
+
+def _targets(
+    block: np.ndarray, name: str, shift: int, classes: int, ignored: int, block_info: Mapping[Any, Any]
+) -> np.ndarray:
+    """Labels in one format, checked while it is known where they stand in the whole."""
+    labels = arrays.integer_array(block, name)
+    starts = [start for start, _ in block_info[0]["array-location"]]
+
+    def position(index: tuple[int, ...]) -> tuple[int, ...]:
+        *others, last = (start + i for start, i in zip(starts, index, strict=True))
+        return *others, last + shift
+
+    arrays.check_labels(labels, classes, ignored, name, position)
+    return labels.astype(np.int64)
 
 
 def batch_of(specification: Specification, call: Call, given: Mapping[str, Any], lead: Sequence[str]) -> Batch:
@@ -152,6 +202,8 @@ def _placed(specification: Specification, name: str, array: Any, first: Placed, 
     if argument is not None and argument.role == "class weight":
         return Placed(array, (_CLASSES,))
     if argument is not None and argument.broadcast and not argument.differentiable:
+        # Dask broadcasts an axis of one chunk alone.
+        array = array.rechunk({axis: size for axis, size in enumerate(array.shape) if size == 1})
         return Placed(da.broadcast_to(array, first.array.shape), first.axes)
     shape = tuple(first.array.shape[first.axes.index(axis)] for axis in rows)
     if argument is None and array.ndim == 0:
@@ -162,6 +214,9 @@ def _placed(specification: Specification, name: str, array: Any, first: Placed, 
         return Placed(array, rows)
     if array.shape[:-1] == shape and array.ndim:
         return Placed(array, (*rows, _SEVERAL))
-    raise ValueError(
-        f"{name} has shape {array.shape}; with Dask arrays expected {first.array.shape}, or the shape of its rows"
-    )
+    raise _misplaced(name, array, first.array.shape, shape)
+
+
+def _misplaced(name: str, array: Any, shape: tuple[int, ...], rows: tuple[int, ...]) -> ValueError:
+    expected = f"{shape}" if rows == shape else f"{shape}, or {rows} of its rows"
+    return ValueError(f"{name} has shape {array.shape}; with Dask arrays expected {expected}")

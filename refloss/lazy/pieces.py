@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 # Intermediates of rows that come with a piece.
 OF_ROWS = ("lse", "nll")
 UPSTREAM = "grad_output"
+# Of calls that only check or count: whoever makes them needs no GPU.
+ON_HOST = {"grad": False, "backend": "cpu"}
 
 
 class Call(NamedTuple):
-    """A call without the arrays of a chunk; components are those whose cotangents are arguments of their own."""
+    """A call without the arrays of a chunk; components are those whose cotangents came in a mapping, if they did."""
 
     function: Callable[..., Any]
     constants: dict[str, Any]
-    components: tuple[str, ...] = ()
+    components: tuple[str, ...] | None = None
 
     def __call__(self, arrays: dict[str, Any], **more: Any) -> LossResult:
         """The result of a chunk."""
         arguments = {**self.constants, **arrays, **more}
-        if self.components:
+        if self.components is not None:
             arguments[UPSTREAM] = {name: arguments.pop(of_component(name)) for name in self.components}
         result: LossResult = self.function(**arguments)
         return result
@@ -67,7 +69,7 @@ def own_divisor(
     own = {axis: n for name, array in arrays.items() for axis, n in zip(axes[name], array.shape, strict=True)}
     sizes = lengths | own
     standing = {name: stand_in([sizes[axis] for axis in of], dtype) for name, (of, dtype) in others.items()}
-    return counted(lambda: call({**standing, **arrays}, grad=False))
+    return counted(lambda: call({**standing, **arrays}, **ON_HOST))
 
 
 def divisor_of_all(parts: Any, **_: Any) -> Exact:

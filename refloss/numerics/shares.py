@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from refloss.numerics.exact import Exact, exact_sum, quotient, ratio, rounded
+from refloss.numerics.exact import Exact, exact_sum, quotient, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,9 +113,10 @@ def divided(total: Exact, by: Exact, component: str = "loss") -> np.float64:
 
 
 def added(first: Exact, second: Exact) -> Exact:
-    """A sum of exact numbers; by the float rules where one is not finite."""
-    is_exact = isinstance(first, Fraction) and isinstance(second, Fraction)
-    return first + second if is_exact else rounded(first) + rounded(second)
+    """A sum of exact numbers, or of those that are not finite: beside them a fraction is nothing, however large."""
+    if isinstance(first, Fraction) == isinstance(second, Fraction):
+        return first + second
+    return second if isinstance(first, Fraction) else first
 
 
 def joined(first: Sum, second: Sum) -> Sum:
