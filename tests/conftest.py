@@ -4,6 +4,8 @@ Where workers are to run all tests, kernels are compiled before they start: each
 share the cores, so that torch and BLAS have one thread in each: more of them would wait for each other, busily.
 """
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +17,9 @@ from refloss.commands import progress
 
 settings.register_profile("refloss", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("refloss")
+
+# Little of what tests make is in cycles: to look for them after every 700 objects takes a twentieth of the time.
+gc.set_threshold(100_000, 20, 20)
 
 # What a command says does not depend on how long kernels take.
 progress.PERIOD = 3600.0
@@ -38,9 +43,20 @@ def pytest_collection(session):
         asked_for.append(self._base)
         return load(self, *given)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, without_collecting():
         patch.setattr(DiskCache, "load_overload", noting)
         return (yield)
+
+
+@contextlib.contextmanager
+def without_collecting():
+    """What is made here stays, modules and thousands of tests: whoever looks for cycles never has to look at it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 # What takes longest, a file or a folder: handed out first, so that nobody waits for it at the end.

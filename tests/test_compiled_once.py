@@ -38,6 +38,10 @@ def strided(array: np.ndarray) -> np.ndarray:
     return memory[..., ::2]
 
 
+def column_by_column(array: np.ndarray) -> np.ndarray:
+    return np.array(array, order="F")
+
+
 def changed(change: Callable[[np.ndarray], np.ndarray], value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return change(value)
@@ -83,7 +87,7 @@ def test_how_an_array_lies_in_memory_compiles_nothing(name: str, loaded: list[st
         expected = compute(case, writable)
         assert not (is_empty(case) and loaded[before:])
         before = len(loaded)
-        for change in (read_only, strided):
+        for change in (read_only, strided, column_by_column):
             found = compute(case, change)
             assert found.keys() == expected.keys()
             for key, value in expected.items():

@@ -20,7 +20,6 @@ ELEMENTS = 20_000
 OF_ELEMENTS = (
     *("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits", "kl_div", "sigmoid_focal", "varifocal"),
     *("soft_margin", "hinge_embedding", "sigmoid_contrastive", "info_nce", "multilabel_soft_margin"),
-    *("linear_cross_entropy", "linear_selected_log_probs"),
     *("value_loss", "policy_loss"),
     *("linear_cross_entropy", "linear_selected_log_probs", "distillation"),
 )

@@ -21,6 +21,7 @@ def prepare() -> None:
     """Make the process what pytest's is, and its simulator what these tests need."""
     importlib.import_module("tests.conftest")
     _keep_no_kernels()
+    _compile_apart()
     _share_arrays_by_line()
     _sleep_while_waiting()
     warnings.simplefilter("error")
@@ -36,6 +37,24 @@ def _keep_no_kernels() -> None:
     from refloss.disk_cache import DiskCache
 
     DiskCache.save_overload = lambda *_: None  # type: ignore[method-assign]
+
+
+def _compile_apart() -> None:
+    """Make machine code of what Python calls alone: what compiled code calls is joined with that, as elsewhere."""
+    import numba
+
+    from refloss import inside, jit
+
+    for_any_integer = jit._for_any_integer
+
+    def apart(dispatcher: Any) -> Any:
+        options = dispatcher.targetoptions | {"no_cpython_wrapper": True}
+        within = for_any_integer(numba.jit(pipeline_class=inside.Compiler, **options)(dispatcher.py_func))
+        # By these two, callers that are compiled find it.
+        dispatcher.get_call_template, dispatcher.get_overload = within.get_call_template, within.get_overload
+        return dispatcher
+
+    jit._for_any_integer = apart
 
 
 def _sleep_while_waiting() -> None:

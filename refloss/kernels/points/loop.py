@@ -92,7 +92,7 @@ def _two_sum(a: np.ndarray, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def locate(points: np.ndarray, size: tuple[int, int]) -> Places:
     """Where points [S, P, 2], x and y in [0, 1], lie in a plane of height × width; without rounding."""
-    across = points[..., ::-1].astype(np.float64)
+    across = points[..., ::-1].astype(np.float64, order="C")
     # Of 29 bits and of 24: products with a size have none to round.
     upper = across.astype(np.float32).astype(np.float64)
     count = np.array(size, np.float64)

@@ -37,7 +37,7 @@ def selected_experts(selected: Any, router: Router, top_k: int) -> np.ndarray:
     arrays.check_shape(given, shape, name, "top_k experts for each row of router_logits")
     counts = router.counts.reshape(*shape[:-1], 1)
     arrays.check_range(np.where(counts, given, given.dtype.type(0)), 0, router.logits.shape[-1] - 1, name)
-    chosen = np.where(counts, given, given.dtype.type(0)).astype(np.int64).reshape(-1, top_k)
+    chosen = np.where(counts, given, given.dtype.type(0)).astype(np.int64, order="C").reshape(-1, top_k)
     chosen[~router.counts] = -1
     ordered = np.sort(chosen, axis=-1)
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=-1) & router.counts

@@ -53,7 +53,7 @@ def loss_of_tokens(
     buffer = options.buffer(first, name, wanted=wanted)
     scalar = exact(float(cotangent.reshape(-1)[0])) if reduced else exact(1.0)
     given = Given(
-        counts=aggregation.counts,
+        counts=np.ascontiguousarray(aggregation.counts),
         coefficients=aggregation.coefficients(scalar),
         cotangent=np.ones((1, 1)) if reduced else np.broadcast_to(cotangent.reshape(_of(cotangent, shape)), shape),
         by_mean=by_mean,
