@@ -83,7 +83,7 @@ def golden_write(
     if cases is not None and cases.isdecimal() and int(cases) > 0:
         if count is not None:
             raise ValueError(f"--cases: {cases} is how many fresh cases are drawn, and so is --count {count}")
-        cases, count = None, int(cases)
+        count, cases = int(cases), None
     if count is not None and seed is None:
         raise ValueError("--count: of fresh cases; give their --seed")
     functions, globs, kinds = names(only, "--only"), names(cases, "--cases"), names(dtypes, "--dtypes")

@@ -6,6 +6,7 @@ model knows by heart stop training.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,6 @@ def reproduce() -> Iterator[Answer]:
     # Liger adds −w, the loss of the chosen answer, elsewhere.
     _, gradient = value_and_gradient(lambda w: LIGER_ORPO(w, rejected), chosen)
     ours = refloss.preference_loss(chosen, rejected, kind="orpo").grads["chosen_log_probs"]
-    odds = 0.1 / (np.e - 1)
+    odds = 0.1 / (math.e - 1)
     # Of −β·log σ(h): β·(1 − σ)·(1 + e^w/(1 − e^w)), where 1 − σ is e^−h = (1 − e^w)·e^r/(1 − e^r) as h grows.
     yield Answer("the gradient", gradient, [np.nan], [-odds], ours + 1)

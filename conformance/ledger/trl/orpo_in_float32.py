@@ -6,6 +6,7 @@ itself.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,5 +34,5 @@ def reproduce() -> Iterator[Answer]:
     # The odds ratio's part alone, which TRL takes off the loss of the chosen answer.
     _, gradient = value_and_gradient(lambda w: TRL_ORPO(w, rejected, beta=0.1), chosen)
     ours = refloss.preference_loss(chosen, rejected, kind="orpo").grads["chosen_log_probs"]
-    odds = 0.1 / (np.e - 1)
+    odds = 0.1 / (math.e - 1)
     yield Answer("the gradient of the odds ratio", gradient, [np.nan], [odds], -1 - ours)
