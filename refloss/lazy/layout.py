@@ -47,8 +47,8 @@ class Batch(NamedTuple):
     def over_chunks(self, work: Callable[..., Any], names: Sequence[str], *numbers: Any, **constants: Any) -> Any:
         """work(arrays, *numbers, **constants) of every chunk: an array in chunks of rows of whatever it returns.
 
-        Axes that are not cut stay, as axes of one chunk: where none is lost, Dask reads a chunk in the task that uses it,
-        and so not before the numbers are known.
+        Axes that are not cut stay, of one chunk each: where no axis is lost, Dask reads a chunk in the task that uses
+        it, and so not before the numbers are known.
         """
         whole = {axis: n for axis, n in self.lengths.items() if any(axis in self.placed[name].axes for name in names)}
         axes, chunks = (*self.rows, *whole), (*self.chunks, *((n,) for n in whole.values()))
