@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import dask
@@ -155,6 +157,47 @@ def test_processes_give_the_same_bits():
     loss, gradient = dask.compute(lazy.loss, lazy.grads["logits"], scheduler="processes", num_workers=2)
     assert_same_bits(loss, expected.loss)
     assert_same_bits(gradient, expected.grads["logits"])
+
+
+def test_logits_are_not_read_before_it_is_known_what_divides():
+    logits, labels = tokens()
+    counted, at_reading = [], []
+
+    class Source:
+        shape, dtype, ndim = logits.shape, logits.dtype, logits.ndim
+
+        def __getitem__(self, index):
+            at_reading.append(len(counted))
+            return logits[index]
+
+    def slowly(block):
+        time.sleep(0.05)
+        counted.append(block)
+        return block
+
+    read = da.from_array(Source(), chunks=(2, 5, -1), name=False, meta=logits[:0])
+    others = da.from_array(labels, chunks=(2, 5)).map_blocks(slowly, dtype=labels.dtype, meta=labels[:0])
+    refloss.masked_lm(read, others).loss.compute(scheduler="threads", num_workers=4)
+    assert at_reading == [6] * 6
+
+
+def test_weights_that_divide_have_gradients_without_all_chunks_in_memory():
+    generator = np.random.default_rng(0)
+    error, weight = generator.standard_normal((2, 20, 300))
+    alive, most = set(), []
+
+    def tracked(block):
+        block = block.copy()
+        alive.add(id(block))
+        most.append(len(alive))
+        weakref.finalize(block, alive.discard, id(block))
+        return block
+
+    chunked = da.from_array(error, chunks=(1, 300)).map_blocks(tracked, dtype=error.dtype, meta=error[:0])
+    lazy = refloss.mse(chunked, 0 * error, weight)
+    gradient = lazy.grads["weight"].sum(axis=-1).compute(scheduler="synchronous")
+    assert_same_bits(gradient, refloss.mse(error, 0 * error, weight).grads["weight"].sum(axis=-1))
+    assert max(most) <= 4
 
 
 def test_only_what_is_asked_for_is_computed():

@@ -45,15 +45,21 @@ class Batch(NamedTuple):
     lengths: dict[int, int]  # of axes that are not cut
 
     def over_chunks(self, work: Callable[..., Any], names: Sequence[str], *numbers: Any, **constants: Any) -> Any:
-        """work(arrays, *numbers, **constants) of every chunk: an array in chunks of rows of whatever it returns."""
+        """work(arrays, *numbers, **constants) of every chunk: an array in chunks of rows of whatever it returns.
+
+        Axes that are not cut stay, of one chunk each: where no axis is lost, Dask reads a chunk in the task that uses
+        it, and so not before the numbers are known.
+        """
+        whole = {axis: n for axis, n in self.lengths.items() if any(axis in self.placed[name].axes for name in names)}
+        axes, chunks = (*self.rows, *whole), (*self.chunks, *((n,) for n in whole.values()))
         starts = [da.from_array(np.cumsum([0, *sizes[:-1]]), chunks=1) for sizes in self.chunks]
         given: list[tuple[Any, tuple[int, ...] | None]] = [self.placed[name] for name in names]
         given += [(number, () if is_lazy(number) else None) for number in numbers]
         given += [(each, (axis,)) for axis, each in zip(self.rows, starts, strict=True)]
-        meta = np.empty((0,) * len(self.rows), object)
+        meta = np.empty((0,) * len(axes), object)
         result = da.blockwise(
             _of_chunk,
-            self.rows,
+            axes,
             *itertools.chain.from_iterable(given),
             work=partial(work, **constants),
             names=tuple(names),
@@ -63,7 +69,7 @@ class Batch(NamedTuple):
             align_arrays=False,
         )
         # It would take the starts' chunks where there are as many.
-        return da.Array(result.dask, result.name, self.chunks, meta=meta)
+        return da.Array(result.dask, result.name, chunks, meta=meta)
 
     def again_after(self, number: Any) -> Batch:
         """The same, read or computed once more when a number is known: until then no chunk has to be kept."""
@@ -72,13 +78,13 @@ class Batch(NamedTuple):
         return self._replace(placed={name: Placed(array, self.placed[name].axes) for name, array in placed})
 
     def read(self, parts: Any, reader: Callable[[Any], Any], axes: tuple[int, ...], dtype: Any) -> Any:
-        """The array whose chunks a reader takes from what was made of chunks of rows."""
+        """The array whose chunks a reader takes from what was made of chunks of all arrays."""
         return da.blockwise(
-            reader,
+            _read,
             axes,
             parts,
-            self.rows,
-            new_axes={axis: self.lengths[axis] for axis in axes if axis not in self.rows},
+            (*self.rows, *self.lengths),
+            reader=reader,
             dtype=dtype,
             meta=np.empty((0,) * len(axes), dtype),
             align_arrays=False,
@@ -87,7 +93,6 @@ class Batch(NamedTuple):
 
 def _of_chunk(*blocks: Any, work: Callable[..., Any], names: tuple[str, ...], numbers: int) -> Any:
     """Work on a chunk; an error says where it is."""
-    blocks = tuple(map(_only, blocks))
     others, starts = blocks[len(names) : len(names) + numbers], blocks[len(names) + numbers :]
     try:
         return work(dict(zip(names, blocks, strict=False)), *others)
@@ -96,11 +101,11 @@ def _of_chunk(*blocks: Any, work: Callable[..., Any], names: tuple[str, ...], nu
         raise type(error)(f"{error}, in the chunk of rows that begins at [{where}]") from error
 
 
-def _only(block: Any) -> Any:
-    """The one block along an axis that is not cut."""
-    while isinstance(block, list):
-        (block,) = block
-    return block
+def _read(part: Any, *, reader: Callable[[Any], Any]) -> Any:
+    """What a reader takes from a part, the only one along axes that are not cut."""
+    while isinstance(part, list):
+        (part,) = part
+    return reader(part)
 
 
 def has_axes(value: Any, name: str) -> bool:
