@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jsonschema
 import numpy as np
@@ -67,17 +68,42 @@ def test_a_small_step_along_the_arrows_fits_better():
         assert after.components[name] < result.components[name]
 
 
-@pytest.fixture(scope="module")
-def compiler():
-    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if found is None:
-        pytest.skip("there is no C++ compiler")
-    return found
+class Language(NamedTuple):
+    """A program that answers golden files, and how it is made of its source."""
+
+    source: Path
+    compilers: tuple[str, ...]
+    options: tuple[str, ...]
+    formats: tuple[str, ...]  # of the logits that it takes
+
+
+_CPLUSPLUS_WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Wno-float-conversion", "-Werror")
+LANGUAGES = {
+    "C++": Language(
+        Path("examples/cpp/causal_lm.cpp"),
+        ("c++", "g++", "clang++"),
+        ("-std=c++17", "-O2", *_CPLUSPLUS_WARNINGS),
+        ("float32",),
+    ),
+    "Rust": Language(
+        Path("examples/rust/causal_lm.rs"),
+        ("rustc",),
+        ("--edition", "2021", "-O", "-D", "warnings"),
+        ("float32", "bfloat16", "float16"),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=LANGUAGES.values(), ids=list(LANGUAGES))
+def language(request):
+    if not any(map(shutil.which, request.param.compilers)):
+        pytest.skip(f"there is no {', no '.join(request.param.compilers)}")
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def program(compiler, tmp_path_factory):
-    return compiled(compiler, Path("examples/cpp/causal_lm.cpp"), tmp_path_factory.mktemp("program"))
+def program(language, tmp_path_factory):
+    return compiled(language, language.source, tmp_path_factory.mktemp("program"))
 
 
 @pytest.fixture(scope="module")
@@ -87,32 +113,34 @@ def golden(tmp_path_factory):
     return folder
 
 
-def compiled(compiler, source, folder):
+def compiled(language, source, folder):
     """The program of a source file, which a compiler has nothing to say against."""
-    program = folder / source.stem
-    warnings = ("-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Wno-float-conversion", "-Werror")
-    subprocess.run([compiler, "-std=c++17", "-O2", *warnings, "-o", program, source], check=True)
+    compiler, program = next(filter(None, map(shutil.which, language.compilers))), folder / source.stem
+    subprocess.run([compiler, *language.options, "-o", program, source], check=True)
     return program
 
 
-def test_the_c_plus_plus_program_answers_golden_files_and_passes(program, golden, tmp_path):
+def test_a_compiled_program_answers_golden_files_and_passes(language, program, golden, tmp_path):
     candidate = tmp_path / "candidate"
     run = subprocess.run([program, golden, candidate], capture_output=True, text=True, check=True)
     judgement = judge_folders(golden, candidate)
     assert run.stdout == f"{len(judgement.judged)} cases written to {candidate}\n"
-    asked = [case for case in select("causal_lm", dtypes="float32") if case.parameters.keys() <= numpy_causal_lm.KNOWN]
-    assert len(judgement.judged) == len(asked)
+    offered = select("causal_lm", dtypes=language.formats)
+    asked = {case.id for case in offered if case.parameters.keys() <= numpy_causal_lm.KNOWN}
+    assert {case.id for case in judgement.judged} == asked
+    row = f"| `{language.source.as_posix()}` | float32 | {len(asked)} | {len(asked)} |"
+    assert row in Path("docs/outside_users.md").read_text().splitlines()
     assert judgement.passed, [tensor for case in judgement.judged for tensor in case.tensors if not tensor.passed]
 
 
-def test_a_c_plus_plus_program_with_a_mistake_fails(compiler, golden, tmp_path):
-    source = Path("examples/cpp/causal_lm.cpp").read_text()
-    right, wrong = "(grad_output / normaliser)", "(1.0f / normaliser)"
+def test_a_compiled_program_with_a_mistake_fails(language, golden, tmp_path):
+    source = language.source.read_text()
+    # A cotangent that is not used at all is something that compilers notice.
+    right, wrong = "(grad_output / normaliser)", "(grad_output / grad_output / normaliser)"
     assert right in source
-    broken = tmp_path / "broken.cpp"
-    # Otherwise the compiler says that the cotangent is not used.
-    broken.write_text(source.replace(right, f"{wrong} + 0.0f * grad_output"))
-    program, candidate = compiled(compiler, broken, tmp_path), tmp_path / "candidate"
+    broken = tmp_path / f"broken{language.source.suffix}"
+    broken.write_text(source.replace(right, wrong))
+    program, candidate = compiled(language, broken, tmp_path), tmp_path / "candidate"
     subprocess.run([program, golden, candidate], check=True)
     failed = {case.id: case for case in judge_folders(golden, candidate).judged if not case.passed}
     assert len(failed) >= 10
@@ -121,7 +149,7 @@ def test_a_c_plus_plus_program_with_a_mistake_fails(compiler, golden, tmp_path):
     assert "upstream" in gradient.explanation
 
 
-def test_the_c_plus_plus_program_says_what_it_cannot_read(program, tmp_path):
+def test_a_compiled_program_says_what_it_cannot_read(program, tmp_path):
     for arguments, message in (
         ([], "usage"),
         ([tmp_path, tmp_path / "candidate"], "manifest.json: cannot be read"),
