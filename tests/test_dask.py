@@ -285,7 +285,7 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path):
         killing, tmp_path / "killed", dtype=logits.dtype, meta=logits[:0]
     )
     lazy = refloss.causal_lm(chunked, labels, grad_output=-1 / 3)
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    options = {"n_workers": 2, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         before = set(client.scheduler_info()["workers"])
         loss, gradient = dask.compute(lazy.loss, lazy.grads["logits"])

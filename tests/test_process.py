@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import dask
+import dask.array as da
 import ml_dtypes
 import numpy as np
 import pytest
@@ -278,9 +280,20 @@ def later(dtype: Any) -> Work:
     return work
 
 
+def chunks(dtype: Any) -> Work:
+    """Sums of chunks, which are divided where nothing else is computed."""
+    x = (tiny(dtype, 8) / 4).astype(dtype)
+
+    def work() -> list[Any]:
+        lazy = refloss.l1(da.from_array(x, chunks=3), 0 * x)
+        return list(dask.compute(lazy.loss, lazy.grads["input"], scheduler="synchronous"))
+
+    return work
+
+
 @pytest.mark.parametrize("bits", BITS, ids=hex)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("prepared", [elements, blocks, logits, later])
+@pytest.mark.parametrize("prepared", [elements, blocks, logits, later, chunks])
 def test_a_caller_who_flushes_subnormals_gets_the_same_bits(
     register: ControlRegister, bits: int, dtype: Any, prepared: Callable[[Any], Work]
 ) -> None:

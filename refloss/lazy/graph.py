@@ -38,34 +38,37 @@ _ASKED_FOR = ("losses", "log_probabilities", "probabilities")
 
 def lazily(function: Callable[..., Any], specification: Specification, named: Mapping[str, Any]) -> LossResult:
     """The result of a call, of Dask arrays. What is wrong with shapes, dtypes and options is an error now."""
-    call, grad = _call(function, named)
-    values = {name: call.constants.pop(name) for name in _arrays(specification, call)}
-    lead = [name for name, value in values.items() if is_lazy(value)]
+    call, values, grad = _call(function, specification, named)
     given = all_in_chunks(specification, values)
-    # An option is needed now, as in a call of NumPy arrays.
-    call.constants.update({name: value.compute() for name, value in call.constants.items() if is_lazy(value)})
     dtypes = {name: array.dtype for name, array in given.items()}
     divisor = _checked(call, given, is_counted=not _counting(specification, dtypes))
     floats = [name for name in specification.differentiable if name in given and dtypes[name].kind not in "iub"]
     wanted = arrays.wanted_gradients(grad, floats)
     chunks = {name: given[name].chunks for name in wanted}
+    lead = [name for name, value in values.items() if is_lazy(value)]
     batch = batch_of(specification, *shifted(specification, call, given), lead)
     if _is_mean(batch) and (counting := _counting(specification, {n: a.dtype for n, (a, _) in batch.placed.items()})):
         divisor = _divisor(batch, counting)
     return _result(specification, batch, divisor, wanted, chunks)
 
 
-def _call(function: Callable[..., Any], named: Mapping[str, Any]) -> tuple[Call, Any]:
-    """What is called, of arrays and all else, with every cotangent as an argument of its own; and what grad is."""
-    values = dict(named)
-    if values.pop("out", None) is not None:
+def _call(
+    function: Callable[..., Any], specification: Specification, named: Mapping[str, Any]
+) -> tuple[Call, dict[str, Any], Any]:
+    """What is called; its arrays, every cotangent of a mapping as an argument of its own; and what grad is."""
+    constants, components = dict(named), None
+    if constants.pop("out", None) is not None:
         raise ValueError("out is given; expected None with Dask arrays: write gradients with dask.array.store")
-    grad = values.pop("grad", True)
-    upstream = values.get(UPSTREAM)
-    if not isinstance(upstream, Mapping):
-        return Call(function, values), grad
-    del values[UPSTREAM]
-    return Call(function, values | {of_component(name): part for name, part in upstream.items()}, tuple(upstream)), grad
+    grad = constants.pop("grad", True)
+    if isinstance(upstream := constants.get(UPSTREAM), Mapping):
+        del constants[UPSTREAM]
+        constants |= {of_component(name): part for name, part in upstream.items()}
+        components = tuple(upstream)
+    call = Call(function, constants, components)
+    values = {name: constants.pop(name) for name in _arrays(specification, call)}
+    # An option is needed now, as in a call of NumPy arrays.
+    constants.update({name: value.compute() for name, value in constants.items() if is_lazy(value)})
+    return call, values, grad
 
 
 def _arrays(specification: Specification, call: Call) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from refloss import subnormals
 from refloss.numerics.exact import quotient, ratio
 from refloss.numerics.shares import Share, Sum, added, counted, joined, part_of
 
@@ -123,6 +124,7 @@ def sums_of_all(parts: Any, **_: Any) -> dict[str, Sum]:
     return {name: reduce(joined, (each[name] for each in others), own) for name, own in first.items()}
 
 
+@subnormals.keeping
 def quotient_of(sums: dict[str, Sum], component: str) -> np.float64:
     """A loss of all chunks, rounded once."""
     return quotient(*sums[component])
