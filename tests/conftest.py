@@ -18,7 +18,7 @@ from refloss.commands import progress
 settings.register_profile("refloss", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("refloss")
 
-# Little of what tests make is in cycles: to look for them after every 700 objects takes a twentieth of the time.
+# To look for cycles after every 700 objects takes a twentieth of the time that code for a GPU takes to compile.
 gc.set_threshold(100_000, 20, 20)
 
 # What a command says does not depend on how long kernels take.

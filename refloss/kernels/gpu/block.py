@@ -15,6 +15,7 @@ from numba import cuda
 from refloss import jit
 from refloss.kernels.gpu.jit import gpu_function
 from refloss.numerics.exponential import scale
+from refloss.numerics.pairs import add
 from refloss.numerics.sums import exponent_of, grid_counts, grid_total, long_counts, long_total
 
 WARP = 32
@@ -53,8 +54,17 @@ def _reduction(combine: Any) -> Any:
     return reduced
 
 
+# Each is many instructions, of which a compiler makes copies: whoever wants several of them calls one in a loop.
 block_sum = _reduction(_sum)
 block_max = _reduction(_larger)
+
+
+@gpu_function
+def block_sums(first, second, third, scratch):
+    """block_sum of three integers."""
+    for _ in range(3):
+        first, second, third = second, third, block_sum(first, scratch)
+    return first, second, third
 
 
 @gpu_function
@@ -106,6 +116,15 @@ def long_sum(terms, scratch):
         coarse += counts[0]
         fine += counts[1]
         finest += counts[2]
-    coarse, fine, finest = block_sum(coarse, scratch), block_sum(fine, scratch), block_sum(finest, scratch)
+    coarse, fine, finest = block_sums(coarse, fine, finest, scratch)
     high, low = long_total(coarse, fine, finest)
     return scale(high, exponent), scale(low, exponent)
+
+
+@gpu_function
+def sum_of_pairs(high, low, scratch):
+    """The sum of such a row of pairs, a pair: that of its high parts and that of its low parts."""
+    first, second = (0.0, 0.0), (0.0, 0.0)
+    for part in range(2):
+        first, second = second, long_sum(high if part == 0 else low, scratch)
+    return add(first, second)

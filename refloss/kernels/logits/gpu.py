@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda, int64
 
 from refloss.kernels.gpu import runtime
-from refloss.kernels.gpu.block import block_max, block_sum, long_sum
+from refloss.kernels.gpu.block import block_max, block_sums, long_sum, sum_of_pairs
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.gpu.runtime import LARGEST_BLOCK
 from refloss.kernels.logits.chain import chained as through
@@ -152,13 +152,13 @@ def _softmax(lines, scratch):
             coarse += counts[0]
             fine += counts[1]
             finest += counts[2]
-    coarse, fine, finest = block_sum(coarse, scratch), block_sum(fine, scratch), block_sum(finest, scratch)
+    coarse, fine, finest = block_sums(coarse, fine, finest, scratch)
     return softmax_of_sums(top, maximum, coarse, fine, finest, exponent)
 
 
 @gpu_function
 def _sum_of_products(lines, scratch):
-    return add(long_sum(lines.products, scratch), long_sum(lines.products_low, scratch))
+    return sum_of_pairs(lines.products, lines.products_low, scratch)
 
 
 @gpu_function
@@ -192,7 +192,7 @@ def _masses_of_label(softmax, label, lines, terms, scratch):
 
 @gpu_function
 def _mass_sum(lines, scratch):
-    return add(long_sum(lines.mass, scratch), long_sum(lines.mass_low, scratch))
+    return sum_of_pairs(lines.mass, lines.mass_low, scratch)
 
 
 @gpu_function

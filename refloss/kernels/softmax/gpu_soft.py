@@ -12,7 +12,7 @@ from numba import cuda, int64
 
 from refloss import jit
 from refloss.kernels.gpu import runtime
-from refloss.kernels.gpu.block import block_max, block_sum, long_sum, row_sum
+from refloss.kernels.gpu.block import block_max, block_sum, row_sum, sum_of_pairs
 from refloss.kernels.gpu.jit import gpu_function, gpu_kernel
 from refloss.kernels.gpu.runtime import LARGEST_BLOCK
 from refloss.kernels.rows import Rows, row_offset
@@ -160,7 +160,7 @@ def all_differences(j, lines, scratch):
         lines.products[c], lines.products_low[c] = left[0], left[1]
         largest = max(largest, as_ordered(left[2]))
     largest = block_max(largest, scratch)
-    left = add(long_sum(lines.products, scratch), long_sum(lines.products_low, scratch))
+    left = sum_of_pairs(lines.products, lines.products_low, scratch)
     return left, from_ordered(largest)
 
 
@@ -198,8 +198,8 @@ def _refine(logits, start, gradient, to, split, excess, coefficient, lines, scra
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         logit = read(logits.memory, start + c * logits.class_stride)
         lines.term[c], lines.term_low[c] = accurate_term(logit, split.maximum)
-    whole = add(long_sum(lines.term, scratch), long_sum(lines.term_low, scratch))
-    total = add(long_sum(lines.mass, scratch), long_sum(lines.mass_low, scratch))
+    whole = sum_of_pairs(lines.term, lines.term_low, scratch)
+    total = sum_of_pairs(lines.mass, lines.mass_low, scratch)
     any_deep = np.int64(0)
     for c in range(cuda.threadIdx.x, logits.classes, cuda.blockDim.x):
         term, mass = (lines.term[c], lines.term_low[c]), (lines.mass[c], lines.mass_low[c])
