@@ -35,6 +35,9 @@ ELSEWHERE = {
         )
     },
     ("docs/golden_format.md", "json"): "test_examples.py",
+    ("docs/golden_format.md", "sh"): "test_read_in_order.py",
+    **dict.fromkeys(product(("docs/metamorphic.md",), ("python", "sh")), "test_read_in_order.py"),
+    ("docs/many_machines.md", "sh"): "test_scheduler.py, with a cluster of its own",
     ("docs/tolerances.md", "python"): "test_examples.py",
     ("docs/topk_distillation.md", "python"): "test_topk_distillation.py",
     ("docs/tutorial.md", "sh"): "test_examples.py does the same within the process",
@@ -71,8 +74,6 @@ def of_cross_entropy(*, upstream, **arguments):
 
 def given(page):
     """What a page leaves to its reader: arrays, a kernel and its framework."""
-    if page == "docs/metamorphic.md":
-        return {"kernel": of_cross_entropy, "jnp": SimpleNamespace(asarray=np.asarray)}
     names = {}
     exec(next(block.text for block in blocks("README.md") if block.language == "python"), names)
     loss, grads = judged({"logits": names["logits"], "labels": names["labels"]}, {}, 2.0)

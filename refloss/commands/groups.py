@@ -45,7 +45,9 @@ class Group(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the names of commands and what they do; Click would cut that off after one line."""
         rows = [(name, _sentence(self.get_command(ctx, name))) for name in self.list_commands(ctx)]
-        beside = max((len(word) for _, sentence in rows for word in sentence.split()), default=0)
+        if not rows:
+            return
+        beside = max(len(word) for _, sentence in rows for word in sentence.split())
         with formatter.section("Commands"):
             if beside <= formatter.width - _NAMES - 4:
                 formatter.write_dl(rows, col_max=_NAMES)
