@@ -67,12 +67,7 @@ def judged(inputs, parameters, cotangent):
     return r.loss.astype(np.float32), r.grads
 
 
-def of_cross_entropy(*, upstream, **arguments):
-    r = refloss.cross_entropy(**arguments, grad_output=upstream)
-    return r.loss, r.grads["logits"]
-
-
-def given(page):
+def given():
     """What a page leaves to its reader: arrays, a kernel and its framework."""
     names = {}
     exec(next(block.text for block in blocks("README.md") if block.language == "python"), names)
@@ -161,4 +156,4 @@ def test_what_a_page_tells_to_type_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if page == "docs/how_to/golden_files_in_other_languages.md" and not (shutil.which("rustc") and shutil.which("c++")):
         pytest.skip("there is no compiler of Rust, or none of C++")
-    run(page, {language for name, language in HERE if name == page}, given(page))
+    run(page, {language for name, language in HERE if name == page}, given())
