@@ -59,8 +59,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Pages of the documentation: links, tables, and what is written from the specifications."""
-    session.install("-e", ".[testing]", *TOOLS)
+    """The site, and its pages: links, tables, and what is written from the specifications."""
+    session.install("-e", ".[testing,docs]", *TOOLS)
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "docs", "build/site")
     session.run("pytest", "tests/test_pages.py", "tests/test_tables.py")
 
 
