@@ -59,5 +59,5 @@ def test_functions_that_are_none_are_noticed_before_anything_is_fetched(
     monkeypatch.setattr(aarch64, "missing", list)
     root = tmp_path / "root"
     assert stopped(monkeypatch, "--only", "nonsense", "--root", str(root)) == 2
-    assert "no golden cases for nonsense" in capsys.readouterr().err
+    assert "unknown function nonsense" in capsys.readouterr().err
     assert not root.exists()

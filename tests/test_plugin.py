@@ -13,7 +13,9 @@ pytest_plugins = ["pytester"]
 
 # Where refloss is installed with its entry point, that loads the plugin.
 LOADED = any(point.name == "refloss" for point in importlib.metadata.entry_points(group="pytest11"))
-OPTIONS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", *(() if LOADED else ("-p", "refloss.testing.plugin")))
+# Without others' plugins: Zarr's imports NumPy.
+OTHERS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:zarr")
+OPTIONS = (*OTHERS, *(() if LOADED else ("-p", "refloss.testing.plugin")))
 VERSIONS = f"refloss {refloss.__version__}, numba *, numpy *"
 IDS = [case.id for case in corpus({"mse"})]
 
