@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CLASSES, ROWS_OF_CHUNK = 128_000, 128
 WORKERS = (1, 2, 4)
 ROWS = (512, 1024, 2048, 4096)
-ROUNDS = 3
+ROUNDS = 6
 # Chunks of next to nothing, for what a graph costs.
 SMALL, SMALL_CHUNKS = (128, 8), 7813
 MILLION = 1_000_000
