@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -40,11 +41,13 @@ class Fit(NamedTuple):
 
     def true(self, x: Any) -> Any:
         """The function."""
-        return mpmath.polyval([self.taylor(k) for k in reversed(range(TERMS))], x)
+        return value_at([self.taylor(k) for k in range(TERMS)], x)
 
     def coefficients(self) -> list[Any]:
         """The polynomial's coefficients, constant term first."""
-        with mpmath.workdps(DIGITS):
+        with mpmath.workdps(DIGITS), warnings.catch_warnings():
+            # mpmath 1.4 wants to be told of the order of powers that 1.3 knows no other of.
+            warnings.simplefilter("ignore", DeprecationWarning)
             fitted: list[Any] = mpmath.chebyfit(self.true, list(self.interval()), len(self.names))
             return fitted[::-1]
 
@@ -52,9 +55,14 @@ class Fit(NamedTuple):
         """The largest relative error of the result with float64 coefficients, over points of the interval."""
         with mpmath.workdps(DIGITS):
             low, high = self.interval()
-            exact = [mpmath.mpf(coefficient) for coefficient in reversed(coefficients)]
+            exact = [mpmath.mpf(coefficient) for coefficient in coefficients]
             at = [low + (high - low) * k / (points - 1) for k in range(points)]
-            return float(max(abs(self.serves(x) * (mpmath.polyval(exact, x) - self.true(x))) for x in at))
+            return float(max(abs(self.serves(x) * (value_at(exact, x) - self.true(x))) for x in at))
+
+
+def value_at(coefficients: Sequence[Any], x: Any) -> Any:
+    """A polynomial, given from its constant term on."""
+    return mpmath.fsum(coefficient * x**k for k, coefficient in enumerate(coefficients))
 
 
 def _reduced_arguments() -> tuple[Any, Any]:
