@@ -754,7 +754,15 @@ def test_compute_takes_a_list_of_layers_or_of_shards(run, tmp_path):
     save_file(shards | {"target": np.arange(5)}, tmp_path / "shards.safetensors")
     status, printed, _ = run("compute", "vocab_parallel_cross_entropy", tmp_path / "shards.safetensors")
     whole = np.concatenate([*shards.values()], axis=-1)
-    assert (status, printed.split()[1]) == (0, repr(float(refloss.cross_entropy(whole, np.arange(5)).loss)))
+    expected = refloss.cross_entropy(whole, np.arange(5))
+    assert (status, printed.split()[1]) == (0, repr(float(expected.loss)))
+    given = "vocab_parallel_cross_entropy", tmp_path / "shards.safetensors"
+    assert run("compute", *given, "--out", out)[0] == 0
+    gradients = load_file(out)
+    joined = np.concatenate([gradients["grad.shards.0"], gradients["grad.shards.1"]], axis=-1)
+    assert joined.tobytes() == expected.grads["logits"].tobytes()
+    assert run("compute", *given, "--golden", tmp_path / "h")[0] == 0
+    assert run("golden", "check", tmp_path / "h")[:2] == (0, "1 of 1 cases have the same bits\n")
 
 
 @pytest.mark.parametrize(

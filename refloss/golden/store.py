@@ -64,9 +64,17 @@ def expected_tensors(result: LossResult) -> dict[str, Any]:
     return {
         "expected.loss": result.loss,
         **{f"expected.component.{name}": value for name, value in result.components.items()},
-        **{f"expected.grad.{name}": value for name, value in result.grads.items()},
+        **{f"expected.grad.{name}": value for name, value in _tensors(result.grads).items()},
         **{f"expected.intermediate.{name}": value for name, value in result.intermediates.computed().items()},
     }
+
+
+def _tensors(grads: Mapping[str, Any]) -> dict[str, Any]:
+    """Gradients by name; those of the arrays of a list by numbers, as such arrays are given."""
+    found: dict[str, Any] = {}
+    for name, value in grads.items():
+        found |= {f"{name}.{i}": part for i, part in enumerate(value)} if isinstance(value, list) else {name: value}
+    return found
 
 
 def write(
@@ -121,6 +129,8 @@ def add(folder: Path, case: Case, result: LossResult, beside: Beside | None = No
     check_new(folder, case.id)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {"cases": []}
+    if any(isinstance(value, list) for value in result.grads.values()):
+        result = evaluate(case)  # which has one array, and where it is cut
     entry = _write_case(folder, case, result, beside)
     facts = {name: value for name, value in manifest.items() if name not in ("format", "refloss", "corpus", "cases")}
     write_manifest(folder, [*manifest["cases"], {**entry, "own": True}], facts)
