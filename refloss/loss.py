@@ -30,7 +30,7 @@ def loss(specification: Specification) -> Callable[[Callable[P, R]], Callable[P,
         _check(function, specification)
         there = [name for name, argument in specification.arguments.items() if argument.on_gpu]
         of_arrays = accepts_gpu_arrays(*there, *(["out"] if there else []))(function)
-        call = _suggesting(accepts_dask_arrays(specification)(of_arrays))
+        call = accepts_dask_arrays(specification)(_suggesting(of_arrays))
         register(Function(function.__name__, call, specification))
         return call
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from refloss import subnormals
+from refloss.typing import Gradient, Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from refloss.typing import Gradient, Loss
 
 
 def one_nan(value: Any) -> Any:

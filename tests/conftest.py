@@ -99,6 +99,7 @@ def has_workers(config):
 def pytest_configure(config):
     # Commands print what they do where nobody says how wide it may be.
     os.environ.pop("COLUMNS", None)
+    os.unsetenv("COLUMNS")  # pytest imports readline, which sets it where os.environ does not see it, but children do
     if has_workers(config):
         for library in ("OMP", "OPENBLAS", "MKL"):
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")

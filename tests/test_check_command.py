@@ -48,6 +48,10 @@ def broken(inputs, parameters, cotangent):
     raise RuntimeError("first\\nsecond \\x1b[31m")
 
 
+def leaves(inputs, parameters, cotangent):
+    raise SystemExit(0)
+
+
 class Kernels:
     right = staticmethod(right)
 
@@ -121,6 +125,12 @@ def test_an_exception_is_a_case_that_fails(run):
     status, out, _ = run("kernels:broken", "--cases", "mse-sum")
     assert status == 1
     assert "FAIL mse-sum\n  RuntimeError: first\\nsecond \\x1b[31m " in out
+
+
+def test_one_that_ends_the_process_does_not_pass(run):
+    status, out, _ = run("kernels:leaves", "--cases", "mse-sum")
+    assert status == 1
+    assert "FAIL mse-sum\n  SystemExit: 0 " in out
 
 
 BAD = [

@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster
 
 import refloss
 from refloss.golden.corpus import corpus
+from refloss.lazy import graph
 from refloss.registry import FUNCTIONS
 
 IN_PARTS = [name for name, function in FUNCTIONS.items() if function.specification.in_parts]
@@ -150,6 +151,12 @@ def test_options_may_be_dask_arrays_and_labels_of_any_width():
     assert_same_result(lazy, refloss.causal_lm(logits, labels, **options))
 
 
+def test_workers_find_a_function_by_its_name(monkeypatch):
+    logits, labels = tokens()
+    monkeypatch.setattr(graph, "lazily", lambda function, *_: function)
+    assert refloss.causal_lm(da.from_array(logits), labels) is refloss.causal_lm
+
+
 def test_processes_give_the_same_bits():
     logits, labels = tokens()
     expected = refloss.causal_lm(logits, labels)
@@ -218,7 +225,8 @@ def test_only_what_is_asked_for_is_computed():
         ({"softcap": -1.0}, ValueError, "softcap"),
         ({"backend": "gpu"}, ValueError, "backend"),
         ({"labels": np.zeros(60, int)}, ValueError, r"labels has shape \(60,\); with Dask arrays expected .*\(6, 10\)"),
-        ({"labelz": 1}, TypeError, "labelz"),
+        ({"labelz": 1}, TypeError, r"causal_lm\(\) got .* argument 'labelz'; did you mean 'labels'\?"),
+        ({"reduction": "sum"}, TypeError, r"causal_lm\(\) got an unexpected keyword argument 'reduction'$"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_computed(arguments, error, words):

@@ -161,6 +161,18 @@ def test_a_fixture_that_does_not_exist(run):
     result.stdout.fnmatch_lines(["there is no fixture refloss_cases; did you mean 'refloss_case'[?]"])
 
 
+def test_marks_of_a_project_s_own(run, pytester):
+    pytester.makeini("[pytest]\nmarkers =\n    refloss_slow(why): takes long\n    refloss_quick\n")
+    own = """
+    import pytest
+
+    @pytest.mark.refloss_slow("many")
+    @pytest.mark.refloss_quick
+    def test(): pass
+"""
+    run(own).assert_outcomes(passed=1)
+
+
 OF_UNITTEST = """
     import unittest
     import pytest

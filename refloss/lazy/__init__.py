@@ -35,7 +35,12 @@ def accepts_dask_arrays(specification: Specification) -> Callable[[Callable[P, R
             # Without Dask there are no arrays of it.
             if "dask" not in sys.modules or not any(map(is_lazy, [*arguments, *keywords.values()])):
                 return function(*arguments, **keywords)
-            result: Any = _lazily(call, specification, Call(function, arguments, keywords).named())
+            try:
+                named = Call(function, arguments, keywords).named()
+            except TypeError:
+                return function(*arguments, **keywords)  # which says what is wrong with its arguments
+            # Of the public function, which every worker finds by its name.
+            result: Any = _lazily(call, specification, named)
             return result  # type: ignore[no-any-return]
 
         return call if specification.in_parts else function

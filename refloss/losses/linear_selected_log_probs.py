@@ -19,7 +19,7 @@ Sources: TRL's add_fused_lm_head and selective_log_softmax; verl's linear_cross_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
 from refloss.cases import linear as cases
 from refloss.cases.log_probs import upstream_mistakes
@@ -39,13 +39,9 @@ from refloss.losses.parts.linear import (
 )
 from refloss.losses.parts.log_probs import COMPONENTS, asked_of
 from refloss.options import Options
+from refloss.result import LossResult
 from refloss.specification import Argument, Specification
 from refloss.typing import ArrayLike, Backend, Cotangents, DTypeLike, Gradients
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from refloss.result import LossResult
 
 
 @loss(

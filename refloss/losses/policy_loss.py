@@ -49,12 +49,12 @@ from refloss.numerics.exact import as_pair, quotient
 from refloss.numerics.pairs import add, divide, multiply, negate, pair, rounded
 from refloss.numerics.triples import log_beyond
 from refloss.options import Options
+from refloss.result import LossResult
 from refloss.specification import Argument, Parameter, Specification
 from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Drawn, Draws
-    from refloss.result import LossResult
 
 Objective = Literal["clip", "cispo", "sapo"]
 Ratio = Literal["token", "sequence"]

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from refloss import arrays
 from refloss.cases import log_probs as cases
 from refloss.error_model import log_probs as error_model
@@ -33,14 +35,12 @@ from refloss.loss import loss
 from refloss.losses.parts.chain import CHAIN_PARAMETERS, logit_options
 from refloss.losses.parts.log_probs import COMPONENTS, asked_of
 from refloss.options import Options
+from refloss.result import LossResult
 from refloss.specification import Argument, Specification, indices, softmax_logits
 from refloss.typing import ArrayLike, Backend, Cotangents, DTypeLike, Gradients
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from refloss.cases.draws import Drawn, Draws
-    from refloss.result import LossResult
 
 
 def _draw(draws: Draws) -> Drawn:

@@ -30,13 +30,13 @@ from refloss.losses.parts.tokens import beside, loss_of_tokens, token_array
 from refloss.numerics import far
 from refloss.numerics.pairs import fast_two_sum, is_above, two_sum
 from refloss.options import Options
+from refloss.result import LossResult
 from refloss.specification import Argument, Parameter, Specification
 from refloss.typing import ArrayLike, Backend, Cotangent, DTypeLike, Gradients
 
 if TYPE_CHECKING:
     from refloss.cases.draws import Drawn, Draws
     from refloss.cases.source import Case
-    from refloss.result import LossResult
 
 
 @jit.scalar

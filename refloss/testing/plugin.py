@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import pickle
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -146,7 +147,7 @@ def _fault_of_marks(node: pytest.Item) -> str:
     """What is wrong with a mark of ours, or with one that has nearly the name of one."""
     known = {_CASES, _EXPECTED_FAILURES}
     for mark in node.iter_markers():
-        if mark.name.startswith("refloss") and mark.name not in known:
+        if mark.name.startswith("refloss") and mark.name not in known | _registered(node.config):
             question = did_you_mean(mark.name, known)
             return f"there is no mark {mark.name}; {question or f'there are {_CASES} and {_EXPECTED_FAILURES}'}"
         if mark.name in known and mark.kwargs:
@@ -154,6 +155,11 @@ def _fault_of_marks(node: pytest.Item) -> str:
         if mark.name == _EXPECTED_FAILURES and len(mark.args) != 1:
             return f"{mark.name} takes one file; {len(mark.args)} are given"
     return ""
+
+
+def _registered(config: pytest.Config) -> set[str]:
+    """The names of all marks that there are, a project's own among them."""
+    return {re.split(r"[:(]", line)[0].strip() for line in config.getini("markers")}
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

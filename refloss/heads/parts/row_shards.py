@@ -13,6 +13,7 @@ are exact, so the ranks' S_r give the loss of all rows in one place, to the bit,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import reduce
@@ -24,11 +25,10 @@ from refloss import arrays
 from refloss.heads.causal_lm import causal_lm
 from refloss.numerics.exact import Exact, exact, exact_sum, quotient, ratio
 from refloss.numerics.shares import added
+from refloss.typing import ArrayLike, Backend, DTypeLike, Scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from refloss.typing import ArrayLike, Backend, DTypeLike, Scalar
+    from collections.abc import Callable, Mapping
 
 Axis = Literal["batch", "sequence"]
 AXES = get_args(Axis)

@@ -243,7 +243,7 @@ class Judging:
         self._around = framework.around
         self._compute_dtype = compute_dtype
         self._only = only or Only(None, None)
-        self.error: Exception | None = None
+        self.error: Exception | SystemExit | None = None
 
     def judgement(self, cases: Iterable[Case], report: Callable[[int, int], None] | None = None) -> Judgement:
         """The verdicts on some cases; names of gradients and components that none of them has are an error."""
@@ -264,7 +264,7 @@ class Judging:
         try:
             with self._around(case):
                 return self._answered(case)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function that ends the process has judged nothing
             self.error = self.error or error
             return self._without_values(case, False, f"{type(error).__name__}: {error}")
 
