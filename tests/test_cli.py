@@ -232,7 +232,7 @@ BAD = [
         ["golden", "write", "made", "--cases", "20", "--count", "3", "--seed", "1"],
         "--cases: 20 is how many fresh cases are drawn, and so is --count 3",
     ),
-    (["golden", "write", "made", "--cases", "20"], "--count: of fresh cases; give their --seed"),
+    (["golden", "write", "made", "--cases", "20"], "--cases: 20 is how many fresh cases are drawn; give their --seed"),
     (["golden", "write", "made", "--count", "3"], "--count: of fresh cases; give their --seed"),
     (
         ["golden", "write", "made", "--cases", "causal_lm-items", "--dtypes", "float64"],

@@ -16,8 +16,9 @@ from distributed import Client, LocalCluster
 
 import refloss
 from refloss.golden.corpus import corpus
-from refloss.lazy import graph
+from refloss.lazy import accepts_dask_arrays, graph
 from refloss.registry import FUNCTIONS
+from refloss.result import LossResult
 
 IN_PARTS = [name for name, function in FUNCTIONS.items() if function.specification.in_parts]
 # Of each function, spread over its cases; larger ones are of kernels, not of chunks.
@@ -266,6 +267,14 @@ def test_a_loss_that_has_no_parts_loads_what_it_is_given():
     expected = refloss.policy_loss(*log_probs, advantages)
     got = refloss.policy_loss(*(da.from_array(each, chunks=3) for each in log_probs), advantages)
     assert_same_bits(got.loss, expected.loss)
+
+
+def test_a_loss_that_does_not_ask_what_divides_it_loads_what_it_is_given():
+    def distance(input, target, **_):  # noqa: A002
+        return LossResult(np.float64(np.sum(np.abs(np.asarray(input) - np.asarray(target)))))
+
+    lazy = accepts_dask_arrays(FUNCTIONS["mse"].specification)(distance)
+    assert lazy(da.from_array(np.arange(4.0), chunks=2), np.ones(4)).loss == 4.0
 
 
 def test_a_dask_that_cannot_be_imported_is_a_clear_error(monkeypatch):

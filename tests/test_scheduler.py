@@ -181,6 +181,13 @@ def test_a_worker_with_another_refloss_is_an_error(address, monkeypatch):
         each(abs, [1], lambda *_: None)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "foo", "foo:1x", "tcp://foo", ""])
+def test_what_is_no_address_is_said_at_once(run, folders, address):
+    status, out, err = run("compare", *folders, "--scheduler", address)
+    words = f"refloss: --scheduler: {address!r} is no address; expected one such as tcp://HOST:8786\n"
+    assert (status, out, err) == (2, "", words)
+
+
 def test_no_scheduler_there(run, folders):
     with dask.config.set({"distributed.comm.timeouts.connect": "50ms"}):
         status, out, err = run("compare", *folders, "--scheduler", "tcp://127.0.0.1:1")

@@ -20,6 +20,7 @@ CONSUMER = Path(typed_consumer.__file__)
 WRONG = [
     ("refloss.causal_ml(X, Y)", "attr-defined"),
     ("refloss.importlib", "attr-defined"),
+    ("refloss.testing.judge", "attr-defined"),
     ('refloss.causal_lm(X, Y, grad_output="two")', "arg-type"),
     ('refloss.causal_lm(X, Y, grad_output="1 2".split())', "arg-type"),
     ('refloss.causal_lm("logits", Y)', "arg-type"),

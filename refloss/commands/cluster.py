@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import threading
 import time
 import uuid
@@ -16,6 +17,7 @@ import typer
 
 import refloss
 from refloss.commands.progress import progress, told_to
+from refloss.commands.telling import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +43,8 @@ def connected(address: str) -> Iterator[Client]:
         from distributed.utils import silence_logging_cmgr
     except ImportError as error:
         raise ValueError('--scheduler: there is no Dask: pip install "refloss[dask]"') from error
+    if re.fullmatch(r"(\w+://)?[^\s/:]+:\d+", address) is None:
+        raise ValueError(f"--scheduler: {address!r} is no address; expected one such as tcp://HOST:8786")
     try:
         with (
             warnings.catch_warnings(),
@@ -49,6 +53,8 @@ def connected(address: str) -> Iterator[Client]:
         ):
             # It has arrays in it that no worker can map, of compressed files.
             warnings.filterwarnings("ignore", "Sending large graph")
+            if not client.scheduler_info()["workers"]:
+                note(f"{address} has no workers yet; they are waited for")
             yield client
     except distributed.KilledWorker as error:
         raise RuntimeError(f"{address}: workers end while they do the same piece of work: {error}") from error

@@ -83,8 +83,10 @@ def golden_write(
     if cases is not None and cases.isdecimal() and int(cases) > 0:
         if count is not None:
             raise ValueError(f"--cases: {cases} is how many fresh cases are drawn, and so is --count {count}")
+        if seed is None:
+            raise ValueError(f"--cases: {cases} is how many fresh cases are drawn; give their --seed")
         count, cases = int(cases), None
-    if count is not None and seed is None:
+    elif count is not None and seed is None:
         raise ValueError("--count: of fresh cases; give their --seed")
     functions, globs, kinds = names(only, "--only"), names(cases, "--cases"), names(dtypes, "--dtypes")
     beside = written_beside(_compute_types(bounds), folder)

@@ -84,13 +84,11 @@ def sequence_classification(
 ) -> LossResult:
     """The loss of one label, several labels or values per example, as transformers' ForSequenceClassificationLoss.
 
-    | problem type | loss | chosen, where neither config nor problem_type says, for |
-    |---|---|---|
-    | regression | refloss.mse, both sides squeezed if num_labels is 1 | num_labels = 1 |
-    | single_label_classification | refloss.cross_entropy, over num_items_in_batch if given | int64 or int32 labels |
-    | multi_label_classification | refloss.bce_with_logits | anything else |
-
-    Gradients are those of these losses. Held constant: the normalisers, labels.
+    "regression" is refloss.mse, both sides squeezed if num_labels is 1; "single_label_classification" is
+    refloss.cross_entropy, over num_items_in_batch if given; "multi_label_classification" is refloss.bce_with_logits.
+    Where neither config nor problem_type says which, it is the first for num_labels = 1, the second for int64 or int32
+    labels, and the third for anything else. Gradients are those of these losses. Held constant: the normalisers, the
+    labels.
 
     Args:
         labels: [B], or [B, num_labels] for several labels or values.

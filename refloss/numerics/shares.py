@@ -47,6 +47,10 @@ class Share:
     sums: dict[str, Sum] = field(default_factory=dict)
 
 
+class NoPartsError(TypeError):
+    """A loss has been computed without asking what divides it."""
+
+
 class _Stopped(Exception):  # noqa: N818 - not an error
     """How far a call that computes nothing comes."""
 
@@ -76,7 +80,7 @@ def counted(call: Callable[[], object], *, checked_only: bool = False) -> Exact 
     """What a part adds to the divisor, None where nothing is a mean: a call checks its arguments and computes nothing.
 
     Raises:
-        Whatever the call says of its arguments.
+        Whatever the call says of its arguments. NoPartsError: it was computed.
     """
     token = _current.set(_Counting(not checked_only))
     try:
@@ -85,7 +89,7 @@ def counted(call: Callable[[], object], *, checked_only: bool = False) -> Exact 
         return stopped.own
     finally:
         _current.reset(token)
-    raise TypeError("a loss that knows nothing of parts cannot be computed in parts")
+    raise NoPartsError
 
 
 def divisor(own: Callable[[], Exact], *, is_mean: bool) -> Exact:

@@ -71,14 +71,16 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'refloss.testing' has no attribute {name!r}")
-    if name not in _HOMES:
-        return importlib.import_module(f"refloss.testing.{name}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # for which it would stand for every name
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'refloss.testing' has no attribute {name!r}")
+        if name not in _HOMES:
+            return importlib.import_module(f"refloss.testing.{name}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
